@@ -1,0 +1,49 @@
+"""Path-named maps over parameter trees: names, norms, random trees, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plastax.types import Array, Key, Tree
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Joins a key path of `jax.tree_util` with slashes: ``actor/dense_0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """`jax.tree.map` whose function gets the leaf's path name first: ``fn(name, leaf, *rest_leaves)``."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest)
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Path name -> leaf, in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def size(tree: Tree) -> int:
+    """Number of scalars in the tree (leaves may be shape structs)."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def dot(a: Tree, b: Tree) -> Array:
+    """Inner product of two trees of one structure, a scalar."""
+    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)
+    return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+
+
+def norm(tree: Tree) -> Array:
+    """Euclidean norm of all entries, a scalar."""
+    return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree), jnp.zeros(())))
+
+
+def normal_like(key: Key, like: Tree) -> Tree:
+    """Independent standard normal entries of the shapes and dtypes of ``like``; each leaf has its own folded key."""
+    leaves, structure = jax.tree.flatten(like)
+    draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, draws)

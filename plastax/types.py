@@ -1,0 +1,181 @@
+"""The nouns of plastax: what a stream, a model, a method, a probe and a program are.
+
+Types only, no logic. States and outputs are NamedTuples of arrays; configurations are frozen dataclasses; the two never
+mix. Axis names used in every docstring: ``S`` seeds, ``B`` examples in a batch, ``P`` parameters, ``L`` layers,
+``T`` rollout steps, ``N`` parallel environments, ``K`` Lanczos steps, ``R`` Lanczos probe vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed PRNG key, ``jax.random.key(...)``."""
+Tree = Any
+"""Any pytree of arrays."""
+Params = Any
+"""A pytree of float arrays: the parameters of one network."""
+Features = dict[str, Array]
+"""Layer name -> post-activation features ``[B, width]``, in the order of the forward pass."""
+
+Method = optax.GradientTransformationExtraArgs
+"""What keeps a network plastic: an optax transformation whose update takes the arguments of `MethodArgs` by name."""
+
+
+class MethodArgs(NamedTuple):
+    """The extra arguments that every program passes to ``method.update(grads, state, params, **args._asdict())``.
+
+    A method names the ones that it needs as keyword-only arguments and ignores the rest.
+
+    Attributes:
+      key: this step's own PRNG key; differs per seed.
+      clock: int32 scalar, gradient steps since the start of the run; shared by all seeds (never batched), so a
+        `lax.cond` on it stays a branch under `vmap`.
+      batch: the minibatch that the gradient was taken on.
+      value: the loss on it, a scalar.
+      features: the network's features on it.
+      loss_fn: ``(params, batch) -> scalar``, the training loss without any regulariser.
+      features_fn: ``(params, batch) -> Features``.
+      init_fn: ``(key) -> params``, a fresh draw from the model's initialiser.
+      boundary: bool scalar, shared by all seeds. True exactly once per task switch, in a call of its own that comes
+        before the new task's first batch, with zero gradients. Only methods whose config says ``needs_boundary`` get
+        that call.
+    """
+
+    key: Key
+    clock: Array
+    batch: Tree
+    value: Array
+    features: Features
+    loss_fn: Callable[[Params, Tree], Array]
+    features_fn: Callable[[Params, Tree], Features]
+    init_fn: Callable[[Key], Params]
+    boundary: Array | bool
+
+
+class MethodConfig(Protocol):
+    """The settings of one method: a frozen dataclass whose numeric fields may be traced arrays in `build`."""
+
+    @property
+    def model_options(self) -> Mapping[str, Any]:
+        """Options of the model that the method asks for (``{"layer_norm": True}``), usually none."""
+
+    @property
+    def needs_boundary(self) -> bool:
+        """Whether the method acts at task switches."""
+
+    def build(self, inner: optax.GradientTransformation) -> Method:
+        """Wraps the optimiser ``inner`` into the method."""
+
+
+class Model(NamedTuple):
+    """A network as pure functions, for one seed.
+
+    Attributes:
+      init: ``(key) -> params``.
+      apply: ``(params, x) -> (outputs, features)``.
+      taps: ``(x) -> dict``: zeros of the shape of every dense layer's pre-activations, by layer name.
+      tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations
+        and the layers' inputs ``[B, d_in]`` given out. The gradient with respect to (params, taps) is one backward
+        pass and holds both Kronecker factors.
+      layers: names of the tapped layers, in the order of the forward pass.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Array], tuple[Tree, Features]]
+    taps: Callable[[Array], dict[str, Array]]
+    tapped: Callable[[Params, dict[str, Array], Array], tuple[Tree, Features, dict[str, Array]]]
+    layers: tuple[str, ...]
+
+
+class Operator(NamedTuple):
+    """A symmetric linear operator over trees of the structure of ``like``.
+
+    Attributes:
+      mv: ``tree -> tree``, linear and symmetric.
+      like: a tree of arrays (or shape structs) of the operator's domain.
+    """
+
+    mv: Callable[[Tree], Tree]
+    like: Tree
+
+
+class ProbeInput(NamedTuple):
+    """What a probe may look at: one network, one batch, and the functions that connect them.
+
+    Attributes:
+      params: the network's parameters.
+      batch: the examples, leading axis ``B``.
+      loss_fn: ``(params, batch) -> scalar`` mean loss.
+      features_fn: ``(params, batch) -> Features``.
+      outputs_fn: ``(params, batch) -> outputs``, the network's outputs (a tree, leading axis ``B``).
+      output_curvature: ``(outputs, batch, tangent) -> cotangent``: the product with the positive semi-definite
+        Hessian of the mean loss with respect to the outputs, which defines the generalised Gauss-Newton matrix.
+      tapped_loss_fn: ``(params, taps, batch) -> (loss, (features, inputs))``, see `Model.tapped`.
+      taps_fn: ``(batch) -> taps``.
+      key: the probe's own key.
+    """
+
+    params: Params
+    batch: Tree
+    loss_fn: Callable[[Params, Tree], Array]
+    features_fn: Callable[[Params, Tree], Features]
+    outputs_fn: Callable[[Params, Tree], Tree]
+    output_curvature: Callable[[Tree, Tree, Tree], Tree]
+    tapped_loss_fn: Callable[[Params, Tree, Tree], tuple[Array, tuple[Features, Features]]]
+    taps_fn: Callable[[Tree], dict[str, Array]]
+    key: Key
+
+
+class Probe(NamedTuple):
+    """A pure measurement of one network.
+
+    Attributes:
+      name: prefix of its values in the record, ``<name>/<value>``.
+      measure: ``ProbeInput -> {value name: array}`` of fixed shapes.
+      dims: value name -> names of its axes, for the labelled record; values not named here are scalars.
+      coords: axis name -> labels.
+    """
+
+    name: str
+    measure: Callable[[ProbeInput], dict[str, Array]]
+    dims: Mapping[str, tuple[str, ...]]
+    coords: Mapping[str, tuple[Any, ...]]
+
+
+class Record(NamedTuple):
+    """What one segment measured, for one seed (a leading axis ``S`` after `vmap`).
+
+    Attributes:
+      train: name -> ``[length]``, one value an update, reduced inside the update.
+      probe: ``<probe>/<value>`` -> ``[2, ...]``: at the segment's start and at its end; NaN where none was due.
+    """
+
+    train: dict[str, Array]
+    probe: dict[str, Array]
+
+
+class Program(NamedTuple):
+    """A training run as pure functions of one seed; `parallel` makes it many seeds.
+
+    Attributes:
+      init: ``(key) -> state``.
+      segment: ``(state, clock, length) -> (state, Record)``: ``length`` (static) updates from update number ``clock``
+        (int32 scalar, shared by all seeds) on.
+      dims: record name -> names of the axes behind seed and time.
+      coords: axis name -> labels.
+    """
+
+    init: Callable[[Key], Tree]
+    segment: Callable[[Tree, Array, int], tuple[Tree, Record]]
+    dims: Mapping[str, tuple[str, ...]]
+    coords: Mapping[str, tuple[Any, ...]]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the setting, its value and what is allowed."""
