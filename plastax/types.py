@@ -83,7 +83,9 @@ class Model(NamedTuple):
       tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations
         and the layers' inputs ``[B, d_in]`` given out. The gradient with respect to (params, taps) is one backward
         pass and holds both Kronecker factors.
-      layers: names of the tapped layers, in the order of the forward pass.
+      layers: names of the tapped layers, in the order of the forward pass; a layer's kernel is the parameter
+        ``<layer>/kernel``.
+      hidden: names of the hidden layers, the keys of the features, in the order of the forward pass.
     """
 
     init: Callable[[Key], Params]
@@ -91,6 +93,7 @@ class Model(NamedTuple):
     taps: Callable[[Array], dict[str, Array]]
     tapped: Callable[[Params, dict[str, Array], Array], tuple[Tree, Features, dict[str, Array]]]
     layers: tuple[str, ...]
+    hidden: tuple[str, ...]
 
 
 class Operator(NamedTuple):
@@ -118,6 +121,8 @@ class ProbeInput(NamedTuple):
         Hessian of the mean loss with respect to the outputs, which defines the generalised Gauss-Newton matrix.
       tapped_loss_fn: ``(params, taps, batch) -> (loss, (features, inputs))``, see `Model.tapped`.
       taps_fn: ``(batch) -> taps``.
+      factors: what the training step's own backward passes have accumulated of the Kronecker factors during the task, a
+        `plastax.curvature.running.Running` of layer name -> `kronecker.Factors`; empty where training takes none.
       key: the probe's own key.
     """
 
@@ -129,6 +134,7 @@ class ProbeInput(NamedTuple):
     output_curvature: Callable[[Tree, Tree, Tree], Tree]
     tapped_loss_fn: Callable[[Params, Tree, Tree], tuple[Array, tuple[Features, Features]]]
     taps_fn: Callable[[Tree], dict[str, Array]]
+    factors: Tree
     key: Key
 
 

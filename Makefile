@@ -1,0 +1,82 @@
+# plastax: every target sets up .venv by itself; a second start installs nothing. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all lint types bench report clean
+
+experiments := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/*.py)))))
+benchmarks  := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/bench/*.py)))))
+python      := .venv/bin/python
+
+# What jax runs on: ACCEL if given, else cuda13 where nvidia-smi lists a GPU, else cpu.
+ifeq ($(strip $(ACCEL)),)
+  accel := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo cuda13 || echo cpu)
+else ifneq ($(filter-out cpu cuda13 tpu,$(ACCEL))$(word 2,$(ACCEL)),)
+  $(error ACCEL='$(ACCEL)' is not an accelerator; allowed: cpu, cuda13, tpu)
+else
+  accel := $(strip $(ACCEL))
+endif
+stamp := .venv/.plastax-$(accel)
+
+ifeq ($(accel),cpu)
+  JAX_PLATFORMS ?= cpu
+  export JAX_PLATFORMS
+endif
+OPENBLAS_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS
+export PYTHON
+
+# A setting that cannot be used is refused before anything is installed.
+ifneq ($(filter run,$(MAKECMDGOALS)),)
+  ifneq ($(words $(EXP))$(filter-out $(experiments),$(EXP)),1)
+    $(error EXP='$(EXP)' is not an experiment; allowed: $(experiments))
+  endif
+endif
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+  ifneq ($(filter-out $(benchmarks),$(BENCH)),)
+    $(error BENCH='$(BENCH)' is not a benchmark; allowed: $(benchmarks))
+  endif
+endif
+ifneq ($(filter report,$(MAKECMDGOALS)),)
+  ifeq ($(strip $(RUN)),)
+    $(error RUN is not set; give the directory of a run: make report RUN=runs/<experiment>/<run id>)
+  endif
+endif
+
+help:  ## list the targets and their settings
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Experiments: $(experiments)"
+	@echo "Settings:    ACCEL=cpu|cuda13|tpu (here, when not given: $(accel)), PYTHON=/path/to/python3.11 or 3.12"
+
+$(stamp): pyproject.toml uv.lock
+	@.ci/setup $(accel)
+
+$(stamp)-bench: pyproject.toml uv.lock
+	@.ci/setup $(accel) bench
+
+setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an NVIDIA GPU gets CUDA 13)
+
+run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
+	@$(python) -m experiments.$(EXP) $(ARGS)
+
+test: $(stamp)  ## run the tests that are not slow; ARGS go to pytest
+	$(python) -m pytest $(ARGS)
+
+test-all: $(stamp)  ## run all tests
+	$(python) -m pytest -m "" $(ARGS)
+
+lint: $(stamp)  ## ruff: rules and format
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+types: $(stamp)  ## mypy
+	$(python) -m mypy
+
+bench: $(stamp)-bench  ## run the benchmarks, or one: make bench BENCH=rl
+	@set -e; for name in $(or $(BENCH),$(benchmarks)); do $(python) -m experiments.bench.$$name $(ARGS); done
+
+report: $(stamp)  ## write a run's report and print its table: make report RUN=runs/<experiment>/<run id>
+	@$(python) -m plastax report "$(RUN)"
+
+clean:  ## remove .venv, caches and builds; never runs/
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	find plastax experiments tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,235 @@
+"""Throughput of our PPO against rejax, and the cost of looking: environment steps a second on CartPole.
+
+Both sides run the same problem with the same hyperparameters (4 environments x 128 steps, 4 epochs x 4 minibatches, two
+hidden layers of 64 tanh units, evaluation off) in one process, in turn, and learn for the same number of steps; the
+policies they end with are then judged by one and the same evaluator. rejax 0.1.3 expects five values of `step`, so it
+gets gymnax 1.0 through an adapter. Wall time and processor time are medians over the timed rounds.
+
+    python -m experiments.bench.rl --seeds 1 8 32
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from plastax import parallel
+from plastax.methods import Backprop
+from plastax.models import ActorCritic
+from plastax.probes import Hessian, KroneckerSpectrum, monitor
+from plastax.report.statistics import mean_interval
+from plastax.rl import STREAMS, ppo
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    seeds: tuple[int, ...] = (1, 8, 32)
+    """Numbers of vmapped seeds."""
+    updates: int = 100
+    """Updates (of 512 steps a seed) in one timed round."""
+    rounds: int = 7
+    """Timed rounds of each side, taken in turn after one that is not counted."""
+    probe_every: int = 50
+    """Updates between spectra in the probed variant."""
+    out: Path | None = None
+    """Where to write the numbers as JSON."""
+
+
+HYPER = ppo.PPO(value_clip=0.2, eps=1e-8, kronecker_every=0)
+
+
+def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any, Callable[[Any, int], Any], Any]:
+    """(state, ``(state, round) -> state``, ``state -> greedy-free action function parameters``) of our PPO."""
+    stream = STREAMS["cartpole_physics"].build()
+    model = ActorCritic(activation="tanh").build(stream.environment.observation_shape, 2, continuous=False)
+    config = HYPER if not probe_every else dataclasses.replace(HYPER, kronecker_every=probe_every * 16)
+    probes = (Hessian(order=16, probes=1).build(model), KroneckerSpectrum().build(model)) if probe_every else ()
+    program = ppo.program(
+        dataclasses.replace(config, reward_scale=1.0),
+        stream,
+        model,
+        Backprop().build(config.optimizer()),
+        probes,
+        updates_per_task=10**6,
+        due=lambda done, ending: ending & (done % probe_every == 0),
+        monitor=monitor if probe_every else None,
+    )
+    program = parallel.over_seeds(program, seeds)
+    state = jax.jit(program.init)(parallel.seed_keys(range(seeds)))
+    length = probe_every or updates
+    run = jax.jit(program.segment, static_argnums=2, donate_argnums=0).lower(state, jnp.int32(0), length).compile()
+
+    def round_(state: Any, index: int) -> Any:
+        for start in range(index * updates, (index + 1) * updates, length):
+            state, record = run(state, jnp.int32(start))
+        jax.block_until_ready((state, record))
+        return state
+
+    return state, round_, model
+
+
+class FiveValues:
+    """gymnax 1.0's environment with the five-value step of gymnax 0.0, all that rejax calls."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.default_params = env.default_params
+
+    def reset(self, key: Any, params: Any) -> Any:
+        return self.env.reset(key, params)
+
+    def step(self, key: Any, state: Any, action: Any, params: Any) -> Any:
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        return obs, state, reward, jnp.logical_or(terminated, truncated), info
+
+    def action_space(self, params: Any) -> Any:
+        return self.env.action_space(params)
+
+    def observation_space(self, params: Any) -> Any:
+        return self.env.observation_space(params)
+
+
+def rejax_side(seeds: int, updates: int) -> tuple[Any, Callable[[Any, int], Any], Any]:
+    """The same triple for rejax, without its evaluation: its training iterations in one compiled scan."""
+    import gymnax
+    import rejax
+
+    algorithm = rejax.PPO.create(
+        env=FiveValues(gymnax.make("CartPole-v1")[0]),
+        agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
+        num_envs=HYPER.num_envs,
+        num_steps=HYPER.num_steps,
+        num_epochs=HYPER.epochs,
+        num_minibatches=HYPER.minibatches,
+        learning_rate=HYPER.learning_rate,
+        gamma=HYPER.gamma,
+        gae_lambda=HYPER.gae_lambda,
+        clip_eps=HYPER.clip,
+        vf_coef=HYPER.value_weight,
+        ent_coef=HYPER.entropy_weight,
+        max_grad_norm=jnp.inf,
+        normalize_observations=False,
+    )
+    state = jax.jit(jax.vmap(algorithm.init_state))(parallel.seed_keys(range(seeds)))
+
+    def train(state: Any) -> Any:
+        return jax.lax.scan(lambda s, _: (algorithm.train_iteration(s), None), state, None, updates)[0]
+
+    run = jax.jit(jax.vmap(train), donate_argnums=0).lower(state).compile()
+
+    def round_(state: Any, index: int) -> Any:
+        del index
+        return jax.block_until_ready(run(state))
+
+    return state, round_, algorithm
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(act: Callable[[Any, Any, Any], Any], params: Any, key: Any) -> Any:
+    """Mean undiscounted return of 64 CartPole episodes (at most 500 steps) of one policy: the judge of both sides."""
+    import gymnax
+
+    env, env_params = gymnax.make("CartPole-v1")
+
+    def episode(key: Any) -> Any:
+        obs, state = env.reset(key, env_params)
+
+        def step(carry: Any, key: Any) -> Any:
+            obs, state, alive, total = carry
+            act_key, step_key = jax.random.split(key)
+            obs, state, reward, terminated, truncated, _ = env.step(
+                step_key, state, act(params, obs, act_key), env_params
+            )
+            return (obs, state, alive & ~(terminated | truncated), total + alive * reward), None
+
+        carry = (obs, state, jnp.bool_(True), jnp.float32(0))
+        return jax.lax.scan(step, carry, jax.random.split(jax.random.fold_in(key, 1), 500))[0][3]
+
+    return jax.vmap(episode)(jax.random.split(key, 64)).mean()
+
+
+def time_round(round_: Callable[[Any, int], Any], state: Any, index: int) -> tuple[Any, float, float]:
+    """(state, wall seconds, processor seconds) of one round."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    state = round_(state, index)
+    return state, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main(config: Config) -> None:
+    """Times all sides and prints the table."""
+    warnings.simplefilter("ignore")
+    rows = []
+    for seeds in config.seeds:
+        sides: dict[str, Any] = {
+            "plastax": plastax_side(seeds, config.updates),
+            "rejax": rejax_side(seeds, config.updates),
+            "plastax, probed": plastax_side(seeds, config.updates, probe_every=config.probe_every),
+        }
+        states = {name: side[0] for name, side in sides.items()}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for index in range(config.rounds + 1):
+            for name, (_, round_, _) in sides.items():
+                states[name], wall, cpu = time_round(round_, states[name], index)
+                if index:
+                    times[name].append((wall, cpu))
+        steps = seeds * config.updates * HYPER.steps_per_update
+        key = jax.random.key(1)
+        model, algorithm = sides["plastax"][2], sides["rejax"][2]
+
+        def act(params: Any, obs: Any, key: Any, model: Any = model) -> Any:
+            return jax.random.categorical(key, model.apply(params, obs[None])[0]["policy"][0])
+
+        def rejax_act(params: Any, obs: Any, key: Any, algorithm: Any = algorithm) -> Any:
+            return algorithm.actor.apply(params, obs[None], key, method="act")[0]
+
+        judged = {
+            "plastax": jax.vmap(lambda p, act=act: evaluate(act, p, key))(states["plastax"].params),
+            "rejax": jax.vmap(lambda p, act=rejax_act: evaluate(act, p, key))(states["rejax"].actor_ts.params),
+            "plastax, probed": jax.vmap(lambda p, act=act: evaluate(act, p, key))(states["plastax, probed"].params),
+        }
+        base = times["plastax"]
+        for name, values in times.items():
+            wall, cpu = (statistics.median(x) for x in zip(*values))
+            # Paired: round k of one side against round k of the other, so that a drifting machine cancels.
+            ratio = [statistics.median(v[i] / b[i] for v, b in zip(values, base)) for i in (0, 1)]
+            returns = mean_interval(np.asarray(judged[name]))
+            rows.append(
+                {"seeds": seeds, "side": name, "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu,
+                 "time_over_plastax": ratio[0], "cpu_time_over_plastax": ratio[1], "final_return": list(returns)}
+            )  # fmt: skip
+    table = Table(title=f"CartPole PPO, {os.cpu_count()} CPUs, {jax.default_backend()}, load {os.getloadavg()[0]:.1f}")
+    for head in ("seeds", "side", "steps/s", "steps/CPU-s", "time / ours", "CPU time / ours", "final return [95 % CI]"):
+        table.add_column(head)
+    for row in rows:
+        mean, low, high = row["final_return"]
+        table.add_row(
+            str(row["seeds"]), row["side"], f"{row['steps_per_second']:,.0f}", f"{row['steps_per_cpu_second']:,.0f}",
+            f"{row['time_over_plastax']:.2f}", f"{row['cpu_time_over_plastax']:.2f}",
+            f"{mean:.0f} [{low:.0f}, {high:.0f}]",
+        )  # fmt: skip
+    Console().print(table)
+    if config.out:
+        config.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

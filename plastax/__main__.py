@@ -1,0 +1,100 @@
+"""The command line: what there is, and the report of a run.
+
+``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
+of a run directory and prints its table.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import tyro
+
+from plastax.types import ConfigError
+
+REGISTRIES = {
+    "methods": ("plastax.methods", "METHODS"),
+    "streams": ("plastax.rl", "STREAMS"),
+    "probes": ("plastax.probes", "PROBES"),
+    "models": ("plastax.models", "MODELS"),
+}
+KINDS = ("experiments", *REGISTRIES)
+
+
+def first_line(text: str | None) -> str:
+    """The first line of a docstring, "" without one."""
+    return (text or "").strip().partition("\n")[0].strip()
+
+
+def entries(registry: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> first docstring line of a registry's classes, functions or configurations (there: of their class)."""
+
+    def described(entry: Any) -> Any:
+        return entry if inspect.isroutine(entry) or isinstance(entry, type) else type(entry)
+
+    return {name: first_line(described(entry).__doc__) for name, entry in registry.items()}
+
+
+def experiments() -> dict[str, str]:
+    """Name -> first docstring line of ``experiments/*.py`` below the working directory or else beside the package."""
+    for root in (pathlib.Path.cwd(), pathlib.Path(__file__).parent.parent):
+        if (root / "experiments").is_dir():
+            paths = sorted((root / "experiments").glob("[!_]*.py"))
+            return {path.stem: first_line(ast.get_docstring(ast.parse(path.read_text("utf-8")))) for path in paths}
+    message = f"no experiments/ in {pathlib.Path.cwd()}: experiments are run from a checkout of plastax"
+    raise ConfigError(message)
+
+
+def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
+    """Prints what there is, one name and one line each.
+
+    Args:
+      kind: experiments, methods, streams, probes or models.
+    """
+    if kind not in KINDS:
+        message = f"kind={kind!r} is not something to list; allowed: {', '.join(KINDS)}"
+        raise ConfigError(message)
+    if kind == "experiments":
+        found = experiments()
+    else:
+        module, name = REGISTRIES[kind]
+        found = entries(getattr(importlib.import_module(module), name))
+    width = max(map(len, found), default=0)
+    for name, line in found.items():
+        print(f"{name:<{width}}  {line}".rstrip())
+
+
+def report(run: Annotated[pathlib.Path, tyro.conf.Positional], /) -> None:
+    """Writes the report of a run and prints its table.
+
+    Args:
+      run: the directory of a run, ``runs/<experiment>/<run id>``.
+    """
+    if not run.is_dir():
+        message = f"run={str(run)!r} is not a directory; give one of runs/<experiment>/<run id>"
+        raise ConfigError(message)
+    written = importlib.import_module("plastax.report")
+    written.write(run)
+    written.print_table(run)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
+    commands: dict[str, Callable[..., Any]] = {"list": list_, "report": report}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m plastax", description=first_line(__doc__), args=args
+        )
+    except ConfigError as error:
+        print(f"plastax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Coupled L2 regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+from plastax.methods.base import Settings, add_scaled, without_norms
+from plastax.types import Array, Method, Params, Tree
+
+
+def l2(strength: float | Array = 1e-3) -> Method:
+    """Adds the gradient of ``strength / 2 * sum w^2`` to the gradient, before the optimiser: ``g + strength * w``.
+
+    Under Adam the term enters both moments, unlike `weight_decay`. All weights and biases are included; scales and
+    biases of normalisation layers are not (as in Kumar et al.; the paper's code decays those as well).
+
+    References:
+      Krogh and Hertz, "A simple weight decay can improve generalization", NIPS 1991; for plasticity: Kumar et al.,
+      arXiv 2308.11958, and arXiv 2509.22335, which calls the same coupled form weight decay.
+    """
+
+    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
+        return add_scaled(updates, strength, without_norms(params)), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+@dataclass(frozen=True)
+class L2(Settings):
+    """L2 regularisation, coupled: its gradient goes through the optimiser."""
+
+    l2: float = 1e-3
+    """Strength: the loss gains strength / 2 times the sum of squared weights (paper: 1e-3)."""
+
+    def build(self, inner: optax.GradientTransformation) -> Method:
+        """``chain(l2, inner)``."""
+        return optax.chain(l2(self.l2), inner)

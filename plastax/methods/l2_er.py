@@ -1,0 +1,28 @@
+"""L2-ER, the paper's method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+from plastax.methods.effective_rank import EffectiveRank, effective_rank
+from plastax.methods.l2 import l2
+from plastax.types import Method
+
+
+@dataclass(frozen=True)
+class L2ER(EffectiveRank):
+    """L2-ER: coupled L2 and effective-rank ascent together, the paper's method.
+
+    References:
+      arXiv 2509.22335, section 7: ER raises the input factor of the Kronecker-factored Hessian, L2 keeps the output
+      factor from collapsing under growing weights.
+    """
+
+    l2: float = 1e-3
+    """Strength of the L2 term (paper: 1e-3), see `L2`."""
+
+    def build(self, inner: optax.GradientTransformation) -> Method:
+        """``chain(l2, inner, effective_rank)``."""
+        return optax.chain(l2(self.l2), inner, effective_rank(self.er_lr, self.period))

@@ -1,0 +1,37 @@
+"""Decoupled weight decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+from plastax.methods.base import Settings, add_scaled, without_norms
+from plastax.types import Array, Method, Params, Tree
+
+
+def weight_decay(rate: float | Array = 1e-5) -> Method:
+    """Shrinks the weights by ``rate`` a step, after the optimiser and outside its moments: ``update - rate * w``.
+
+    ``rate`` is the product of AdamW's learning rate and weight decay. Normalisation layers are left alone.
+
+    References:
+      Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
+    """
+
+    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
+        return add_scaled(updates, -rate, without_norms(params)), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+@dataclass(frozen=True)
+class WeightDecay(Settings):
+    """Weight decay, decoupled: the weights shrink outside the optimiser's moments (AdamW)."""
+
+    decay: float = 1e-5
+    """Share of every weight that is lost in a gradient step: AdamW's learning rate x weight decay (1e-3 x 1e-2)."""
+
+    def build(self, inner: optax.GradientTransformation) -> Method:
+        """``chain(inner, weight_decay)``."""
+        return optax.chain(inner, weight_decay(self.decay))

@@ -1,0 +1,391 @@
+"""What a run leaves behind, and how it is read back as one labelled data set.
+
+A run directory holds one study: several methods, each a batch of vmapped seeds::
+
+    config.json                      experiment, run_id, hash, settings, dims, coords
+    environment.json                 versions, devices, precision, git revision
+    records/<method>/000000.npz      one immutable file per segment
+
+A record file holds ``train/<name>`` ``[S, length]``, ``probe/<probe>/<value>`` ``[S, 2, ...]`` (axis 1: start and end
+of the segment) and ``host/<name>`` scalars. Every file appears under its final name only when it is complete and on
+disk, so a run that was killed at any moment reads as the segments that it finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from plastax.environment import environment
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from plastax.types import Record
+
+PathLike = str | os.PathLike[str]
+
+MARKS = ("init", "end")
+"""Labels of the mark axis: right after a task switch, and right before the next one."""
+
+REQUIRED_HOST = ("clock", "length", "task")
+"""Host scalars that `load` needs to place a segment: its first update, its number of updates, its task."""
+
+
+class RecordError(ValueError):
+    """A record file that cannot be used; the message names the file."""
+
+
+class Segment(NamedTuple):
+    """One record file in memory.
+
+    Attributes:
+      train: name -> ``[S, length]``, one value an update.
+      probe: ``<probe>/<value>`` -> ``[S, 2, ...]``, NaN rows where none was due.
+      host: name -> number, measured by the host (seconds, counts, the segment's place in the run).
+    """
+
+    train: dict[str, np.ndarray]
+    probe: dict[str, np.ndarray]
+    host: dict[str, float]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same directory, because os.replace is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself is in the directory: without this a power cut may lose it.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _jsonable(value: Any) -> Any:
+    """The ``default`` of `json.dumps`: dataclasses, paths and NumPy values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written to JSON")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically.
+
+    Args:
+      path: the file.
+      value: JSON types, dataclasses, paths, NumPy arrays and scalars.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    text = json.dumps(value, indent=2, default=_jsonable) + "\n"
+    _write_atomic(pathlib.Path(path), lambda file: file.write(text.encode()) and None)
+
+
+def read_json(path: PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      RecordError: not JSON.
+    """
+    path = pathlib.Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is not valid JSON: {error}") from error
+
+
+def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
+    """Makes the run directory and writes ``config.json`` and ``environment.json``; a no-op on the config on resume.
+
+    Args:
+      directory: ``runs/<experiment>/<run id>``.
+      config: ``experiment``, ``run_id``, ``hash``, ``settings``, ``dims``, ``coords``.
+
+    Returns:
+      The directory.
+
+    Raises:
+      RecordError: the directory holds a run of a different configuration (another ``hash``).
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "config.json"
+    if path.exists():
+        old = read_json(path).get("hash")
+        if old != config.get("hash"):
+            raise RecordError(f"{directory} holds another run: hash {old!r}, not {config.get('hash')!r}")
+    else:
+        write_json(path, config)
+    path = directory / "environment.json"
+    if path.exists():
+        # A resumed run may continue on another machine: keep where every part of it ran.
+        first = read_json(path)
+        write_json(path, {**first, "resumed": [*first.get("resumed", []), environment()]})
+    else:
+        write_json(path, environment())
+    return directory
+
+
+def segment_path(directory: PathLike, index: int) -> pathlib.Path:
+    """The file of segment ``index`` in ``records/<method>``."""
+    return pathlib.Path(directory) / f"{index:06d}.npz"
+
+
+def _as_float(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array that `numpy.load` reads without ml_dtypes: float64 stays, all else becomes float32."""
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        return array
+    try:
+        return array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{name}: a record holds numbers, not {array.dtype}") from error
+
+
+def write_segment(directory: PathLike, index: int, record: Record, host: Mapping[str, float]) -> pathlib.Path:
+    """Writes one segment of one method, atomically and durably.
+
+    Args:
+      directory: ``records/<method>`` in the run directory; made if need be.
+      index: number of the segment, from 0; names the file.
+      record: ``train`` arrays ``[S, length]`` and ``probe`` arrays ``[S, 2, ...]``, on the host or on a device.
+      host: scalars from the host; must name `REQUIRED_HOST`. Others in use: ``segment``, ``train_seconds``,
+        ``probe_seconds``, ``compile_seconds``, ``compilations``, ``env_steps`` (of all seeds together).
+
+    Returns:
+      The file.
+
+    Raises:
+      RecordError: a host scalar is missing, or an array has the wrong shape or is not numeric.
+    """
+    path = segment_path(directory, index)
+    if missing := [name for name in REQUIRED_HOST if name not in host]:
+        raise RecordError(f"{path}: host scalars {missing} are missing")
+    arrays = {f"train/{name}": _as_float(name, value) for name, value in record.train.items()}
+    arrays |= {f"probe/{name}": _as_float(name, value) for name, value in record.probe.items()}
+    # float64 holds every count exactly, float32 only up to 2**24.
+    arrays |= {f"host/{name}": np.asarray(value, np.float64) for name, value in {"segment": index, **host}.items()}
+    _check(path, arrays)
+    _write_atomic(path, lambda file: np.savez(file, **arrays))
+    return path
+
+
+def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises `RecordError` unless the shapes are those of one segment."""
+    if missing := [name for name in REQUIRED_HOST if f"host/{name}" not in arrays]:
+        raise RecordError(f"{path}: host scalars {missing} are missing")
+    length = int(arrays["host/length"]) if arrays["host/length"].ndim == 0 else -1
+    seeds = {}
+    for name, array in arrays.items():
+        kind = name.partition("/")[0]
+        good = {
+            "host": array.ndim == 0,
+            "train": array.ndim == 2 and array.shape[1] == length,
+            "probe": array.ndim >= 2 and array.shape[1] == len(MARKS),
+        }
+        if not good.get(kind, False):
+            raise RecordError(f"{path}: {name} has shape {array.shape}, in a segment of {length} updates")
+        if kind != "host":
+            seeds[name] = array.shape[0]
+    if len(set(seeds.values())) > 1:
+        raise RecordError(f"{path}: the number of seeds (axis 0) differs between arrays: {seeds}")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_segment(path: PathLike) -> Segment:
+    """Reads one record file.
+
+    Raises:
+      RecordError: the file is truncated, corrupt or not a record; the message names it.
+    """
+    path = pathlib.Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
+    except Exception as error:
+        raise RecordError(f"{path} is truncated or corrupt: {error}") from error
+    _check(path, arrays)
+    parts: dict[str, dict[str, Any]] = {"train": {}, "probe": {}, "host": {}}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = float(array) if kind == "host" else array
+    return Segment(**parts)
+
+
+def read_method(directory: PathLike) -> list[Segment]:
+    """All finished segments in ``records/<method>``, in the order of the run; unfinished ``*.tmp`` files are ignored.
+
+    Raises:
+      RecordError: a file is corrupt.
+    """
+    segments = [read_segment(path) for path in sorted(pathlib.Path(directory).glob("[0-9]*.npz"))]
+    return sorted(segments, key=lambda segment: segment.host["clock"])
+
+
+class _Plan(NamedTuple):
+    """Full sizes of the study, so that an unfinished run has the shape of the finished one."""
+
+    methods: list[str]
+    seeds: int
+    tasks: int
+    updates_per_task: int
+
+
+def _plan(directory: pathlib.Path, settings: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
+    missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
+    if missing:
+        raise RecordError(f"{directory / 'config.json'}: settings {missing} are missing")
+    methods = [str(method) for method in settings.get("methods", [])]
+    methods += [method for method in found if method not in methods]
+    sizes = {
+        method: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
+        for method, segments in found.items()
+    }
+    seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
+    if len(seeds) > 1:
+        raise RecordError(f"{directory}: the number of seeds differs between records: {sizes}")
+    return _Plan(methods, seeds.pop(), int(settings["tasks"]), int(settings["updates_per_task"]))
+
+
+def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Puts ``value`` into the NaN array ``target[name]``, made here when first seen."""
+    if name not in target:
+        target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
+    if target[name].shape != shape:
+        raise RecordError(f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere")
+    target[name][where] = value
+
+
+def _collect(plan: _Plan, found: Mapping[str, list[Segment]]) -> dict[str, np.ndarray]:
+    """Lays all segments out as arrays of the full size, NaN where there is nothing yet."""
+    out: dict[str, np.ndarray] = {}
+    leading = (len(plan.methods), plan.seeds)
+    updates = plan.tasks * plan.updates_per_task
+    most = max((len(segments) for segments in found.values()), default=0)
+    for method, segments in found.items():
+        m = plan.methods.index(method)
+        for s, segment in enumerate(segments):
+            task, start = int(segment.host["task"]), int(segment.host["clock"])
+            stop = start + int(segment.host["length"])
+            first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
+            if not (first <= start < stop <= last <= updates):
+                raise RecordError(
+                    f"{method}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
+                    f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
+                )
+            for name, value in segment.train.items():
+                _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
+            # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
+            # edge: a measurement in the middle of a killed run's last task must not pass for its end.
+            for mark, due in enumerate((start == first, stop == last)):
+                for name, value in segment.probe.items() if due else ():
+                    shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
+                    _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
+            for name, number in segment.host.items():
+                _fill(out, f"host/{name}", np.s_[m, s], np.float64(number), (len(plan.methods), most))
+    return out
+
+
+def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: dict[str, int]) -> list[str]:
+    """Names for the axes of a probe's value behind the mark.
+
+    Two probes may share an axis name and differ in its size (two Lanczos orders): the later one's gets the probe's
+    name in front.
+    """
+    key = name.removeprefix("probe/")
+    dims = list(config.get("dims", {}).get(key, config.get("dims", {}).get(name, ())))
+    if len(dims) != len(sizes):
+        dims = [f"{key}/axis{i}" for i in range(len(sizes))]
+    for i, size in enumerate(sizes):
+        if used.setdefault(dims[i], size) != size:
+            dims[i] = f"{key.partition('/')[0]}_{dims[i]}"
+            used.setdefault(dims[i], size)
+    return dims
+
+
+def load(path: PathLike) -> xr.Dataset:
+    """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
+
+    Variables: ``train/<name>`` (method, seed, update), with the coordinate ``update_task`` along ``update``;
+    ``probe/<probe>/<value>`` (method, seed, task, mark, ...), mark ``init`` right after the switch to the task and
+    ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (method, segment).
+    What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
+    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``.
+
+    Args:
+      path: the run directory.
+
+    Returns:
+      The data set; attributes ``experiment``, ``run_id`` and ``hash``.
+
+    Raises:
+      FileNotFoundError: there is no ``config.json``.
+      RecordError: a file is corrupt, or does not fit the configuration; the message names it.
+    """
+    # Here and not on top: a run only writes, and xarray with pandas takes most of a second to import.
+    import xarray as xr
+
+    directory = pathlib.Path(path)
+    config = read_json(directory / "config.json")
+    folders = sorted(folder for folder in (directory / "records").glob("*") if folder.is_dir())
+    found = {folder.name: segments for folder in folders if (segments := read_method(folder))}
+    plan = _plan(directory, config.get("settings", {}), found)
+    try:
+        arrays = _collect(plan, found)
+    except RecordError as error:
+        raise RecordError(f"{directory}: {error}") from error
+    updates = np.arange(plan.tasks * plan.updates_per_task)
+    used = {"method": len(plan.methods), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
+    variables = {}
+    for name, array in arrays.items():
+        match name.partition("/")[0]:
+            case "train":
+                dims = ["method", "seed", "update"]
+            case "host":
+                dims = ["method", "segment"]
+            case _:
+                dims = ["method", "seed", "task", "mark", *_trailing(name, array.shape[4:], config, used)]
+        variables[name] = (dims, array)
+    coords: dict[str, Any] = {
+        "method": plan.methods,
+        "seed": np.arange(plan.seeds),
+        "task": np.arange(plan.tasks),
+        "mark": list(MARKS),
+        "update": updates,
+        "update_task": ("update", updates // plan.updates_per_task),
+    }
+    for name, labels in config.get("coords", {}).items():
+        if name not in coords and used.get(name) == len(labels):
+            coords[name] = list(labels)
+    attributes = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
+    return xr.Dataset(variables, coords, attributes)

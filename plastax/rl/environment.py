@@ -1,0 +1,258 @@
+"""Reinforcement-learning environments as pure functions of a task that is data.
+
+An `Environment` is one unbatched episode loop with auto-reset; `jax.vmap` makes it many. Everything that a stream
+changes between tasks (physics, observation offset, game) is an array in its task, so that one compilation serves all
+tasks. `from_gymnax` builds an environment from a gymnax 1.0 environment, without its `step` and its wrappers: gymnax
+draws a fresh initial state at every step, inside the scan, where the small random-number kernels take longer than the
+physics of classic control. Here the randomness of a step is a value of its own, ``draw(key, task)``, which a rollout
+computes for all its steps at once, ahead of its scan; the transitions are the same as gymnax's, number for number.
+
+Source of the transition semantics: gymnax 1.0.1, ``environments/environment.py`` (terminated and truncated apart,
+auto-reset, final observation).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plastax.types import Array, ConfigError, Key, Tree
+
+Task = Tree
+"""What a stream computes from (key, task index): a pytree of arrays, read by the environment's functions."""
+State = Tree
+"""The state of one environment: a pytree of arrays."""
+Noise = Tree
+"""The randomness of one step: a pytree of arrays."""
+
+
+class Discrete(NamedTuple):
+    """Actions 0 .. n - 1, an int32 scalar.
+
+    Attributes:
+      n: the number of actions.
+    """
+
+    n: int
+
+
+class Continuous(NamedTuple):
+    """Actions in a box, float32 ``[size]``. Environments do not clip them: the agent does, where it should.
+
+    Attributes:
+      low: lower bound of each entry, ``size`` floats.
+      high: upper bound of each entry, ``size`` floats.
+      size: the number of entries.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    size: int
+
+
+class Timestep(NamedTuple):
+    """The outcome of one step.
+
+    Attributes:
+      observation: float32, of the state to act in next: after a `terminated` or `truncated` step that is the first
+        state of a new episode.
+      reward: float32 scalar.
+      terminated: bool scalar, the episode came to its natural end; its successor has value zero.
+      truncated: bool scalar, the episode was cut by the time limit; its successor has a value to bootstrap from. Both
+        flags may be true at once, and then the value is zero.
+      final_observation: float32, of the successor state before any reset; equals `observation` unless the episode
+        ended.
+    """
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+
+
+class Environment(NamedTuple):
+    """One unbatched environment with auto-reset.
+
+    A rollout of ``T`` steps in ``N`` environments calls `noise` ahead of its scan and `advance` in it; `step` is both
+    for one step.
+
+    Attributes:
+      reset: ``(key, task) -> (observation, state)``, the start of an episode.
+      draw: ``(key, task) -> noise``, the randomness of one step.
+      advance: ``(noise, state, action, task) -> (state, Timestep)``, one step, deterministic.
+      observation_shape: of the float32 observations.
+      action_space: `Discrete` or `Continuous`.
+    """
+
+    reset: Callable[[Key, Task], tuple[Array, State]]
+    draw: Callable[[Key, Task], Noise]
+    advance: Callable[[Noise, State, Array, Task], tuple[State, Timestep]]
+    observation_shape: tuple[int, ...]
+    action_space: Discrete | Continuous
+
+    def step(self, key: Key, state: State, action: Array, task: Task) -> tuple[State, Timestep]:
+        """One step that draws its own randomness: ``advance(draw(key, task), state, action, task)``."""
+        return self.advance(self.draw(key, task), state, action, task)
+
+    def noise(self, key: Key, task: Task, steps: int, envs: int) -> Noise:
+        """The randomness of a rollout of one seed, leading axes ``[T, N]``: pass it to the scan as ``xs``.
+
+        Args:
+          key: the rollout's key.
+          task: the task of all its environments.
+          steps: T, static.
+          envs: N, static.
+
+        Returns:
+          ``T x N`` independent results of `draw`.
+        """
+        flat = jax.vmap(self.draw, in_axes=(0, None))(jax.random.split(key, steps * envs), task)
+        return jax.tree.map(lambda x: x.reshape(steps, envs, *x.shape[1:]), flat)
+
+
+class Stream(NamedTuple):
+    """An environment and the sequence of tasks that it runs.
+
+    Attributes:
+      environment: the environment.
+      task: ``(key, index) -> task``, pure. ``key`` is the seed's own and the same at every call, so it fixes all the
+        seed's tasks; ``index`` is an int32 scalar, the number of the task, from 0 on. Call it inside the vmapped
+        function, with an index that the seeds share, and keep the result out of the carry: a task that was batched
+        turns the `lax.switch` of a stream with several games into running all of them.
+      name: of the stream.
+    """
+
+    environment: Environment
+    task: Callable[[Key, Array], Task]
+    name: str
+
+
+class GymnaxTask(NamedTuple):
+    """The task of an environment made by `from_gymnax`.
+
+    Attributes:
+      number: int32 scalar, of the task.
+      params: the gymnax parameters of the environment; every leaf is an array.
+      view: what the observation transform needs, any pytree of arrays.
+    """
+
+    number: Array
+    params: Tree
+    view: Tree
+
+
+class Draw(NamedTuple):
+    """The randomness of one step of a gymnax environment.
+
+    Attributes:
+      key: of the transition itself.
+      restart: the (observation, state) of a new episode, or the key to draw it with.
+    """
+
+    key: Key
+    restart: tuple[Array, State] | Key
+
+
+def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
+    """A gymnax environment and its default parameters, as arrays.
+
+    Args:
+      env_id: an id known to gymnax, such as ``CartPole-v1``.
+      setting: the name of the setting that the id comes from, for the message.
+      **options: of the environment's constructor.
+
+    Returns:
+      The environment and its parameters, every leaf a strongly typed array.
+
+    Raises:
+      ConfigError: unknown id, or one that plastax does not run.
+    """
+    # gymnax draws in matplotlib and seaborn: loading it costs more than the rest of plastax together, so it is left to
+    # the first stream that is built.
+    import gymnax
+
+    if env_id == "MNISTBandit-bsuite":
+        message = f"{setting}={env_id!r}: it downloads a dataset when it is built; choose another environment"
+        raise ConfigError(message)
+    if env_id not in gymnax.registered_envs:
+        known = ", ".join(sorted(set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}))
+        message = f"{setting}={env_id!r} is not an environment of gymnax; known are {known}"
+        raise ConfigError(message)
+    env, params = gymnax.make(env_id, **options)
+    return env, strong(params)
+
+
+def strong(tree: Tree) -> Tree:
+    """The tree with arrays of fixed dtype as leaves: a weakly typed one would change the type of a scan's carry."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jax.dtypes.result_type(x)), tree)
+
+
+def from_gymnax(
+    env: Any,
+    task: GymnaxTask,
+    transform: Callable[[Array, Tree], Array] | None = None,
+    predraw: bool = True,
+) -> Environment:
+    """An `Environment` from an unwrapped gymnax environment, whose task is a `GymnaxTask`.
+
+    Args:
+      env: the gymnax environment. Wrappers are not needed and not supported.
+      task: any task of the stream; only its shapes and the action bounds are read.
+      transform: ``(observation, view) -> observation``, applied to every float32 observation; None for none.
+      predraw: whether `Environment.draw` holds the first state of a new episode, which makes a rollout of classic
+        control about 1.2 to 1.5 times as fast on a CPU, or only the key for it, which needs less memory where states
+        and observations are large.
+
+    Returns:
+      The environment. From the same keys, `step` makes the transitions of ``env.step``, number for number, with the
+      reward as float32, the observation as transformed float32 and the flags as bool. (DeepSea's own ``step`` also
+      carries two counters for bsuite's metrics over resets; here they start again with the episode.)
+
+    Raises:
+      ConfigError: the action space is neither discrete nor a one-dimensional box.
+    """
+
+    def restart(key: Key, task: GymnaxTask) -> tuple[Array, State]:
+        observation, state = env.reset_env(key, task.params)
+        return observe(observation, task), strong(state)
+
+    def observe(observation: Array, task: GymnaxTask) -> Array:
+        observation = jnp.asarray(observation, jnp.float32)
+        return observation if transform is None else transform(observation, task.view)
+
+    def draw(key: Key, task: GymnaxTask) -> Draw:
+        # gymnax's own split, in its order.
+        key_step, key_reset = jax.random.split(key)
+        return Draw(key_step, restart(key_reset, task) if predraw else key_reset)
+
+    def advance(noise: Draw, state: State, action: Array, task: GymnaxTask) -> tuple[State, Timestep]:
+        observation, state, reward, terminated, _ = env.step_env(noise.key, state, action, task.params)
+        terminated = jnp.asarray(terminated, jnp.bool_)
+        truncated = jnp.asarray(env.is_truncated(state, task.params), jnp.bool_)
+        done = terminated | truncated
+        first, first_state = noise.restart if isinstance(noise.restart, tuple) else restart(noise.restart, task)
+        final = observe(observation, task)
+        state = jax.tree.map(functools.partial(jnp.where, done), first_state, strong(state))
+        reward = jnp.asarray(reward, jnp.float32)
+        return state, Timestep(jnp.where(done, first, final), reward, terminated, truncated, final)
+
+    observation, _ = jax.eval_shape(restart, jax.random.key(0), task)
+    return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
+
+
+def _action_space(env: Any, params: Tree) -> Discrete | Continuous:
+    """Ours for gymnax's; the bounds are those of ``params``."""
+    space = env.action_space(params)
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    if not hasattr(space, "low") or len(space.shape) != 1:
+        message = f"env={env.name!r} has the action space {space!r}; discrete and one-dimensional boxes are allowed"
+        raise ConfigError(message)
+    low, high = (tuple(np.broadcast_to(np.asarray(x, float), space.shape).tolist()) for x in (space.low, space.high))
+    return Continuous(low, high, space.shape[0])

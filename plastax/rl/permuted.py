@@ -1,0 +1,59 @@
+"""A stream of permuted observations, for any gymnax environment.
+
+Source of the idea: Permuted MNIST, Goodfellow et al., arXiv:1312.6211; in reinforcement learning the "permute" shift
+of Juliani and Ash, arXiv:2405.19153.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from plastax.rl.environment import GymnaxTask, Stream, from_gymnax, make
+from plastax.types import Array, ConfigError, Key
+
+PREDRAW_LIMIT = 64
+"""Observations with more entries than this are not drawn ahead of a rollout: they would take as much memory again as
+the rollout itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Permuted:
+    """A gymnax environment whose observation entries are permuted anew with every task.
+
+    The permutation is uniform, drawn once a task, over all entries of the observation, so that an image loses its
+    neighbourhoods; task 0 has the identity. Environment, rewards and optimal returns stay as they are.
+
+    Attributes:
+      env: id of any gymnax environment with at least two numbers in its observation.
+    """
+
+    env: str = "CartPole-v1"
+
+    def build(self) -> Stream:
+        """The stream; its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``, as view.
+
+        Raises:
+          ConfigError: unknown ``env``, or one whose observation is a single number.
+        """
+        env, params = make(self.env)
+        shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
+        entries = math.prod(shape)
+        if entries < 2:
+            message = f"env={self.env!r} has a single number as observation; permuting needs at least two"
+            raise ConfigError(message)
+        identity = jnp.arange(entries, dtype=jnp.int32)
+
+        def permute(observation: Array, order: Array) -> Array:
+            return observation.reshape(-1)[order].reshape(shape)
+
+        def task(key: Key, index: Array) -> GymnaxTask:
+            order = jax.random.permutation(jax.random.fold_in(key, index), identity)
+            return GymnaxTask(jnp.int32(index), params, jnp.where(index == 0, identity, order))
+
+        example = GymnaxTask(jnp.int32(0), params, identity)
+        environment = from_gymnax(env, example, permute, predraw=entries <= PREDRAW_LIMIT)
+        return Stream(environment, task, f"{self.env} with permuted observations")

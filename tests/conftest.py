@@ -1,0 +1,68 @@
+"""What every test runs under: CPU, strict shapes, a compilation cache that outlives the session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+ON_ACCELERATOR = bool(os.environ.get("PLASTAX_TEST_GPU"))
+if not ON_ACCELERATOR:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_compilations: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: _compilations.append(event) if event.endswith("/backend_compile_duration") else None
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = pathlib.Path(config.rootpath) / ".pytest_cache" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="needs an accelerator: set PLASTAX_TEST_GPU=1")
+    for item in items:
+        if item.get_closest_marker("gpu") and not ON_ACCELERATOR:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def compilations() -> Callable[[], int]:
+    """Counts the programs that XLA was asked for since the session began, those of the cache included."""
+    return lambda: len(_compilations)
+
+
+@pytest.fixture
+def assert_no_retrace() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """``with assert_no_retrace(): ...`` fails if the block compiles anything; warm up what it calls first."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        before = len(_compilations)
+        yield
+        assert len(_compilations) == before, f"{len(_compilations) - before} compilation(s) where none was expected"
+
+    return block
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs the test with 64-bit types: references for curvature."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,284 @@
+"""Counts, effective rank and trace against known spectra and against networks' dense Hessians in double precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from plastax import curvature
+from plastax.curvature import Estimate, Extremes, Spectrum
+
+DIM, ORDER, PROBES, SEEDS = 400, 64, 4, 12
+EPS = (1e-3, 0.03, 0.3)
+
+
+class Summary(NamedTuple):
+    rank: Estimate
+    numerical_rank: Estimate
+    relative_rank: Estimate
+    effective_rank: Estimate
+    trace: Estimate
+    negative_mass: Estimate
+    extreme: Extremes
+
+
+@jax.jit
+def summarise(s: Spectrum) -> Summary:
+    return Summary(
+        s.rank(jnp.asarray(EPS)),
+        s.rank(0.0),
+        s.rank(0.25, relative=True),
+        s.effective_rank(),
+        s.trace(),
+        s.negative_mass(),
+        s.extreme(3),
+    )
+
+
+@jax.jit
+def measure(a: jax.Array, keys: jax.Array) -> tuple[Spectrum, Summary]:
+    s = jax.vmap(lambda key: curvature.spectrum(curvature.from_matrix(a), key, ORDER, PROBES))(keys)
+    return s, jax.vmap(summarise)(s)
+
+
+def matrix(values: np.ndarray) -> np.ndarray:
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))
+    spectrum = np.zeros(DIM)
+    spectrum[: len(values)] = values
+    return ((q * spectrum) @ q.T).astype(np.float32)
+
+
+def exact_effective_rank(values: np.ndarray) -> float:
+    size = np.abs(values)
+    if not size.any():
+        return 0.0
+    p = size[size > 1e-12 * size.max()] / size.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+BULK = 0.01 * np.random.default_rng(1).standard_normal(380)
+COUNTED = {
+    "rank 5": np.array([100.0, 50.0, 20.0, 5.0, 1.0]),
+    "zero": np.zeros(0),
+    "pairs": np.array([3.0, -3.0, 2.0, -2.0, 1.0, -1.0, 0.5, -0.5]),
+    "repeated": np.full(30, 2.0),
+    "single": np.array([-7.0]),
+    "range": np.logspace(0.0, -6.0, 30),
+}
+KEYS = jax.random.split(jax.random.key(0), SEEDS)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_low_rank_spectra_are_exact(name: str) -> None:
+    values = COUNTED[name]
+    s, summary = measure(matrix(values), KEYS)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((s, summary)))
+    np.testing.assert_allclose(jnp.sum(s.weights, axis=-1), 1.0, rtol=1e-5)
+    for i, eps in enumerate(EPS):
+        np.testing.assert_array_equal(summary.rank.value[:, i], np.sum(np.abs(values) > eps))
+        np.testing.assert_allclose(summary.rank.standard_error[:, i], 0.0, atol=1e-6)
+    np.testing.assert_allclose(summary.effective_rank.value, exact_effective_rank(values), rtol=5e-3)
+    np.testing.assert_allclose(summary.trace.value, values.sum(), atol=1e-3 * max(np.abs(values).sum(), 1e-9))
+    mass = np.abs(values[values < 0]).sum() / max(np.abs(values).sum(), 1e-9)
+    np.testing.assert_allclose(summary.negative_mass.value, mass, atol=1e-4)
+    ordered = np.sort(np.concatenate([values, np.zeros(DIM - len(values))]))
+    scale = np.abs(ordered).max() + 1e-30
+    np.testing.assert_allclose(summary.extreme.largest[0], ordered[::-1][:3], atol=1e-5 * scale)
+    np.testing.assert_allclose(summary.extreme.smallest[0], ordered[:3], atol=1e-5 * scale)
+
+
+DENSE = {
+    "uniform": np.linspace(1.0, 2.0, 200),
+    "outliers and bulk": np.concatenate([np.linspace(1.0, 10.0, 10), BULK]),
+    "repeated outliers and bulk": np.concatenate([np.full(20, 2.0), BULK]),
+    "more than the order, half of it equal": np.concatenate([np.full(30, 2.0), np.linspace(3.0, 10.0, 30)]),
+    "indefinite": np.linspace(-1.0, 2.0, DIM),
+}
+
+
+def covered(estimate: Estimate, exact: float, errors: float, slack: float = 1e-3) -> np.ndarray:
+    distance = np.abs(np.asarray(estimate.value) - exact)
+    return distance <= errors * np.asarray(estimate.standard_error) + slack * abs(exact)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_spectra_are_within_their_errors(name: str) -> None:
+    values = DENSE[name]
+    _, summary = measure(matrix(values), KEYS)
+    size = np.abs(values)
+    ranks = [Estimate(summary.rank.value[:, i], summary.rank.standard_error[:, i]) for i in range(len(EPS))]
+    cases = [
+        *((estimate, np.sum(size > eps)) for estimate, eps in zip(ranks, EPS)),
+        (summary.effective_rank, exact_effective_rank(values)),
+        (summary.trace, values.sum()),
+    ]
+    for estimate, exact in cases:
+        # Of twelve fixed draws none may be out by four standard errors, one by three.
+        assert covered(estimate, exact, 4.0).all()
+        assert covered(estimate, exact, 3.0).sum() >= SEEDS - 1
+    if name == "outliers and bulk":
+        np.testing.assert_array_equal(summary.rank.value[:, 2], 10)
+        np.testing.assert_array_equal(summary.rank.standard_error[:, 2], 0)
+
+
+def test_standard_error_of_a_count_is_the_observed_one() -> None:
+    runs = [measure(matrix(DENSE["uniform"]), jax.random.split(jax.random.key(i), SEEDS))[1].rank for i in range(5)]
+    value = np.concatenate([run.value[:, 2] for run in runs])
+    error = np.concatenate([run.standard_error[:, 2] for run in runs])
+    expected = np.sqrt(2 * 200 * (1 - 200 / DIM) / PROBES)
+    np.testing.assert_allclose(np.mean(error), expected, rtol=0.05)
+    np.testing.assert_allclose(np.std(value), expected, rtol=0.3)
+
+
+def test_extremes_lie_within_their_residuals() -> None:
+    values = np.sort(DENSE["indefinite"])
+    _, summary = measure(matrix(values), KEYS)
+    for found, bound in (
+        (summary.extreme.largest, summary.extreme.largest_residuals),
+        (summary.extreme.smallest, summary.extreme.smallest_residuals),
+    ):
+        distance = np.min(np.abs(np.asarray(found)[..., None] - values), axis=-1)
+        assert np.all(distance <= np.asarray(bound) + 1e-5)
+    assert np.all(summary.extreme.largest <= values[-1] + 1e-5)
+    assert np.all(summary.extreme.smallest >= values[0] - 1e-5)
+
+
+def test_complete_order_is_exact() -> None:
+    values = np.concatenate([np.linspace(-1.0, 3.0, 25), np.full(5, 2.0)])
+    q, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((30, 30)))
+    a = jnp.asarray((q * values) @ q.T, jnp.float32)
+
+    @jax.jit
+    def complete(a: jax.Array) -> tuple[Spectrum, Summary]:
+        s = curvature.spectrum(curvature.from_matrix(a), jax.random.key(0), ORDER, 2)
+        return s, summarise(s)
+
+    s, summary = complete(a)
+    assert s.nodes.shape == (2, 30)
+    np.testing.assert_allclose(s.nodes[1], np.sort(values), atol=1e-5)
+    np.testing.assert_array_equal(summary.rank.value, [np.sum(np.abs(values) > eps) for eps in EPS])
+    np.testing.assert_allclose(summary.effective_rank.value, exact_effective_rank(values), rtol=1e-5)
+    np.testing.assert_allclose(summary.trace.value, values.sum(), rtol=1e-5)
+    assert summary.trace.standard_error == 0
+
+
+def test_relative_threshold_scalar_shape_and_numerical_rank() -> None:
+    s, summary = measure(matrix(COUNTED["rank 5"]), KEYS)
+    assert summary.relative_rank.value.shape == (SEEDS,)
+    np.testing.assert_array_equal(summary.relative_rank.value, 2)
+    np.testing.assert_array_equal(summary.numerical_rank.value, 5)
+    np.testing.assert_array_equal(s.dim, DIM)
+
+
+def test_density_integrates_to_one() -> None:
+    for name in ("rank 5", "zero"):
+        s = jax.tree.map(lambda x: x[0], measure(matrix(COUNTED[name]), KEYS)[0])
+        grid, density = jax.jit(lambda s: s.density())(s)
+        np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, rtol=1e-3)
+    given = jax.eval_shape(lambda s: s.density(grid=jnp.linspace(-1.0, 1.0, 50), bandwidth=0.1), s)
+    assert given[1].shape == (50,)
+
+
+def one_probe(a: jax.Array, key: jax.Array) -> Spectrum:
+    return curvature.spectrum(curvature.from_matrix(a), key, ORDER, 1)
+
+
+def test_vmap_over_seeds_and_more_probes_equal_single() -> None:
+    names = ("rank 5", "zero", "single")
+    matrices = np.stack([matrix(COUNTED[name]) for name in names])
+    many, single = jax.jit(jax.vmap(one_probe))(matrices, KEYS[:3]), jax.jit(one_probe)
+    for i in range(3):
+        one = single(matrices[i], KEYS[i])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x[i], y, atol=1e-4), many, one)  # noqa: B023
+        probes, _ = measure(matrices[i], KEYS)
+        np.testing.assert_allclose(probes.nodes[i, 0], one.nodes[0], atol=1e-4)
+
+
+def test_compiles_once(assert_no_retrace: Callable[[], Any]) -> None:
+    matrices = [jnp.asarray(matrix(COUNTED[name])) for name in ("rank 5", "zero")]
+    jax.block_until_ready(measure(matrices[0], KEYS))
+    with assert_no_retrace():
+        jax.block_until_ready(measure(matrices[1], KEYS))
+
+
+def test_nan_is_not_hidden() -> None:
+    s, summary = measure(np.full((DIM, DIM), np.nan, np.float32), KEYS)
+    assert np.isnan(s.nodes).all()
+    assert np.isnan(summary.trace.value).all()
+    assert np.isnan(summary.effective_rank.value).all()
+    assert np.isnan(summary.rank.value).all()
+
+
+def test_bad_arguments() -> None:
+    op = curvature.from_matrix(jnp.eye(3))
+    for order, probes in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="positive"):
+            curvature.spectrum(op, KEYS[0], order, probes)
+    s = Spectrum(jnp.zeros((1, 3)), jnp.ones((1, 3)) / 3, jnp.zeros((1, 3)), 3, jnp.zeros(1, int), jnp.zeros(1))
+    with pytest.raises(ValueError, match="order"):
+        s.extreme(4)
+
+
+# Networks: 10 inputs, two hidden layers, 5 classes, 389 parameters.
+SIZES = (10, 16, 8, 5)
+
+
+def logits(params: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
+    for w, b in params[:-1]:
+        x = jax.nn.relu(x @ w + b[None, :])
+    return x @ params[-1][0] + params[-1][1][None, :]
+
+
+def loss_fn(params: list[tuple[jax.Array, jax.Array]], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    log_p = jax.nn.log_softmax(logits(params, batch[0]))
+    return -jnp.mean(jnp.take_along_axis(log_p, batch[1][:, None], axis=1))
+
+
+def state(dead: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+    """A He-initialised network with this share of dead hidden units, and a batch."""
+    rng = np.random.default_rng(0)
+    params = []
+    for i, (a, b) in enumerate(itertools.pairwise(SIZES)):
+        hidden = i < len(SIZES) - 2
+        bias = np.where((np.arange(b) < dead * b) & hidden, -30.0, 0.0)
+        params.append((np.sqrt(2 / a) * rng.standard_normal((a, b)), bias))
+    return params, (rng.standard_normal((64, SIZES[0])), rng.integers(0, SIZES[-1], 64))
+
+
+@jax.jit
+def network_spectrum(params: Any, batch: Any, keys: jax.Array) -> Summary:
+    op = curvature.hessian(loss_fn, params, data=batch)
+    return jax.vmap(lambda key: summarise(curvature.spectrum(op, key)))(keys)
+
+
+def dense_eigenvalues(params: Any, batch: Any) -> np.ndarray:
+    with jax.enable_x64(True):
+        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
+        return np.linalg.eigvalsh(jax.jit(jax.hessian(lambda f, b: loss_fn(unravel(f), b)))(flat, batch))
+
+
+@pytest.mark.parametrize("dead", [0.0, 0.8, 1.0])
+def test_networks_match_dense_double_precision(dead: float) -> None:
+    params, batch = state(dead)
+    values = dense_eigenvalues(params, batch)
+    x, y = batch
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    summary = network_spectrum(single, (jnp.asarray(x, jnp.float32), jnp.asarray(y)), KEYS)
+    np.testing.assert_allclose(summary.extreme.largest[:, 0], values[-1], rtol=1e-5)
+    for i, eps in enumerate(EPS):
+        exact = np.sum(np.abs(values) > eps)
+        estimate = Estimate(summary.rank.value[:, i], summary.rank.standard_error[:, i])
+        assert covered(estimate, exact, 3.0).all()
+        if exact <= 10:
+            np.testing.assert_array_equal(estimate.value, exact)
+            np.testing.assert_array_equal(estimate.standard_error, 0)
+    # The quadrature's own error comes on top of the standard error here.
+    assert covered(summary.effective_rank, exact_effective_rank(values), 3.0, slack=0.03).all()
+    assert covered(summary.trace, values.sum(), 3.0).sum() >= SEEDS - 1

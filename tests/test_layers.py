@@ -1,0 +1,119 @@
+"""Imports point one way, and LAPACK, flax, wandb and orbax each have one door. Read from the source, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+BASE = {"types", "tree", "linalg"}
+MIDDLE = BASE | {"data", "models", "curvature"}
+LIBRARY = MIDDLE | {"streams", "methods", "probes", "rl", "train"}
+LEAVES = {"environment", "record", "tracking", "parallel"}
+ALLOWED = {  # module or package of plastax -> the others that it may import
+    **dict.fromkeys(MIDDLE, BASE),
+    **dict.fromkeys(("streams", "probes", "rl"), MIDDLE),
+    "methods": MIDDLE - {"models"},
+    "train": LIBRARY,
+    **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
+    "run": LIBRARY | LEAVES,
+    "report": {"record", "types"},
+    "__init__": LIBRARY | LEAVES | {"run"},
+    "__main__": {"methods", "models", "probes", "report", "rl", "streams", "types"},
+}
+DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "orbax": {"run", "checkpoint"}}
+LAPACK = re.compile(
+    r"jax\.numpy\.linalg\.(?!(norm|vector_norm|matrix_norm|trace|outer|diagonal|matmul|vecdot|cross|multi_dot)$)\w+"
+    r"|jax\.(scipy|lax)\.linalg(\..*)?|(.*\.)?(delta_)?orthogonal"
+)
+
+
+def dotted(node: ast.AST, names: dict[str, str]) -> str | None:
+    """``jnp.linalg.eigh`` of an attribute chain, its first name replaced by what the file imported under it."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, node.id)
+    value = dotted(node.value, names) if isinstance(node, ast.Attribute) else None
+    return value and f"{value}.{node.attr}"
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What ``plastax/<module>`` (or ``experiments``) may not contain."""
+    tree, imported, found = ast.parse(source), set(), []
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            found += ["relative import"] if node.level else []
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for name in sorted(imported):
+        top, inner, *_ = f"{name}..".split(".")
+        wrong_door = top in DOORS and module not in DOORS[top]
+        upwards = module != "experiments" and (
+            top == "experiments" or (top == "plastax" and inner not in ALLOWED[module] | {module, "__version__"})
+        )
+        found += [f"imports {name}"] * (wrong_door or upwards)
+    if module != "linalg":
+        used = {dotted(node, names) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used = {name for name in used | imported if name and not name.startswith("plastax.")}
+        found += [f"decomposes: {name}" for name in sorted(used) if LAPACK.fullmatch(name)]
+    return found
+
+
+FILES = sorted(path.relative_to(ROOT) for top in ("plastax", "experiments") for path in (ROOT / top).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_file_keeps_to_its_layer(path: pathlib.Path):
+    module = "experiments" if path.parts[0] == "experiments" else path.with_suffix("").parts[1]
+    assert module == "experiments" or module in ALLOWED, f"{path}: give this new module a layer in ALLOWED"
+    assert not violations(module, (ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("types", "from plastax.models import MODELS"),
+        ("tree", "import plastax.run"),
+        ("curvature", "from plastax import models"),
+        ("curvature", "from plastax.record import load"),
+        ("methods", "from plastax.models import MODELS"),
+        ("methods", "from plastax import streams"),
+        ("methods", "def f():\n    from plastax.streams.toy import Toy"),
+        ("probes", "from plastax.train import build"),
+        ("rl", "import plastax.record"),
+        ("train", "from plastax import parallel"),
+        ("record", "from plastax.run import run"),
+        ("report", "from plastax.models import MODELS"),
+        ("run", "import experiments.rl_gymnax"),
+        ("rl", "from ..models import MODELS"),
+        ("rl", "import flax.linen as nn"),
+        ("run", "import wandb"),
+        ("experiments", "import wandb"),
+        ("record", "import orbax.checkpoint as ocp"),
+        ("curvature", "import jax.numpy as jnp\njnp.linalg.eigh(a)"),
+        ("rl", "import jax\njax.numpy.linalg.svd(a)"),
+        ("rl", "from jax.numpy.linalg import qr"),
+        ("rl", "from jax.numpy import linalg as la\nla.cholesky(a)"),
+        ("rl", "import jax.scipy.linalg"),
+        ("rl", "import jax\njax.scipy.linalg.eigh(a)"),
+        ("rl", "from jax import lax\nlax.linalg.qr(a)"),
+        ("models", "import flax.linen as nn\nnn.initializers.orthogonal(1.0)"),
+        ("models", "from jax.nn.initializers import orthogonal"),
+        ("experiments", "import jax.numpy as jnp\njnp.linalg.eigvalsh(a)"),
+    ],
+)
+def test_rule_can_fail(module: str, source: str):
+    assert violations(module, source)
+
+
+def test_what_is_allowed_passes():
+    assert not violations("linalg", "import jax.numpy as jnp\njnp.linalg.eigh(a)")
+    assert not violations("models", "import flax.linen as nn\nfrom plastax import linalg\nlinalg.orthogonal(1.0)")
+    assert not violations("report", "import numpy as np\nfrom plastax.record import load\nnp.linalg.eigh(a)")
+    assert not violations("curvature", "import jax.numpy as jnp\njnp.linalg.norm(a)")

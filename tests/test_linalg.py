@@ -1,0 +1,199 @@
+"""Decompositions against NumPy in double precision, alone, under vmap, and inside scans and branches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plastax import linalg
+
+rank_of = jax.jit(linalg.effective_rank, static_argnums=1)
+rank_and_gradient = jax.jit(jax.value_and_grad(linalg.effective_rank), static_argnums=1)
+
+
+def symmetric(n: int, seed: int = 0, batch: tuple[int, ...] = ()) -> np.ndarray:
+    a = np.random.default_rng(seed).standard_normal((*batch, n, n)).astype(np.float32)
+    return (a + np.swapaxes(a, -1, -2)) / 2
+
+
+def batched_lapack(jaxpr: jax.extend.core.Jaxpr) -> list[str]:
+    """Names of the decompositions in a jaxpr that act on more than one matrix."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in {"eigh", "svd", "geqrf", "householder_product", "qr", "cholesky"}:
+            found += [eqn.primitive.name] * (eqn.invars[0].aval.ndim > 2)
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            found += batched_lapack(getattr(inner, "jaxpr", inner))
+    return found
+
+
+def test_eigh_matches_numpy() -> None:
+    a = symmetric(40)
+    values, vectors = linalg.eigh(a)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(a.astype(np.float64)), atol=2e-5)
+    np.testing.assert_allclose(linalg.eigvalsh(a), values, atol=2e-5)
+    np.testing.assert_allclose(a @ np.asarray(vectors), np.asarray(vectors) * np.asarray(values), atol=3e-5)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(40), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30), (7, 7)])
+def test_svdvals_matches_numpy(shape: tuple[int, int]) -> None:
+    a = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    np.testing.assert_allclose(linalg.svdvals(a), np.linalg.svd(a, compute_uv=False), rtol=2e-5)
+
+
+def test_leading_axes_and_vmap_equal_single_calls() -> None:
+    a = symmetric(10, batch=(2, 3))
+    single = np.stack([[linalg.eigvalsh(a[i, j]) for j in range(3)] for i in range(2)])
+    np.testing.assert_array_equal(linalg.eigvalsh(a), single)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(linalg.eigvalsh)))(a), single)
+    np.testing.assert_array_equal(jax.vmap(linalg.eigh)(a)[0][1, 2], linalg.eigh(a[1, 2])[0])
+
+
+def test_no_batched_lapack_on_cpu() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("other backends batch")
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def everything(key: jax.Array) -> tuple[jax.Array, ...]:
+        x = linalg.orthogonal()(key, (3, 2, 4, 8))[0, 0]
+        gram = x @ x.T
+        gradient = jax.grad(linalg.effective_rank)(x)
+        return *linalg.eigh(gram), linalg.eigvalsh(gram), linalg.svdvals(x), linalg.effective_rank(x), gradient
+
+    assert batched_lapack(jax.make_jaxpr(jax.vmap(everything))(keys).jaxpr) == []
+    # The detector itself sees one where there is one.
+    assert batched_lapack(jax.make_jaxpr(jax.vmap(jnp.linalg.eigvalsh))(symmetric(4, batch=(2,))).jaxpr) == ["eigh"]
+
+
+def test_inside_scan_and_cond_under_vmap() -> None:
+    a = jnp.asarray(symmetric(6, batch=(3,)))
+
+    def run(a: jax.Array) -> jax.Array:
+        def body(carry: jax.Array, clock: jax.Array) -> tuple[jax.Array, jax.Array]:
+            top = jax.lax.cond(clock % 2 == 0, lambda: linalg.eigh(carry)[0][-1], lambda: linalg.svdvals(carry)[0])
+            return carry * 0.5, top
+
+        return jax.lax.scan(body, a, jnp.arange(4))[1]
+
+    got = jax.jit(jax.vmap(run))(a)
+    for i in range(3):
+        values = np.linalg.eigvalsh(a[i])
+        expected = [values[-1], np.abs(values).max() / 2, values[-1] / 4, np.abs(values).max() / 8]
+        np.testing.assert_allclose(got[i], expected, rtol=1e-5)
+
+
+def test_sequential_takes_closures_trees_and_nested_vmaps() -> None:
+    x = jnp.arange(12.0).reshape(3, 4)
+
+    def single(row: jax.Array, shared: jax.Array) -> dict[str, jax.Array]:
+        return linalg.sequential(lambda tree: {"y": tree["a"] * jnp.sum(row) + shared})({"a": row[0]})
+
+    got = jax.jit(jax.vmap(jax.vmap(single, (None, 0)), (0, None)))(x, jnp.arange(2.0))["y"]
+    np.testing.assert_allclose(got, x[:, :1] * x.sum(1, keepdims=True) + np.arange(2.0)[None])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 6), (6, 20), (3, 3, 4, 8), (2, 16, 40)])
+def test_orthogonal_equals_jax(shape: tuple[int, ...]) -> None:
+    key = jax.random.key(3)
+    w = linalg.orthogonal(1.5)(key, shape)
+    np.testing.assert_allclose(w, jax.nn.initializers.orthogonal(1.5)(key, shape), atol=1e-6)
+    flat = np.asarray(w).reshape(-1, shape[-1]) / 1.5
+    gram = flat.T @ flat if flat.shape[0] >= flat.shape[1] else flat @ flat.T
+    np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
+
+
+def test_orthogonal_under_vmap_and_its_errors() -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    init = linalg.orthogonal()
+    many = jax.jit(jax.vmap(lambda key: init(key, (12, 5))))(keys)
+    np.testing.assert_allclose(many[2], init(keys[2], (12, 5)), atol=1e-6)
+    assert init(keys[0], (0, 3)).shape == (0, 3)
+    with pytest.raises(ValueError, match="two axes"):
+        init(keys[0], (3,))
+
+
+def reference_rank(x: np.ndarray, power: int = 1) -> float:
+    s = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** power
+    p = s[s > 0] / s.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def svd_rank(x: jax.Array, power: int) -> jax.Array:
+    s = jnp.linalg.svd(x, full_matrices=False)[1] ** power
+    p = s / s.sum()
+    return jnp.exp(-jnp.sum(p * jnp.log(p)))
+
+
+svd_gradient = jax.jit(jax.grad(svd_rank), static_argnums=1)
+
+
+@pytest.mark.parametrize(("shape", "power"), [((60, 12), 1), ((60, 12), 2), ((12, 60), 1), ((16, 16), 1)])
+def test_effective_rank_and_gradient_match_double_precision_svd(shape: tuple[int, int], power: int) -> None:
+    rng = np.random.default_rng(4)
+    u, _, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    x = ((u * np.linspace(1.0, 10.0, min(shape))) @ vt).astype(np.float32)
+    value, gradient = rank_and_gradient(x, power)
+    with jax.enable_x64(True):
+        exact = np.asarray(svd_gradient(jnp.asarray(x, jnp.float64), power))
+    np.testing.assert_allclose(value, reference_rank(x, power), rtol=1e-5)
+    assert np.linalg.norm(gradient - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("shape", [(512, 64), (40, 200)])
+def test_rank_one_has_effective_rank_one(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    x = np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1])).astype(np.float32)
+    value, gradient = rank_and_gradient(x)
+    np.testing.assert_allclose(value, 1.0, atol=1e-3)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_effective_rank_of_repeated_and_zero_singular_values() -> None:
+    value, gradient = rank_and_gradient(jnp.eye(9)[:, :6])
+    np.testing.assert_allclose(value, 6.0, rtol=1e-6)
+    # Equal singular values are the maximum.
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+    value, gradient = rank_and_gradient(jnp.zeros((9, 6)))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0.0)
+    value, gradient = rank_and_gradient(jnp.eye(9)[:, :6].at[0, 0].set(jnp.nan))
+    assert np.isnan(value)
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**16), exponent=st.integers(-25, 25), power=st.sampled_from([1, 2]))
+def test_effective_rank_is_invariant_and_bounded(seed: int, exponent: int, power: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((24, 7)).astype(np.float32)
+    rank = float(rank_of(x, power))
+    assert 1.0 <= rank <= 7.0 + 1e-5
+    np.testing.assert_allclose(rank_of(x * np.float32(10.0**exponent), power), rank, rtol=1e-4)
+    np.testing.assert_allclose(rank_of(x.T, power), rank, rtol=1e-4)
+    np.testing.assert_allclose(rank_of(x[::-1, ::-1], power), rank, rtol=1e-4)
+
+
+def test_effective_rank_gradient_under_vmap_both_ways() -> None:
+    x = np.random.default_rng(6).standard_normal((3, 20, 5)).astype(np.float32)
+    single = np.stack([rank_and_gradient(row)[1] for row in x])
+    inside = jax.jit(jax.vmap(jax.grad(linalg.effective_rank)))(x)
+    outside = jax.jit(jax.grad(lambda x: jnp.sum(jax.vmap(linalg.effective_rank)(x))))(x)
+    np.testing.assert_allclose(inside, single, atol=1e-5)
+    np.testing.assert_allclose(outside, single, atol=1e-5)
+
+
+def test_effective_rank_keeps_the_features_dtype_in_its_gradient() -> None:
+    x = jnp.asarray(np.random.default_rng(7).standard_normal((16, 4)), jnp.bfloat16)
+    value, gradient = jax.eval_shape(jax.value_and_grad(linalg.effective_rank), x)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+
+
+def test_effective_rank_rejects_bad_arguments() -> None:
+    with pytest.raises(ValueError, match=r"\[n, d\]"):
+        linalg.effective_rank(jnp.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="power"):
+        linalg.effective_rank(jnp.ones((2, 3)), 0)
