@@ -10,7 +10,7 @@ import platform
 import subprocess
 from typing import Any
 
-_PACKAGES = ("plastax", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy", "xarray")
+_PACKAGES = ("plastax-lab", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy", "xarray")
 
 
 def _version(package: str) -> str | None:

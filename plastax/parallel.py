@@ -28,7 +28,8 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
       ConfigError: if ``chunk`` does not divide ``seeds``.
     """
     if chunk < 0 or (chunk and seeds % chunk):
-        raise ConfigError(f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or a divisor of the {seeds} seeds")
+        message = f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or a divisor of the {seeds} seeds"
+        raise ConfigError(message)
     batch_size = chunk or seeds
 
     def init(keys: Key) -> Tree:

@@ -56,10 +56,7 @@ class Segment(NamedTuple):
     host: dict[str, float]
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def _write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:
+def _write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same directory, because os.replace is atomic only within one file system.
@@ -89,7 +86,8 @@ def _jsonable(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} {value!r} cannot be written to JSON")
+    message = f"{type(value).__name__} {value!r} cannot be written to JSON"
+    raise TypeError(message)
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -103,7 +101,7 @@ def write_json(path: PathLike, value: Any) -> None:
       TypeError: for anything else.
     """
     text = json.dumps(value, indent=2, default=_jsonable) + "\n"
-    _write_atomic(pathlib.Path(path), lambda file: file.write(text.encode()) and None)
+    _write_atomic(pathlib.Path(path), lambda file: file.write(text.encode()))
 
 
 def read_json(path: PathLike) -> Any:
@@ -117,7 +115,8 @@ def read_json(path: PathLike) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise RecordError(f"{path} is not valid JSON: {error}") from error
+        message = f"{path} is not valid JSON: {error}"
+        raise RecordError(message) from error
 
 
 def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
@@ -138,7 +137,8 @@ def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
     if path.exists():
         old = read_json(path).get("hash")
         if old != config.get("hash"):
-            raise RecordError(f"{directory} holds another run: hash {old!r}, not {config.get('hash')!r}")
+            message = f"{directory} holds another run: hash {old!r}, not {config.get('hash')!r}"
+            raise RecordError(message)
     else:
         write_json(path, config)
     path = directory / "environment.json"
@@ -151,11 +151,6 @@ def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
     return directory
 
 
-def segment_path(directory: PathLike, index: int) -> pathlib.Path:
-    """The file of segment ``index`` in ``records/<method>``."""
-    return pathlib.Path(directory) / f"{index:06d}.npz"
-
-
 def _as_float(name: str, value: Any) -> np.ndarray:
     """``value`` as an array that `numpy.load` reads without ml_dtypes: float64 stays, all else becomes float32."""
     array = np.asarray(value)
@@ -164,7 +159,8 @@ def _as_float(name: str, value: Any) -> np.ndarray:
     try:
         return array.astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise RecordError(f"{name}: a record holds numbers, not {array.dtype}") from error
+        message = f"{name}: a record holds numbers, not {array.dtype}"
+        raise RecordError(message) from error
 
 
 def write_segment(directory: PathLike, index: int, record: Record, host: Mapping[str, float]) -> pathlib.Path:
@@ -183,9 +179,10 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
     Raises:
       RecordError: a host scalar is missing, or an array has the wrong shape or is not numeric.
     """
-    path = segment_path(directory, index)
+    path = pathlib.Path(directory) / f"{index:06d}.npz"
     if missing := [name for name in REQUIRED_HOST if name not in host]:
-        raise RecordError(f"{path}: host scalars {missing} are missing")
+        message = f"{path}: host scalars {missing} are missing"
+        raise RecordError(message)
     arrays = {f"train/{name}": _as_float(name, value) for name, value in record.train.items()}
     arrays |= {f"probe/{name}": _as_float(name, value) for name, value in record.probe.items()}
     # float64 holds every count exactly, float32 only up to 2**24.
@@ -198,7 +195,8 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
 def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `RecordError` unless the shapes are those of one segment."""
     if missing := [name for name in REQUIRED_HOST if f"host/{name}" not in arrays]:
-        raise RecordError(f"{path}: host scalars {missing} are missing")
+        message = f"{path}: host scalars {missing} are missing"
+        raise RecordError(message)
     length = int(arrays["host/length"]) if arrays["host/length"].ndim == 0 else -1
     seeds = {}
     for name, array in arrays.items():
@@ -209,14 +207,13 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
             "probe": array.ndim >= 2 and array.shape[1] == len(MARKS),
         }
         if not good.get(kind, False):
-            raise RecordError(f"{path}: {name} has shape {array.shape}, in a segment of {length} updates")
+            message = f"{path}: {name} has shape {array.shape}, in a segment of {length} updates"
+            raise RecordError(message)
         if kind != "host":
             seeds[name] = array.shape[0]
     if len(set(seeds.values())) > 1:
-        raise RecordError(f"{path}: the number of seeds (axis 0) differs between arrays: {seeds}")
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
+        message = f"{path}: the number of seeds (axis 0) differs between arrays: {seeds}"
+        raise RecordError(message)
 
 
 def read_segment(path: PathLike) -> Segment:
@@ -233,7 +230,8 @@ def read_segment(path: PathLike) -> Segment:
         raise
     # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
     except Exception as error:
-        raise RecordError(f"{path} is truncated or corrupt: {error}") from error
+        message = f"{path} is truncated or corrupt: {error}"
+        raise RecordError(message) from error
     _check(path, arrays)
     parts: dict[str, dict[str, Any]] = {"train": {}, "probe": {}, "host": {}}
     for name, array in arrays.items():
@@ -257,6 +255,7 @@ class _Plan(NamedTuple):
 
     methods: list[str]
     seeds: int
+    first_seed: int
     tasks: int
     updates_per_task: int
 
@@ -264,7 +263,8 @@ class _Plan(NamedTuple):
 def _plan(directory: pathlib.Path, settings: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
     missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
     if missing:
-        raise RecordError(f"{directory / 'config.json'}: settings {missing} are missing")
+        message = f"{directory / 'config.json'}: settings {missing} are missing"
+        raise RecordError(message)
     methods = [str(method) for method in settings.get("methods", [])]
     methods += [method for method in found if method not in methods]
     sizes = {
@@ -273,8 +273,10 @@ def _plan(directory: pathlib.Path, settings: Mapping[str, Any], found: Mapping[s
     }
     seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
     if len(seeds) > 1:
-        raise RecordError(f"{directory}: the number of seeds differs between records: {sizes}")
-    return _Plan(methods, seeds.pop(), int(settings["tasks"]), int(settings["updates_per_task"]))
+        message = f"{directory}: the number of seeds differs between records: {sizes}"
+        raise RecordError(message)
+    first = int(settings.get("first_seed", 0))
+    return _Plan(methods, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
 
 def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -282,7 +284,8 @@ def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndar
     if name not in target:
         target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
     if target[name].shape != shape:
-        raise RecordError(f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere")
+        message = f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere"
+        raise RecordError(message)
     target[name][where] = value
 
 
@@ -299,10 +302,11 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]]) -> dict[str, np.nd
             stop = start + int(segment.host["length"])
             first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
             if not (first <= start < stop <= last <= updates):
-                raise RecordError(
+                message = (
                     f"{method}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
                     f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
                 )
+                raise RecordError(message)
             for name, value in segment.train.items():
                 _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
             # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
@@ -340,7 +344,8 @@ def load(path: PathLike) -> xr.Dataset:
     ``probe/<probe>/<value>`` (method, seed, task, mark, ...), mark ``init`` right after the switch to the task and
     ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (method, segment).
     What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
-    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``.
+    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``. One method is
+    ``data.sel({"method": "reset"})``: ``data.sel(method=...)`` is xarray's own argument and selects nothing.
 
     Args:
       path: the run directory.
@@ -363,7 +368,8 @@ def load(path: PathLike) -> xr.Dataset:
     try:
         arrays = _collect(plan, found)
     except RecordError as error:
-        raise RecordError(f"{directory}: {error}") from error
+        message = f"{directory}: {error}"
+        raise RecordError(message) from error
     updates = np.arange(plan.tasks * plan.updates_per_task)
     used = {"method": len(plan.methods), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
@@ -378,7 +384,7 @@ def load(path: PathLike) -> xr.Dataset:
         variables[name] = (dims, array)
     coords: dict[str, Any] = {
         "method": plan.methods,
-        "seed": np.arange(plan.seeds),
+        "seed": plan.first_seed + np.arange(plan.seeds),
         "task": np.arange(plan.tasks),
         "mark": list(MARKS),
         "update": updates,

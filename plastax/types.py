@@ -173,7 +173,7 @@ class Program(NamedTuple):
       init: ``(key) -> state``.
       segment: ``(state, clock, length) -> (state, Record)``: ``length`` (static) updates from update number ``clock``
         (int32 scalar, shared by all seeds) on.
-      dims: record name -> names of the axes behind seed and time.
+      dims: ``<probe>/<value>`` -> names of the axes behind seed and mark.
       coords: axis name -> labels.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from plastax import tree
@@ -24,9 +25,9 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             # Traced values (a hyperparameter axis) cannot be checked; they come from checked settings.
-            if isinstance(value, int | float) and value < 0:
-                name = f"{type(self).__name__}.{field.name}"
-                raise ConfigError(f"{name}: {value} is not allowed; give 0 or more")
+            if isinstance(value, int | float) and not value >= 0:
+                message = f"{type(self).__name__}.{field.name}: {value} is not allowed; give 0 or more"
+                raise ConfigError(message)
 
     def build(self, inner: optax.GradientTransformation) -> Method:
         """Wraps the optimiser ``inner``; without a change here."""
@@ -42,8 +43,9 @@ class Periodic(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.period < 1:
-            raise ConfigError(f"{type(self).__name__}.period: {self.period} is not allowed; give 1 or more")
+        if isinstance(self.period, int | float) and self.period < 1:
+            message = f"{type(self).__name__}.period: {self.period} is not allowed; give 1 or more"
+            raise ConfigError(message)
 
 
 def add_scaled(updates: Tree, scale: float | Array, direction: Tree) -> Tree:
@@ -58,4 +60,4 @@ def is_norm(name: str) -> bool:
 
 def without_norms(params: Tree) -> Tree:
     """``params`` with zeros for the scales and biases of normalisation layers, whose natural centre is not zero."""
-    return tree.map_named(lambda name, x: 0.0 * x if is_norm(name) else x, params)
+    return tree.map_named(lambda name, x: jnp.zeros_like(x) if is_norm(name) else x, params)

@@ -13,8 +13,9 @@ from plastax.types import Array, Method, Params, Tree
 def l2(strength: float | Array = 1e-3) -> Method:
     """Adds the gradient of ``strength / 2 * sum w^2`` to the gradient, before the optimiser: ``g + strength * w``.
 
-    Under Adam the term enters both moments, unlike `weight_decay`. All weights and biases are included; scales and
-    biases of normalisation layers are not (as in Kumar et al.; the paper's code decays those as well).
+    Under Adam the term enters both moments, unlike `weight_decay`. All weights and biases are included, and a Gaussian
+    policy's ``log_std``; scales and biases of normalisation layers are not (as in Kumar et al.; the paper's code decays
+    those as well).
 
     References:
       Krogh and Hertz, "A simple weight decay can improve generalization", NIPS 1991; for plasticity: Kumar et al.,

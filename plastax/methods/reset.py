@@ -40,9 +40,7 @@ def reset(inner: optax.GradientTransformation) -> Method:
             return jax.tree.map(jnp.subtract, fresh, params), inner.init(fresh)
 
         def go_on(updates: Tree, state: Tree) -> tuple[Tree, Tree]:
-            return inner.update(
-                updates, state, params, key=key, boundary=boundary, init_fn=init_fn, **extra
-            )
+            return inner.update(updates, state, params, key=key, boundary=boundary, init_fn=init_fn, **extra)
 
         if isinstance(boundary, bool):
             return (start_again if boundary else go_on)(updates, state)

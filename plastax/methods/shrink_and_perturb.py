@@ -16,8 +16,9 @@ def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e
     """Every ``period`` optimiser steps ``w <- (1 - shrink) w + perturb * xi``, ``xi`` a fresh draw of the initialiser.
 
     The continual form of Kumar et al. (arXiv 2308.11958, appendix): the noise has each layer's own scale and is drawn
-    anew every time (there at every step; an orthogonal draw at every step would cost more than the step). Others differ: Dohare et al. add Gaussian noise of one scale to an L2-regularised network, and
-    Plasticine pulls to one frozen initial network, which is L2 Init.
+    anew every time (there at every step; an orthogonal draw at every step would cost more than the step). Others
+    differ: Dohare et al. add Gaussian noise of one scale to an L2-regularised network, and Plasticine pulls to one
+    frozen initial network, which is L2 Init.
 
     References:
       Ash and Adams, "On warm-starting neural network training", arXiv 1910.08475, section 4 (at a boundary).

@@ -41,9 +41,12 @@ class ActorCritic:
 
     def __post_init__(self) -> None:
         _check_widths("model.hidden", self.hidden)
+        if self.activation not in _ACTIVATIONS:
+            message = f"model.activation: {self.activation!r} is not allowed; give one of {', '.join(_ACTIVATIONS)}"
+            raise ConfigError(message)
 
     def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
-        """Makes the model for observations of ``observation_shape`` and ``action_size`` logits (or action dimensions)."""
+        """Makes the model for observations of ``observation_shape`` and ``action_size`` logits (or dimensions)."""
         return _as_model(self, (), observation_shape, action_size, continuous)
 
 
@@ -61,17 +64,26 @@ class ConvActorCritic(ActorCritic):
         _check_widths("model.channels", self.channels)
 
     def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
-        """Makes the model; raises `ConfigError` unless observations are ``[height, width, channels]``."""
+        """Makes the model; raises `ConfigError` unless observations are ``[height, width, channels]``, large enough."""
         if len(observation_shape) != 3:
-            raise ConfigError(
+            message = (
                 f"model: 'conv' needs observations [height, width, channels]; this stream's are {observation_shape}"
             )
+            raise ConfigError(message)
+        # Every convolution without padding takes two rows and two columns.
+        most = (min(observation_shape[:2]) - 1) // 2
+        if len(self.channels) > most:
+            message = (
+                f"model.channels: {self.channels} is not allowed; observations {observation_shape} allow {most} of them"
+            )
+            raise ConfigError(message)
         return _as_model(self, self.channels, observation_shape, action_size, continuous)
 
 
 def _check_widths(name: str, widths: tuple[int, ...]) -> None:
     if not widths or min(widths) < 1:
-        raise ConfigError(f"{name}: {widths} is not allowed; give one or more positive numbers of units")
+        message = f"{name}: {widths} is not allowed; give one or more positive numbers of units"
+        raise ConfigError(message)
 
 
 class _Network(nn.Module):
@@ -135,7 +147,11 @@ class _ActorCriticNetwork(nn.Module):
 
 
 def _as_model(
-    config: ActorCritic, channels: tuple[int, ...], observation_shape: tuple[int, ...], action_size: int, continuous: bool
+    config: ActorCritic,
+    channels: tuple[int, ...],
+    observation_shape: tuple[int, ...],
+    action_size: int,
+    continuous: bool,
 ) -> Model:
     """Gives the linen module out as pure functions.
 
@@ -152,7 +168,7 @@ def _as_model(
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros((1, *observation_shape)), {})["params"]
 
-    def tapped(params: Params, taps: dict[str, Array], x: Array):  # noqa: ANN202 - the type of Model.tapped
+    def tapped(params: Params, taps: dict[str, Array], x: Array):
         return module.apply({"params": params}, x, taps)
 
     def apply(params: Params, x: Array) -> tuple[dict[str, Array], Features]:

@@ -18,13 +18,15 @@ def rows(features: Array) -> Array:
 def dormant_fraction(features: Array, tau: float = 0.025) -> Array:
     """Share of units whose mean absolute activation is at most ``tau`` times the layer's mean, a scalar.
 
-    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant.
+    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant; NaN where a unit is.
 
     References:
       Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning", arXiv 2302.12902, definition 3.1.
     """
     score = jnp.mean(jnp.abs(rows(features)), axis=0)
-    return jnp.mean(score <= tau * jnp.mean(score))
+    mean = jnp.mean(score)
+    # Comparisons with NaN are false, which would be a network without a dormant unit.
+    return jnp.where(jnp.isnan(mean), jnp.nan, jnp.mean(score <= tau * mean))
 
 
 def dead_units(features: Array) -> Array:
@@ -46,7 +48,8 @@ class FeatureProbe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < 1:
-            raise ConfigError(f"features.tau: {self.tau} is not allowed; give a number from 0 to below 1")
+            message = f"features.tau: {self.tau} is not allowed; give a number from 0 to below 1"
+            raise ConfigError(message)
 
     def build(self, model: Model) -> Probe:
         """The probe; each of its values is ``[feature_layer]``."""
@@ -74,7 +77,7 @@ def monitor(params: Params, features: Features) -> dict[str, Array]:
     """
     values: dict[str, Array] = {"weight_norm": tree.norm(params)}
     for network in dict.fromkeys(name.split("/")[0] for name in features):
-        hidden = [rows(h) for name, h in features.items() if name.startswith(network)]
+        hidden = [rows(h) for name, h in features.items() if name.split("/")[0] == network]
         for name, fn in (
             ("participation_ratio", participation_ratio),
             ("dormant_fraction", dormant_fraction),
@@ -85,14 +88,17 @@ def monitor(params: Params, features: Features) -> dict[str, Array]:
 
 
 def participation_ratio(features: Array) -> Array:
-    """``(sum s_i^2)^2 / sum s_i^4`` of the uncentred features' singular values, a scalar from 1 to the rank; 0 if all zero.
+    """``(sum s_i^2)^2 / sum s_i^4`` of the uncentred features' singular values, a scalar from 1 to the rank.
+
+    It does not depend on the features' scale; 0 where all are zero.
 
     References:
       Roy and Vetterli, EUSIPCO 2007, with Renyi's entropy of order 2 in place of Shannon's and power 2.
     """
     h = rows(features)
+    # Fourth powers over- and underflow early: 1e10 and 1e-10 in float32.
+    largest = jnp.max(jnp.abs(h))
+    h = h / jnp.where(largest == 0, 1.0, largest)
     small = h.T @ h if h.shape[0] >= h.shape[1] else h @ h.T
-    total = jnp.trace(small)
-    return jnp.where(total > 0, jnp.square(total) / jnp.maximum(jnp.sum(jnp.square(small)), 1e-30), 0.0)
-
-
+    fourth = jnp.sum(jnp.square(small))
+    return jnp.square(jnp.trace(small)) / jnp.where(fourth == 0, 1.0, fourth)

@@ -21,7 +21,7 @@ class GradientProbe:
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             grads = jax.grad(seen.loss_fn)(seen.params, seen.batch)
-            zeros = sum(jnp.sum(g == 0) for g in jax.tree.leaves(grads))
+            zeros = jnp.stack([jnp.sum(g == 0) for g in jax.tree.leaves(grads)]).sum()
             return {"norm": tree.norm(grads), "zero_fraction": zeros / tree.size(grads)}
 
         return Probe("gradient", measure, {}, {})

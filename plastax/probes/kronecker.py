@@ -21,16 +21,17 @@ class KroneckerSpectrum:
 
     def __post_init__(self) -> None:
         if not self.eps or min(self.eps) < 0:
-            raise ConfigError(f"kronecker.eps: {self.eps} is not allowed; give one or more numbers, none negative")
+            message = f"kronecker.eps: {self.eps} is not allowed; give one or more numbers, none negative"
+            raise ConfigError(message)
 
     def build(self, model: Model) -> Probe:
         """The probe.
 
         Its values, from the factors on the probe batch: ``a_effective_rank``, ``g_effective_rank``, ``a_largest``,
         ``g_largest`` ``[layer]``; ``rank`` ``[layer, eps]`` of the product, counted without forming it; and the
-        eigenvalues themselves, ``a_eigenvalues`` and ``g_eigenvalues`` ``[layer, ...]``, ascending, padded with NaN. The
-        first four again as ``running_*``, from what the training step's own backward passes accumulated during the task
-        (NaN at its start, and where training takes no factors).
+        eigenvalues themselves, ``a_eigenvalues`` and ``g_eigenvalues`` ``[layer, ...]``, ascending, padded with NaN.
+        The first four again as ``running_*``, from what the training step's own backward passes accumulated during the
+        task (NaN at its start, and where training takes no factors).
         """
         eps = jnp.asarray(self.eps)
 
@@ -65,7 +66,9 @@ class KroneckerSpectrum:
             return jax.tree.map(lambda x, nan: jnp.where(factors.weight > 0, x, nan), summary(safe.mean())[0], missing)
 
         per_layer = ("a_effective_rank", "g_effective_rank", "a_largest", "g_largest")
-        dims = dict.fromkeys((*per_layer, *(f"running_{name}" for name in per_layer)), ("layer",))
+        dims: dict[str, tuple[str, ...]] = dict.fromkeys(
+            (*per_layer, *(f"running_{name}" for name in per_layer)), ("layer",)
+        )
         dims |= {"rank": ("layer", "eps"), "a_eigenvalues": ("layer", "a_index"), "g_eigenvalues": ("layer", "g_index")}
         return Probe("kronecker", measure, dims, {"layer": model.layers, "eps": self.eps})
 

@@ -30,9 +30,11 @@ class _SpectrumProbe:
     def __post_init__(self) -> None:
         for field in ("order", "probes", "examples"):
             if getattr(self, field) < 1:
-                raise ConfigError(f"{self.name}.{field}: {getattr(self, field)} is not allowed; give 1 or more")
+                message = f"{self.name}.{field}: {getattr(self, field)} is not allowed; give 1 or more"
+                raise ConfigError(message)
         if not self.eps or min(self.eps) < 0:
-            raise ConfigError(f"{self.name}.eps: {self.eps} is not allowed; give one or more numbers, none negative")
+            message = f"{self.name}.eps: {self.eps} is not allowed; give one or more numbers, none negative"
+            raise ConfigError(message)
 
     def operator(self, seen: ProbeInput) -> Operator:
         """The operator whose spectrum is taken, on ``seen.batch``."""
@@ -94,7 +96,7 @@ class Hessian(_SpectrumProbe):
 
 @dataclass(frozen=True)
 class GGN(_SpectrumProbe):
-    """Spectrum of the generalised Gauss-Newton matrix, the Hessian's positive part: no curvature of the network itself."""
+    """Spectrum of the generalised Gauss-Newton matrix: the Hessian without the curvature of the network itself."""
 
     name: ClassVar[str] = "ggn"
 

@@ -26,6 +26,4 @@ class WeightProbe:
                 "total_norm": tree.norm(seen.params),
             }
 
-        return Probe(
-            "weights", measure, {"norm": ("layer",), "mean_magnitude": ("layer",)}, {"layer": model.layers}
-        )
+        return Probe("weights", measure, {"norm": ("layer",), "mean_magnitude": ("layer",)}, {"layer": model.layers})

@@ -16,7 +16,7 @@ class Statistics(NamedTuple):
 
     mean: Array
     variance: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, which nobody calls
 
 
 def start(observation_shape: tuple[int, ...]) -> Statistics:
@@ -28,7 +28,8 @@ def apply(statistics: Statistics, observation: Array, kind: Normalization) -> Ar
     """Centres and scales; the identity where ``kind`` is ``none``."""
     if kind == "none":
         return observation
-    return (observation - statistics.mean) / jnp.sqrt(statistics.variance + 1e-8)
+    mean, variance = (jnp.expand_dims(x, range(observation.ndim - x.ndim)) for x in statistics[:2])
+    return (observation - mean) / jnp.sqrt(variance + 1e-8)
 
 
 def update(statistics: Statistics, observations: Array, kind: Normalization, rate: float = 0.01) -> Statistics:

@@ -19,7 +19,7 @@ class Policy(NamedTuple):
     """One family of action distributions; leading axes are free.
 
     Attributes:
-      noise: ``(key, shape) -> [*shape, ...]``: the randomness of ``shape`` actions, drawn outside of the rollout's scan.
+      noise: ``(key, shape) -> [*shape, ...]``: the randomness of ``shape`` actions, drawn outside the rollout's scan.
       sample: ``(outputs, noise) -> action``, as the environment takes it but not yet clipped.
       log_prob: ``(outputs, action) -> [...]``.
       entropy: ``(outputs) -> [...]``, in nats.
@@ -95,5 +95,8 @@ def gaussian(space: Continuous) -> Policy:
             "log_std": 2 * tangent["log_std"],
         }
 
-    low, high = jnp.asarray(space.low, jnp.float32), jnp.asarray(space.high, jnp.float32)
-    return Policy(noise, sample, log_prob, entropy, fisher, lambda action: jnp.clip(action, low, high))
+    def to_environment(action: Array) -> Array:
+        low, high = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), action.shape) for x in (space.low, space.high))
+        return jnp.clip(action, low, high)
+
+    return Policy(noise, sample, log_prob, entropy, fisher, to_environment)

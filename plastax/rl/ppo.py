@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class PPO:
     b1: float = 0.9
     """Adam's decay of the gradient mean."""
     b2: float = 0.999
-    """Adam's decay of the squared gradient; (0.9, 0.999) is the setting in which agents lose plasticity (Dohare 2024)."""
+    """Adam's decay of the squared gradient; with (0.9, 0.999) agents lose plasticity (Dohare et al. 2024)."""
     eps: float = 1e-8
     """Adam's epsilon; CleanRL uses 1e-5, which hides part of the loss of plasticity."""
     max_grad_norm: float = 0.0
@@ -80,30 +80,39 @@ class PPO:
     """Rewards are multiplied by this before learning (returns are reported unscaled)."""
     normalize_observations: normalize.Normalization = "none"
     """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
-    undo an observation offset, and reset tells the agent of the switch: both change the question, so the default is none."""
+    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none."""
     kronecker_every: int = 16
-    """Gradient steps between updates of the running Kronecker factors, from the training step's own backward pass; 0: off."""
+    """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
     kronecker_decay: float = 0.95
     """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_steps", "epochs", "minibatches"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"ppo.{name}: {getattr(self, name)} is not allowed; give a positive number")
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a positive number"
+                raise ConfigError(message)
         if self.num_envs * self.num_steps % self.minibatches:
-            raise ConfigError(
+            message = (
                 f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.num_envs * self.num_steps} "
                 f"steps (num_envs {self.num_envs} x num_steps {self.num_steps})"
             )
+            raise ConfigError(message)
         for name in ("learning_rate", "eps", "reward_scale"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0")
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
+                raise ConfigError(message)
         for name in ("b1", "b2", "gamma", "gae_lambda", "kronecker_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1")
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
+                raise ConfigError(message)
         for name in ("max_grad_norm", "clip", "value_clip", "value_weight", "entropy_weight", "kronecker_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more")
+            if not getattr(self, name) >= 0:
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
+                raise ConfigError(message)
+        kinds = get_args(normalize.Normalization)
+        if self.normalize_observations not in kinds:
+            message = f"ppo.normalize_observations: {self.normalize_observations!r} is not one of {', '.join(kinds)}"
+            raise ConfigError(message)
 
     @property
     def steps_per_update(self) -> int:
@@ -194,7 +203,12 @@ def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) 
 
 
 def rollout(
-    environment: Environment, act: Callable[[Array], policies.Outputs], num_steps: int, actors: Actors, key: Key, task: Tree
+    environment: Environment,
+    act: Callable[[Array], policies.Outputs],
+    num_steps: int,
+    actors: Actors,
+    key: Key,
+    task: Tree,
 ) -> tuple[Actors, Transition]:
     """Steps every environment ``num_steps`` times; ``act`` maps observations ``[N, ...]`` to the network's outputs."""
     policy = policies.make(environment.action_space)
@@ -341,7 +355,7 @@ def program(
             return model.apply(params, observe(statistics, observation))[0]
 
         actors, seen = rollout(environment, act, config.num_steps, actors, key, task)
-        # One pass of the critic over states and true successors, outside the scan: the rollout itself needs the actor only.
+        # One pass of the critic over states and true successors, outside the scan: the rollout needs the actor only.
         both = observe(statistics, jnp.concatenate([_flat(seen.observation), _flat(seen.final_observation)]))
         value, next_value = model.apply(params, both)[0]["value"].reshape(2, *seen.reward.shape)
         reward = config.reward_scale * seen.reward
@@ -393,9 +407,7 @@ def program(
         metrics = jax.tree.map(jnp.mean, metrics) | {
             "episodes": episodes,
             # NaN, not 0, where no episode ended.
-            "episode_return": jnp.where(
-                episodes > 0, seen.finished_return.sum() / jnp.maximum(episodes, 1), jnp.nan
-            ),
+            "episode_return": jnp.where(episodes > 0, seen.finished_return.sum() / jnp.maximum(episodes, 1), jnp.nan),
         }
         if monitor is not None:
             metrics |= monitor(params, features_fn(params, batch))
@@ -433,7 +445,7 @@ def program(
             value, (_, features, inputs) = objective.tapped(params, taps, batch)
             return value, (features, inputs)
 
-        values = {}
+        values: dict[str, Array] = {}
         for i, probe in enumerate(probes):
             seen = ProbeInput(
                 state.params, batch, loss_fn, features_fn, objective.outputs, objective.curvature, tapped_loss,
@@ -445,7 +457,9 @@ def program(
     def init(key: Key) -> State:
         params = model.init(_key(key, _INIT))
         statistics = normalize.start(environment.observation_shape)
-        actors = reset_actors(environment, config.num_envs, _key(key, _SWITCH), stream.task(_key(key, _TASKS), 0))
+        actors = reset_actors(
+            environment, config.num_envs, _key(key, _SWITCH), stream.task(_key(key, _TASKS), jnp.int32(0))
+        )
         factors: Tree = {}
         if config.kronecker_every:
             taps = taps_fn(batch_like)
@@ -457,10 +471,8 @@ def program(
     def segment(state: State, clock: Array, length: int) -> tuple[State, Record]:
         index = clock // updates_per_task
         task = stream.task(_key(state.key, _TASKS), index)
-        # Every predicate below comes from the clock, which is shared by all seeds: under vmap the branches stay branches.
-        state = jax.lax.cond(
-            clock % updates_per_task == 0, lambda s: begin_task(s, task, clock), lambda s: s, state
-        )
+        # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
+        state = jax.lax.cond(clock % updates_per_task == 0, lambda s: begin_task(s, task, clock), lambda s: s, state)
         train_shape = jax.eval_shape(update, state, task, clock)[1]
         probe_shape = jax.eval_shape(measure, state, task, clock)
 
@@ -468,7 +480,7 @@ def program(
             return jax.tree.map(lambda s: jnp.full((*lead, *s.shape), jnp.nan, s.dtype), shapes)
 
         def phase(state: State, trained: Array) -> tuple[State, tuple[Tree, Tree]]:
-            """First nothing, then ``length`` updates; then the probes, if due. One compiled copy of each serves both."""
+            """First nothing, then ``length`` updates; then the probes, if due. One compiled copy serves both."""
             state, train = jax.lax.cond(
                 trained,
                 lambda s: jax.lax.scan(lambda s, c: update(s, task, c), s, clock + jnp.arange(length)),
@@ -476,7 +488,9 @@ def program(
                 state,
             )
             now = clock + jnp.where(trained, length, 0)
-            seen = jax.lax.cond(due(now, trained), lambda s: measure(s, task, now), lambda _: missing(probe_shape), state)
+            seen = jax.lax.cond(
+                due(now, trained), lambda s: measure(s, task, now), lambda _: missing(probe_shape), state
+            )
             return state, (train, seen)
 
         state, (train, seen) = jax.lax.scan(phase, state, jnp.array([False, True]))
@@ -486,15 +500,15 @@ def program(
         lambda key: collect(
             model.init(key),
             normalize.start(environment.observation_shape),
-            reset_actors(environment, config.num_envs, key, stream.task(key, 0)),
+            reset_actors(environment, config.num_envs, key, stream.task(key, jnp.int32(0))),
             key,
-            stream.task(key, 0),
+            stream.task(key, jnp.int32(0)),
         )[2],
         jax.random.key(0),
     )
     size = config.steps_per_update // config.minibatches
     batch_like = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), example)
-    dims = {f"probe/{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}
+    dims = {f"{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}
     coords = {axis: labels for p in probes for axis, labels in p.coords.items()}
     return Program(init, segment, dims, coords)
 

@@ -1,0 +1,116 @@
+"""Continual reinforcement learning on gymnax: PPO, many seeds at once, with spectra at every task switch.
+
+    make run EXP=rl_gymnax
+    make run EXP=rl_gymnax ARGS="--seeds 16 --method l2_er --method.er-lr 1e-4"
+
+Leaves its run in <runs-dir>/rl_gymnax/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from plastax import parallel, report, run, settings, tracking
+from plastax.methods import METHODS
+from plastax.models import MODELS
+from plastax.probes import PROBES
+from plastax.rl import STREAMS, ppo
+from plastax.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Config(settings.Study):
+    """Continual reinforcement learning on gymnax: PPO on a stream of tasks, spectra at every switch."""
+
+    stream: str = "cartpole_chain"
+    """What changes from task to task (`python -m plastax list streams`)."""
+    model: str = "mlp"
+    """Network: mlp, or conv for image observations (minatar_chain)."""
+    steps_per_task: int = 61_440
+    """Environment steps of one seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
+    segments_per_task: int = 1
+    """Calls of the compiled program a task: more show progress and checkpoint more often."""
+    ppo: ppo.PPO = field(default_factory=lambda: ppo.PPO(learning_rate=2e-3, epochs=8, reward_scale=0.05))
+    """The agent."""
+
+
+# What each preset changes in the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "seeds": 2, "tasks": 3, "steps_per_task": 5_120,
+        "hessian.order": 8, "hessian.probes": 1, "ggn.order": 8, "ggn.probes": 1,
+    },
+    "default": {},
+    "accelerator": {"seeds": 64, "tasks": 40, "steps_per_task": 163_840, "segments_per_task": 4, "hessian.order": 64,
+                    "ggn.order": 64, "hessian.probes": 4, "ggn.probes": 4},
+    # The networks and schedule of C-CHAIN's Gym Control (arXiv 2506.00592): 10 tasks of 160k steps, 3 x 256 leaky ReLU,
+    # Adam 1e-3, 5 epochs, minibatches of 32; 800 steps a rollout there, 8 environments x 100 steps here.
+    "paper": {
+        "seeds": 10, "tasks": 10, "steps_per_task": 160_000, "model_settings.hidden": (256, 256, 256),
+        "model_settings.activation": "leaky_relu", "ppo.num_envs": 8, "ppo.num_steps": 100, "ppo.epochs": 5,
+        "ppo.minibatches": 25, "ppo.learning_rate": 1e-3, "ppo.reward_scale": 0.05,
+    },
+}  # fmt: skip
+
+GROUPS = {"methods": METHODS, "probes": PROBES}
+
+
+def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
+    """One program a method, over seeds, and the plan of segments; raises `ConfigError` before anything compiles."""
+    stream = config.stream_settings.build()
+    if config.steps_per_task < 1 or config.steps_per_task % config.ppo.steps_per_update:
+        per_update = config.ppo.steps_per_update
+        raise ConfigError(f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {per_update} steps")
+    updates = config.steps_per_task // config.ppo.steps_per_update
+    if config.segments_per_task < 1 or updates % config.segments_per_task:
+        raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
+    size, continuous = ppo.action_size(stream.environment)
+    programs = {}
+    for name in config.methods:
+        method = getattr(config, name, METHODS[name])
+        options = dataclasses.replace(config.model_settings, **method.model_options)
+        model = options.build(stream.environment.observation_shape, size, continuous=continuous)
+        program = ppo.program(
+            config.ppo,
+            stream,
+            model,
+            method.build(config.ppo.optimizer()),
+            [getattr(config, probe, PROBES[probe]).build(model) for probe in config.probes],
+            updates_per_task=updates,
+            needs_boundary=method.needs_boundary,
+            due=ppo.task_borders(updates, config.probe_every),
+        )
+        programs[name] = parallel.over_seeds(program, config.seeds, config.seed_chunk)
+    per_update = config.seeds * config.ppo.steps_per_update
+    return programs, run.Plan(config.tasks, updates, updates // config.segments_per_task, per_update)
+
+
+def main() -> None:
+    """Runs the study that the command line asks for."""
+    config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
+    programs, plan = build(config)
+    chosen = settings.to_json(config, GROUPS)
+    directory, run_id = settings.run_directory(config, "rl_gymnax", chosen)
+    if config.compilation_cache:
+        run.use_compilation_cache()
+    described = {"experiment": "rl_gymnax", "run_id": run_id, "hash": settings.identity(chosen)}
+    described["settings"] = {**chosen, "updates_per_task": plan.updates_per_task}
+    console = Console()
+    sinks = [tracking.Guarded(sink) for sink in (tracking.ConsoleSink(console), tracking.WandbSink(config.wandb))]
+    keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
+    run.study(directory, described, programs, keys, plan, sinks, checkpoint_every=config.checkpoint_every)
+    report.write(directory)
+    report.print_table(directory, console)
+    console.print(f"\nEverything is in [bold]{directory}[/bold]")
+
+
+if __name__ == "__main__":
+    settings.main(main)

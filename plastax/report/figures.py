@@ -1,0 +1,329 @@
+"""The figures of a study. Each function draws one and returns it with the numbers in it, or None without data."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from plastax.report.spectra import density
+from plastax.report.statistics import over_seeds
+from plastax.report.style import WIDTH, integer_axis, legend, method_styles, save, styled
+from plastax.report.table import RETURN, layer_mean, rank_at, task_means, thirds
+
+
+class Drawing(NamedTuple):
+    """A figure and the numbers in it, one row a point."""
+
+    figure: Figure
+    frame: pd.DataFrame
+
+
+class Panel(NamedTuple):
+    """One quantity over tasks, to be drawn with its interval over seeds.
+
+    Attributes:
+      name: names it in the CSV.
+      label: of its vertical axis, with unit.
+      values: (method, seed, task), NaN where not measured; None if it was not measured at all.
+    """
+
+    name: str
+    label: str
+    values: xr.DataArray | None
+
+    def interval(self) -> xr.Dataset | None:
+        """Mean and interval (method, task); None if there is nothing to draw."""
+        if self.values is None or not bool(self.values.notnull().any()):
+            return None
+        return over_seeds(self.values.reset_coords(drop=True))
+
+
+def _intervals(panels: Sequence[Panel]) -> dict[str, tuple[Panel, xr.Dataset]]:
+    """Name -> panel and its interval, of the panels that there is data for."""
+    found = {panel.name: (panel, panel.interval()) for panel in panels}
+    return {name: (panel, interval) for name, (panel, interval) in found.items() if interval is not None}
+
+
+def _frame(intervals: Mapping[str, tuple[Panel, xr.Dataset]]) -> pd.DataFrame:
+    """The numbers of some panels: quantity, method, task, mean, low, high, seeds; one row a measured point."""
+    parts = [
+        interval.to_dataframe(["method", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
+        for name, (_, interval) in intervals.items()
+    ]
+    columns = ["quantity", "method", "task", "mean", "low", "high", "seeds"]
+    # Concatenating nothing is an error: a run killed in its first task has updates, but no task yet.
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _lines(axes: Axes, interval: xr.Dataset, label: str) -> None:
+    """Means over tasks with bands, one line a method."""
+    styles = method_styles(interval.method.values.tolist())
+    for method in interval.method.values:
+        # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
+        one = interval.sel({"method": method}).dropna("task", subset=["mean"])
+        style = styles[str(method)]
+        axes.plot(one.task, one["mean"], label=method, marker="o", markersize=3.5, **style)
+        axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
+    axes.set_ylabel(label)
+    integer_axis(axes)
+
+
+def _stack(panels: Sequence[Panel], columns: int, height: float) -> Drawing | None:
+    """Some panels in one figure; those without data are left out."""
+    intervals = _intervals(panels)
+    if not intervals:
+        return None
+    columns = min(columns, len(intervals))
+    rows = -(-len(intervals) // columns)
+    figure = Figure(figsize=(WIDTH, height * rows + 0.4))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, (panel, interval) in zip(grid.flat, intervals.values()):
+        _lines(axes, interval, panel.label)
+        axes.set_xlabel("task")
+    for axes in grid.flat[len(intervals) :]:
+        axes.set_axis_off()
+    legend(figure, grid.flat[0])
+    return Drawing(figure, _frame(intervals))
+
+
+def returns(data: xr.Dataset) -> Drawing | None:
+    """Return per update (mean over seeds, smoothed) and per task (mean over updates and seeds, with interval)."""
+    if RETURN not in data or not bool(data[RETURN].notnull().any()):
+        return None
+    per_task = data.sizes["update"] // data.sizes["task"]
+    styles = method_styles(data.method.values.tolist())
+    figure = Figure(figsize=(WIDTH, 6.0))
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    # Updates are noisy, because few episodes end in one. The window stays inside a task, or it would blur its switch.
+    window = max(1, per_task // 20)
+    frame = data[RETURN].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
+    smooth = frame.groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
+    x = (smooth.index + 0.5) / per_task - 0.5
+    for method in smooth.columns:
+        top.plot(x, smooth[method], label=method, **styles[method] | {"linewidth": 1.0})
+    for boundary in range(1, data.sizes["task"]):
+        for axes in (top, bottom):
+            axes.axvline(boundary - 0.5, color="0.75", linewidth=0.8, zorder=0)
+    top.set_ylabel("return" if window == 1 else f"return, mean of {window} updates")
+    top.grid(visible=False, axis="x")
+    bottom.grid(visible=False, axis="x")
+    bottom.set_xlabel("task")
+    bottom.set_xlim(-0.5, data.sizes["task"] - 0.5)
+    legend(figure, top)
+    integer_axis(bottom)
+    intervals = _intervals([Panel("return", "return, task mean", task_means(data))])
+    for panel, interval in intervals.values():
+        _lines(bottom, interval, panel.label)
+    return Drawing(figure, _frame(intervals))
+
+
+def returns_per_update(data: xr.Dataset) -> pd.DataFrame | None:
+    """The upper panel of `returns` before smoothing: update, task and one column a method, mean over seeds."""
+    if RETURN not in data:
+        return None
+    frame = data[RETURN].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
+    frame.insert(0, "task", data.update_task.values)
+    return frame.dropna(how="all", subset=data.method.values.tolist()).reset_index().rename_axis(None, axis=1)
+
+
+def _ranks(data: xr.Dataset) -> list[Panel]:
+    """eps-rank and effective rank of the Hessian at the first update of a task."""
+    rank = rank_at(data)
+    eps = f" (ε = {float(rank.eps):.0e})".replace("e-0", "e-") if rank is not None and "eps" in rank.coords else ""
+    effective = layer_mean(data, "probe/hessian/effective_rank", "init")
+    return [
+        Panel("hessian_rank", f"Hessian ε-rank{eps}", rank),
+        Panel("hessian_effective_rank", "Hessian effective rank", effective),
+    ]
+
+
+def ranks(data: xr.Dataset) -> Drawing | None:
+    """eps-rank and effective rank of the Hessian at the first update of every task."""
+    return _stack(_ranks(data), columns=2, height=3.4)
+
+
+def network(data: xr.Dataset) -> Drawing | None:
+    """Effective rank of the features, dormant units and weight norm at the last update of every task."""
+    norm = data.get("probe/weights/norm")
+    if norm is not None:
+        # The norm of all kernels together, which is what regularisers act on.
+        norm = (norm.sel(mark="end") ** 2).sum(
+            [dim for dim in norm.dims if dim not in ("method", "seed", "task", "mark")], skipna=False
+        ) ** 0.5
+    panels = [
+        Panel("feature_rank", "feature effective rank", layer_mean(data, "probe/features/effective_rank", "end")),
+        Panel("dormant_fraction", "dormant units, share", layer_mean(data, "probe/features/dormant_fraction", "end")),
+        Panel("weight_norm", "weight norm", norm),
+    ]
+    return _stack(panels, columns=3, height=3.0)
+
+
+class _Heat(NamedTuple):
+    """Counts of eigenvalues for heat maps.
+
+    Attributes:
+      values: (method, task, bin), eigenvalues per bin, or their share where the size of the network is unknown.
+      label: of the colour bar.
+      norm: colour scale of log10(values), shared by all heat maps.
+      range: eigenvalues shown, lowest and highest.
+    """
+
+    values: xr.DataArray
+    label: str
+    norm: Normalize
+    range: tuple[float, float]
+
+
+def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
+    shares = density(data, operator)
+    if shares is None:
+        return None
+    label = "eigenvalues per bin, share (log₁₀)"
+    if (name := f"probe/{operator}/dim") in data:
+        # Every network of a method has the same number of parameters, but methods may differ.
+        sizes = data[name].max([dim for dim in data[name].dims if dim != "method"])
+        shares, label = shares * sizes, "eigenvalues per bin (log₁₀)"
+    logs = np.log10(shares.where(shares > 0))
+    top = np.ceil(float(logs.max()))
+    occupied = (shares > 0).any(["method", "task"])
+    low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
+    # Five decades of colour: what is rarer than that is rounding of the quadrature's weights.
+    return _Heat(shares, label, Normalize(max(float(logs.min()), top - 5.0), top), (low, high))
+
+
+def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
+    """One method's spectral density over tasks; what was not measured is grey."""
+    one = heat.values.sel({"method": method}).dropna("task", how="all")
+    tasks = one.task.values.astype(float)
+    middle = (tasks[1:] + tasks[:-1]) / 2.0
+    across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
+    edges = np.append(one.low.values, one.high.values[-1])
+    with np.errstate(divide="ignore"):
+        logs = np.log10(one.transpose("bin", "task").values)
+    mesh = axes.pcolormesh(
+        across, edges, np.maximum(logs, heat.norm.vmin), norm=heat.norm, cmap="magma", rasterized=True
+    )
+    smallest = float(np.abs(edges).min())
+    axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
+    axes.set_ylim(heat.range)
+    decades = round(np.log10(edges[-1] / smallest))
+    ticks = [smallest * 10.0**k for k in range(1, decades + 1) if (decades - k) % 2 == 0]
+    axes.set_yticks([tick for tick in (*(-t for t in ticks), 0.0, *ticks) if heat.range[0] <= tick <= heat.range[1]])
+    axes.minorticks_off()
+    axes.grid(visible=False)
+    axes.set_facecolor("0.85")
+    axes.set_title(method)
+    axes.set_xlabel("task")
+    integer_axis(axes)
+    return mesh
+
+
+def _heat_frame(heat: _Heat, methods: Sequence[str]) -> pd.DataFrame:
+    """The numbers of some heat maps: method, task, low, high (the bin), value; empty bins are left out."""
+    series = heat.values.sel({"method": list(methods)}).to_dataframe("value").reset_index()
+    return series[series["value"] > 0][["method", "task", "low", "high", "value"]]
+
+
+def _measured(heat: _Heat) -> list[str]:
+    return [str(m) for m in heat.values.method.values if bool(heat.values.sel({"method": m}).notnull().any())]
+
+
+def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
+    """Spectral density at the first update of every task, a heat map a method, pooled over seeds and probes."""
+    heat = _heat(data, operator)
+    if heat is None:
+        return None
+    methods = _measured(heat)
+    columns = min(3, len(methods))
+    rows = -(-len(methods) // columns)
+    figure = Figure(figsize=(WIDTH, 3.2 * rows + 0.2))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, method in zip(grid.flat, methods):
+        mesh = _heat_map(axes, heat, method)
+    for axes in grid.flat[len(methods) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue")
+    figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01)
+    return Drawing(figure, _heat_frame(heat, methods))
+
+
+def worst_and_best(data: xr.Dataset) -> list[str]:
+    """The methods with the lowest and the highest return in the last third of tasks.
+
+    ``reset`` is left out if there are two others: it starts every task anew and cannot lose plasticity.
+    """
+    means = task_means(data)
+    methods = [str(method) for method in data.method.values]
+    others = [method for method in methods if method != "reset"]
+    methods = others if len(others) >= 2 else methods
+    if means is None:
+        return [methods[0], methods[-1]][: len(methods)]
+    score = means.isel(task=thirds(means.sizes["task"])[1]).mean(["seed", "task"]).to_series()[methods].dropna()
+    return [score.idxmin(), score.idxmax()] if len(score) >= 2 else list(score.index)
+
+
+def overview(data: xr.Dataset) -> Drawing | None:
+    """The study in one picture: returns, Hessian eps-rank, and the spectra of the worst and the best method."""
+    panels = [Panel("return", "return, task mean", task_means(data)), _ranks(data)[0]]
+    intervals = _intervals(panels)
+    heat = _heat(data, "hessian")
+    chosen = [] if heat is None else [method for method in worst_and_best(data) if method in _measured(heat)]
+    if not intervals:
+        return None
+    figure = Figure(figsize=(WIDTH, 6.6 if chosen else 3.6))
+    # Two rows in one grid of columns, so that the panels' edges line up however many each row has.
+    mosaic = [list(intervals) * (2 // len(intervals))]
+    if chosen:
+        mosaic.append([method for method in chosen for _ in range(2 // len(chosen))])
+    axes: dict[str, Any] = figure.subplot_mosaic(mosaic)
+    for panel, interval in intervals.values():
+        _lines(axes[panel.name], interval, panel.label)
+        axes[panel.name].set_xlabel("task")
+    frames = [_frame(intervals)]
+    if heat is not None and chosen:
+        for method in chosen:
+            mesh = _heat_map(axes[method], heat, method)
+            axes[method].sharey(axes[chosen[0]])
+        axes[chosen[0]].set_ylabel("Hessian eigenvalue")
+        for method, rank in zip(chosen, ("lowest", "highest") if len(chosen) == 2 else ("",)):
+            axes[method].set_title(f"{method} ({rank} return)" if rank else method)
+        figure.colorbar(mesh, ax=[axes[method] for method in chosen], label=heat.label, pad=0.01)
+        frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
+    legend(figure, axes[next(iter(intervals))])
+    return Drawing(figure, pd.concat(frames))
+
+
+FIGURES = {"overview": overview, "returns": returns, "spectra": spectra, "ranks": ranks, "network": network}
+"""File name -> what draws it."""
+
+
+def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
+    """Draws every figure that there is data for, each as PNG, PDF and CSV.
+
+    Args:
+      data: a study, see `plastax.load`.
+      directory: made if need be.
+
+    Returns:
+      The directory.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with styled():
+        for name, draw in FIGURES.items():
+            if (drawing := draw(data)) is not None:
+                save(*drawing, directory, name)
+        if (drawing := spectra(data, "ggn")) is not None:
+            save(*drawing, directory, "spectra_ggn")
+    if (frame := returns_per_update(data)) is not None:
+        frame.to_csv(directory / "returns_per_update.csv", index=False)
+    return directory

@@ -1,0 +1,79 @@
+"""Spectral densities as histograms over bins that are logarithmic in both directions from zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+
+def symlog_edges(smallest: float, largest: float, per_decade: int = 8) -> np.ndarray:
+    """Bin edges, symmetric around zero: one bin ``[-smallest, smallest]``, logarithmic ones outwards.
+
+    Args:
+      smallest: absolute eigenvalue below which there is only one bin; rounded down to a power of ten.
+      largest: absolute eigenvalue that the outermost bins contain; rounded up to a power of ten.
+      per_decade: bins per decade.
+
+    Returns:
+      ``[2 n + 2]`` ascending, with n = decades times ``per_decade``.
+
+    Raises:
+      ValueError: unless 0 < smallest < largest, both finite.
+    """
+    if not 0.0 < smallest < largest < np.inf:
+        message = f"0 < smallest < largest < inf does not hold for {smallest} and {largest}"
+        raise ValueError(message)
+    low, high = np.floor(np.log10(smallest)), np.ceil(np.log10(largest))
+    positive = np.logspace(low, high, int(high - low) * per_decade + 1)
+    return np.concatenate([-positive[::-1], positive])
+
+
+def histogram(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share of the eigenvalues in every bin, from the quadratures of any number of probes and seeds.
+
+    Args:
+      nodes: ``[..., K]`` quadrature nodes (Ritz values); a quadrature with a NaN in it is left out.
+      weights: ``[..., K]``, non-negative, summing to one for every quadrature.
+      edges: ``[bins + 1]`` ascending.
+
+    Returns:
+      ``[bins]``, the mean over the quadratures; sums to one. Nodes outside the edges count in the outermost bins. NaN
+      where there is no quadrature.
+    """
+    nodes = np.asarray(nodes, np.float64).reshape(-1, np.shape(nodes)[-1])
+    weights = np.asarray(weights, np.float64).reshape(nodes.shape)
+    usable = np.isfinite(nodes).all(axis=-1) & np.isfinite(weights).all(axis=-1)
+    if not usable.any():
+        return np.full(len(edges) - 1, np.nan)
+    inside = np.clip(nodes[usable], edges[0], edges[-1])
+    counts, _ = np.histogram(inside, edges, weights=weights[usable])
+    return counts / usable.sum()
+
+
+def density(data: xr.Dataset, operator: str = "hessian", mark: str = "init", decades: int = 6) -> xr.DataArray | None:
+    """Spectral densities of all methods and tasks, over common bins.
+
+    Args:
+      data: a study, see `plastax.load`.
+      operator: ``hessian`` or ``ggn``.
+      mark: ``init`` or ``end`` of the task.
+      decades: how far down from the largest absolute eigenvalue of the study the bins go.
+
+    Returns:
+      Share of the eigenvalues (method, task, bin), pooled over seeds and probes, NaN where not measured; coordinates
+      ``low`` and ``high`` along ``bin`` are its edges. None if the study has no such spectra.
+    """
+    names = [f"probe/{operator}/{part}" for part in ("nodes", "weights")]
+    if any(name not in data for name in names):
+        return None
+    nodes, weights = (data[name].sel(mark=mark).transpose("method", "task", "seed", ...) for name in names)
+    largest = float(np.abs(nodes).max())
+    if not 0.0 < largest < np.inf:
+        return None
+    top = 10.0 ** np.ceil(np.log10(largest))
+    edges = symlog_edges(top / 10.0**decades, top)
+    out = np.full((nodes.sizes["method"], nodes.sizes["task"], len(edges) - 1), np.nan)
+    for m, t in np.ndindex(out.shape[:2]):
+        out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)
+    coords = {"method": data.method, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
+    return xr.DataArray(out, dims=("method", "task", "bin"), coords=coords, name="share")

@@ -1,0 +1,87 @@
+"""How figures look: colours of the methods, sizes, and saving."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 9.0
+"""Inches; with `DPI` and the font sizes below readable at the 830 pixels of a README."""
+
+DPI = 160
+
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.labelsize": 11,
+    "legend.fontsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+
+# Okabe and Ito, "Color universal design", 2008; without its yellow, which is too light for lines on white.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+_FIXED = {"reset": "#000000", "backprop": "#D55E00"}
+_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of every method, the same in all figures of a study.
+
+    Args:
+      methods: names in the order of the study.
+
+    Returns:
+      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line after five methods besides
+      ``backprop`` and ``reset``, which always look the same.
+    """
+    others = [method for method in methods if method not in _FIXED]
+    styles = {
+        method: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)]}
+        for i, method in enumerate(others)
+    }
+    return styles | {method: {"color": colour, "linestyle": "-"} for method, colour in _FIXED.items()}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draws in the style of the reports, and leaves matplotlib's settings as they were."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def integer_axis(axes: Axes) -> None:
+    """Ticks of the horizontal axis at whole tasks only."""
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, above them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
+
+
+def save(figure: Figure, frame: pd.DataFrame, directory: pathlib.Path, name: str) -> None:
+    """Writes ``<name>.png``, ``<name>.pdf`` and the numbers in it as ``<name>.csv``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    figure.savefig(directory / f"{name}.png", dpi=DPI)
+    # Without a date, the same numbers give the same file.
+    figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None})
+    frame.to_csv(directory / f"{name}.csv", index=False)

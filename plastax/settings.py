@@ -1,0 +1,268 @@
+"""Settings of an experiment: from the command line and presets to one frozen, hashable, validated configuration.
+
+An experiment declares a frozen dataclass with the fields of `Study`; `parse` adds one group of settings for everything
+that a registry offers (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``), reads the command line by tyro, and
+checks what can be checked before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+
+from plastax.record import read_json
+from plastax.types import ConfigError
+
+Registry = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What every experiment can be told, whatever it studies. Fields marked so in `IO` do not change its numbers."""
+
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])] = ("backprop", "l2_er", "reset")
+    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
+    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
+    probe_every: int = 1
+    """Tasks from one probed task to the next."""
+    seeds: int = 6
+    """Independent networks of each method, trained at once; every method sees the same tasks."""
+    first_seed: int = 0
+    """Number of the first seed; seed k is the same network alone and among others."""
+    seed_chunk: int = 0
+    """Seeds that run side by side, a divisor of the seeds; bounds memory. 0: all."""
+    tasks: int = 10
+    """Tasks in the stream."""
+    checkpoint_every: int = 1
+    """Segments between checkpoints; 0: none."""
+    runs_dir: Path = Path("runs")
+    """Where runs go: <runs-dir>/<experiment>/<run id>."""
+    resume: Path | None = None
+    """A run directory to go on with; its settings are used, and others are refused."""
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """W&B: offline files in the run directory (no account needed), online, or disabled."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, so that a second start compiles nothing."""
+
+
+IO = ("checkpoint_every", "runs_dir", "resume", "wandb", "compilation_cache", "preset")
+"""Settings that do not change a run's numbers and are not part of its identity."""
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one line and ends the process with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(
+    base: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    chosen: Mapping[str, Registry],
+    groups: Mapping[str, Registry],
+    args: Sequence[str] | None = None,
+) -> Any:
+    """The configuration that a command line asks for.
+
+    Args:
+      base: a frozen dataclass that extends `Study`.
+      presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
+      chosen: field -> registry of which it names one entry; the entry's settings are the group of the field's name.
+      groups: field -> registry of which it names several; each entry's settings are a group of the entry's name, and
+        ``--method.X`` stands for ``--<name>.X`` where one method is chosen.
+      args: the command line, `sys.argv[1:]` by default.
+
+    Returns:
+      An instance of a subclass of ``base``, with a field ``preset``, for every choice ``field`` a field
+      ``<field>_settings``, and for every entry of a group a field of its name.
+
+    Raises:
+      ConfigError: an unknown name or a value that a setting's own check refuses.
+      SystemExit: with status 2 where tyro refuses the line, 0 after ``--help``.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    # A resumed run is the run it was: its own settings are the defaults of this command line.
+    stored: Mapping[str, Any] = {}
+    if path := _value_of(args, "--resume"):
+        try:
+            stored = read_json(Path(path) / "config.json")["settings"]
+        except (OSError, KeyError, ValueError) as error:
+            raise ConfigError(f"resume: {path} is not a run directory ({error})") from error
+    preset = _value_of(args, "--preset") or stored.get("preset", "default")
+    _known("preset", preset, presets)
+    overrides = presets[preset]
+
+    def first(field: str, name: str) -> str:
+        default = next(f.default for f in dataclasses.fields(base) if f.name == field)
+        return _value_of(args, name) or stored.get(field) or overrides.get(field, default)
+
+    fields: list[Any] = [
+        ("preset", Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")], preset)
+    ]
+    for field, registry in chosen.items():
+        name = first(field, f"--{field}")
+        _known(field, name, registry)
+        entry = registry[name]
+        fields.append((f"{field}_settings", Annotated[type(entry), tyro.conf.arg(name=field)], entry))
+    for registry in groups.values():
+        fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
+    namespace: dict[str, Any] = {"__doc__": base.__doc__}
+    cls = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
+    default = _with(cls(), {name: value for name, value in overrides.items()})
+    default = _from_json(default, stored) if stored else default
+    config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
+    for field, registry in groups.items():
+        for name in getattr(config, field):
+            _known(field, name, registry)
+        if len(set(getattr(config, field))) < len(getattr(config, field)):
+            raise ConfigError(f"{field}: {getattr(config, field)} names an entry twice")
+    _check(config)
+    return config
+
+
+def _value_of(args: Sequence[str], flag: str) -> str | None:
+    """The value behind ``flag``, in either spelling; None where it is not given."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _known(field: str, name: str, allowed: Registry) -> None:
+    if name not in allowed:
+        close = difflib.get_close_matches(name, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"{field}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
+
+
+def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]) -> list[str]:
+    """Replaces ``--method.X`` by ``--<the method>.X``."""
+    if "methods" not in groups or not any(arg.startswith("--method.") for arg in args):
+        return list(args)
+    methods = list(default.methods)
+    for i, arg in enumerate(args):
+        if arg in ("--method", "--methods"):
+            end = next((j for j in range(i + 1, len(args)) if args[j].startswith("-")), len(args))
+            methods = list(args[i + 1 : end])
+        elif arg.startswith(("--method=", "--methods=")):
+            methods = [arg.partition("=")[2]]
+    if len(methods) != 1:
+        flag = next(arg for arg in args if arg.startswith("--method."))
+        raise ConfigError(
+            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); name one, as in "
+            f"--{methods[0].replace('_', '-')}.{flag.removeprefix('--method.')}"
+        )
+    return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
+
+
+def _with(config: Any, values: Mapping[str, Any]) -> Any:
+    """``config`` with dotted settings replaced."""
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        config = dataclasses.replace(config, **{head: _with(getattr(config, head), {rest: value}) if rest else value})
+    return config
+
+
+def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
+    """``config`` with the settings that were written by `to_json`."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        if field.name in stored and field.name not in ("resume",):
+            old, new = getattr(config, field.name), stored[field.name]
+            if dataclasses.is_dataclass(old):
+                new = _from_json(old, new)
+            elif isinstance(old, tuple):
+                new = tuple(new)
+            elif isinstance(old, Path):
+                new = Path(new)
+            changes[field.name] = new
+    return dataclasses.replace(config, **changes)
+
+
+def _check(config: Any) -> None:
+    for name in ("seeds", "tasks", "probe_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 1 or more")
+    for name in ("first_seed", "seed_chunk", "checkpoint_every"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 0 or more")
+    if not config.methods:
+        raise ConfigError("methods: none is given; name one or more")
+    if config.seed_chunk and config.seeds % config.seed_chunk:
+        raise ConfigError(f"seed_chunk: {config.seed_chunk} does not divide the {config.seeds} seeds")
+
+
+def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
+    """All settings as JSON types, without the groups of entries that were not chosen."""
+    unused = {name for field, registry in groups.items() for name in registry if name not in getattr(config, field)}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
+    return json.loads(json.dumps(settings, default=os.fspath))
+
+
+def identity(settings: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that two configurations share if and only if they ask for the same numbers."""
+    text = json.dumps({k: v for k, v in settings.items() if k not in IO}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> tuple[Path, str]:
+    """The directory of this run, made, and its id; a resumed run's own.
+
+    Raises:
+      ConfigError: the directory cannot be written, or the resumed run has other settings, which are named.
+    """
+    if config.resume is not None:
+        stored = read_json(config.resume / "config.json")
+        differing = {
+            name: (value, settings.get(name))
+            for name, value in stored["settings"].items()
+            if name not in IO and value != settings.get(name)
+        } | {name: (None, value) for name, value in settings.items() if name not in {*IO, *stored["settings"]}}
+        if stored["experiment"] != experiment:
+            raise ConfigError(f"resume: {config.resume} is a run of {stored['experiment']}, not of {experiment}")
+        if differing:
+            listed = "; ".join(f"{name}: {old!r} there, {new!r} here" for name, (old, new) in differing.items())
+            raise ConfigError(f"resume: {config.resume} is another configuration ({listed}); drop these settings")
+        _writable(config.resume, "resume")
+        return config.resume, stored["run_id"]
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run_id = f"{stamp}-{identity(settings)}"
+    directory = config.runs_dir / experiment / run_id
+    # Two starts within a second are two runs.
+    for k in range(2, 100):
+        if not directory.exists():
+            break
+        directory = directory.with_name(f"{run_id}-{k}")
+    _writable(directory, "runs_dir")
+    return directory, directory.name
+
+
+def _writable(directory: Path, setting: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{setting}: {directory} cannot be written ({error.strerror}); name another directory") from error
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs an experiment's body; a setting that cannot be used ends it with one line and status 2."""
+    try:
+        run()
+    except ConfigError as error:
+        fail(str(error))

@@ -1,0 +1,211 @@
+"""The contract of the actor-critic networks: names, widths, taps, units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax import tree
+from plastax.models import MODELS, ActorCritic, ConvActorCritic
+from plastax.types import ConfigError, Model
+
+EXAMPLES, ACTIONS = 4, 3
+CASES: dict[str, tuple[ActorCritic, tuple[int, ...], bool]] = {
+    "mlp": (ActorCritic(hidden=(6, 5)), (4,), False),
+    "continuous": (ActorCritic(hidden=(6, 5), activation="tanh", initial_log_std=-0.5), (4,), True),
+    "layer_norm": (ActorCritic(hidden=(6, 5), layer_norm=True, activation="silu"), (4,), False),
+    "image": (ActorCritic(hidden=(6,), activation="leaky_relu"), (3, 2, 2), False),
+    "conv": (ConvActorCritic(hidden=(6,), channels=(3,)), (10, 10, 4), False),
+    "deep_conv": (ConvActorCritic(hidden=(6, 5), channels=(3, 2), layer_norm=True), (6, 7, 2), False),
+}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def build(case: str) -> tuple[Model, Any, jax.Array]:
+    """A model, its parameters with nothing left at zero, and inputs."""
+    config, shape, continuous = CASES[case]
+    model = config.build(shape, ACTIONS, continuous=continuous)
+    params = jax.jit(model.init)(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), params)
+    return model, params, jnp.asarray(rng.standard_normal((EXAMPLES, *shape)), jnp.float32)
+
+
+def replaced(params: Any, name: str, value: Any) -> Any:
+    assert name in tree.named_leaves(params)
+    return tree.map_named(lambda n, x: jnp.asarray(value, x.dtype) if n == name else x, params)
+
+
+@every_case
+def test_names_and_shapes_agree_with_the_parameters(case: str) -> None:
+    model, params, x = build(case)
+    config, _, continuous = CASES[case]
+    leaves = tree.named_leaves(params)
+    outputs, features = jax.eval_shape(model.apply, params, x)
+    taps = jax.eval_shape(model.taps, x)
+    assert set(outputs) == {"policy", "value"} | ({"log_std"} if continuous else set())
+    assert outputs["value"].shape == (EXAMPLES,)
+    assert all(outputs[k].shape == (EXAMPLES, ACTIONS) for k in outputs if k != "value")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, outputs, features)))
+
+    channels = config.channels if isinstance(config, ConvActorCritic) else ()
+    widths = [*channels, *config.hidden]
+    assert tuple(features) == model.hidden
+    for network in ("actor", "critic"):
+        names = [name for name in model.hidden if name.startswith(f"{network}/")]
+        assert [features[name].shape[-1] for name in names] == widths
+    for name in model.hidden:
+        kernel = leaves[f"{name}/kernel"]
+        assert features[name].shape[0] == EXAMPLES
+        assert leaves[f"{name}/bias"].shape == kernel.shape[-1:] == features[name].shape[-1:]
+
+    # Every dense layer is tapped, and nothing else.
+    dense = {n.removesuffix("/kernel") for n, leaf in leaves.items() if n.endswith("/kernel") and leaf.ndim == 2}
+    assert set(model.layers) == dense
+    assert tuple(taps) == model.layers
+    inputs = jax.eval_shape(model.tapped, params, taps, x)[2]
+    assert set(inputs) == dense
+    for layer in model.layers:
+        assert leaves[f"{layer}/kernel"].shape == (inputs[layer].shape[-1], taps[layer].shape[-1])
+        assert inputs[layer].shape[0] == taps[layer].shape[0] == EXAMPLES
+    assert set(leaves) == (
+        {f"{n}/{part}" for n in {*model.layers, *model.hidden} for part in ("kernel", "bias")}
+        | ({f"{n.replace('/', '/norm_')}/{p}" for n in model.hidden for p in ("scale", "bias")} if config.layer_norm else set())
+        | ({"log_std"} if continuous else set())
+    )
+
+
+@every_case
+def test_taps_are_pre_activations(case: str) -> None:
+    model, params, x = build(case)
+    outputs, features = jax.jit(model.apply)(params, x)
+    weights = jnp.asarray(np.random.default_rng(2).standard_normal((EXAMPLES, ACTIONS + 1)), jnp.float32)
+
+    def loss(params: Any, taps: dict, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, features, inputs = model.tapped(params, taps, x)
+        z = jnp.concatenate([outputs["policy"], outputs["value"][:, None]], axis=1)
+        return jnp.sum(weights * jnp.square(z)), (outputs, features, inputs)
+
+    both = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (grads, tap_grads), (tapped_outputs, tapped_features, inputs) = both(params, model.taps(x), x, weights)
+    jax.tree.map(np.testing.assert_array_equal, (tapped_outputs, tapped_features), (outputs, features))
+
+    leaves = tree.named_leaves(grads)
+    for layer in model.layers:
+        np.testing.assert_allclose(leaves[f"{layer}/bias"], tap_grads[layer].sum(axis=0), rtol=1e-4, atol=1e-5)
+        outer = np.einsum("bi,bo->io", np.float64(inputs[layer]), np.float64(tap_grads[layer]))
+        np.testing.assert_allclose(leaves[f"{layer}/kernel"], outer, rtol=1e-4, atol=1e-5)
+
+    # A row of the taps' gradient is the example's own gradient.
+    first = (x[:1], weights[:1])
+    (alone, _), _ = both(params, model.taps(x[:1]), *first)
+    alone = tree.named_leaves(alone)
+    for layer in model.layers:
+        np.testing.assert_allclose(alone[f"{layer}/bias"], tap_grads[layer][0], rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_a_unit_acts_through_its_outgoing_weights_only(case: str) -> None:
+    model, params, x = build(case)
+    leaves = tree.named_leaves(params)
+    apply = jax.jit(model.apply)
+    order = [name for name in leaves if name.endswith("/kernel")]
+    for network, output in (("actor", "policy"), ("critic", "value")):
+        layers = [name for name in model.hidden if name.startswith(network)] + [f"{network}/output"]
+        assert {f"{name}/kernel" for name in layers} == {name for name in order if name.startswith(network)}
+        for layer, following in zip(layers[:-1], layers[1:], strict=True):
+            unit, width = 1, leaves[f"{layer}/kernel"].shape[-1]
+            # With a LayerNorm, what belongs to one unit alone comes behind it.
+            norm = f"{layer.replace('/', '/norm_')}/bias"
+            bias = norm if norm in leaves else f"{layer}/bias"
+            moved = np.array(leaves[bias])
+            moved[unit] += 3.0
+            before, after = apply(params, x)[0], apply(replaced(params, bias, moved), x)[0]
+            assert np.abs(before[output] - after[output]).max() > 1e-3
+            other = "value" if output == "policy" else "policy"
+            np.testing.assert_array_equal(before[other], after[other])
+
+            outgoing = np.array(leaves[f"{following}/kernel"])
+            if outgoing.ndim == 4:
+                outgoing[:, :, unit] = 0.0
+            else:  # behind a convolution, every place of the channel
+                outgoing[unit::width] = 0.0
+            cut = replaced(params, f"{following}/kernel", outgoing)
+            before, after = apply(cut, x)[0], apply(replaced(cut, bias, moved), x)[0]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
+
+
+@every_case
+def test_actor_and_critic_share_nothing(case: str) -> None:
+    model, params, x = build(case)
+
+    @jax.jit
+    def jacobians(params: Any) -> tuple[Any, Any]:
+        policy = jax.grad(lambda p: jnp.sum(jnp.square(model.apply(p, x)[0]["policy"])))(params)
+        return policy, jax.grad(lambda p: jnp.sum(jnp.square(model.apply(p, x)[0]["value"])))(params)
+
+    policy, value = (tree.named_leaves(g) for g in jacobians(params))
+    for name in policy:
+        assert np.any(policy[name] != 0) == name.startswith("actor/"), name
+        assert np.any(value[name] != 0) == name.startswith("critic/"), name
+
+
+def test_initialisation_is_the_documented_one() -> None:
+    model = ActorCritic(hidden=(6, 5), initial_log_std=-0.5).build((4,), ACTIONS, continuous=True)
+    leaves = tree.named_leaves(jax.jit(model.init)(jax.random.key(3)))
+    for name, leaf in leaves.items():
+        if name.endswith("bias"):
+            np.testing.assert_array_equal(leaf, 0.0)
+        elif name.endswith("kernel"):
+            gain = {"actor/output/kernel": 0.01, "critic/output/kernel": 1.0}.get(name, np.sqrt(2.0))
+            s = np.linalg.svd(np.float64(leaf), compute_uv=False)
+            np.testing.assert_allclose(s, gain, rtol=1e-5)
+    np.testing.assert_array_equal(leaves["log_std"], -0.5)
+
+
+def test_layer_norm_is_before_the_nonlinearity() -> None:
+    model, params, x = build("layer_norm")
+    leaves = {name: np.float64(leaf) for name, leaf in tree.named_leaves(params).items()}
+    features = jax.jit(model.apply)(params, x)[1]
+    z = np.float64(x) @ leaves["actor/dense_0/kernel"] + leaves["actor/dense_0/bias"]
+    z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-6)
+    z = z * leaves["actor/norm_dense_0/scale"] + leaves["actor/norm_dense_0/bias"]
+    np.testing.assert_allclose(features["actor/dense_0"], z / (1 + np.exp(-z)), rtol=1e-4, atol=1e-5)
+
+
+def test_initialisation_vmaps_over_seeds() -> None:
+    model = CASES["conv"][0].build((10, 10, 4), ACTIONS, continuous=False)
+    keys = jax.random.split(jax.random.key(0), 2)
+    many, one = jax.jit(jax.vmap(model.init))(keys), jax.jit(model.init)(keys[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), many, one)
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda: ActorCritic(hidden=()), "model.hidden"),
+        (lambda: ActorCritic(hidden=(4, 0)), "model.hidden"),
+        (lambda: ActorCritic(activation="swoosh"), "model.activation: 'swoosh'"),
+        (lambda: ConvActorCritic(channels=()), "model.channels"),
+        (lambda: ConvActorCritic(channels=(0,)), "model.channels"),
+        (lambda: ConvActorCritic(hidden=()), "model.hidden"),
+        (lambda: ConvActorCritic().build((4,), 2, continuous=False), r"\(4,\)"),
+        (lambda: ConvActorCritic().build((2, 9, 4), 2, continuous=False), "model.channels"),
+        (lambda: ConvActorCritic(channels=(2,) * 5).build((10, 10, 4), 2, continuous=False), "allow 4"),
+    ],
+)
+def test_settings_that_cannot_be_used(make: Any, setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        make()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_registered_models_build_for_minatar(name: str) -> None:
+    model = MODELS[name].build((10, 10, 4), 6, continuous=False)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    outputs, _ = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((2, 10, 10, 4), jnp.float32))
+    assert outputs["policy"].shape == (2, 6)

@@ -1,0 +1,404 @@
+"""The pieces of PPO, one by one, against NumPy, SciPy and dense double-precision references."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+
+from plastax.models import ActorCritic
+from plastax.rl import normalize, ppo
+from plastax.rl import policy as policies
+from plastax.rl.environment import Continuous, Discrete
+from plastax.types import ConfigError
+
+BATCH = 64
+
+
+# --- advantages -------------------------------------------------------------------------------------------------------
+
+
+def reference_advantages(reward, value, next_value, terminated, truncated, gamma, decay):
+    """The textbook sum, one environment and one starting step at a time, with no recursion."""
+    steps, envs = reward.shape
+    out = np.zeros((steps, envs))
+    for env in range(envs):
+        for start in range(steps):
+            weight = 1.0
+            for t in range(start, steps):
+                successor = 0.0 if terminated[t, env] else next_value[t, env]
+                out[start, env] += weight * (reward[t, env] + gamma * successor - value[t, env])
+                if terminated[t, env] or truncated[t, env]:
+                    break
+                weight *= gamma * decay
+    return out
+
+
+def transitions(seed: int = 0, steps: int = 23, envs: int = 8):
+    rng = np.random.default_rng(seed)
+    reward, value, next_value = rng.normal(size=(3, steps, envs))
+    terminated = (rng.random((steps, envs)) < 0.2).astype(float)
+    truncated = (rng.random((steps, envs)) < 0.2).astype(float)
+    # The rollout ends in every way that it can.
+    terminated[-1, :4], truncated[-1, :4] = [0, 1, 0, 1], [0, 0, 1, 1]
+    return reward, value, next_value, terminated, truncated
+
+
+@pytest.mark.parametrize(("gamma", "decay"), [(0.99, 0.95), (0.9, 1.0), (1.0, 0.5), (0.5, 0.0), (0.0, 0.9)])
+def test_advantages_are_the_textbook_sum(gamma, decay):
+    data = transitions()
+    ours = ppo.advantages(*(jnp.asarray(x, jnp.float32) for x in data), gamma, decay)
+    np.testing.assert_allclose(ours, reference_advantages(*data, gamma, decay), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "first", "last"),
+    [
+        # Two steps of reward 1 and value 0, successors worth 10, gamma 0.5, lambda 1; the flags are of the first step.
+        (0, 0, 1 + 5 + 0.5 * (1 + 5), 1 + 5),
+        (1, 0, 1.0, 1 + 5),
+        (0, 1, 1 + 5, 1 + 5),
+        (1, 1, 1.0, 1 + 5),
+    ],
+)
+def test_advantages_at_the_end_of_an_episode_and_of_the_rollout(terminated, truncated, first, last):
+    def column(first):
+        return jnp.array([[first], [0.0]], jnp.float32)
+
+    ones = jnp.ones((2, 1))
+    ours = ppo.advantages(ones, 0 * ones, 10 * ones, column(terminated), column(truncated), 0.5, 1.0)
+    np.testing.assert_allclose(ours[:, 0], [first, last], rtol=1e-6)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+def rollouts(count: int = 7):
+    rng = np.random.default_rng(1)
+    return [rng.normal(3.0 * i, 1.0 + i, size=(20 + 5 * i, 3)) for i in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["global", "reset"])
+def test_pooled_statistics_are_those_of_all_observations_together(kind):
+    statistics = normalize.start((3,))
+    for i, x in enumerate(data := rollouts()):
+        statistics = normalize.update(statistics, jnp.asarray(x, jnp.float32), kind)
+        pool = np.concatenate(data[: i + 1])
+        np.testing.assert_allclose(statistics.mean, pool.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.variance, pool.var(0), rtol=1e-4)
+        assert statistics.count == len(pool)
+    x = jnp.asarray(data[0], jnp.float32)
+    np.testing.assert_allclose(
+        normalize.apply(statistics, x, kind), (data[0] - pool.mean(0)) / pool.std(0), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_ema_is_the_mixture_with_exponential_weights():
+    rate, statistics = 0.3, normalize.start((3,))
+    data = rollouts()
+    for x in data:
+        statistics = normalize.update(statistics, jnp.asarray(x, jnp.float32), "ema", rate)
+    # Each rollout's weight follows from the rule: its share of all observations, but at least the rate.
+    weights, count = np.zeros(len(data)), 0
+    for i, x in enumerate(data):
+        count += len(x)
+        now = max(len(x) / count, rate)
+        weights *= 1 - now
+        weights[i] = now
+    assert weights[0] < 1
+    np.testing.assert_allclose(weights.sum(), 1)
+    mean = sum(w * x.mean(0) for w, x in zip(weights, data))
+    square = sum(w * np.square(x).mean(0) for w, x in zip(weights, data))
+    np.testing.assert_allclose(statistics.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(statistics.variance, square - mean**2, rtol=1e-4)
+
+
+def test_the_first_rollout_counts_in_full():
+    x = rollouts(1)[0]
+    for kind in ("global", "ema", "reset"):
+        statistics = normalize.update(normalize.start((3,)), jnp.asarray(x, jnp.float32), kind)
+        np.testing.assert_allclose(statistics.mean, x.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.variance, x.var(0), rtol=1e-5)
+
+
+def test_none_neither_learns_nor_changes():
+    start, x = normalize.start((3,)), jnp.asarray(rollouts(1)[0], jnp.float32)
+    assert normalize.update(start, x, "none") is start
+    assert normalize.apply(start, x, "none") is x
+
+
+def test_the_start_normalises_nothing():
+    x = jnp.asarray(rollouts(1)[0], jnp.float32)
+    np.testing.assert_allclose(normalize.apply(normalize.start((3,)), x, "global"), x, rtol=1e-6)
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+BOX = Continuous((-1.0, -0.5), (1.0, 0.5), 2)
+
+
+def outputs(kind: str, batch: int = 5, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    if kind == "categorical":
+        return policies.make(Discrete(4)), {"policy": jnp.asarray(rng.normal(0, 1.5, (batch, 4)))}
+    spread = {
+        "policy": jnp.asarray(rng.normal(size=(batch, 2))),
+        "log_std": jnp.asarray(rng.normal(-0.5, 0.5, (batch, 2))),
+    }
+    return policies.make(BOX), spread
+
+
+@pytest.mark.usefixtures("x64")
+def test_categorical_log_prob_and_entropy():
+    policy, out = outputs("categorical")
+    p = scipy.special.softmax(np.asarray(out["policy"]), axis=-1)
+    for action in range(4):
+        np.testing.assert_allclose(policy.log_prob(out, jnp.full(5, action)), np.log(p[:, action]), rtol=1e-10)
+    np.testing.assert_allclose(policy.entropy(out), scipy.stats.entropy(p, axis=-1), rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gaussian_log_prob_and_entropy():
+    policy, out = outputs("gaussian")
+    action = np.random.default_rng(1).normal(size=(5, 2))
+    normal = scipy.stats.norm(np.asarray(out["policy"]), np.exp(out["log_std"]))
+    np.testing.assert_allclose(policy.log_prob(out, action), normal.logpdf(action).sum(-1), rtol=1e-10)
+    np.testing.assert_allclose(policy.entropy(out), normal.entropy().sum(-1), rtol=1e-10)
+
+
+def test_categorical_samples_have_the_policys_frequencies():
+    policy, out = outputs("categorical", batch=1)
+    logits = out["policy"][0]
+    out = {"policy": jnp.broadcast_to(logits, (20_000, 4))}
+    actions = policy.sample(out, policy.noise(jax.random.key(0), (20_000,)))
+    assert actions.dtype == jnp.int32
+    counts = np.bincount(actions, minlength=4)
+    p = scipy.special.softmax(np.asarray(logits, np.float64))
+    assert scipy.stats.chisquare(counts, len(actions) * p).pvalue > 1e-3
+
+
+def test_gaussian_samples_have_the_policys_distribution():
+    policy, out = outputs("gaussian", batch=1)
+    many = {name: jnp.broadcast_to(x, (20_000, 2)) for name, x in out.items()}
+    actions = np.asarray(policy.sample(many, policy.noise(jax.random.key(0), (20_000,))))
+    for i in range(2):
+        normal = scipy.stats.norm(float(out["policy"][0, i]), float(jnp.exp(out["log_std"][0, i])))
+        assert scipy.stats.kstest(actions[:, i], normal.cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 4 / np.sqrt(len(actions))
+
+
+def test_only_what_the_environment_gets_is_clipped():
+    policy, _ = outputs("gaussian")
+    np.testing.assert_array_equal(policy.to_environment(jnp.array([[3.0, -3.0], [0.2, 0.1]])), [[1, -0.5], [0.2, 0.1]])
+    categorical, _ = outputs("categorical")
+    np.testing.assert_array_equal(categorical.to_environment(jnp.array([0, 3])), [0, 3])
+
+
+def divergence(kind: str, old, new):
+    """KL(old, new) of one example, by its definition."""
+    if kind == "categorical":
+        log_p, log_q = (jax.nn.log_softmax(x["policy"]) for x in (old, new))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+    var, new_var = (jnp.exp(2 * x["log_std"]) for x in (old, new))
+    terms = new["log_std"] - old["log_std"] + (var + (old["policy"] - new["policy"]) ** 2) / (2 * new_var) - 0.5
+    return jnp.sum(terms)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_fisher_product_is_the_hessian_of_the_divergence(kind):
+    policy, out = outputs(kind)
+    for i in range(5):
+        example = {name: x[i] for name, x in out.items()}
+        flat, unflatten = ravel_pytree(example)
+        dense = jax.hessian(lambda x: divergence(kind, example, unflatten(x)))(flat)  # noqa: B023 - used at once
+        product = jax.vmap(lambda t: ravel_pytree(policy.fisher(example, unflatten(t)))[0])(jnp.eye(flat.size))  # noqa: B023
+        np.testing.assert_allclose(product, dense, atol=1e-12)
+        assert np.linalg.eigvalsh(product).min() > -1e-12
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def problem(continuous: bool, config: ppo.PPO):
+    """A small network, and a batch of its own, slightly off-policy; everything in the current precision."""
+    rng = np.random.default_rng(0)
+    size = 2 if continuous else 3
+    policy = policies.make(BOX if continuous else Discrete(size))
+    model = ActorCritic((8,), "tanh").build((3,), size, continuous=continuous)
+    params = jax.tree.map(lambda x: jnp.asarray(x + 0.5 * rng.normal(size=x.shape)), model.init(jax.random.key(0)))
+    observation = jnp.asarray(rng.normal(size=(BATCH, 3)))
+    out = model.apply(params, observation)[0]
+    action = jnp.asarray(rng.normal(size=(BATCH, 2)) if continuous else rng.integers(0, size, BATCH))
+    value = out["value"] + 0.3 * rng.normal(size=BATCH)
+    log_prob = policy.log_prob(out, action) + 0.3 * rng.normal(size=BATCH)
+    batch = ppo.Batch(
+        observation, action, log_prob, value, jnp.asarray(rng.normal(1, 2, BATCH)), value + rng.normal(size=BATCH)
+    )
+    return policy, model, params, batch, ppo.losses(config, model, policy)
+
+
+def reference_loss(config: ppo.PPO, out, batch: ppo.Batch, continuous: bool):
+    out, batch = jax.tree.map(np.asarray, (out, batch))
+    if continuous:
+        normal = scipy.stats.norm(out["policy"], np.exp(out["log_std"]))
+        log_prob, entropy = normal.logpdf(batch.action).sum(-1), normal.entropy().sum(-1)
+    else:
+        log_p = scipy.special.log_softmax(out["policy"], axis=-1)
+        log_prob, entropy = log_p[np.arange(BATCH), batch.action], -(np.exp(log_p) * log_p).sum(-1)
+    ratio = np.exp(log_prob - batch.log_prob)
+    a = (batch.advantage - batch.advantage.mean()) / batch.advantage.std()
+    total, clipped = [], 0
+    for i in range(BATCH):
+        bounded = min(max(ratio[i], 1 - config.clip), 1 + config.clip)
+        clipped += bounded != ratio[i]
+        policy_loss = -min(ratio[i] * a[i], bounded * a[i])
+        error = (out["value"][i] - batch.target[i]) ** 2
+        if config.value_clip:
+            moved = min(max(out["value"][i] - batch.value[i], -config.value_clip), config.value_clip)
+            error = max(error, (batch.value[i] + moved - batch.target[i]) ** 2)
+        total.append((policy_loss, 0.5 * error, entropy[i], ratio[i] - 1 - np.log(ratio[i])))
+    assert 0 < clipped < BATCH
+    parts = dict(zip(("policy_loss", "value_loss", "entropy", "kl"), np.mean(total, axis=0)))
+    return (
+        parts["policy_loss"] + config.value_weight * parts["value_loss"] - config.entropy_weight * parts["entropy"],
+        parts,
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("value_clip", [0.0, 0.2])
+def test_loss_is_the_plain_formula(continuous, value_clip):
+    config = ppo.PPO(value_clip=value_clip, value_weight=0.7, entropy_weight=0.03)
+    _, model, params, batch, objective = problem(continuous, config)
+    value, (metrics, features) = objective.loss(params, batch)
+    expected, parts = reference_loss(config, model.apply(params, batch.observation)[0], batch, continuous)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)  # the advantages' 1e-8 is not in the plain formula
+    assert metrics.keys() == parts.keys()
+    for name, part in parts.items():
+        np.testing.assert_allclose(metrics[name], part, rtol=1e-6)
+    assert tuple(features) == model.hidden
+    np.testing.assert_array_equal(
+        objective.outputs(params, batch)["value"], model.apply(params, batch.observation)[0]["value"]
+    )
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_tapped_loss_and_its_gradient_are_the_same(continuous):
+    config = ppo.PPO()
+    _, model, params, batch, objective = problem(continuous, config)
+    taps = model.taps(batch.observation)
+    value, metrics = objective.loss(params, batch)
+    tapped, (tapped_metrics, tapped_features, inputs) = objective.tapped(params, taps, batch)
+    np.testing.assert_allclose(tapped, value, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves((tapped_metrics, tapped_features)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    grads = jax.grad(lambda p: objective.loss(p, batch)[0])(params)
+    both, tap_grads = jax.grad(lambda p, t: objective.tapped(p, t, batch)[0], argnums=(0, 1))(params, taps)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    # A kernel's gradient is its inputs times its pre-activations' gradients.
+    for network in ("actor", "critic"):
+        layer = inputs[f"{network}/dense_0"].T @ tap_grads[f"{network}/dense_0"]
+        np.testing.assert_allclose(grads[network]["dense_0"]["kernel"], layer, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("continuous", [False, True])
+def test_output_curvature_is_the_hessian_of_the_mean_divergence_and_value_loss(continuous):
+    kind = "gaussian" if continuous else "categorical"
+    config = ppo.PPO(value_weight=0.7)
+    _, model, params, batch, objective = problem(continuous, config)
+    batch = jax.tree.map(lambda x: x[:6], batch)
+    old = objective.outputs(params, batch)
+    flat, unflatten = ravel_pytree(old)
+
+    def convex(x):
+        new = unflatten(x)
+        kl = jax.vmap(lambda a, b: divergence(kind, a, b))(old, new).mean()
+        return kl + config.value_weight * 0.5 * jnp.square(new["value"] - batch.target).mean()
+
+    dense = jax.hessian(convex)(flat)
+    product = jax.vmap(lambda t: ravel_pytree(objective.curvature(old, batch, unflatten(t)))[0])(jnp.eye(flat.size))
+    np.testing.assert_allclose(product, dense, atol=1e-12)
+    np.testing.assert_allclose(product, product.T, atol=1e-14)
+    assert np.linalg.eigvalsh(product).min() > -1e-13
+    assert np.linalg.eigvalsh(product).max() > 1e-3
+
+
+def test_advantages_are_normalised_even_where_they_are_all_equal():
+    config = ppo.PPO()
+    _, _, params, batch, objective = problem(False, config)
+    value = objective.loss(params, batch._replace(advantage=jnp.full(BATCH, 3.0)))[1][0]["policy_loss"]
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("num_envs", 0),
+        ("num_steps", -1),
+        ("epochs", 0),
+        ("minibatches", 0),
+        ("minibatches", 5),
+        ("minibatches", 1024),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("eps", 0.0),
+        ("reward_scale", -1.0),
+        ("b1", 1.5),
+        ("b2", -0.1),
+        ("gamma", 1.01),
+        ("gamma", float("nan")),
+        ("gae_lambda", 2.0),
+        ("kronecker_decay", -1.0),
+        ("kronecker_every", -1),
+        ("max_grad_norm", -0.5),
+        ("clip", -0.2),
+        ("clip", float("nan")),
+        ("value_clip", -1.0),
+        ("value_weight", -1.0),
+        ("entropy_weight", -0.01),
+        ("normalize_observations", "batch"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(setting, value):
+    with pytest.raises(ConfigError, match=rf"ppo\.{setting}: '?{value}") as error:
+        ppo.PPO(**{setting: value})
+    assert "\n" not in str(error.value)
+
+
+def test_minibatches_that_do_not_divide_name_the_whole():
+    with pytest.raises(ConfigError, match=r"minibatches: 3 does not divide the rollout's 512 steps"):
+        ppo.PPO(minibatches=3)
+
+
+def test_defaults_are_allowed_and_add_up():
+    config = ppo.PPO()
+    assert config.steps_per_update == 512
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.gamma = 0.5
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_the_optimiser_clips_only_where_asked(limit):
+    # Two steps with gradients of very different size: Adam alone forgets a constant factor, but not a ratio.
+    optimizer = ppo.PPO(learning_rate=0.1, max_grad_norm=limit).optimizer()
+    params = jnp.zeros(2)
+    state = optimizer.init(params)
+    first, state = optimizer.update(jnp.array([3.0, 4.0]), state, params)
+    second, _ = optimizer.update(jnp.array([0.3, 0.4]), state, params)
+    ratio = (0.5 if limit else 5.0) / 0.5
+    mean, square = (0.9 * 0.1 * ratio + 0.1) / 0.19, (0.999 * 0.001 * ratio**2 + 0.001) / (1 - 0.999**2)
+    np.testing.assert_allclose(second, -0.1 * mean / np.sqrt(square) * np.ones(2), rtol=1e-4)
+    np.testing.assert_allclose(first, -0.1 * np.ones(2), rtol=1e-4)
