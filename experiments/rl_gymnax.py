@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from plastax.methods import METHODS
 from plastax.models import MODELS
 from plastax.probes import PROBES
 from plastax.rl import STREAMS, ppo
-from plastax.types import ConfigError
+from plastax.types import ConfigError, MethodConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config(settings.Study):
     """What changes from task to task (`python -m plastax list streams`)."""
     model: str = "mlp"
     """Network: mlp, or conv for image observations (minatar_chain)."""
-    steps_per_task: int = 61_440
+    steps_per_task: int = 40_960
     """Environment steps of one seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
     segments_per_task: int = 1
     """Calls of the compiled program a task: more show progress and checkpoint more often."""
@@ -60,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-GROUPS = {"methods": METHODS, "probes": PROBES}
+GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
 
 
 def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
@@ -68,14 +69,16 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
     stream = config.stream_settings.build()
     if config.steps_per_task < 1 or config.steps_per_task % config.ppo.steps_per_update:
         per_update = config.ppo.steps_per_update
-        raise ConfigError(f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {per_update} steps")
+        raise ConfigError(
+            f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {per_update} steps"
+        )
     updates = config.steps_per_task // config.ppo.steps_per_update
     if config.segments_per_task < 1 or updates % config.segments_per_task:
         raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
     size, continuous = ppo.action_size(stream.environment)
     programs = {}
     for name in config.methods:
-        method = getattr(config, name, METHODS[name])
+        method: MethodConfig = getattr(config, name, METHODS[name])
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.environment.observation_shape, size, continuous=continuous)
         program = ppo.program(
@@ -97,12 +100,16 @@ def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
     programs, plan = build(config)
-    chosen = settings.to_json(config, GROUPS)
+    chosen = settings.to_json(config, GROUPS) | {"updates_per_task": plan.updates_per_task}
     directory, run_id = settings.run_directory(config, "rl_gymnax", chosen)
     if config.compilation_cache:
         run.use_compilation_cache()
-    described = {"experiment": "rl_gymnax", "run_id": run_id, "hash": settings.identity(chosen)}
-    described["settings"] = {**chosen, "updates_per_task": plan.updates_per_task}
+    described = {
+        "experiment": "rl_gymnax",
+        "run_id": run_id,
+        "hash": settings.identity(chosen),
+        "settings": chosen,
+    }
     console = Console()
     sinks = [tracking.Guarded(sink) for sink in (tracking.ConsoleSink(console), tracking.WandbSink(config.wandb))]
     keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))

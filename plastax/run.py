@@ -56,8 +56,8 @@ class _Compilations:
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
-    def _duration(self, event: str, seconds: float, **_: Any) -> None:
-        del seconds
+    def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         self.asked += event == "/jax/core/compile/backend_compile_duration"
 
     def _event(self, event: str, **_: Any) -> None:
@@ -128,10 +128,11 @@ def train(
     def finish(index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float) -> None:
         """Everything that the host does about a finished segment, while the device is in the next one."""
         clock = index * plan.updates_per_segment
-        host = {
+        task = clock // plan.updates_per_task
+        host: dict[str, float] = {
             "clock": clock,
             "length": plan.updates_per_segment,
-            "task": clock // plan.updates_per_task,
+            "task": task,
             "train_seconds": seconds,
             "env_steps": plan.steps_per_update * plan.updates_per_segment,
         }
@@ -140,9 +141,10 @@ def train(
         record.write_segment(folder, index, values, host)
         if checkpoints and leaves is not None:
             checkpoints.save(index + 1, dict(leaves))
-        metrics = reduce_segment(Segment(values.train, values.probe, host), config)
+        on_host = jax.tree.map(np.asarray, values)
+        metrics = reduce_segment(Segment(on_host.train, on_host.probe, host), config)
         for sink in sinks:
-            sink.log(metrics, host["task"])
+            sink.log(metrics, task)
 
     pending: tuple[int, Record, Any, float] | None = None
     for index in range(first, plan.segments):
@@ -150,7 +152,7 @@ def train(
         state, values = segment(state, jnp.int32(index * plan.updates_per_segment))
         if pending:
             finish(*pending)
-        values = jax.tree.map(np.asarray, jax.block_until_ready(values))
+        jax.block_until_ready(values)
         due = checkpoints and ((index + 1) % checkpoint_every == 0 or index + 1 == plan.segments)
         leaves = to_host(state) if due else None
         pending = (index, values, leaves, time.perf_counter() - started)

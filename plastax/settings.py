@@ -37,13 +37,13 @@ class Study:
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     probe_every: int = 1
     """Tasks from one probed task to the next."""
-    seeds: int = 6
+    seeds: int = 8
     """Independent networks of each method, trained at once; every method sees the same tasks."""
     first_seed: int = 0
     """Number of the first seed; seed k is the same network alone and among others."""
     seed_chunk: int = 0
     """Seeds that run side by side, a divisor of the seeds; bounds memory. 0: all."""
-    tasks: int = 10
+    tasks: int = 12
     """Tasks in the stream."""
     checkpoint_every: int = 1
     """Segments between checkpoints; 0: none."""
@@ -120,14 +120,15 @@ def parse(
         fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
     namespace: dict[str, Any] = {"__doc__": base.__doc__}
     cls = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
-    default = _with(cls(), {name: value for name, value in overrides.items()})
+    default = _with(cls(), overrides)
     default = _from_json(default, stored) if stored else default
     config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
     for field, registry in groups.items():
-        for name in getattr(config, field):
+        names = getattr(config, field)
+        for name in names:
             _known(field, name, registry)
-        if len(set(getattr(config, field))) < len(getattr(config, field)):
-            raise ConfigError(f"{field}: {getattr(config, field)} names an entry twice")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{field}: {' '.join(names)} names an entry twice")
     _check(config)
     return config
 
@@ -163,8 +164,8 @@ def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]
     if len(methods) != 1:
         flag = next(arg for arg in args if arg.startswith("--method."))
         raise ConfigError(
-            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); name one, as in "
-            f"--{methods[0].replace('_', '-')}.{flag.removeprefix('--method.')}"
+            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); say whose setting it is, "
+            f"--<one of them>{flag.removeprefix('--method')}"
         )
     return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
 
@@ -257,7 +258,8 @@ def _writable(directory: Path, setting: str) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise ConfigError(f"{setting}: {directory} cannot be written ({error.strerror}); name another directory") from error
+        why = error.strerror
+        raise ConfigError(f"{setting}: {directory} cannot be written ({why}); name another directory") from error
 
 
 def main(run: Callable[[], None]) -> None:

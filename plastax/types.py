@@ -8,7 +8,7 @@ mix. Axis names used in every docstring: ``S`` seeds, ``B`` examples in a batch,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import optax
@@ -23,7 +23,7 @@ Params = Any
 Features = dict[str, Array]
 """Layer name -> post-activation features ``[B, width]``, in the order of the forward pass."""
 
-Method = optax.GradientTransformationExtraArgs
+Method: TypeAlias = optax.GradientTransformationExtraArgs
 """What keeps a network plastic: an optax transformation whose update takes the arguments of `MethodArgs` by name."""
 
 

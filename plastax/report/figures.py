@@ -175,12 +175,14 @@ class _Heat(NamedTuple):
       label: of the colour bar.
       norm: colour scale of log10(values), shared by all heat maps.
       range: eigenvalues shown, lowest and highest.
+      eps: threshold of the eps-rank in the other figures, None if unknown.
     """
 
     values: xr.DataArray
     label: str
     norm: Normalize
     range: tuple[float, float]
+    eps: float | None
 
 
 def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
@@ -197,11 +199,13 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     occupied = (shares > 0).any(["method", "task"])
     low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
     # Five decades of colour: what is rarer than that is rounding of the quadrature's weights.
-    return _Heat(shares, label, Normalize(max(float(logs.min()), top - 5.0), top), (low, high))
+    rank = rank_at(data, operator=operator)
+    eps = float(rank.eps) if rank is not None and "eps" in rank.coords else None
+    return _Heat(shares, label, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
 
 
 def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
-    """One method's spectral density over tasks; what was not measured is grey."""
+    """One method's spectral density over tasks, with lines at +-eps; what was not measured is grey."""
     one = heat.values.sel({"method": method}).dropna("task", how="all")
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
@@ -215,6 +219,9 @@ def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
     smallest = float(np.abs(edges).min())
     axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
     axes.set_ylim(heat.range)
+    if heat.eps is not None and heat.eps > smallest:
+        for threshold in (-heat.eps, heat.eps):
+            axes.axhline(threshold, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
     decades = round(np.log10(edges[-1] / smallest))
     ticks = [smallest * 10.0**k for k in range(1, decades + 1) if (decades - k) % 2 == 0]
     axes.set_yticks([tick for tick in (*(-t for t in ticks), 0.0, *ticks) if heat.range[0] <= tick <= heat.range[1]])

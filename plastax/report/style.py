@@ -32,6 +32,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "pdf.fonttype": 42,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
 }
 
 # Okabe and Ito, "Color universal design", 2008; without its yellow, which is too light for lines on white.

@@ -172,7 +172,7 @@ HEADINGS = {
     "rank_last_third": "Hessian ε-rank at task start, last third",
     "feature_rank": "feature effective rank",
     "dormant_fraction": "dormant units, share",
-    "compile_s": "compilation [s]",
+    "compile_s": "seconds of compilation",
     "env_steps_per_s": "env steps per second",
 }
 """Column of `summary` -> its line in `render`; columns without one keep their name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import optax
 import pytest
 
 from plastax.methods import METHODS
-from plastax.models import ActorCritic
-from plastax.types import ConfigError, MethodArgs, Model
+from plastax.types import ConfigError, MethodArgs
 
 INNER = optax.adam(1e-2)
 STEPS = 200
@@ -27,56 +26,78 @@ every_field = pytest.mark.parametrize(("name", "field"), [(n, f) for n, names in
 at_boundaries = pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.needs_boundary])
 
 
-@functools.cache
-def model_of(name: str) -> Model:
-    return ActorCritic(hidden=(8, 6), **METHODS[name].model_options).build((3,), 2, continuous=False)
+class Network(NamedTuple):
+    """One hidden layer, with or without LayerNorm: small, because every test compiles its training anew."""
+
+    layer_norm: bool
+
+    def init(self, key: jax.Array) -> Any:
+        first, second = jax.random.split(key)
+        params = {
+            "dense_0": {"bias": jnp.zeros(8), "kernel": jax.random.uniform(first, (3, 8), minval=-1.0)},
+            "output": {"kernel": jax.random.uniform(second, (8, 1), minval=-0.5, maxval=0.5)},
+        }
+        return params | ({"norm_dense_0": {"scale": jnp.ones(8)}} if self.layer_norm else {})
+
+    def features(self, params: Any, batch: dict) -> dict[str, jax.Array]:
+        h = batch["x"] @ params["dense_0"]["kernel"] + params["dense_0"]["bias"][None, :]
+        if self.layer_norm:
+            h = jax.nn.standardize(h) * params["norm_dense_0"]["scale"][None, :]
+        return {"dense_0": jax.nn.relu(h)}
+
+    def loss(self, params: Any, batch: dict) -> jax.Array:
+        outputs = self.features(params, batch)["dense_0"] @ params["output"]["kernel"]
+        return jnp.mean(jnp.square(outputs[:, 0] - batch["y"]))
 
 
-def loss_fn(model: Model, params: Any, batch: dict) -> jax.Array:
-    outputs, _ = model.apply(params, batch["x"])
-    policy = jnp.square(outputs["policy"] - batch["y"]).sum(axis=1)
-    return jnp.mean(policy + jnp.square(outputs["value"] - batch["v"]))
+def make_stream() -> dict[str, np.ndarray]:
+    """One batch a step, of one target."""
+    x = np.random.default_rng(0).standard_normal((STEPS, 16, 3)).astype(np.float32)
+    return {"x": x, "y": np.sin(x[..., 0]) + x[..., 1] * x[..., 2]}
 
 
-def draw(key: jax.Array) -> dict:
-    """A batch of a fixed smooth target."""
-    x = jax.random.normal(key, (16, 3))
-    return {"x": x, "y": jnp.sin(x[:, :2]), "v": x[:, 0] * x[:, 1]}
+STREAM = make_stream()
 
 
-def arguments(model: Model, params: Any, key: jax.Array, clock: Any, boundary: Any = False) -> tuple[Any, dict]:
+def network_of(name: str) -> Network:
+    options = METHODS[name].model_options
+    assert set(options) <= {"layer_norm"}, "teach the toy network this option"
+    return Network(**{"layer_norm": False} | options)
+
+
+def arguments(network: Network, params: Any, key: jax.Array, clock: Any, boundary: Any = False) -> tuple[Any, dict]:
     """A gradient, and the arguments that go with it, of which no method knows ``surprise``."""
-    batch = draw(jax.random.fold_in(key, 1))
-    loss = functools.partial(loss_fn, model)
-    value, grads = jax.value_and_grad(loss)(params, batch)
-    features_fn = lambda p, b: model.apply(p, b["x"])[1]  # noqa: E731
-    features = features_fn(params, batch)
-    args = MethodArgs(key, clock, batch, value, features, loss, features_fn, model.init, boundary)
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], STREAM)
+    value, grads = jax.value_and_grad(network.loss)(params, batch)
+    features = network.features(params, batch)
+    args = MethodArgs(key, clock, batch, value, features, network.loss, network.features, network.init, boundary)
     return grads, args._asdict() | {"surprise": jnp.ones(3)}
 
 
-def step(method: Any, model: Model, params: Any, state: Any, key: jax.Array, clock: jax.Array) -> tuple[Any, Any, Any]:
-    grads, args = arguments(model, params, key, clock)
+def step(method: Any, network: Network, params: Any, state: Any, key: jax.Array, clock: jax.Array) -> Any:
+    grads, args = arguments(network, params, key, clock)
     updates, state = method.update(grads, state, params, **args)
     return optax.apply_updates(params, updates), state, args["value"]
 
 
 def train(name: str, fields: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, jax.Array]:
     """Trains with ``fields`` in place of the configuration's own; parameters, state and losses."""
-    model = model_of(name)
+    network = network_of(name)
     method = dataclasses.replace(METHODS[name], **fields).build(INNER)
-    params = model.init(key)
+    params = network.init(key)
 
-    def body(carry: tuple[Any, Any], clock: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
-        params, state, value = step(method, model, *carry, jax.random.fold_in(key, clock), clock)
+    def body(carry: tuple[Any, Any], x: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], jax.Array]:
+        params, state, value = step(method, network, *carry, *x)
         return (params, state), value
 
-    (params, state), losses = jax.lax.scan(body, (params, method.init(params)), jnp.arange(STEPS))
+    steps = (jax.random.split(key, STEPS), jnp.arange(STEPS))
+    (params, state), losses = jax.lax.scan(body, (params, method.init(params)), steps)
     return params, state, losses
 
 
 @functools.cache
 def trainer(name: str) -> Callable[..., tuple[Any, Any, jax.Array]]:
+    """One compiled program a method, for all its settings."""
     return jax.jit(functools.partial(train, name))
 
 
@@ -99,27 +120,26 @@ def assert_equal(got: Any, expected: Any) -> None:
 
 
 @every_method
-def test_second_call_does_not_trace_again(name: str, assert_no_retrace: Callable) -> None:
-    model, method = model_of(name), METHODS[name].build(INNER)
-    run = jax.jit(functools.partial(step, method, model))
-    keys = [jax.random.key(i) for i in range(3)]
-    clocks = [jnp.int32(i) for i in range(2)]
-    params = jax.jit(model.init)(keys[2])
-    params, state, _ = run(params, jax.jit(method.init)(params), keys[0], clocks[0])
-    with assert_no_retrace():
-        jax.block_until_ready(run(params, state, keys[1], clocks[1]))
+def test_state_keeps_its_structure_and_types(name: str) -> None:
+    """Weak types included: a step that changes them compiles twice."""
+    network, method = network_of(name), METHODS[name].build(INNER)
+    key = jax.random.key(0)
+    params = jax.eval_shape(network.init, key)
+    state = jax.eval_shape(method.init, params)
+    later = jax.eval_shape(functools.partial(step, method, network), params, state, key, jnp.int32(3))
+    for got, expected in zip(later[:2], (params, state), strict=True):
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
 @every_method
-def test_state_keeps_its_structure_and_types(name: str) -> None:
-    model, method = model_of(name), METHODS[name].build(INNER)
-    key = jax.random.key(0)
-    params = jax.eval_shape(model.init, key)
-    state = jax.eval_shape(method.init, params)
-    later = jax.eval_shape(functools.partial(step, method, model), params, state, key, jnp.int32(3))
-    for got, expected in zip(later[:2], (params, state), strict=True):
-        assert jax.tree.structure(got) == jax.tree.structure(expected)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+def test_second_call_does_not_trace_again(name: str, assert_no_retrace: Callable) -> None:
+    settings = [pick(numbers(name), i) for i in range(2)]
+    keys = [jax.random.key(i) for i in range(2)]
+    trainer(name)(settings[0], keys[0])
+    with assert_no_retrace():
+        trainer(name)(settings[1], keys[1])
 
 
 @every_method
@@ -128,7 +148,7 @@ def test_learns_and_is_deterministic(name: str) -> None:
     params, state, losses = trainer(name)(fields, jax.random.key(0))
     assert_equal(trainer(name)(fields, jax.random.key(0)), (params, state, losses))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state, losses)))
-    assert losses[-20:].mean() < 0.5 * losses[:20].mean()
+    assert losses[-20:].mean() < 0.7 * losses[:20].mean()
 
 
 @every_method
@@ -162,22 +182,17 @@ def test_every_setting_matters(name: str) -> None:
 
 @every_method
 def test_off_is_the_optimiser_bit_for_bit(name: str) -> None:
-    model = model_of(name)
+    network = network_of(name)
     off = dataclasses.replace(METHODS[name], **dict.fromkeys(STRENGTHS[name], 0.0)).build(INNER)
-    start, params = (jax.jit(model.init)(jax.random.key(i)) for i in range(2))
 
-    @jax.jit
-    def updates(params: Any, clock: jax.Array) -> tuple[Any, Any]:
-        states = off.init(start), INNER.init(start)
-        for i in range(2):
-            grads, args = arguments(model, params, jax.random.key(i), clock)
-            got, state = off.update(grads, states[0], params, **args)
-            expected, inner_state = INNER.update(grads, states[1], params)
-            states = state, inner_state
-        return got, expected
-
-    for clock in (0, 1):
-        assert_equal(*updates(params, jnp.int32(clock)))
+    # Not under jit, where XLA rounds one formula differently in different company.
+    start, params, *grads = (network.init(jax.random.key(i)) for i in range(4))
+    state, inner_state = off.init(start), INNER.init(start)
+    for clock, g in enumerate(grads):
+        _, args = arguments(network, params, jax.random.key(clock), jnp.int32(clock))
+        got, state = off.update(g, state, params, **args)
+        expected, inner_state = INNER.update(g, inner_state, params)
+        assert_equal(got, expected)
 
 
 @every_field
@@ -194,36 +209,38 @@ def test_period_is_at_least_one(name: str) -> None:
 
 
 @at_boundaries
-@pytest.mark.parametrize("traced", [False, True])
-def test_boundary_starts_again(name: str, traced: bool) -> None:
-    model, method = model_of(name), METHODS[name].build(INNER)
-    params, state, _ = trainer(name)({}, jax.random.key(0))
+def test_boundary_starts_again(name: str) -> None:
+    network, method = network_of(name), METHODS[name].build(INNER)
+    params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
     key = jax.random.key(7)
 
-    def switch(boundary: Any) -> tuple[Any, Any]:
-        grads, args = arguments(model, params, key, jnp.int32(STEPS), boundary)
-        updates, later = method.update(jax.tree.map(jnp.zeros_like, grads), state, params, **args)
-        return optax.apply_updates(params, updates), later
+    @jax.jit
+    def switch(traced: jax.Array) -> list[tuple[Any, Any]]:
+        out = []
+        for boundary in (traced, True, False):
+            grads, args = arguments(network, params, key, jnp.int32(STEPS), boundary)
+            updates, later = method.update(jax.tree.map(jnp.zeros_like, grads), state, params, **args)
+            out.append((optax.apply_updates(params, updates), later))
+        return out
 
-    def call(boundary: bool) -> tuple[Any, Any]:
-        return jax.jit(switch)(jnp.asarray(boundary)) if traced else jax.jit(lambda: switch(boundary))()
+    traced_yes, yes, no = switch(jnp.asarray(True))
+    traced_no = switch(jnp.asarray(False))[0]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-7)
+    jax.tree.map(close, traced_yes, yes)
+    jax.tree.map(close, traced_no, no)
 
-    new, new_state = call(True)
-    fresh = jax.jit(model.init)(key)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-7), new, fresh)
+    new, new_state = yes
+    fresh = jax.jit(network.init)(key)
+    jax.tree.map(close, new, fresh)
     assert_equal(new_state, INNER.init(fresh))
-
-    # No boundary is the optimiser; here on a zero gradient.
-    still, still_state = call(False)
-    updates, expected_state = jax.jit(INNER.update)(jax.tree.map(jnp.zeros_like, params), state, params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), still_state, expected_state)
-    expected = optax.apply_updates(params, updates)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), still, expected)
+    # Without a boundary it is the optimiser; here on a zero gradient.
+    updates, expected_state = INNER.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    jax.tree.map(close, no, (optax.apply_updates(params, updates), expected_state))
 
     # The new network learns.
-    run = jax.jit(functools.partial(step, method, model))
+    run = jax.jit(functools.partial(step, method, network))
     losses = []
-    for clock in range(60):
+    for clock in range(STEPS):
         new, new_state, value = run(new, new_state, jax.random.key(clock), jnp.int32(clock))
         losses.append(value)
-    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:20])

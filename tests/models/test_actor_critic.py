@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -74,7 +75,11 @@ def test_names_and_shapes_agree_with_the_parameters(case: str) -> None:
         assert inputs[layer].shape[0] == taps[layer].shape[0] == EXAMPLES
     assert set(leaves) == (
         {f"{n}/{part}" for n in {*model.layers, *model.hidden} for part in ("kernel", "bias")}
-        | ({f"{n.replace('/', '/norm_')}/{p}" for n in model.hidden for p in ("scale", "bias")} if config.layer_norm else set())
+        | (
+            {f"{n.replace('/', '/norm_')}/{p}" for n in model.hidden for p in ("scale", "bias")}
+            if config.layer_norm
+            else set()
+        )
         | ({"log_std"} if continuous else set())
     )
 
@@ -92,7 +97,11 @@ def test_taps_are_pre_activations(case: str) -> None:
 
     both = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (grads, tap_grads), (tapped_outputs, tapped_features, inputs) = both(params, model.taps(x), x, weights)
-    jax.tree.map(np.testing.assert_array_equal, (tapped_outputs, tapped_features), (outputs, features))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (tapped_outputs, tapped_features),
+        (outputs, features),
+    )
 
     leaves = tree.named_leaves(grads)
     for layer in model.layers:
@@ -117,7 +126,7 @@ def test_a_unit_acts_through_its_outgoing_weights_only(case: str) -> None:
     for network, output in (("actor", "policy"), ("critic", "value")):
         layers = [name for name in model.hidden if name.startswith(network)] + [f"{network}/output"]
         assert {f"{name}/kernel" for name in layers} == {name for name in order if name.startswith(network)}
-        for layer, following in zip(layers[:-1], layers[1:], strict=True):
+        for layer, following in itertools.pairwise(layers):
             unit, width = 1, leaves[f"{layer}/kernel"].shape[-1]
             # With a LayerNorm, what belongs to one unit alone comes behind it.
             norm = f"{layer.replace('/', '/norm_')}/bias"

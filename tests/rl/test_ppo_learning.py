@@ -1,0 +1,122 @@
+"""PPO learns: closed-form values on toy environments, and known returns on classic control (slow)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax.methods import METHODS
+from plastax.models import ActorCritic
+from plastax.parallel import over_seeds, seed_keys
+from plastax.rl import ppo
+from plastax.rl.classic import Chain
+from plastax.rl.environment import Environment, Stream
+from tests.rl.toy_environments import TOYS, ToyTask
+
+DISCOUNT = 0.8
+SEEDS = (0, 1)
+UPDATES = 80
+CONFIG = ppo.PPO(
+    num_envs=8,
+    num_steps=16,
+    epochs=4,
+    minibatches=2,
+    learning_rate=1e-2,
+    gamma=DISCOUNT,
+    entropy_weight=0.0,
+    kronecker_every=0,
+)
+
+
+def all_toys(continuous: bool) -> Stream:
+    """Every toy in one environment, chosen by the task's number: one compilation for all."""
+    environments = [toy(continuous).stream.environment for toy in TOYS]
+
+    def choose(name):
+        def call(*args):
+            task: ToyTask = args[-1]
+            return jax.lax.switch(task.number, [getattr(e, name) for e in environments], *args)
+
+        return call
+
+    first = environments[0]
+    environment = Environment(
+        choose("reset"), choose("draw"), choose("advance"), first.observation_shape, first.action_space
+    )
+    return Stream(environment, lambda key, index: ToyTask(jnp.int32(index)), "all toys")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["discrete", "continuous"])
+def learner(request):
+    continuous = request.param
+    stream = all_toys(continuous)
+    model = ActorCritic((16,), "tanh", initial_log_std=-1.0).build((1,), 1 if continuous else 2, continuous=continuous)
+    method = METHODS["backprop"].build(CONFIG.optimizer())
+    program = over_seeds(ppo.program(CONFIG, stream, model, method, updates_per_task=UPDATES), len(SEEDS))
+    segment = jax.jit(program.segment, static_argnums=2)
+    return continuous, model, jax.jit(program.init), segment
+
+
+@pytest.mark.parametrize("number", range(len(TOYS)), ids=[toy.__name__ for toy in TOYS])
+def test_values_and_actions_are_those_in_closed_form(learner, number):
+    """Critic within 5 % (of the value, or of 1) for every seed; best action most likely, or within 0.1."""
+    continuous, model, init, segment = learner
+    toy = TOYS[number](continuous)
+    # A fresh network, and the clock at the start of the toy's own task.
+    state, _ = segment(init(seed_keys(SEEDS)), jnp.int32(number * UPDATES), UPDATES)
+    outputs = jax.vmap(lambda params: model.apply(params, toy.observations)[0])(state.params)
+    values = np.asarray(toy.values(DISCOUNT))
+    np.testing.assert_allclose(outputs["value"], np.tile(values, (len(SEEDS), 1)), rtol=0.05, atol=0.05)
+    if toy.best is None:
+        return
+    for policy in np.asarray(outputs["policy"]):
+        if continuous:
+            np.testing.assert_allclose(policy, toy.best, atol=0.1)
+        else:
+            np.testing.assert_array_equal(policy.argmax(-1), toy.best)
+
+
+# --- classic control --------------------------------------------------------------------------------------------------
+
+
+def final_returns(env: str, config: ppo.PPO, model: ActorCritic, updates: int, last: int, seeds: int = 4) -> np.ndarray:
+    """Mean return of the episodes that ended in the ``last`` updates, of each seed; actions sampled."""
+    stream = Chain(env, sigma=0.0).build()
+    size, continuous = ppo.action_size(stream.environment)
+    network = model.build(stream.environment.observation_shape, size, continuous=continuous)
+    method = METHODS["backprop"].build(config.optimizer())
+    program = over_seeds(ppo.program(config, stream, network, method, updates_per_task=updates), seeds)
+    state = jax.jit(program.init)(seed_keys(range(seeds)))
+    _, record = jax.jit(program.segment, static_argnums=2)(state, jnp.int32(0), updates)
+    episodes = np.asarray(record.train["episodes"])[:, -last:]
+    returns = np.nan_to_num(np.asarray(record.train["episode_return"])[:, -last:])
+    return (returns * episodes).sum(1) / episodes.sum(1)
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved():
+    """Gymnasium's threshold for CartPole-v1 is 475 of at most 500."""
+    config = ppo.PPO(learning_rate=1e-3)
+    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), "tanh"), updates=600, last=100)
+    assert returns.mean() >= 475, returns
+
+
+@pytest.mark.slow
+def test_acrobot_is_solved():
+    """Gymnasium's threshold for Acrobot-v1 is -100."""
+    config = ppo.PPO(num_envs=8, learning_rate=1e-3)
+    returns = final_returns("Acrobot-v1", config, ActorCritic((64, 64), "tanh"), updates=300, last=50)
+    assert returns.mean() >= -100, returns
+
+
+@pytest.mark.slow
+def test_pendulum_is_learned():
+    """Random actions return about -1200 and good agents -150; sampled actions are a little below the mean action's."""
+    config = ppo.PPO(
+        num_envs=16, num_steps=200, epochs=10, minibatches=16, learning_rate=1e-3, gamma=0.9, entropy_weight=0.0,
+        reward_scale=0.1,
+    )  # fmt: skip
+    returns = final_returns("Pendulum-v1", config, ActorCritic((64, 64), "tanh"), updates=150, last=20)
+    assert returns.mean() >= -250, returns

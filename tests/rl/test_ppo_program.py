@@ -1,0 +1,394 @@
+"""PPO as a program: what may change its numbers and what may not, task switches, records, keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from plastax.methods import METHODS
+from plastax.models import ActorCritic
+from plastax.parallel import over_seeds, seed_keys
+from plastax.probes import FeatureProbe, Hessian, monitor
+from plastax.rl import ppo
+from plastax.rl.classic import Chain
+from plastax.rl.environment import Discrete, Environment, Stream, Timestep
+from plastax.types import Array, ConfigError, Probe, ProbeInput, Program, Record, Tree
+
+SEEDS, UPDATES = (0, 1, 2), 4  # of a task
+CONFIG = ppo.PPO(num_envs=2, num_steps=32, epochs=2, minibatches=2, learning_rate=1e-3, kronecker_every=2)
+MODEL = ActorCritic((8, 8)).build((4,), 2, continuous=False)
+
+
+class Run(NamedTuple):
+    state: ppo.State
+    records: list[Record]
+
+
+def host(tree: Tree) -> Tree:
+    """NumPy arrays, of keys their data."""
+
+    def leaf(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def same(a: Tree, b: Tree) -> bool:
+    a, b = (jax.tree.leaves(x) for x in (a, b))
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def distance(a: Tree, b: Tree) -> float:
+    return max(float(np.max(np.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def seed(tree: Tree, k: int) -> Tree:
+    return jax.tree.map(lambda x: x[k : k + 1], tree)
+
+
+def joined(records: list[Record]) -> Tree:
+    return {name: np.concatenate([r.train[name] for r in records], axis=1) for name in records[0].train}
+
+
+def run(program: Program, seeds=SEEDS, lengths=(UPDATES, UPDATES)) -> Run:
+    segment = jax.jit(program.segment, static_argnums=2)
+    state, clock, records = jax.jit(program.init)(seed_keys(seeds)), 0, []
+    for length in lengths:
+        state, record = segment(state, jnp.int32(clock), length)
+        clock += length
+        records.append(host(record))
+    return Run(host(state), records)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    """Makes a program of the tiny network on CartPole with offsets, and many networks of it."""
+    stream = Chain("CartPole-v1").build()
+    probes = (FeatureProbe().build(MODEL), Hessian(order=8, probes=1, examples=64).build(MODEL))
+
+    def make(*, seeds: int = len(SEEDS), chunk: int = 0, probed: bool = False, monitored: bool = False, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        method = METHODS["backprop"].build(config.optimizer())
+        program = ppo.program(
+            config,
+            stream,
+            MODEL,
+            method,
+            probes if probed else (),
+            updates_per_task=UPDATES,
+            monitor=monitor if monitored else None,
+        )
+        return over_seeds(program, seeds, chunk)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bare(cartpole) -> Run:
+    return run(cartpole())
+
+
+@pytest.fixture(scope="module")
+def probed(cartpole) -> Run:
+    return run(cartpole(probed=True, monitored=True))
+
+
+# --- what must not change the numbers ---------------------------------------------------------------------------------
+
+
+def test_probes_and_monitor_change_no_bit(bare, probed):
+    assert same(bare.state, probed.state)
+    train = joined(probed.records)
+    assert same(joined(bare.records), {name: train[name] for name in bare.records[0].train})
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_scan_lengths_change_no_bit(cartpole, bare, length):
+    short = run(cartpole(), lengths=(length,) * (2 * UPDATES // length))
+    assert same(bare.state, short.state)
+    assert same(joined(bare.records), joined(short.records))
+
+
+def test_probes_see_the_same_whatever_the_scan_length(cartpole, probed):
+    short = run(cartpole(probed=True, monitored=True), lengths=(2,) * UPDATES)
+    for task in range(2):
+        whole, halves = probed.records[task].probe, short.records[2 * task : 2 * task + 2]
+        for name, value in whole.items():
+            np.testing.assert_array_equal(halves[0].probe[name][:, 0], value[:, 0])
+            np.testing.assert_array_equal(halves[1].probe[name][:, 1], value[:, 1])
+            assert np.isnan(halves[0].probe[name][:, 1]).all()
+            assert np.isnan(halves[1].probe[name][:, 0]).all()
+
+
+def test_kronecker_factors_change_nothing_but_rounding(cartpole, bare):
+    """The factors' backward pass is another program; XLA fuses it differently. After 8 updates: 2e-9 (measured)."""
+    without = run(cartpole(kronecker_every=0))
+    assert distance(bare.state.params, without.state.params) < 1e-6
+    assert without.state.factors.total == {}
+
+
+def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare):
+    """Up to rounding: XLA multiplies one network's matrices with other instructions than several networks' at once."""
+    alone = run(cartpole(seeds=1), seeds=SEEDS[1:2])
+    assert distance(seed(bare.state.params, 1), alone.state.params) < 1e-6
+    assert same(seed(bare.state.key, 1), alone.state.key)
+    # Side by side in chunks of one it is the same program, bit for bit.
+    chunked = run(cartpole(chunk=1))
+    assert same(seed(chunked.state, 1), alone.state)
+    assert same(seed(joined(chunked.records), 1), joined(alone.records))
+
+
+def test_another_order_of_seeds_changes_no_bit(cartpole, bare):
+    turned = run(cartpole(), seeds=SEEDS[::-1])
+    assert same(bare.state, jax.tree.map(lambda x: x[::-1], turned.state))
+
+
+def test_chunks_must_divide_the_seeds(cartpole):
+    with pytest.raises(ConfigError, match=r"seed_chunk: 2 is not allowed.*divisor of the 3 seeds"):
+        cartpole(chunk=2)
+
+
+def test_one_compilation_serves_all_tasks(cartpole, probed, compilations, assert_no_retrace):
+    program = cartpole(probed=True, monitored=True)
+    segment = jax.jit(program.segment, static_argnums=2)
+    state = jax.jit(program.init)(seed_keys(SEEDS))
+    clocks = [jnp.int32(UPDATES * task) for task in range(6)]
+    before = compilations()
+    state, _ = segment(state, clocks[0], UPDATES)
+    assert compilations() - before == 1
+    with assert_no_retrace():
+        for clock in clocks[1:]:
+            state, record = segment(state, clock, UPDATES)
+    assert segment._cache_size() == 1
+    assert np.isfinite(record.probe["hessian/largest"]).all()
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_record_is_small_and_has_nan_only_where_no_episode_ended(probed):
+    for record in probed.records:
+        for name, values in record.train.items():
+            assert values.shape == (len(SEEDS), UPDATES), name
+            missing = record.train["episodes"] == 0 if name == "episode_return" else np.zeros_like(values)
+            np.testing.assert_array_equal(np.isnan(values), missing, err_msg=name)
+        for name, values in record.probe.items():
+            assert values.shape[:2] == (len(SEEDS), 2), name
+            assert values[0, 0].size <= 8, name
+            assert np.isfinite(values).all(), name
+
+
+def test_probe_names_have_dims_and_coords(cartpole, probed):
+    program = cartpole(probed=True)
+    for name, values in probed.records[0].probe.items():
+        dims = program.dims.get(f"probe/{name}", ())
+        assert values.ndim == 2 + len(dims), name
+        for axis, size in zip(dims, values.shape[2:]):
+            assert len(program.coords.get(axis, range(size))) == size
+
+
+GOLDEN = {}
+
+
+def test_golden_step(bare):
+    """Metrics of the first two updates, means over seeds.
+
+    Where a change of the algorithm is meant to change them, replace the dictionary by the one in the message; where it
+    is not, it is a bug.
+    """
+    found = {name: values[:, :2].mean(0).tolist() for name, values in joined(bare.records).items()}
+    assert found.keys() == GOLDEN.keys()
+    for name, values in GOLDEN.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-6, err_msg=f"{name}; all: {found}")
+
+
+# --- task switches ----------------------------------------------------------------------------------------------------
+
+LIMIT = 7
+
+
+class Spied(NamedTuple):
+    """A task that shows itself: every observation is its number and its draw."""
+
+    number: Array
+    draw: Array
+
+
+def spy_stream() -> Stream:
+    """Reward 1, cut every 7 steps; the observation is the task."""
+
+    def observation(task):
+        return jnp.stack([task.number.astype(jnp.float32), task.draw])
+
+    def reset(key, task):
+        del key
+        return observation(task), jnp.int32(0)
+
+    def advance(noise, state, action, task):
+        del noise, action
+        done = state + 1 >= LIMIT
+        seen = observation(task)
+        step = Timestep(seen, jnp.float32(1), jnp.bool_(False), done, seen)
+        return jnp.where(done, 0, state + 1), step
+
+    environment = Environment(reset, lambda key, task: jnp.zeros(()), advance, (2,), Discrete(2))
+    return Stream(environment, lambda key, i: Spied(jnp.int32(i), jax.random.normal(jax.random.fold_in(key, i))), "spy")
+
+
+SPY_CONFIG = ppo.PPO(num_envs=2, num_steps=5, epochs=2, minibatches=2, learning_rate=1e-2, kronecker_every=1)
+SPY_MODEL = ActorCritic((4,)).build((2,), 2, continuous=False)
+SPY_UPDATES = 2
+
+
+def spy_program(method: str = "backprop", **changes) -> Program:
+    def measure(seen: ProbeInput) -> dict[str, Array]:
+        weight = seen.factors.weight
+        return {
+            "task": seen.batch.observation,
+            "params": ravel_pytree(seen.params)[0],
+            "weight": weight,
+            "key": jax.random.key_data(seen.key).astype(jnp.float32),
+        }
+
+    config = dataclasses.replace(SPY_CONFIG, **changes)
+    chosen = METHODS[method]
+    program = ppo.program(
+        config,
+        spy_stream(),
+        SPY_MODEL,
+        chosen.build(config.optimizer()),
+        [Probe("spy", measure, {}, {})],
+        updates_per_task=SPY_UPDATES,
+        needs_boundary=chosen.needs_boundary,
+    )
+    return over_seeds(program, 2)
+
+
+@pytest.fixture(scope="module")
+def spied():
+    """Method -> its run of three tasks, recorded task by task."""
+    lengths = (SPY_UPDATES,) * 3
+    return {name: run(spy_program(name), (5, 6), lengths) for name in ("backprop", "reset", "shrink_and_perturb")}
+
+
+def spy_keys(number: int, clock: int):
+    """The program's own keys, by the rule in `ppo`."""
+    return jax.vmap(lambda key: ppo._key(key, number, clock))(seed_keys((5, 6)))
+
+
+def test_every_method_sees_the_same_tasks_and_every_seed_its_own(spied):
+    stream, keys = spy_stream(), spy_keys(ppo._TASKS, 0)
+    seen = {name: [r.probe["spy/task"] for r in ran.records] for name, ran in spied.items()}
+    draws = []
+    for task in range(3):
+        expected = np.asarray(jax.vmap(stream.task, (0, None))(keys, jnp.int32(task)).draw)
+        draws += expected.tolist()
+        for tasks in seen.values():
+            assert tasks[task].shape == (2, 2, SPY_CONFIG.steps_per_update, 2)
+            assert (tasks[task][..., 0] == task).all()  # at its start and at its end
+            assert (tasks[task][..., 1] == expected[:, None, None]).all()
+    assert len(set(draws)) == 6
+
+
+def test_no_return_crosses_a_switch(spied):
+    # A task has 10 steps: one episode of 7 ends in its second update, and the next would end in the third.
+    for ran in spied.values():
+        train = joined(ran.records)
+        np.testing.assert_array_equal(train["episodes"], np.tile([0.0, SPY_CONFIG.num_envs], (2, 3)))
+        np.testing.assert_array_equal(train["episode_return"], np.tile([np.nan, LIMIT], (2, 3)))
+
+
+def test_running_factors_start_again(spied):
+    steps = SPY_UPDATES * SPY_CONFIG.epochs * SPY_CONFIG.minibatches
+    for ran in spied.values():
+        for record in ran.records:
+            np.testing.assert_array_equal(record.probe["spy/weight"][:, 0], 0.0)
+            np.testing.assert_allclose(
+                record.probe["spy/weight"][:, 1], 1 - SPY_CONFIG.kronecker_decay**steps, rtol=1e-5
+            )
+
+
+def fresh(clock: int):
+    keys = jax.vmap(lambda key: jax.random.split(key)[1])(spy_keys(ppo._SWITCH, clock))
+    return jax.vmap(SPY_MODEL.init)(keys)
+
+
+def flat(params):
+    return np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(params))
+
+
+def test_the_first_probe_of_a_task_sees_the_network_that_starts_it(spied):
+    first = flat(jax.vmap(SPY_MODEL.init)(spy_keys(ppo._INIT, 0)))
+    for ran in spied.values():
+        np.testing.assert_array_equal(ran.records[0].probe["spy/params"][:, 0], first)
+        np.testing.assert_array_equal(ran.records[2].probe["spy/params"][:, 1], flat(ran.state.params))
+    for before, after in zip(spied["backprop"].records, spied["backprop"].records[1:]):
+        np.testing.assert_array_equal(before.probe["spy/params"][:, 1], after.probe["spy/params"][:, 0])
+    for task in (1, 2):
+        # The update is the difference of the two networks: one rounding.
+        started = spied["reset"].records[task].probe["spy/params"][:, 0]
+        np.testing.assert_allclose(started, flat(fresh(task * SPY_UPDATES)), rtol=1e-6, atol=1e-6)
+        assert np.abs(started - spied["reset"].records[task - 1].probe["spy/params"][:, 1]).max() > 0.1
+
+
+def test_begin_of_a_task(spied):
+    """A segment of no updates is the switch alone."""
+    for name in ("backprop", "reset"):
+        start = jax.jit(spy_program(name).segment, static_argnums=2)
+        state = jax.tree.map(jnp.asarray, spied[name].state)._replace(key=seed_keys((5, 6)))
+        assert (state.actors.episode_return > 0).all()
+        clock = 3 * SPY_UPDATES
+        begun, record = start(state, jnp.int32(clock), 0)
+        assert record.train["episodes"].shape == (2, 0)
+        np.testing.assert_array_equal(begun.actors.state, 0)
+        np.testing.assert_array_equal(begun.actors.episode_return, 0.0)
+        np.testing.assert_array_equal(begun.actors.observation[..., 0], 3.0)
+        np.testing.assert_array_equal(begun.factors.weight, 0.0)
+        assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(begun.factors.total))
+        if name == "backprop":
+            assert same(host(begun.params), host(state.params))
+            assert same(host(begun.opt_state), host(state.opt_state))
+        else:
+            np.testing.assert_allclose(flat(begun.params), flat(fresh(clock)), rtol=1e-6, atol=1e-6)
+            assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(begun.opt_state))
+
+
+def test_probe_keys_are_never_used_twice(spied):
+    keys = np.concatenate([r.probe["spy/key"].reshape(-1, 2) for r in spied["backprop"].records])
+    assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+@pytest.mark.parametrize("kind", ["global", "reset"])
+def test_only_reset_forgets_its_statistics_at_a_switch(kind):
+    ran = run(spy_program(normalize_observations=kind), (5, 6), (SPY_UPDATES, SPY_UPDATES))
+    updates = SPY_UPDATES * (2 if kind == "global" else 1)
+    np.testing.assert_array_equal(ran.state.statistics.count, updates * SPY_CONFIG.steps_per_update)
+    np.testing.assert_allclose(ran.state.statistics.mean[:, 0], 0.5 if kind == "global" else 1.0, rtol=1e-6)
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("default")
+def test_no_key_is_used_twice():
+    """JAX's own checker, on what it can see: everything that is jitted here, probes and a switch included."""
+    config = SPY_CONFIG
+    chosen = METHODS["reset"]
+    program = ppo.program(
+        config,
+        spy_stream(),
+        SPY_MODEL,
+        chosen.build(config.optimizer()),
+        [Hessian(order=3, probes=1).build(SPY_MODEL)],
+        updates_per_task=SPY_UPDATES,
+        needs_boundary=True,
+    )
+    with jax.debug_key_reuse(True):
+        state = jax.jit(program.init)(jax.random.key(0))
+        jax.jit(program.segment, static_argnums=2)(state, jnp.int32(0), 1)

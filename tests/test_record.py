@@ -1,0 +1,214 @@
+"""Records: written atomically, read back as one labelled data set, whatever state the run is in."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax import record
+from plastax.types import Record
+
+SEEDS, TASKS, UPDATES = 3, 3, 4
+CONFIG = {
+    "experiment": "demo",
+    "run_id": "r0",
+    "hash": "abc",
+    "settings": {"methods": ["backprop", "reset"], "seeds": SEEDS, "tasks": TASKS, "updates_per_task": UPDATES},
+    "dims": {"hessian/rank": ["eps"], "ggn/rank": ["eps"], "hessian/nodes": ["probe", "node"]},
+    "coords": {"eps": [0.1, 0.2]},
+}
+
+
+def segment(value: float, length: int = UPDATES) -> Record:
+    marks = np.stack([np.full(SEEDS, value), np.full(SEEDS, value + 0.5)], axis=1)
+    return Record(
+        {"loss": np.full((SEEDS, length), value) + np.arange(SEEDS)[:, None]},
+        {"hessian/rank": marks[..., None] * np.ones(2), "gradient/norm": marks},
+    )
+
+
+def host(clock: int, length: int = UPDATES) -> dict[str, float]:
+    return {"clock": clock, "length": length, "task": clock // UPDATES, "train_seconds": 0.25}
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> pathlib.Path:
+    record.write_json(tmp_path / "config.json", CONFIG)
+    return tmp_path
+
+
+def write(run: pathlib.Path, method: str, index: int, clock: int, length: int = UPDATES) -> pathlib.Path:
+    return record.write_segment(run / "records" / method, index, segment(float(index), length), host(clock, length))
+
+
+def test_segment_reads_back(run: pathlib.Path) -> None:
+    written = segment(2.0)
+    path = record.write_segment(run / "records" / "reset", 7, written, host(8))
+    assert path == run / "records" / "reset" / "000007.npz"
+    read = record.read_segment(path)
+    np.testing.assert_array_equal(read.train["loss"], written.train["loss"])
+    np.testing.assert_array_equal(read.probe["hessian/rank"], written.probe["hessian/rank"])
+    assert read.host == {"segment": 7.0, **host(8)}
+
+
+def test_device_arrays_become_plain_floats(run: pathlib.Path) -> None:
+    on_device = jax.tree.map(jnp.asarray, segment(1.0))
+    on_device.probe["gradient/norm"] = on_device.probe["gradient/norm"].astype(jnp.bfloat16)
+    on_device.train["episodes"] = jnp.ones((SEEDS, UPDATES), jnp.int32)
+    read = record.read_segment(record.write_segment(run, 0, on_device, host(0)))
+    assert {value.dtype for part in (read.train, read.probe) for value in part.values()} == {np.dtype(np.float32)}
+    assert read.probe["gradient/norm"][0, 1] == 1.5
+
+
+def test_full_run_is_labelled(run: pathlib.Path) -> None:
+    for method in CONFIG["settings"]["methods"]:
+        for task in range(TASKS):
+            write(run, method, task, UPDATES * task)
+    data = record.load(run)
+    assert data["train/loss"].dims == ("method", "seed", "update")
+    assert data["probe/hessian/rank"].dims == ("method", "seed", "task", "mark", "eps")
+    assert data["probe/gradient/norm"].dims == ("method", "seed", "task", "mark")
+    assert data.eps.values.tolist() == [0.1, 0.2]
+    assert data.mark.values.tolist() == ["init", "end"]
+    assert data.attrs == {"experiment": "demo", "run_id": "r0", "hash": "abc"}
+    assert data.update_task.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    chosen = data["probe/hessian/rank"].sel({"method": "reset", "seed": 1, "task": 2, "mark": "end", "eps": 0.2})
+    assert float(chosen) == 2.5
+    frame = data[["train/loss"]].to_dataframe()
+    assert frame.loc[("reset", 2, 5), "train/loss"] == 3.0
+    assert frame.loc[("reset", 2, 5), "update_task"] == 1
+    assert float(data["host/train_seconds"].sum()) == pytest.approx(0.25 * 6)
+
+
+def test_marks_of_a_task_of_several_segments_are_its_own(run: pathlib.Path) -> None:
+    # Two segments a task, both measured at both ends; the last task was cut after its first segment.
+    for index in range(5):
+        write(run, "reset", index, 2 * index, 2)
+    norm = record.load(run)["probe/gradient/norm"].sel({"method": "reset", "seed": 0})
+    np.testing.assert_array_equal(norm, [[0.0, 1.5], [2.0, 3.5], [4.0, np.nan]])
+
+
+def test_unfinished_run_is_padded(run: pathlib.Path) -> None:
+    assert record.load(run).sizes["update"] == TASKS * UPDATES
+    assert not record.load(run).data_vars
+    for task in range(TASKS):
+        write(run, "backprop", task, UPDATES * task)
+    write(run, "reset", 0, 0)
+    (run / "records" / "reset" / ".000001.npz.123.tmp").write_bytes(b"PK half a file")
+    data = record.load(run)
+    assert dict(data.sizes) | {"method": 2, "seed": 3, "task": 3, "update": 12} == dict(data.sizes)
+    loss = data["train/loss"].sel({"method": "reset", "seed": 0}).values
+    np.testing.assert_array_equal(loss, [0.0] * UPDATES + [np.nan] * UPDATES * 2)
+    assert np.isnan(data["probe/hessian/rank"].sel({"method": "reset"}).isel(task=slice(1, None))).all()
+    assert data["host/clock"].sel({"method": "reset"}).notnull().sum() == 1
+
+
+def test_seeds_keep_their_numbers(run: pathlib.Path) -> None:
+    record.write_json(run / "config.json", {**CONFIG, "settings": {**CONFIG["settings"], "first_seed": 5}})
+    write(run, "reset", 0, 0)
+    assert record.load(run).seed.values.tolist() == [5, 6, 7]
+
+
+def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -> None:
+    probe = {
+        "hessian/rank": np.zeros((SEEDS, 2, 2)),
+        "ggn/rank": np.zeros((SEEDS, 2, 5)),
+        "x/y": np.zeros((SEEDS, 2, 7)),
+    }
+    record.write_segment(run / "records" / "reset", 0, Record({}, probe), host(0))
+    data = record.load(run)
+    assert data["probe/hessian/rank"].dims[-1] == "eps"
+    assert data["probe/ggn/rank"].dims[-1] == "ggn_eps"
+    assert data["probe/x/y"].dims[-1] == "x/y/axis0"
+
+
+def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
+    path = write(run, "reset", 0, 0)
+    whole = path.read_bytes()
+    clean = record.read_segment(path)
+    rng = np.random.default_rng(0)
+    refused = []
+    for trial in range(400):
+        damaged = bytearray(whole)
+        if trial % 2:
+            del damaged[rng.integers(len(whole)) :]
+        else:
+            damaged[rng.integers(len(whole))] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read = record.read_segment(path)
+        except record.RecordError as error:
+            refused.append(str(error))
+        else:
+            # The archive holds bytes that mean nothing, such as time stamps.
+            np.testing.assert_array_equal(read.train["loss"], clean.train["loss"])
+    assert len(refused) > 300
+    assert all(str(path) in message for message in refused)
+    path.write_bytes(whole[:100])
+    with pytest.raises(record.RecordError, match=r"reset/000000\.npz is truncated or corrupt"):
+        record.load(run)
+    with pytest.raises(FileNotFoundError):
+        record.read_segment(path.with_name("000009.npz"))
+
+
+def test_nothing_appears_if_writing_fails(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        message = "no space left on device"
+        raise OSError(message)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write(run, "reset", 0, 0)
+    assert list((run / "records" / "reset").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"loss": np.zeros((SEEDS, UPDATES + 1))}}, "train/loss has shape"),
+        ({"train": {"loss": np.zeros((SEEDS + 1, UPDATES))}}, "number of seeds"),
+        ({"probe": {"a/b": np.zeros((SEEDS, 3))}}, "probe/a/b has shape"),
+        ({"train": {"loss": np.full((SEEDS, UPDATES), "x")}}, "holds numbers"),
+    ],
+)
+def test_wrong_shapes_are_refused_when_written(run: pathlib.Path, change: dict, message: str) -> None:
+    with pytest.raises(record.RecordError, match=message):
+        record.write_segment(run, 0, segment(0.0)._replace(**change), host(0))
+
+
+def test_segments_that_do_not_fit_are_refused(run: pathlib.Path) -> None:
+    with pytest.raises(record.RecordError, match="'task'"):
+        record.write_segment(run, 0, segment(0.0), {"clock": 0, "length": UPDATES})
+    record.write_segment(run / "records" / "reset", 0, segment(0.0), {**host(2), "task": 0})
+    with pytest.raises(record.RecordError, match="updates 2 to 6 are not inside task 0"):
+        record.load(run)
+
+
+def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
+    directory = record.start_run(tmp_path / "run", CONFIG)
+    assert record.read_json(directory / "config.json") == CONFIG
+    first = record.read_json(directory / "environment.json")
+    assert first["python"] == platform.python_version()
+    assert first["versions"]["jax"] == jax.__version__
+    assert len(first["devices"]) == jax.device_count()
+    record.start_run(directory, CONFIG)
+    assert len(record.read_json(directory / "environment.json")["resumed"]) == 1
+    with pytest.raises(record.RecordError, match="another run"):
+        record.start_run(directory, {**CONFIG, "hash": "other"})
+
+
+def test_json(tmp_path: pathlib.Path) -> None:
+    record.write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": (1, 2)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 0.5, "b": [0, 1], "c": str(tmp_path), "d": [1, 2]}
+    with pytest.raises(TypeError, match="set"):
+        record.write_json(tmp_path / "y.json", {1, 2})
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(record.RecordError, match=r"x\.json is not valid JSON"):
+        record.read_json(tmp_path / "x.json")

@@ -1,0 +1,168 @@
+"""A whole study: what it leaves behind, kill -9 and resume, one compilation a method, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import plastax
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "--preset smoke --tasks 3 --steps-per-task 1024 --segments-per-task 2 --model.hidden 8 8 --wandb disabled "
+    "--hessian.order 4 --hessian.examples 32 --probes features hessian --methods l2_er reset"
+)
+
+
+def command(runs: pathlib.Path, line: str = TINY) -> list[str]:
+    return [sys.executable, "-m", "experiments.rl_gymnax", *line.split(), "--runs-dir", str(runs)]
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str], cache: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """An uninterrupted run: (directory, what it printed)."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run(command(runs), cache)
+    assert done.returncode == 0, done.stderr
+    return next((runs / "rl_gymnax").iterdir()), done.stdout
+
+
+def test_it_leaves_what_it_should(finished):
+    directory, printed = finished
+    assert str(directory) in printed.replace("\n", "")
+    assert "l2_er" in printed
+    config = json.loads((directory / "config.json").read_text())
+    assert directory.name == config["run_id"]
+    assert config["run_id"].endswith(config["hash"])
+    assert config["settings"]["methods"] == ["l2_er", "reset"]
+    assert json.loads((directory / "environment.json").read_text())["versions"]["jax"]
+    assert (directory / "summary.csv").exists()
+    assert {p.suffix for p in (directory / "figures").iterdir()} == {".png", ".pdf", ".csv"}
+
+
+def test_the_record_is_labelled_and_complete(finished):
+    data = plastax.load(finished[0])
+    assert dict(data.sizes) | {"method": 2, "seed": 2, "update": 6, "task": 3, "mark": 2} == dict(data.sizes)
+    assert data["probe/hessian/nodes"].dims == ("method", "seed", "task", "mark", "probe", "node")
+    assert data["probe/features/effective_rank"].dims[-1] == "feature_layer"
+    assert list(data["feature_layer"].values[:1]) == ["actor/dense_0"]
+    assert np.isfinite(data["probe/hessian/rank"]).all()
+    assert np.isfinite(data["train/value_loss"]).all()
+
+
+def test_one_compilation_for_the_whole_stream(finished):
+    data = plastax.load(finished[0])
+    # The program of the segments and the one that makes the initial state; none at any later task.
+    np.testing.assert_array_equal(data["host/compilations"].isel(segment=0), [2, 2])
+    assert np.isnan(data["host/compilations"].isel(segment=slice(1, None))).all()
+    assert (data["host/compile_seconds"].isel(segment=0) > 0).all()
+
+
+def test_a_second_start_compiles_nothing(finished, cache, tmp_path):
+    done = run(command(tmp_path), cache)
+    assert done.returncode == 0, done.stderr
+    directory = next((tmp_path / "rl_gymnax").iterdir())
+    np.testing.assert_array_equal(plastax.load(directory)["host/compilations_uncached"].isel(segment=0), [0, 0])
+    assert_same(finished[0], directory)
+
+
+def records(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted((directory / "records").rglob("*.npz")):
+        with np.load(path) as arrays:
+            found |= {f"{path.parent.name}/{path.stem}/{k}": arrays[k] for k in arrays if not k.startswith("host/")}
+    return found
+
+
+def final_state(directory: pathlib.Path, method: str) -> dict[str, np.ndarray]:
+    with ocp.CheckpointManager((directory / "checkpoints" / method).absolute()) as manager:
+        return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+
+
+def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Bit for bit: every recorded number, and every leaf of the last checkpoints."""
+    a, b = records(one), records(other)
+    assert a.keys() == b.keys()
+    assert len(a) > 100
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    for method in ("l2_er", "reset"):
+        a, b = final_state(one, method), final_state(other, method)
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+
+
+def test_killed_and_resumed_equals_uninterrupted(finished, cache, tmp_path):
+    draw = random.Random(0)
+    arguments = command(tmp_path)
+    kills = 0
+    for _ in range(12):
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(arguments, cwd=ROOT, env=environment(cache), stdout=log, stderr=log)
+        # A moment within the run: from the first record on, a random part of a second later.
+        before = len(list(tmp_path.rglob("*.npz")))
+        deadline = time.monotonic() + 200
+        while process.poll() is None and len(list(tmp_path.rglob("*.npz"))) <= before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.15))
+        if process.poll() is not None:
+            assert process.returncode == 0, (tmp_path / "log").read_text()
+            break
+        if kills == 4:
+            assert process.wait(timeout=200) == 0, (tmp_path / "log").read_text()
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        directory = next((tmp_path / "rl_gymnax").iterdir())
+        arguments = [sys.executable, "-m", "experiments.rl_gymnax", "--resume", str(directory)]
+    assert kills >= 2
+    assert_same(finished[0], next((tmp_path / "rl_gymnax").iterdir()))
+
+
+def test_another_configuration_is_refused_by_name(finished, cache):
+    done = run([*command(finished[0].parent.parent, "--seeds 3"), "--resume", str(finished[0])], cache)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for part in ("resume", "seeds", "2 there", "3 here"):
+        assert part in done.stderr
+
+
+def test_unknown_names_end_with_status_2_and_one_line(cache, tmp_path):
+    done = run(command(tmp_path, "--method l2er"), cache)
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    assert "l2_er" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_make_refuses_an_unknown_experiment():
+    done = subprocess.run(["make", "run", "EXP=nope"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for part in ("EXP", "nope", "rl_gymnax"):
+        assert part in done.stderr

@@ -1,0 +1,118 @@
+"""The command line: presets, groups, identity, and every refusal with its one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from experiments import rl_gymnax
+from plastax import settings
+from plastax.types import ConfigError
+
+
+def parse(line: str = ""):
+    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
+    return settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, line.split())
+
+
+def identity(line: str) -> str:
+    return settings.identity(settings.to_json(parse(line), rl_gymnax.GROUPS))
+
+
+def test_settings_reach_their_groups():
+    config = parse("--seeds 16 --method l2_er --method.er-lr 0.5 --stream.sigma 1 --model.hidden 8 4 --hessian.order 9")
+    assert (config.seeds, config.methods, config.model_settings.hidden) == (16, ("l2_er",), (8, 4))
+    assert (config.l2_er.er_lr, config.stream_settings.sigma, config.hessian.order) == (0.5, 1.0, 9)
+
+
+def test_a_methods_setting_by_the_methods_name_among_several():
+    config = parse("--methods l2 l2_er --l2-er.l2 0.25")
+    assert (config.l2_er.l2, config.l2.l2) == (0.25, rl_gymnax.METHODS["l2"].l2)
+
+
+@pytest.mark.parametrize("name", rl_gymnax.PRESETS)
+def test_every_preset_is_valid_and_can_be_overridden(name):
+    config = parse(f"--preset {name} --seeds 4")
+    assert (config.preset, config.seeds) == (name, 4)
+    for setting, value in rl_gymnax.PRESETS[name].items():
+        head, _, rest = setting.partition(".")
+        if setting != "seeds":
+            found = getattr(config, head)
+            assert (getattr(found, rest) if rest else found) == value, setting
+
+
+def test_identity_is_that_of_the_numbers():
+    assert identity("") == identity("--wandb disabled --runs-dir elsewhere --checkpoint-every 3")
+    assert identity("") != identity("--seeds 7")
+    # The settings of a method that does not run do not count; those of one that runs do.
+    assert identity("--methods reset") == identity("--methods reset --l2-er.er-lr 3")
+    assert identity("--methods l2_er") != identity("--methods l2_er --l2-er.er-lr 3")
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("--preset smok", ("preset", "'smok'", "smoke")),
+        ("--methods foo", ("methods", "'foo'", "l2_er")),
+        ("--methods l2 l2", ("methods", "twice")),
+        ("--method bakprop", ("methods", "did you mean 'backprop'")),
+        ("--probes spectre", ("probes", "'spectre'", "hessian")),
+        ("--stream cartpole", ("stream", "'cartpole'", "cartpole_chain")),
+        ("--model cnn", ("model", "'cnn'", "conv")),
+        ("--seeds 0", ("seeds", "0", "1 or more")),
+        ("--tasks -2", ("tasks", "-2", "1 or more")),
+        ("--seeds 6 --seed-chunk 4", ("seed_chunk", "4", "6 seeds")),
+        ("--method.er-lr 3", ("--method.er-lr", "3 methods", "backprop")),
+        ("--resume /nowhere", ("resume", "/nowhere")),
+    ],
+)
+def test_refusals_name_setting_value_and_what_is_allowed(line, names):
+    with pytest.raises(ConfigError) as error:
+        parse(line)
+    assert "\n" not in str(error.value)
+    for name in names:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("--stream.env Nope-v0", ("Nope-v0", "CartPole-v1")),
+        ("--stream.sigma -1", ("sigma", "-1")),
+        ("--steps-per-task 1000", ("steps_per_task", "1000", "512")),
+        ("--segments-per-task 7", ("segments_per_task", "7")),
+        ("--model conv", ("model", "conv", "height")),
+    ],
+)
+def test_refusals_of_the_study_come_before_compilation(line, names, assert_no_retrace):
+    config = parse(line)
+    with pytest.raises(ConfigError) as error, assert_no_retrace():
+        rl_gymnax.build(config)
+    for name in names:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["--l2-er.er-lr -1", "--ppo.minibatches 7", "--unknown 3", "--seeds many"])
+def test_what_tyro_refuses_ends_with_status_2(line, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(line)
+    assert error.value.code == 2
+    assert line.split()[0].split(".")[-1].strip("-").replace("-", "_")[:5] in capsys.readouterr().err.replace("-", "_")
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = dataclasses.replace(parse(), runs_dir=pathlib.Path(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="runs_dir: .*file.* cannot be written"):
+        settings.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
+
+
+def test_every_setting_has_a_help_text(capsys):
+    with pytest.raises(SystemExit) as error:
+        parse("--help")
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--steps-per-task", "--ppo.learning-rate", "--l2-er.er-lr", "--hessian.eps", "--stream.sigma"):
+        assert name in text

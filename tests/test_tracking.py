@@ -1,0 +1,258 @@
+"""Sinks: a real W&B offline run read back from its file, the terminal, and what happens when a sink fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pathlib
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import rich.console
+
+from plastax.record import Segment
+from plastax.tracking import ConsoleSink, Guarded, Histogram, WandbSink, reduce_segment
+
+SEEDS, TASKS = 4, 3
+CONFIG = {
+    "experiment": "demo",
+    "run_id": "r0",
+    "hash": "abc",
+    "settings": {"methods": ["l2_er"], "seeds": SEEDS, "first_seed": 2, "tasks": TASKS, "updates_per_task": 5},
+    "dims": {"hessian/rank": ["eps"], "hessian/nodes": ["probe", "node"], "hessian/weights": ["probe", "node"]},
+    "coords": {"eps": [0.01, 0.1]},
+}
+
+
+def segment(task: int) -> Segment:
+    rng = np.random.default_rng(task)
+    episode = rng.normal(100.0 * task, 1.0, (SEEDS, 5))
+    episode[:, 0] = np.nan
+    nodes = np.stack([rng.normal(0.0, 3.0, (SEEDS, 2, 6)), np.full((SEEDS, 2, 6), np.nan)], axis=1)
+    probe = {
+        "hessian/nodes": nodes,
+        "hessian/weights": np.full((SEEDS, 2, 2, 6), 1 / 6),
+        "hessian/rank": np.stack([np.ones((SEEDS, 2)) * [5.0, 2.0], np.full((SEEDS, 2), np.nan)], axis=1),
+        "gradient/norm": np.ones((SEEDS, 2)) * [1.0, 2.0],
+    }
+    host = {"segment": task, "clock": 5 * task, "length": 5, "task": task, "train_seconds": 2.0, "env_steps": 1e4}
+    return Segment({"episode_return": episode}, probe, host | {"compile_seconds": 7.5 if task == 0 else 0.0})
+
+
+def chunks(content: bytes) -> Iterator[bytes]:
+    """The records of a W&B file: LevelDB's log format, seven bytes of header before blocks of 32 KiB.
+
+    W&B 0.31 has no reader in Python any more. See the "log format" page in LevelDB's documentation.
+    """
+    if len(content) < 7:
+        return
+    magic, _, version = struct.unpack("<4sHB", content[:7])
+    assert (magic, version) == (b":W&B", 0)
+    at, parts = 7, []
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        checksum, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        part = content[at + 7 : at + 7 + length]
+        if len(part) < length:
+            return
+        assert checksum == zlib.crc32(bytes([kind]) + part)
+        parts.append(part)
+        at += 7 + length
+        # 1 is a whole record, 4 the last part of one.
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
+
+
+def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+    """Configuration, logged rows and the run itself of the only offline run in a run directory."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = (directory / "wandb").glob("offline-run-*/*.wandb")
+    # W&B's service goes on writing for a moment after `finish`; the exit record is the last one.
+    for _ in range(200):
+        records = []
+        for chunk in chunks(path.read_bytes()):
+            records.append(wandb_internal_pb2.Record())
+            records[-1].ParseFromString(chunk)
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            rows.append({})
+            for item in record.history.item:
+                *outer, last = item.nested_key or [item.key]
+                inner = rows[-1]
+                for key in outer:
+                    inner = inner.setdefault(key, {})
+                inner[last] = json.loads(item.value_json)
+    return config, rows, run
+
+
+def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sink = WandbSink("offline")
+    sink.start(CONFIG, tmp_path, "l2_er")
+    for task in range(TASKS):
+        sink.log(reduce_segment(segment(task), CONFIG), task)
+    sink.finish()
+    config, rows, run = read_offline_run(tmp_path)
+    assert (run.run_group, run.display_name, run.project, run.run_id) == ("r0", "l2_er", "demo", "r0-l2_er")
+    assert config["method"] == "l2_er"
+    assert config["hash"] == "abc"
+    assert config["seeds"] == SEEDS
+    assert [row["task"] for row in rows] == list(range(TASKS))
+    for task, row in enumerate(rows):
+        seeds = np.nanmean(segment(task).train["episode_return"], axis=1)
+        name = "train/episode_return"
+        assert row[name] == pytest.approx(seeds.mean())
+        assert seeds.min() <= row[f"{name}/ci_low"] <= row[name] <= row[f"{name}/ci_high"] <= seeds.max()
+        assert [row[f"{name}/seed_{2 + k}"] for k in range(SEEDS)] == pytest.approx(seeds.tolist())
+        assert row["hessian/rank/init/0.1"] == 2.0
+        assert not any(key.startswith("hessian/rank/end") for key in row)
+        histogram = row["hessian/spectrum/init"]
+        assert histogram["_type"] == "histogram"
+        assert 400 < len(histogram["values"]) == len(histogram["bins"]) - 1 <= 512
+        assert sum(histogram["values"]) == pytest.approx(1.0)
+        negative = np.mean(segment(task).probe["hessian/nodes"][:, 0] < 0)
+        edges = np.array(histogram["bins"])
+        assert np.array(histogram["values"])[edges[1:] < 0].sum() == pytest.approx(negative)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_wandb_methods_one_after_the_other(tmp_path: pathlib.Path) -> None:
+    sink = WandbSink("offline")
+    for method in ("backprop", "reset"):
+        sink.start(CONFIG, tmp_path, method)
+        sink.log({"x": 1.0}, 0)
+        sink.finish()
+    names = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert names == ["run-r0-backprop.wandb", "run-r0-reset.wandb"]
+
+
+def test_wandb_disabled_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    sink = WandbSink("disabled")
+    sink.start(CONFIG, tmp_path, "l2_er")
+    sink.log({"x": 1.0}, 0)
+    sink.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reduced_segment() -> None:
+    metrics = reduce_segment(segment(1), CONFIG)
+    assert metrics["host/train_seconds"] == 2.0
+    np.testing.assert_array_equal(metrics["gradient/norm/end"], np.full(SEEDS, 2.0))
+    np.testing.assert_array_equal(metrics["hessian/rank/init/0.01"], np.full(SEEDS, 5.0))
+    assert isinstance(metrics["hessian/spectrum/init"], Histogram)
+    assert "hessian/spectrum/end" not in metrics
+    empty = segment(1)
+    empty.train["episode_return"][:] = np.nan
+    assert np.isnan(reduce_segment(empty, CONFIG)["train/episode_return"]).all()
+
+
+class Failing:
+    """A sink that raises in one of its methods."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.calls: list[str] = []
+
+    def _note(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.where:
+            message = "the network is gone"
+            raise ConnectionError(message)
+
+    def start(self, config: Mapping[str, Any], directory: Any, method: str) -> None:
+        self._note("start")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._note("log")
+
+    def finish(self) -> None:
+        self._note("finish")
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [("start", ["start"]), ("log", ["start", "log"]), ("finish", ["start", "log", "log", "finish"])],
+)
+def test_failing_sink_is_dropped_with_one_warning(
+    where: str, calls: list[str], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Failing(where)
+    guarded = Guarded(sink)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            guarded.start(CONFIG, tmp_path, "l2_er")
+            guarded.log({"x": 1.0}, 0)
+            guarded.log({"x": 1.0}, 1)
+            guarded.finish()
+    assert sink.calls == calls
+    assert len(caplog.records) == 1
+    assert "the network is gone" in caplog.text
+
+
+def test_wandb_that_cannot_write_does_not_stop(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        message = "no space left on device"
+        raise wandb.Error(message)
+
+    monkeypatch.setattr(wandb, "init", broken)
+    guarded = Guarded(WandbSink("offline"))
+    guarded.start(CONFIG, tmp_path, "l2_er")
+    guarded.log({"x": 1.0}, 0)
+    guarded.finish()
+    assert "no space left" in caplog.text
+
+
+def test_interrupt_is_not_swallowed(tmp_path: pathlib.Path) -> None:
+    class Interrupted(Failing):
+        def _note(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Guarded(Interrupted("start")).start(CONFIG, tmp_path, "l2_er")
+
+
+def test_console_prints_lines_into_a_file(tmp_path: pathlib.Path) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(CONFIG, tmp_path, "l2_er")
+    for task in range(TASKS):
+        sink.log(reduce_segment(segment(task), CONFIG), task)
+    sink.finish()
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 1 + TASKS
+    assert lines[0] == "l2_er: compiled in 7.5 s"
+    assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return ")
+    assert lines[3].startswith("l2_er: task 3/3  5,000 steps/s  0:00:00 left")
+
+
+def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True)
+    sink = ConsoleSink(console)
+    for method in ("backprop", "reset"):
+        sink.start(CONFIG, tmp_path, method)
+        for task in range(TASKS):
+            sink.log(reduce_segment(segment(task), CONFIG), task)
+        sink.finish()
+    text = console.file.getvalue()
+    assert "compiled in 7.5 s" in text
+    assert "task 3/3" in text
+    assert "━" in text
