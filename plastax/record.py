@@ -188,7 +188,7 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
     # float64 holds every count exactly, float32 only up to 2**24.
     arrays |= {f"host/{name}": np.asarray(value, np.float64) for name, value in {"segment": index, **host}.items()}
     _check(path, arrays)
-    _write_atomic(path, lambda file: np.savez(file, **arrays))
+    _write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     return path
 
 
@@ -317,7 +317,7 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]]) -> dict[str, np.nd
                     shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
                     _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
             for name, number in segment.host.items():
-                _fill(out, f"host/{name}", np.s_[m, s], np.float64(number), (len(plan.methods), most))
+                _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.methods), most))
     return out
 
 

@@ -220,7 +220,7 @@ class ConsoleSink:
         self._tasks = int(settings["tasks"])
         self._updates = self._tasks * int(settings["updates_per_task"])
         self._seconds = 0.0
-        self._seen = 0
+        self._seen = 0.0
         if self.console.is_terminal:
             import rich.progress as progress
 
@@ -235,7 +235,11 @@ class ConsoleSink:
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Moves the bar on, or prints a line. See `Sink.log`."""
-        numbers = {name.removeprefix("host/"): value for name, value in metrics.items() if name.startswith("host/")}
+        numbers = {
+            name.removeprefix("host/"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("host/") and isinstance(value, int | float)
+        }
         if numbers.get("compile_seconds", 0.0) > 0.0:
             self.console.print(f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s", highlight=False)
         length = numbers.get("length", self._updates / self._tasks)

@@ -19,6 +19,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "methods": MIDDLE - {"models"},
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
+    "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
     "run": LIBRARY | LEAVES,
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"run"},

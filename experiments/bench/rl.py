@@ -211,7 +211,8 @@ def main(config: Config) -> None:
             wall, cpu = (statistics.median(x) for x in zip(*values))
             # Paired: round k of one side against round k of the other, so that a drifting machine cancels.
             ratio = [statistics.median(v[i] / b[i] for v, b in zip(values, base)) for i in (0, 1)]
-            returns = mean_interval(np.asarray(judged[name]))
+            judge = mean_interval(np.asarray(judged[name]))
+            returns = (float(judge.mean), float(judge.low), float(judge.high))
             rows.append(
                 {"seeds": seeds, "side": name, "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu,
                  "time_over_plastax": ratio[0], "cpu_time_over_plastax": ratio[1], "final_return": list(returns)}

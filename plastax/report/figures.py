@@ -71,7 +71,7 @@ def _lines(axes: Axes, interval: xr.Dataset, label: str) -> None:
         # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
         one = interval.sel({"method": method}).dropna("task", subset=["mean"])
         style = styles[str(method)]
-        axes.plot(one.task, one["mean"], label=method, marker="o", markersize=3.5, **style)
+        axes.plot(one.task, one["mean"], label=method, markersize=3.5, **style)
         axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
     integer_axis(axes)
@@ -109,7 +109,7 @@ def returns(data: xr.Dataset) -> Drawing | None:
     smooth = frame.groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
     for method in smooth.columns:
-        top.plot(x, smooth[method], label=method, **styles[method] | {"linewidth": 1.0})
+        top.plot(x, smooth[method], label=method, **styles[method] | {"linewidth": 1.0, "marker": ""})
     for boundary in range(1, data.sizes["task"]):
         for axes in (top, bottom):
             axes.axvline(boundary - 0.5, color="0.75", linewidth=0.8, zorder=0)
@@ -173,6 +173,7 @@ class _Heat(NamedTuple):
     Attributes:
       values: (method, task, bin), eigenvalues per bin, or their share where the size of the network is unknown.
       label: of the colour bar.
+      axis: label of the vertical axis.
       norm: colour scale of log10(values), shared by all heat maps.
       range: eigenvalues shown, lowest and highest.
       eps: threshold of the eps-rank in the other figures, None if unknown.
@@ -180,6 +181,7 @@ class _Heat(NamedTuple):
 
     values: xr.DataArray
     label: str
+    axis: str
     norm: Normalize
     range: tuple[float, float]
     eps: float | None
@@ -201,7 +203,9 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     # Five decades of colour: what is rarer than that is rounding of the quadrature's weights.
     rank = rank_at(data, operator=operator)
     eps = float(rank.eps) if rank is not None and "eps" in rank.coords else None
-    return _Heat(shares, label, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
+    axis = f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue"
+    axis += "" if eps is None else " (dashed: ±ε)"
+    return _Heat(shares, label, axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
 
 
 def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
@@ -213,9 +217,7 @@ def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
     edges = np.append(one.low.values, one.high.values[-1])
     with np.errstate(divide="ignore"):
         logs = np.log10(one.transpose("bin", "task").values)
-    mesh = axes.pcolormesh(
-        across, edges, np.maximum(logs, heat.norm.vmin), norm=heat.norm, cmap="magma", rasterized=True
-    )
+    mesh = axes.pcolormesh(across, edges, logs.clip(min=heat.norm.vmin), norm=heat.norm, cmap="magma", rasterized=True)
     smallest = float(np.abs(edges).min())
     axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
     axes.set_ylim(heat.range)
@@ -259,8 +261,8 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
     for axes in grid.flat[len(methods) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue")
-    figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01)
+        axes.set_ylabel(heat.axis)
+    figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01, aspect=20 * rows)
     return Drawing(figure, _heat_frame(heat, methods))
 
 
@@ -289,7 +291,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
         return None
     figure = Figure(figsize=(WIDTH, 6.6 if chosen else 3.6))
     # Two rows in one grid of columns, so that the panels' edges line up however many each row has.
-    mosaic = [list(intervals) * (2 // len(intervals))]
+    mosaic: list[Any] = [list(intervals) * (2 // len(intervals))]
     if chosen:
         mosaic.append([method for method in chosen for _ in range(2 // len(chosen))])
     axes: dict[str, Any] = figure.subplot_mosaic(mosaic)
@@ -301,7 +303,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
         for method in chosen:
             mesh = _heat_map(axes[method], heat, method)
             axes[method].sharey(axes[chosen[0]])
-        axes[chosen[0]].set_ylabel("Hessian eigenvalue")
+        axes[chosen[0]].set_ylabel(heat.axis)
         for method, rank in zip(chosen, ("lowest", "highest") if len(chosen) == 2 else ("",)):
             axes[method].set_title(f"{method} ({rank} return)" if rank else method)
         figure.colorbar(mesh, ax=[axes[method] for method in chosen], label=heat.label, pad=0.01)

@@ -27,13 +27,13 @@ class Interval(NamedTuple):
       mean: NaN where no seed has a value.
       low: lower end; NaN where fewer than two seeds have a value.
       high: upper end, likewise.
-      count: number of seeds with a value.
+      seeds: number of seeds with a value.
     """
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    count: np.ndarray
+    seeds: np.ndarray
 
 
 def _bootstrap(values: np.ndarray, method: str, confidence: float, resamples: int) -> np.ndarray:

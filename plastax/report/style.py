@@ -18,7 +18,7 @@ WIDTH = 9.0
 
 DPI = 160
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelsize": 11,
@@ -38,7 +38,8 @@ _STYLE = {
 # Okabe and Ito, "Color universal design", 2008; without its yellow, which is too light for lines on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _FIXED = {"reset": "#000000", "backprop": "#D55E00"}
-_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))
+# Line and marker of the first, second and third round through the colours.
+_ROUNDS = (("-", "o"), ((0, (4, 1.5)), "s"), ((0, (1.5, 1)), "^"))
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -48,15 +49,17 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
       methods: names in the order of the study.
 
     Returns:
-      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line after five methods besides
+      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line and marker after five methods besides
       ``backprop`` and ``reset``, which always look the same.
     """
-    others = [method for method in methods if method not in _FIXED]
-    styles = {
-        method: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)]}
-        for i, method in enumerate(others)
+    styles: dict[str, dict[str, Any]] = {
+        method: {"color": colour, "linestyle": "-", "marker": "o"} for method, colour in _FIXED.items()
     }
-    return styles | {method: {"color": colour, "linestyle": "-"} for method, colour in _FIXED.items()}
+    others = [method for method in methods if method not in _FIXED]
+    for i, method in enumerate(others):
+        line, marker = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
+        styles[method] = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": line, "marker": marker}
+    return styles
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ import pytest
 from plastax.methods import METHODS
 from plastax.types import ConfigError, MethodArgs
 
+# These tests compile much and compute little.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 INNER = optax.adam(1e-2)
 STEPS = 200
 FIELDS = {name: [f.name for f in dataclasses.fields(config)] for name, config in METHODS.items()}
@@ -32,10 +34,10 @@ class Network(NamedTuple):
     layer_norm: bool
 
     def init(self, key: jax.Array) -> Any:
-        first, second = jax.random.split(key)
+        draw = jax.random.uniform(key, (4, 8), minval=-1.0)
         params = {
-            "dense_0": {"bias": jnp.zeros(8), "kernel": jax.random.uniform(first, (3, 8), minval=-1.0)},
-            "output": {"kernel": jax.random.uniform(second, (8, 1), minval=-0.5, maxval=0.5)},
+            "dense_0": {"bias": jnp.zeros(8), "kernel": draw[:3]},
+            "output": {"kernel": draw[3:].T / 2},
         }
         return params | ({"norm_dense_0": {"scale": jnp.ones(8)}} if self.layer_norm else {})
 
@@ -98,7 +100,7 @@ def train(name: str, fields: dict[str, jax.Array], key: jax.Array) -> tuple[Any,
 @functools.cache
 def trainer(name: str) -> Callable[..., tuple[Any, Any, jax.Array]]:
     """One compiled program a method, for all its settings."""
-    return jax.jit(functools.partial(train, name))
+    return jit(functools.partial(train, name))
 
 
 def numbers(name: str) -> dict[str, jax.Array]:
@@ -158,7 +160,7 @@ def test_vmaps_over_seeds_and_settings(name: str) -> None:
     together = jax.vmap(functools.partial(train, name), in_axes=(None, 0))
     if fields:
         together = jax.vmap(together, in_axes=(0, None))
-    _, _, losses = jax.jit(together)(fields, keys)
+    _, _, losses = jit(together)(fields, keys)
     losses = losses if fields else losses[None]
     for setting in range(len(losses)):
         for seed in range(2):
@@ -186,11 +188,13 @@ def test_off_is_the_optimiser_bit_for_bit(name: str) -> None:
     off = dataclasses.replace(METHODS[name], **dict.fromkeys(STRENGTHS[name], 0.0)).build(INNER)
 
     # Not under jit, where XLA rounds one formula differently in different company.
-    start, params, *grads = (network.init(jax.random.key(i)) for i in range(4))
+    start, params, *grads = (jit(network.init)(jax.random.key(i)) for i in range(4))
     state, inner_state = off.init(start), INNER.init(start)
     for clock, g in enumerate(grads):
-        _, args = arguments(network, params, jax.random.key(clock), jnp.int32(clock))
-        got, state = off.update(g, state, params, **args)
+        batch = {name: jnp.asarray(x[clock]) for name, x in STREAM.items()}
+        functions = network.loss, network.features, network.init
+        args = MethodArgs(jax.random.key(clock), jnp.int32(clock), batch, jnp.zeros(()), {}, *functions, False)
+        got, state = off.update(g, state, params, **args._asdict())
         expected, inner_state = INNER.update(g, inner_state, params)
         assert_equal(got, expected)
 
@@ -214,7 +218,7 @@ def test_boundary_starts_again(name: str) -> None:
     params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
     key = jax.random.key(7)
 
-    @jax.jit
+    @jit
     def switch(traced: jax.Array) -> list[tuple[Any, Any]]:
         out = []
         for boundary in (traced, True, False):
@@ -230,7 +234,7 @@ def test_boundary_starts_again(name: str) -> None:
     jax.tree.map(close, traced_no, no)
 
     new, new_state = yes
-    fresh = jax.jit(network.init)(key)
+    fresh = jit(network.init)(key)
     jax.tree.map(close, new, fresh)
     assert_equal(new_state, INNER.init(fresh))
     # Without a boundary it is the optimiser; here on a zero gradient.
@@ -238,7 +242,7 @@ def test_boundary_starts_again(name: str) -> None:
     jax.tree.map(close, no, (optax.apply_updates(params, updates), expected_state))
 
     # The new network learns.
-    run = jax.jit(functools.partial(step, method, network))
+    run = jit(functools.partial(step, method, network))
     losses = []
     for clock in range(STEPS):
         new, new_state, value = run(new, new_state, jax.random.key(clock), jnp.int32(clock))

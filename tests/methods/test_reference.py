@@ -220,10 +220,11 @@ def test_steps_equal_numpy(name: str, inner: type) -> None:
 def test_regularised_effective_rank_is_the_mean_over_layers() -> None:
     params, x = random_tree(3), np.random.default_rng(4).standard_normal((EXAMPLES, 3))
     expected = np.mean([numpy_effective_rank(h) for h in numpy_features(flat(params), x)])
-    np.testing.assert_allclose(mean_effective_rank(features_fn(params, jnp.asarray(x))), expected, rtol=1e-9)
+    got = jax.jit(lambda params, x: mean_effective_rank(features_fn(params, x)))(params, jnp.asarray(x))
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
     # A convolution's channels are the columns; its examples and places are the rows.
     maps = np.random.default_rng(5).standard_normal((2, 3, 2, 4))
-    got = mean_effective_rank({"conv_0": jnp.asarray(maps)})
+    got = jax.jit(mean_effective_rank)({"conv_0": jnp.asarray(maps)})
     np.testing.assert_allclose(got, numpy_effective_rank(maps.reshape(12, 4)), rtol=1e-9)
 
 

@@ -46,7 +46,7 @@ def test_missing_seeds_are_left_out() -> None:
     values = np.array([[1.0, 1.0, np.nan, np.nan], [2.0, np.nan, np.nan, 5.0], [6.0, 3.0, np.nan, np.nan]])
     interval = mean_interval(values)
     np.testing.assert_allclose(interval.mean, [3.0, 2.0, np.nan, 5.0])
-    np.testing.assert_array_equal(interval.count, [3, 2, 0, 1])
+    np.testing.assert_array_equal(interval.seeds, [3, 2, 0, 1])
     np.testing.assert_array_equal(np.isfinite(interval.low), [True, True, False, False])
     np.testing.assert_array_equal(np.isfinite(interval.high), [True, True, False, False])
     # Columns do not disturb one another, whichever seeds the others lack.

@@ -225,6 +225,25 @@ def test_fisher_product_is_the_hessian_of_the_divergence(kind):
         assert np.linalg.eigvalsh(product).min() > -1e-12
 
 
+# --- shuffles ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 512, 4096, 5000])
+def test_shuffles_are_orders(size):
+    orders = np.asarray(ppo.shuffles(jax.random.key(0), 3, size))
+    assert orders.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(orders, axis=-1), np.tile(np.arange(size), (3, 1)))
+    if size > 7:
+        assert len(np.unique(orders, axis=0)) == 3
+
+
+def test_shuffles_are_uniform():
+    orders = np.asarray(ppo.shuffles(jax.random.key(1), 24_000, 4))
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
