@@ -1,0 +1,1 @@
+"""Studies, one a file: `python -m plastax list experiments`."""

@@ -76,6 +76,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
     if config.segments_per_task < 1 or updates % config.segments_per_task:
         raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
     size, continuous = ppo.action_size(stream.environment)
+    looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
     programs = {}
     for name in config.methods:
         method: MethodConfig = getattr(config, name, METHODS[name])
@@ -86,7 +87,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
             stream,
             model,
             method.build(config.ppo.optimizer()),
-            [getattr(config, probe, PROBES[probe]).build(model) for probe in config.probes],
+            [probe.build(model) for probe in looks],
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,
             due=ppo.task_borders(updates, config.probe_every),

@@ -1,4 +1,4 @@
-"""The host loop: walks a program from segment to segment, and records, checkpoints and shows while the device computes."""
+"""The host loop: walks a program from segment to segment; records, checkpoints and shows while the device computes."""
 
 from __future__ import annotations
 

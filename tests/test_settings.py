@@ -105,7 +105,7 @@ def test_what_tyro_refuses_ends_with_status_2(line, capsys):
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     config = dataclasses.replace(parse(), runs_dir=pathlib.Path(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="runs_dir: .*file.* cannot be written"):
+    with pytest.raises(ConfigError, match=r"runs_dir: .*file.* cannot be written"):
         settings.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
 
 

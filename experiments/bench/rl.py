@@ -58,7 +58,7 @@ HYPER = ppo.PPO(value_clip=0.2, eps=1e-8, kronecker_every=0)
 
 
 def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any, Callable[[Any, int], Any], Any]:
-    """(state, ``(state, round) -> state``, ``state -> greedy-free action function parameters``) of our PPO."""
+    """Our PPO: (state, ``(state, round) -> state``, model)."""
     stream = STREAMS["cartpole_physics"].build()
     model = ActorCritic(activation="tanh").build(stream.environment.observation_shape, 2, continuous=False)
     config = HYPER if not probe_every else dataclasses.replace(HYPER, kronecker_every=probe_every * 16)
@@ -95,21 +95,25 @@ class FiveValues:
         self.default_params = env.default_params
 
     def reset(self, key: Any, params: Any) -> Any:
+        """(observation, state)."""
         return self.env.reset(key, params)
 
     def step(self, key: Any, state: Any, action: Any, params: Any) -> Any:
+        """(observation, state, reward, done, info)."""
         obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
         return obs, state, reward, jnp.logical_or(terminated, truncated), info
 
     def action_space(self, params: Any) -> Any:
+        """Gymnax's own."""
         return self.env.action_space(params)
 
     def observation_space(self, params: Any) -> Any:
+        """Gymnax's own."""
         return self.env.observation_space(params)
 
 
 def rejax_side(seeds: int, updates: int) -> tuple[Any, Callable[[Any, int], Any], Any]:
-    """The same triple for rejax, without its evaluation: its training iterations in one compiled scan."""
+    """The same of rejax without its evaluation: (state, ``(state, round) -> state``, the algorithm)."""
     import gymnax
     import rejax
 
@@ -201,10 +205,10 @@ def main(config: Config) -> None:
         def rejax_act(params: Any, obs: Any, key: Any, algorithm: Any = algorithm) -> Any:
             return algorithm.actor.apply(params, obs[None], key, method="act")[0]
 
+        trained = {name: state.actor_ts.params if name == "rejax" else state.params for name, state in states.items()}
         judged = {
-            "plastax": jax.vmap(lambda p, act=act: evaluate(act, p, key))(states["plastax"].params),
-            "rejax": jax.vmap(lambda p, act=rejax_act: evaluate(act, p, key))(states["rejax"].actor_ts.params),
-            "plastax, probed": jax.vmap(lambda p, act=act: evaluate(act, p, key))(states["plastax, probed"].params),
+            name: jax.vmap(functools.partial(evaluate, rejax_act if name == "rejax" else act, key=key))(params)
+            for name, params in trained.items()
         }
         base = times["plastax"]
         for name, values in times.items():

@@ -16,7 +16,7 @@ from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
 class KroneckerSpectrum:
     """Spectra of every dense layer's Kronecker factors (KFAC): input side A, output-gradient side G."""
 
-    eps: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Thresholds of the eps-rank of the Kronecker product."""
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ class _SpectrumProbe:
     """Lanczos steps of each probe vector: the resolution of the spectrum."""
     probes: int = 2
     """Random probe vectors: the precision of its sums; their standard errors fall with the square root."""
-    eps: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Thresholds of the eps-rank, absolute; the same numbers are used relative to the largest eigenvalue."""
     examples: int = 256
     """Examples of the probe batch that the curvature is taken on (at most; it costs in proportion)."""

@@ -116,8 +116,8 @@ def test_acrobot_is_solved():
 def test_pendulum_is_learned():
     """Random actions return about -1200 and good agents -150; sampled actions are a little below the mean action's."""
     config = ppo.PPO(
-        num_envs=16, num_steps=200, epochs=10, minibatches=16, learning_rate=1e-3, gamma=0.9, entropy_weight=0.0,
-        reward_scale=0.1,
+        num_envs=16, num_steps=200, epochs=10, minibatches=32, learning_rate=1e-3, max_grad_norm=0.5, gamma=0.95,
+        entropy_weight=0.0, reward_scale=0.1,
     )  # fmt: skip
-    returns = final_returns("Pendulum-v1", config, ActorCritic((64, 64), "tanh"), updates=150, last=20)
+    returns = final_returns("Pendulum-v1", config, ActorCritic((64, 64), "tanh"), updates=80, last=20)
     assert returns.mean() >= -250, returns
