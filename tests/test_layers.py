@@ -20,7 +20,9 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
-    "run": LIBRARY | LEAVES,
+    "checkpoint": BASE,
+    "settings": {"record", "types"},
+    "run": LIBRARY | LEAVES | {"checkpoint"},
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"run"},
     "__main__": {"methods", "models", "probes", "report", "rl", "streams", "types"},
