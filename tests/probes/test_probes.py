@@ -300,7 +300,7 @@ def kronecker_reference(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray
 
 
 def test_kronecker_probe_equals_sums_over_examples() -> None:
-    eps = (1e-4, 1e-3, 1e-2, 1e-1)
+    eps = PROBES["kronecker"].eps
     values = measure_of(PROBES["kronecker"])(live_and_dead(), make_batch(), jnp.arange(2))
     values = {name: value[0] for name, value in values.items()}
     factors = brute_force_factors(make_params(), make_batch())
