@@ -64,7 +64,9 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
         found = experiments()
     else:
         module, name = REGISTRIES[kind]
-        found = entries(getattr(importlib.import_module(module), name))
+        package = importlib.import_module(module)
+        # Several entries may be one class with different settings: then the package describes them one by one.
+        found = entries(getattr(package, name)) | dict(getattr(package, "DESCRIPTIONS", {}))
     width = max(map(len, found), default=0)
     for name, line in found.items():
         print(f"{name:<{width}}  {line}".rstrip())

@@ -1,16 +1,12 @@
 """Proximal policy optimisation on a stream of tasks, as a `Program`.
 
-References:
-  Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9.
-  Schulman et al., "High-dimensional continuous control using generalized advantage estimation", arXiv 1506.02438.
-  Pardo et al., "Time limits in reinforcement learning", arXiv 1712.00378: bootstrapping at a truncation.
+`rollout` has the environments and the advantages, `objective` the agent's settings and its loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +17,8 @@ from plastax.curvature import kronecker, running
 from plastax.rl import normalize
 from plastax.rl import policy as policies
 from plastax.rl.environment import Continuous, Environment, Stream
+from plastax.rl.objective import PPO, Batch, losses
+from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
     Array,
     ConfigError,
@@ -38,111 +36,6 @@ from plastax.types import (
 )
 
 
-@dataclass(frozen=True)
-class PPO:
-    """Settings of the agent and of its optimiser (Adam).
-
-    Defaults without a remark are CleanRL's and purejaxrl's for classic control.
-    """
-
-    num_envs: int = 4
-    """Environments a seed, stepped in parallel."""
-    num_steps: int = 128
-    """Steps of each environment in a rollout (one update)."""
-    epochs: int = 4
-    """Passes over each rollout."""
-    minibatches: int = 4
-    """Gradient steps a pass; must divide num_envs * num_steps."""
-    learning_rate: float = 2.5e-4
-    """Adam's step size; constant (an annealed rate looks like loss of plasticity)."""
-    b1: float = 0.9
-    """Adam's decay of the gradient mean."""
-    b2: float = 0.999
-    """Adam's decay of the squared gradient; with (0.9, 0.999) agents lose plasticity (Dohare et al. 2024)."""
-    eps: float = 1e-8
-    """Adam's epsilon; CleanRL uses 1e-5, which hides part of the loss of plasticity."""
-    max_grad_norm: float = 0.0
-    """Largest global norm of a gradient; 0: no clipping (as in the plasticity literature; CleanRL clips at 0.5)."""
-    gamma: float = 0.99
-    """Discount of future rewards, a step."""
-    gae_lambda: float = 0.95
-    """Decay of generalised advantage estimation."""
-    clip: float = 0.2
-    """The policy ratio is clipped to 1 +- this."""
-    value_clip: float = 0.0
-    """The value may move this far from the old value in an update; 0: not clipped."""
-    value_weight: float = 0.5
-    """Weight of the value loss, mean 1/2 (V - target)^2."""
-    entropy_weight: float = 0.01
-    """Weight of the policy's entropy bonus."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this before learning (returns are reported unscaled)."""
-    normalize_observations: normalize.Normalization = "none"
-    """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
-    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none."""
-    kronecker_every: int = 16
-    """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
-    kronecker_decay: float = 0.95
-    """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a positive number"
-                raise ConfigError(message)
-        if self.num_envs * self.num_steps % self.minibatches:
-            message = (
-                f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.num_envs * self.num_steps} "
-                f"steps (num_envs {self.num_envs} x num_steps {self.num_steps})"
-            )
-            raise ConfigError(message)
-        for name in ("learning_rate", "eps", "reward_scale"):
-            if not getattr(self, name) > 0:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
-                raise ConfigError(message)
-        for name in ("b1", "b2", "gamma", "gae_lambda", "kronecker_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
-                raise ConfigError(message)
-        for name in ("max_grad_norm", "clip", "value_clip", "value_weight", "entropy_weight", "kronecker_every"):
-            if not getattr(self, name) >= 0:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
-                raise ConfigError(message)
-        kinds = get_args(normalize.Normalization)
-        if self.normalize_observations not in kinds:
-            message = f"ppo.normalize_observations: {self.normalize_observations!r} is not one of {', '.join(kinds)}"
-            raise ConfigError(message)
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps of one seed in one update."""
-        return self.num_envs * self.num_steps
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """Adam behind an optional clipping of the gradient's global norm."""
-        adam = optax.adam(self.learning_rate, self.b1, self.b2, self.eps)
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam) if self.max_grad_norm else adam
-
-
-class Batch(NamedTuple):
-    """Transitions with what the loss needs of them; leading axis ``B``."""
-
-    observation: Array
-    action: Array
-    log_prob: Array
-    value: Array
-    advantage: Array
-    target: Array
-
-
-class Actors(NamedTuple):
-    """A seed's environments between two rollouts; leading axis ``N``, `episode_return` unscaled."""
-
-    state: Tree
-    observation: Array
-    episode_return: Array
-
-
 class State(NamedTuple):
     """Everything that a seed's next update needs, apart from the clock."""
 
@@ -154,19 +47,6 @@ class State(NamedTuple):
     factors: running.Running
 
 
-class Transition(NamedTuple):
-    """One step of all environments; leading axes ``[T, N]`` after a rollout."""
-
-    observation: Array
-    action: Array
-    log_prob: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    final_observation: Array
-    finished_return: Array
-
-
 # Roles of a seed's key: every draw has a key of its own, folded from the seed, its role and the clock, so that neither
 # probes nor scan lengths can shift another draw.
 _INIT, _TASKS, _SWITCH, _UPDATE, _PROBE = range(5)
@@ -174,69 +54,6 @@ _INIT, _TASKS, _SWITCH, _UPDATE, _PROBE = range(5)
 
 def _key(key: Key, role: int, clock: Array | int = 0) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, role), clock)
-
-
-def advantages(
-    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float, decay: float
-) -> Array:
-    """Generalised advantage estimates, ``[T, N]`` like every argument.
-
-    ``next_value`` is the value of the true successor (before an automatic reset). A termination ends the return; a
-    truncation only ends the sum: the successor's value still stands for what would have followed (Pardo et al. 2018).
-    """
-    delta = reward + gamma * next_value * (1 - terminated) - value
-    carry = gamma * decay * (1 - jnp.maximum(terminated, truncated))
-
-    def step(advantage: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta, carry = x
-        advantage = delta + carry * advantage
-        return advantage, advantage
-
-    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, carry), reverse=True, unroll=8)[1]
-
-
-def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) -> Actors:
-    """All environments at the start of an episode."""
-    observation, state = jax.vmap(environment.reset, in_axes=(0, None))(jax.random.split(key, num_envs), task)
-    return Actors(state, observation, jnp.zeros(num_envs))
-
-
-def rollout(
-    environment: Environment,
-    act: Callable[[Array], policies.Outputs],
-    num_steps: int,
-    actors: Actors,
-    key: Key,
-    task: Tree,
-) -> tuple[Actors, Transition]:
-    """Steps every environment ``num_steps`` times; ``act`` maps observations ``[N, ...]`` to the network's outputs."""
-    policy = policies.make(environment.action_space)
-    num_envs = actors.episode_return.shape[0]
-    act_key, step_key = jax.random.split(key)
-    # All randomness is drawn ahead of the scan, where it is one large vectorised computation.
-    noise = policy.noise(act_key, (num_steps, num_envs)), environment.noise(step_key, task, num_steps, num_envs)
-    advance = jax.vmap(environment.advance, in_axes=(0, 0, 0, None))
-
-    def step(actors: Actors, noise: tuple[Array, Tree]) -> tuple[Actors, Transition]:
-        act_noise, step_noise = noise
-        outputs = act(actors.observation)
-        action = policy.sample(outputs, act_noise)
-        state, out = advance(step_noise, actors.state, policy.to_environment(action), task)
-        total = actors.episode_return + out.reward
-        done = out.terminated | out.truncated
-        transition = Transition(
-            actors.observation,
-            action,
-            policy.log_prob(outputs, action),
-            out.reward,
-            out.terminated.astype(jnp.float32),
-            out.truncated.astype(jnp.float32),
-            out.final_observation,
-            jnp.where(done, total, 0.0),
-        )
-        return Actors(state, out.observation, jnp.where(done, 0.0, total)), transition
-
-    return jax.lax.scan(step, actors, noise)
 
 
 def shuffles(key: Key, count: int, size: int) -> Array:
@@ -257,64 +74,6 @@ def shuffles(key: Key, count: int, size: int) -> Array:
 
 def _flat(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
-
-
-class Losses(NamedTuple):
-    """The PPO objective of one network as functions of (params, batch), for training and for probes alike."""
-
-    loss: Callable[[Params, Batch], tuple[Array, tuple[dict[str, Array], Features]]]
-    tapped: Callable[[Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, Features]]]
-    outputs: Callable[[Params, Batch], policies.Outputs]
-    curvature: Callable[[policies.Outputs, Batch, policies.Outputs], policies.Outputs]
-
-
-def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
-    """The clipped surrogate, the value loss and the entropy bonus (Schulman et al. 2017, eq. 9), mean over the batch.
-
-    Advantages are normalised over the batch. ``curvature`` is the positive semi-definite output Hessian that defines
-    the generalised Gauss-Newton matrix: the policy's Fisher information (the clipped surrogate itself is not convex in
-    the logits; this is the metric of natural policy gradients) and the value loss's ``value_weight``, over ``B``.
-    """
-
-    def from_outputs(outputs: policies.Outputs, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        log_ratio = policy.log_prob(outputs, batch.action) - batch.log_prob
-        ratio = jnp.exp(log_ratio)
-        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-        clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
-        value_error = jnp.square(outputs["value"] - batch.target)
-        if config.value_clip:
-            moved = batch.value + jnp.clip(outputs["value"] - batch.value, -config.value_clip, config.value_clip)
-            value_error = jnp.maximum(value_error, jnp.square(moved - batch.target))
-        value_loss = 0.5 * value_error.mean()
-        entropy = policy.entropy(outputs).mean()
-        total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
-        # The KL estimate of Schulman's note "Approximating KL divergence" (k3): non-negative, low variance.
-        metrics = {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "kl": (ratio - 1 - log_ratio).mean(),
-        }
-        return total, metrics
-
-    def loss(params: Params, batch: Batch) -> tuple[Array, tuple[dict[str, Array], Features]]:
-        outputs, features = model.apply(params, batch.observation)
-        total, metrics = from_outputs(outputs, batch)
-        return total, (metrics, features)
-
-    def tapped(
-        params: Params, taps: dict[str, Array], batch: Batch
-    ) -> tuple[Array, tuple[dict[str, Array], Features, Features]]:
-        outputs, features, inputs = model.tapped(params, taps, batch.observation)
-        total, metrics = from_outputs(outputs, batch)
-        return total, (metrics, features, inputs)
-
-    def curvature(outputs: policies.Outputs, batch: Batch, tangent: policies.Outputs) -> policies.Outputs:
-        product = policy.fisher(outputs, tangent) | {"value": config.value_weight * tangent["value"]}
-        return jax.tree.map(lambda x: x / batch.log_prob.shape[0], product)
-
-    return Losses(loss, tapped, lambda params, batch: model.apply(params, batch.observation)[0], curvature)
 
 
 def program(

@@ -1,0 +1,174 @@
+"""What proximal policy optimisation minimises, and the settings of the agent.
+
+References:
+  Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax.rl import normalize
+from plastax.rl import policy as policies
+from plastax.types import Array, ConfigError, Features, Model, Params
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Settings of the agent and of its optimiser (Adam).
+
+    Defaults without a remark are CleanRL's and purejaxrl's for classic control.
+    """
+
+    num_envs: int = 4
+    """Environments a seed, stepped in parallel."""
+    num_steps: int = 128
+    """Steps of each environment in a rollout (one update)."""
+    epochs: int = 4
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Gradient steps a pass; must divide num_envs * num_steps."""
+    learning_rate: float = 2.5e-4
+    """Adam's step size; constant (an annealed rate looks like loss of plasticity)."""
+    b1: float = 0.9
+    """Adam's decay of the gradient mean."""
+    b2: float = 0.999
+    """Adam's decay of the squared gradient; with (0.9, 0.999) agents lose plasticity (Dohare et al. 2024)."""
+    eps: float = 1e-8
+    """Adam's epsilon; CleanRL uses 1e-5, which hides part of the loss of plasticity."""
+    max_grad_norm: float = 0.0
+    """Largest global norm of a gradient; 0: no clipping (as in the plasticity literature; CleanRL clips at 0.5)."""
+    gamma: float = 0.99
+    """Discount of future rewards, a step."""
+    gae_lambda: float = 0.95
+    """Decay of generalised advantage estimation."""
+    clip: float = 0.2
+    """The policy ratio is clipped to 1 +- this."""
+    value_clip: float = 0.0
+    """The value may move this far from the old value in an update; 0: not clipped."""
+    value_weight: float = 0.5
+    """Weight of the value loss, mean 1/2 (V - target)^2."""
+    entropy_weight: float = 0.01
+    """Weight of the policy's entropy bonus."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before learning (returns are reported unscaled)."""
+    normalize_observations: normalize.Normalization = "none"
+    """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
+    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none."""
+    kronecker_every: int = 16
+    """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
+    kronecker_decay: float = 0.95
+    """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "num_steps", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a positive number"
+                raise ConfigError(message)
+        if self.num_envs * self.num_steps % self.minibatches:
+            message = (
+                f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.num_envs * self.num_steps} "
+                f"steps (num_envs {self.num_envs} x num_steps {self.num_steps})"
+            )
+            raise ConfigError(message)
+        for name in ("learning_rate", "eps", "reward_scale"):
+            if not getattr(self, name) > 0:
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
+                raise ConfigError(message)
+        for name in ("b1", "b2", "gamma", "gae_lambda", "kronecker_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
+                raise ConfigError(message)
+        for name in ("max_grad_norm", "clip", "value_clip", "value_weight", "entropy_weight", "kronecker_every"):
+            if not getattr(self, name) >= 0:
+                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
+                raise ConfigError(message)
+        kinds = get_args(normalize.Normalization)
+        if self.normalize_observations not in kinds:
+            message = f"ppo.normalize_observations: {self.normalize_observations!r} is not one of {', '.join(kinds)}"
+            raise ConfigError(message)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one seed in one update."""
+        return self.num_envs * self.num_steps
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam behind an optional clipping of the gradient's global norm."""
+        adam = optax.adam(self.learning_rate, self.b1, self.b2, self.eps)
+        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam) if self.max_grad_norm else adam
+
+
+class Batch(NamedTuple):
+    """Transitions with what the loss needs of them; leading axis ``B``."""
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    value: Array
+    advantage: Array
+    target: Array
+
+
+class Losses(NamedTuple):
+    """The PPO objective of one network as functions of (params, batch), for training and for probes alike."""
+
+    loss: Callable[[Params, Batch], tuple[Array, tuple[dict[str, Array], Features]]]
+    tapped: Callable[[Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, Features]]]
+    outputs: Callable[[Params, Batch], policies.Outputs]
+    curvature: Callable[[policies.Outputs, Batch, policies.Outputs], policies.Outputs]
+
+
+def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
+    """The clipped surrogate, the value loss and the entropy bonus (Schulman et al. 2017, eq. 9), mean over the batch.
+
+    Advantages are normalised over the batch. ``curvature`` is the positive semi-definite output Hessian that defines
+    the generalised Gauss-Newton matrix: the policy's Fisher information (the clipped surrogate itself is not convex in
+    the logits; this is the metric of natural policy gradients) and the value loss's ``value_weight``, over ``B``.
+    """
+
+    def from_outputs(outputs: policies.Outputs, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        log_ratio = policy.log_prob(outputs, batch.action) - batch.log_prob
+        ratio = jnp.exp(log_ratio)
+        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+        clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
+        value_error = jnp.square(outputs["value"] - batch.target)
+        if config.value_clip:
+            moved = batch.value + jnp.clip(outputs["value"] - batch.value, -config.value_clip, config.value_clip)
+            value_error = jnp.maximum(value_error, jnp.square(moved - batch.target))
+        value_loss = 0.5 * value_error.mean()
+        entropy = policy.entropy(outputs).mean()
+        total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
+        # The KL estimate of Schulman's note "Approximating KL divergence" (k3): non-negative, low variance.
+        metrics = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "kl": (ratio - 1 - log_ratio).mean(),
+        }
+        return total, metrics
+
+    def loss(params: Params, batch: Batch) -> tuple[Array, tuple[dict[str, Array], Features]]:
+        outputs, features = model.apply(params, batch.observation)
+        total, metrics = from_outputs(outputs, batch)
+        return total, (metrics, features)
+
+    def tapped(
+        params: Params, taps: dict[str, Array], batch: Batch
+    ) -> tuple[Array, tuple[dict[str, Array], Features, Features]]:
+        outputs, features, inputs = model.tapped(params, taps, batch.observation)
+        total, metrics = from_outputs(outputs, batch)
+        return total, (metrics, features, inputs)
+
+    def curvature(outputs: policies.Outputs, batch: Batch, tangent: policies.Outputs) -> policies.Outputs:
+        product = policy.fisher(outputs, tangent) | {"value": config.value_weight * tangent["value"]}
+        return jax.tree.map(lambda x: x / batch.log_prob.shape[0], product)
+
+    return Losses(loss, tapped, lambda params, batch: model.apply(params, batch.observation)[0], curvature)

@@ -1,0 +1,102 @@
+"""Rollouts of many environments, and the advantages of what they saw.
+
+References:
+  Schulman et al., "High-dimensional continuous control using generalized advantage estimation", arXiv 1506.02438.
+  Pardo et al., "Time limits in reinforcement learning", arXiv 1712.00378: bootstrapping at a truncation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plastax.rl import policy as policies
+from plastax.rl.environment import Environment
+from plastax.types import Array, Key, Tree
+
+
+class Actors(NamedTuple):
+    """A seed's environments between two rollouts; leading axis ``N``, `episode_return` unscaled."""
+
+    state: Tree
+    observation: Array
+    episode_return: Array
+
+
+class Transition(NamedTuple):
+    """One step of all environments; leading axes ``[T, N]`` after a rollout."""
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+    finished_return: Array
+
+
+def advantages(
+    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float, decay: float
+) -> Array:
+    """Generalised advantage estimates, ``[T, N]`` like every argument.
+
+    ``next_value`` is the value of the true successor (before an automatic reset). A termination ends the return; a
+    truncation only ends the sum: the successor's value still stands for what would have followed (Pardo et al. 2018).
+    """
+    delta = reward + gamma * next_value * (1 - terminated) - value
+    carry = gamma * decay * (1 - jnp.maximum(terminated, truncated))
+
+    def step(advantage: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, carry = x
+        advantage = delta + carry * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, carry), reverse=True, unroll=8)[1]
+
+
+def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) -> Actors:
+    """All environments at the start of an episode."""
+    observation, state = jax.vmap(environment.reset, in_axes=(0, None))(jax.random.split(key, num_envs), task)
+    return Actors(state, observation, jnp.zeros(num_envs))
+
+
+def rollout(
+    environment: Environment,
+    act: Callable[[Array], policies.Outputs],
+    num_steps: int,
+    actors: Actors,
+    key: Key,
+    task: Tree,
+) -> tuple[Actors, Transition]:
+    """Steps every environment ``num_steps`` times; ``act`` maps observations ``[N, ...]`` to the network's outputs."""
+    policy = policies.make(environment.action_space)
+    num_envs = actors.episode_return.shape[0]
+    act_key, step_key = jax.random.split(key)
+    # All randomness is drawn ahead of the scan, where it is one large vectorised computation.
+    noise = policy.noise(act_key, (num_steps, num_envs)), environment.noise(step_key, task, num_steps, num_envs)
+    advance = jax.vmap(environment.advance, in_axes=(0, 0, 0, None))
+
+    def step(actors: Actors, noise: tuple[Array, Tree]) -> tuple[Actors, Transition]:
+        act_noise, step_noise = noise
+        outputs = act(actors.observation)
+        action = policy.sample(outputs, act_noise)
+        state, out = advance(step_noise, actors.state, policy.to_environment(action), task)
+        total = actors.episode_return + out.reward
+        done = out.terminated | out.truncated
+        transition = Transition(
+            actors.observation,
+            action,
+            policy.log_prob(outputs, action),
+            out.reward,
+            out.terminated.astype(jnp.float32),
+            out.truncated.astype(jnp.float32),
+            out.final_observation,
+            jnp.where(done, total, 0.0),
+        )
+        return Actors(state, out.observation, jnp.where(done, 0.0, total)), transition
+
+    return jax.lax.scan(step, actors, noise)
