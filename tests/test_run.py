@@ -91,6 +91,10 @@ def test_a_second_start_compiles_nothing(finished, cache, tmp_path):
     assert_same(finished[0], directory)
 
 
+def num_records(runs: pathlib.Path) -> int:
+    return len(list(runs.glob("rl_gymnax/*/records/*/*.npz")))
+
+
 def records(directory: pathlib.Path) -> dict[str, np.ndarray]:
     found = {}
     for path in sorted((directory / "records").rglob("*.npz")):
@@ -126,9 +130,9 @@ def test_killed_and_resumed_equals_uninterrupted(finished, cache, tmp_path):
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(arguments, cwd=ROOT, env=environment(cache), stdout=log, stderr=log)
         # A moment within the run: from the first record on, a random part of a second later.
-        before = len(list(tmp_path.rglob("*.npz")))
+        before = num_records(tmp_path)
         deadline = time.monotonic() + 200
-        while process.poll() is None and len(list(tmp_path.rglob("*.npz"))) <= before and time.monotonic() < deadline:
+        while process.poll() is None and num_records(tmp_path) <= before and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(draw.uniform(0.0, 0.15))
         if process.poll() is not None:
