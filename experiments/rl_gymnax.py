@@ -46,8 +46,8 @@ class Config(settings.Study):
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
-        "seeds": 2, "tasks": 3, "steps_per_task": 5_120, "probes": ("features", "weights", "hessian", "kronecker"),
-        "hessian.order": 8, "hessian.probes": 1,
+        "methods": ("l2_er", "reset"), "seeds": 2, "tasks": 3, "steps_per_task": 5_120,
+        "probes": ("features", "weights", "hessian", "kronecker"), "hessian.order": 8, "hessian.probes": 1,
     },
     "default": {},
     "accelerator": {"seeds": 64, "tasks": 40, "steps_per_task": 163_840, "segments_per_task": 4, "hessian.order": 64,
