@@ -106,9 +106,11 @@ def train(
     """
     plan.check()
     folder = directory / "records" / method
-    if (folder / f"{plan.segments - 1:06d}.npz").exists():
-        return
     checkpoints = Checkpoints(directory / "checkpoints" / method) if checkpoint_every else None
+    first = (checkpoints.latest() if checkpoints else None) or 0
+    # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
+    if (folder / f"{plan.segments - 1:06d}.npz").exists() and (not checkpoints or first == plan.segments):
+        return
     asked, missed, started = _compilations.asked, _compilations.missed, time.perf_counter()
     init = jax.jit(program.init).lower(keys).compile()
     state = init(keys)
@@ -119,7 +121,6 @@ def train(
         "compilations": _compilations.asked - asked,
         "compilations_uncached": _compilations.missed - missed,
     }
-    first = (checkpoints.latest() if checkpoints else None) or 0
     if checkpoints and first:
         state = checkpoints.restore(first, state)
     for sink in sinks:

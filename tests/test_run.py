@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,18 @@ def test_killed_and_resumed_equals_uninterrupted(finished, cache, tmp_path):
         arguments = [sys.executable, "-m", "experiments.rl_gymnax", "--resume", str(directory)]
     assert kills >= 2
     assert_same(finished[0], next((tmp_path / "rl_gymnax").iterdir()))
+
+
+def test_killed_between_the_last_record_and_its_checkpoint(finished, cache, tmp_path):
+    """Every record is there, the final state is not: a resumed run must still make it."""
+    directory = tmp_path / finished[0].name
+    shutil.copytree(finished[0], directory)
+    kept, last = sorted((directory / "checkpoints" / "reset").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    done = run([sys.executable, "-m", "experiments.rl_gymnax", "--resume", str(directory)], cache)
+    assert done.returncode == 0, done.stderr
+    assert kept.exists()
+    assert_same(finished[0], directory)
 
 
 def test_another_configuration_is_refused_by_name(finished, cache):
