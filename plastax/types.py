@@ -108,6 +108,26 @@ class Operator(NamedTuple):
     like: Tree
 
 
+class Loss(NamedTuple):
+    """A mean loss as a function of the network's outputs, and its curvature there; see `plastax.curvature.losses`.
+
+    Attributes:
+      value: ``(outputs, batch) -> scalar``, the mean over the batch.
+      curvature: ``(outputs, batch, tangent) -> cotangent``: the product of a tangent of the outputs with C, the
+        positive semi-definite Hessian of ``value`` with respect to the outputs (or what stands for it: the Fisher
+        information of a policy). C has no entries between examples.
+      root: ``(outputs, batch) -> cotangents`` with a leading axis K: for example i, ``sum_k r_ki r_ki^T`` is the block
+        of C. None if not known: what needs it says so.
+      sample: ``(outputs, batch, key) -> cotangent``, random, with mean zero, ``E[s_i s_i^T]`` the block of C and the
+        examples independent; None if not known.
+    """
+
+    value: Callable[[Tree, Tree], Array]
+    curvature: Callable[[Tree, Tree, Tree], Tree]
+    root: Callable[[Tree, Tree], Tree] | None = None
+    sample: Callable[[Tree, Tree, Key], Tree] | None = None
+
+
 class ProbeInput(NamedTuple):
     """What a probe may look at: one network, one batch, and the functions that connect them.
 
@@ -117,8 +137,7 @@ class ProbeInput(NamedTuple):
       loss_fn: ``(params, batch) -> scalar`` mean loss.
       features_fn: ``(params, batch) -> Features``.
       outputs_fn: ``(params, batch) -> outputs``, the network's outputs (a tree, leading axis ``B``).
-      output_curvature: ``(outputs, batch, tangent) -> cotangent``: the product with the positive semi-definite
-        Hessian of the mean loss with respect to the outputs, which defines the generalised Gauss-Newton matrix.
+      output_loss: the loss as a function of those outputs, whose curvature defines the generalised Gauss-Newton matrix.
       tapped_loss_fn: ``(params, taps, batch) -> (loss, (features, inputs))``, see `Model.tapped`.
       taps_fn: ``(batch) -> taps``.
       factors: what the training step's own backward passes have accumulated of the Kronecker factors during the task, a
@@ -131,7 +150,7 @@ class ProbeInput(NamedTuple):
     loss_fn: Callable[[Params, Tree], Array]
     features_fn: Callable[[Params, Tree], Features]
     outputs_fn: Callable[[Params, Tree], Tree]
-    output_curvature: Callable[[Tree, Tree, Tree], Tree]
+    output_loss: Loss
     tapped_loss_fn: Callable[[Params, Tree, Tree], tuple[Array, tuple[Features, Features]]]
     taps_fn: Callable[[Tree], dict[str, Array]]
     factors: Tree

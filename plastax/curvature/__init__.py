@@ -11,8 +11,10 @@ s.effective_rank()
 from __future__ import annotations
 
 from plastax.curvature import kronecker, lanczos
-from plastax.curvature.operators import Loss, dense, from_matrix, ggn, hessian
-from plastax.curvature.spectrum import Estimate, Extremes, Spectrum, spectrum
+from plastax.curvature.operators import dense, from_matrix, ggn, hessian
+from plastax.curvature.quadrature import spectrum
+from plastax.curvature.spectrum import Estimate, Extremes, Spectrum, from_eigenvalues
+from plastax.types import Loss
 
 __all__ = [
     "Estimate",
@@ -20,6 +22,7 @@ __all__ = [
     "Loss",
     "Spectrum",
     "dense",
+    "from_eigenvalues",
     "from_matrix",
     "ggn",
     "hessian",

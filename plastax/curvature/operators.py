@@ -13,50 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from plastax.types import Array, Operator, Params, Tree
-
-
-class Loss(NamedTuple):
-    """A mean loss as a function of the network's outputs.
-
-    Attributes:
-      value: ``(outputs, batch) -> scalar``, the mean over the batch.
-      curvature: ``(outputs, batch, tangent) -> cotangent``: the product of a tangent of the outputs with the positive
-        semi-definite Hessian of ``value`` with respect to the outputs.
-    """
-
-    value: Callable[[Tree, Tree], Array]
-    curvature: Callable[[Tree, Tree, Tree], Tree]
-
-
-def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
-    labels = batch[1]
-    log_p = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1))
-
-
-def _cross_entropy_curvature(logits: Array, batch: tuple[Array, Array], tangent: Array) -> Array:
-    del batch
-    p = jax.nn.softmax(logits)
-    examples = logits.size // logits.shape[-1]
-    return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True)) / examples
-
-
-def _mse(outputs: Array, batch: tuple[Array, Array]) -> Array:
-    return jnp.mean(jnp.square(outputs - batch[1]))
-
-
-def _mse_curvature(outputs: Array, batch: tuple[Array, Array], tangent: Array) -> Array:
-    del batch
-    return 2.0 * tangent / outputs.size
-
-
-LOSSES = {
-    "cross_entropy": Loss(_cross_entropy, _cross_entropy_curvature),
-    "mse": Loss(_mse, _mse_curvature),
-}
-"""Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, C]`` and integer labels ``[B]``; ``mse``,
-the mean of ``(outputs - y)**2`` over all entries (no factor of one half)."""
+from plastax.curvature import losses
+from plastax.types import Array, Loss, Operator, Params, Tree
 
 
 @jax.default_matmul_precision("highest")
@@ -89,7 +47,7 @@ def ggn(apply_fn: Callable[[Params, Tree], Tree], loss: Loss | str, params: Para
 
     Args:
       apply_fn: ``(params, data) -> outputs``.
-      loss: a `Loss`, or one of the names in `LOSSES`.
+      loss: a `Loss`, or one of the names in `losses.LOSSES`.
       params: where the matrix is taken.
       data: the batch, second argument of ``apply_fn`` and of the loss.
 
@@ -97,18 +55,13 @@ def ggn(apply_fn: Callable[[Params, Tree], Tree], loss: Loss | str, params: Para
       An operator over trees like ``params``.
 
     Raises:
-      ValueError: if ``loss`` is a name that `LOSSES` does not have.
+      ValueError: if ``loss`` is a name that `losses.LOSSES` does not have.
 
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation 14,
       2002. Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, section 8.
     """
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            message = f"loss is {loss!r}; names are {sorted(LOSSES)}, or give a Loss"
-            raise ValueError(message)
-        loss = LOSSES[loss]
-    curvature = loss.curvature
+    curvature = losses.get(loss).curvature
     outputs, push = jax.linearize(lambda p: apply_fn(p, data), params)
     pull = jax.linear_transpose(push, params)
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from plastax import linalg
-from plastax.curvature.lanczos import GUARD, tridiagonalise
-from plastax.curvature.operators import flatten
-from plastax.types import Array, Key, Operator
+from plastax.curvature.lanczos import GUARD
+from plastax.types import Array
 
 FEW = 0.4
 """Ritz values beyond a threshold count eigenvalues one by one if they are at most this share of the order."""
@@ -89,7 +86,7 @@ class Spectrum(NamedTuple):
 
     Standard errors use the variance above on the rest, with all probes' nodes for its eigenvalues, so one probe is
     enough to have one. They do not hold the error of the quadrature itself, which falls with K (except in
-    `rank`). They are zero where all that matters is counted, and if K = P, where the nodes are the eigenvalues.
+    `rank`). They are zero where all that matters is counted, and if the spectrum is complete.
     Methods are for one spectrum: `vmap` them over many.
 
     Attributes:
@@ -100,6 +97,7 @@ class Spectrum(NamedTuple):
       breakdowns: int32 ``[R]``, how often the Krylov space was exhausted.
       leftovers: ``[R]``, norm of the operator's image of the last fresh unit vector after a breakdown, zero if there
         was none: about ``1 / sqrt(P)`` of the Frobenius norm of what had not been found by then.
+      complete: bool scalar, whether the nodes *are* the eigenvalues (all that are not zero), each once for every probe.
     """
 
     nodes: Array
@@ -108,6 +106,7 @@ class Spectrum(NamedTuple):
     dim: int | Array
     breakdowns: Array
     leftovers: Array
+    complete: Array
 
     def norm(self) -> Array:
         """Largest absolute eigenvalue, a scalar."""
@@ -160,7 +159,7 @@ class Spectrum(NamedTuple):
         sure &= jnp.abs(jnp.cbrt(ratio) - (1.0 - variance)) <= AGREEMENT * jnp.sqrt(variance)
 
         threshold = jnp.min(jnp.where(sure, thresholds[:, 0, 0], jnp.inf), initial=jnp.inf)
-        counted = (size > threshold) | (self.dim <= order)
+        counted = (size > threshold) | self.complete
         total = jnp.sum(counted[0])
         rest = jnp.where(counted, 0.0, self.weights)
         mass = jnp.sum(rest, axis=-1, keepdims=True)
@@ -294,48 +293,19 @@ class Spectrum(NamedTuple):
         return grid, self.shares().sum(jnp.exp(-0.5 * jnp.square(z))) / (self.dim * bandwidth * jnp.sqrt(2.0 * jnp.pi))
 
 
-def spectrum(op: Operator, key: Key, order: int = 64, probes: int = 4) -> Spectrum:
-    """Measures an operator's spectrum with ``order * probes`` products.
-
-    Jittable and vmappable. Probes run one after another, and so do seeds under `vmap` on CPU, where that is faster; the
-    memory is that of one basis, ``order * P`` numbers.
+def from_eigenvalues(values: Array, dim: int) -> Spectrum:
+    """The spectrum of an operator whose eigenvalues are known.
 
     Args:
-      op: a symmetric operator over P scalars.
-      key: for the probe vectors; probe r of a key is the same whatever the number of probes.
-      order: Lanczos steps K a probe: resolution. Clamped to P, where the spectrum is complete. Static.
-      probes: number of probe vectors R: precision of sums over many eigenvalues. Static.
+      values: ``[n]``, in any order, among them all that are not zero.
+      dim: number P of eigenvalues. Zeros fill up what is missing; if there are more values than P, those of the least
+        absolute value, which can only be zeros, are left out.
 
     Returns:
-      The spectrum, in float32 or the operator's wider type; NaN where the operator gives NaN.
-
-    Raises:
-      ValueError: if ``order`` or ``probes`` is not positive.
-
-    References:
-      Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl.
-      38, 2017, algorithm 1. Chen, Trogdon and Ubaru, "Analysis of stochastic Lanczos quadrature for spectrum
-      approximation", ICML 2021 (how many steps and probes).
+      A complete spectrum of one probe with ``min(n, P)`` nodes of weight ``1 / P`` each.
     """
-    if order < 1 or probes < 1:
-        message = f"order and probes must be positive, got {order} and {probes}"
-        raise ValueError(message)
-    mv, dim, dtype = flatten(op)
-    order = min(order, dim)
-
-    def probe(key: Key) -> tuple[Array, ...]:
-        start_key, restart_key = jax.random.split(key)
-        start = jax.random.normal(start_key, (dim,), dtype)
-        t = tridiagonalise(mv, start, restart_key, order)
-        nodes, vectors = linalg.eigh(t.matrix())
-        # A complete basis has every eigenvalue once, which no quadrature can better.
-        weights = jnp.full_like(nodes, 1.0 / dim) if order == dim else jnp.square(vectors[0])
-        return nodes, weights, t.couplings[-1] * jnp.abs(vectors[-1]), t.breakdowns, t.leftover
-
-    @linalg.sequential
-    def run(key: Key) -> tuple[Array, ...]:
-        keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(probes))
-        return jax.lax.map(probe, keys)
-
-    nodes, weights, residuals, breakdowns, leftovers = run(key)
-    return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers)
+    largest = jnp.argsort(jnp.abs(values))[max(0, values.size - dim) :]
+    nodes = jnp.sort(values[largest])[None]
+    nothing = jnp.zeros((1,), nodes.dtype)
+    weights = jnp.full_like(nodes, 1.0 / dim)
+    return Spectrum(nodes, weights, jnp.zeros_like(nodes), dim, jnp.zeros((1,), jnp.int32), nothing, jnp.array(True))

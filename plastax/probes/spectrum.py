@@ -101,6 +101,5 @@ class GGN(_SpectrumProbe):
     name: ClassVar[str] = "ggn"
 
     def operator(self, seen: ProbeInput) -> Operator:
-        """``J^T C J``: J the Jacobian of the outputs, C the program's ``output_curvature``."""
-        loss = curvature.Loss(seen.loss_fn, seen.output_curvature)
-        return curvature.ggn(seen.outputs_fn, loss, seen.params, data=seen.batch)
+        """``J^T C J``: J the Jacobian of the outputs, C the program's output curvature."""
+        return curvature.ggn(seen.outputs_fn, seen.output_loss, seen.params, data=seen.batch)

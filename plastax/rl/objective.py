@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from plastax.curvature.losses import actor_critic
 from plastax.rl import normalize
 from plastax.rl import policy as policies
-from plastax.types import Array, ConfigError, Features, Model, Params
+from plastax.types import Array, ConfigError, Features, Loss, Model, Params
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,14 @@ class Losses(NamedTuple):
     loss: Callable[[Params, Batch], tuple[Array, tuple[dict[str, Array], Features]]]
     tapped: Callable[[Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, Features]]]
     outputs: Callable[[Params, Batch], policies.Outputs]
-    curvature: Callable[[policies.Outputs, Batch, policies.Outputs], policies.Outputs]
+    output_loss: Loss
 
 
 def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
     """The clipped surrogate, the value loss and the entropy bonus (Schulman et al. 2017, eq. 9), mean over the batch.
 
-    Advantages are normalised over the batch. ``curvature`` is the positive semi-definite output Hessian that defines
-    the generalised Gauss-Newton matrix: the policy's Fisher information (the clipped surrogate itself is not convex in
-    the logits; this is the metric of natural policy gradients) and the value loss's ``value_weight``, over ``B``.
+    Advantages are normalised over the batch. ``output_loss`` is the same loss of the network's outputs, with the
+    curvature that defines its generalised Gauss-Newton matrix: see `plastax.curvature.losses.actor_critic`.
     """
 
     def from_outputs(outputs: policies.Outputs, batch: Batch) -> tuple[Array, dict[str, Array]]:
@@ -167,8 +166,5 @@ def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
         total, metrics = from_outputs(outputs, batch)
         return total, (metrics, features, inputs)
 
-    def curvature(outputs: policies.Outputs, batch: Batch, tangent: policies.Outputs) -> policies.Outputs:
-        product = policy.fisher(outputs, tangent) | {"value": config.value_weight * tangent["value"]}
-        return jax.tree.map(lambda x: x / batch.log_prob.shape[0], product)
-
-    return Losses(loss, tapped, lambda params, batch: model.apply(params, batch.observation)[0], curvature)
+    output_loss = actor_critic(policy.head, config.value_weight, lambda outputs, batch: from_outputs(outputs, batch)[0])
+    return Losses(loss, tapped, lambda params, batch: model.apply(params, batch.observation)[0], output_loss)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from plastax.curvature.losses import PolicyHead
 from plastax.rl.environment import Continuous, Discrete
 from plastax.types import Array, Key
 
@@ -19,20 +20,19 @@ class Policy(NamedTuple):
     """One family of action distributions; leading axes are free.
 
     Attributes:
+      head: its name in `plastax.curvature.losses`, which knows its Fisher information.
       noise: ``(key, shape) -> [*shape, ...]``: the randomness of ``shape`` actions, drawn outside the rollout's scan.
       sample: ``(outputs, noise) -> action``, as the environment takes it but not yet clipped.
       log_prob: ``(outputs, action) -> [...]``.
       entropy: ``(outputs) -> [...]``, in nats.
-      fisher: ``(outputs, tangent) -> cotangent``: product with each example's Fisher information with respect to the
-        policy's outputs, which is the Hessian of KL(old, new) at new = old and positive semi-definite.
       to_environment: action -> what `Environment.step` gets (continuous actions are clipped to the bounds).
     """
 
+    head: PolicyHead
     noise: Callable[[Key, tuple[int, ...]], Array]
     sample: Callable[[Outputs, Array], Array]
     log_prob: Callable[[Outputs, Array], Array]
     entropy: Callable[[Outputs], Array]
-    fisher: Callable[[Outputs, Outputs], Outputs]
     to_environment: Callable[[Array], Array]
 
 
@@ -62,12 +62,7 @@ def categorical(num_actions: int) -> Policy:
         log_p = jax.nn.log_softmax(outputs["policy"])
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    def fisher(outputs: Outputs, tangent: Outputs) -> Outputs:
-        p = jax.nn.softmax(outputs["policy"])
-        t = tangent["policy"]
-        return {"policy": p * (t - jnp.sum(p * t, axis=-1, keepdims=True))}
-
-    return Policy(noise, sample, log_prob, entropy, fisher, lambda action: action)
+    return Policy("categorical", noise, sample, log_prob, entropy, lambda action: action)
 
 
 def gaussian(space: Continuous) -> Policy:
@@ -89,14 +84,8 @@ def gaussian(space: Continuous) -> Policy:
     def entropy(outputs: Outputs) -> Array:
         return jnp.sum(outputs["log_std"] + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
-    def fisher(outputs: Outputs, tangent: Outputs) -> Outputs:
-        return {
-            "policy": tangent["policy"] * jnp.exp(-2 * outputs["log_std"]),
-            "log_std": 2 * tangent["log_std"],
-        }
-
     def to_environment(action: Array) -> Array:
         low, high = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), action.shape) for x in (space.low, space.high))
         return jnp.clip(action, low, high)
 
-    return Policy(noise, sample, log_prob, entropy, fisher, to_environment)
+    return Policy("gaussian", noise, sample, log_prob, entropy, to_environment)

@@ -221,7 +221,7 @@ def program(
         values: dict[str, Array] = {}
         for i, probe in enumerate(probes):
             seen = ProbeInput(
-                state.params, batch, loss_fn, features_fn, objective.outputs, objective.curvature, tapped_loss,
+                state.params, batch, loss_fn, features_fn, objective.outputs, objective.output_loss, tapped_loss,
                 taps_fn, state.factors, jax.random.fold_in(key, i),
             )  # fmt: skip
             values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}

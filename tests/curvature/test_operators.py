@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from plastax import curvature, tree
-from plastax.curvature.operators import LOSSES
+from plastax.curvature.losses import LOSSES
 from plastax.types import Operator
 
 SIZES = (5, 7, 4)

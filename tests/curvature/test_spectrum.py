@@ -221,7 +221,9 @@ def test_bad_arguments() -> None:
     for order, probes in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="positive"):
             curvature.spectrum(op, KEYS[0], order, probes)
-    s = Spectrum(jnp.zeros((1, 3)), jnp.ones((1, 3)) / 3, jnp.zeros((1, 3)), 3, jnp.zeros(1, int), jnp.zeros(1))
+    s = Spectrum(
+        jnp.zeros((1, 3)), jnp.ones((1, 3)) / 3, jnp.zeros((1, 3)), 3, jnp.zeros(1, int), jnp.zeros(1), jnp.array(False)
+    )
     with pytest.raises(ValueError, match="order"):
         s.extreme(4)
 

@@ -16,7 +16,7 @@ from plastax.curvature import kronecker, running
 from plastax.models import ActorCritic
 from plastax.probes import GGN, PROBES, FeatureProbe, Hessian, KroneckerSpectrum, dead_units, dormant_fraction, monitor
 from plastax.probes.features import feature_norm, participation_ratio
-from plastax.types import ConfigError, Probe, ProbeInput
+from plastax.types import ConfigError, Loss, Probe, ProbeInput
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -131,8 +131,11 @@ def tapped_loss_fn(params: Any, taps: dict, batch: dict) -> tuple[jax.Array, tup
     return 0.5 * jnp.mean(error), (features, inputs)
 
 
-def output_curvature(outputs: Any, batch: Any, tangent: Any) -> Any:
-    return jax.tree.map(lambda t: t / batch["x"].shape[0], tangent)
+# Half the squared errors, summed over the outputs of an example.
+OUTPUT_LOSS = Loss(
+    lambda outputs, batch: jnp.zeros(()),
+    lambda outputs, batch, tangent: jax.tree.map(lambda t: t / batch["x"].shape[0], tangent),
+)
 
 
 def make_params(dead: bool = False, dtype: Any = np.float32) -> Any:
@@ -160,7 +163,7 @@ def look(params: Any, batch: Any, factors: Any, seed: Any = 0) -> ProbeInput:
         loss_fn=loss_fn,
         features_fn=lambda p, b: MODEL.apply(p, b["x"])[1],
         outputs_fn=lambda p, b: MODEL.apply(p, b["x"])[0],
-        output_curvature=output_curvature,
+        output_loss=OUTPUT_LOSS,
         tapped_loss_fn=tapped_loss_fn,
         taps_fn=lambda b: MODEL.taps(b["x"]),
         factors=factors,

@@ -83,7 +83,7 @@ def problem(request) -> Problem:
             lambda p, b: objective.loss(p, b)[0],
             lambda p, b: model.apply(p, b.observation)[1],
             objective.outputs,
-            objective.curvature,
+            objective.output_loss,
             lambda p, t, b: (objective.loss(p, b)[0], ({}, {})),
             lambda b: model.taps(b.observation),
             {},
