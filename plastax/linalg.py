@@ -23,34 +23,74 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from plastax.types import Array, Key
 
 
-def sequential(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes `vmap` of ``fn`` a loop on CPU, and leaves it alone on every other backend.
+def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Array]]:
+    """``fn`` of lists of arrays, of which `vmap` runs ``room`` at once; nested vmaps share it, innermost first."""
+    looped = jax.custom_batching.custom_vmap(fn)
+
+    @looped.def_vmap
+    def rule(size: int, batched: Any, *args: list[Array]) -> tuple[list[Array], list[bool]]:
+        flags = jax.tree.leaves(batched)
+
+        def many(*args: list[Array]) -> list[Array]:
+            leaves, structure = jax.tree.flatten(args)
+
+            def one(mapped: list[Array]) -> list[Array]:
+                rows = iter(mapped)
+                return fn(*jax.tree.unflatten(structure, [next(rows) if f else leaf for f, leaf in zip(flags, leaves)]))
+
+            mapped = [leaf for flag, leaf in zip(flags, leaves) if flag]
+            return jax.lax.map(one, mapped, batch_size=min(room, size) if room > 1 else None)
+
+        def spread(*args: list[Array]) -> list[Array]:
+            # A loop cannot run over an axis that is spread over devices; each device loops over its own part of it.
+            shards = [jax.typeof(leaf).sharding for flag, leaf in zip(flags, jax.tree.leaves(args)) if flag]
+            split = next((shard for shard in shards if shard.spec[0] is not None), None)
+            if split is None:
+                return many(*args)
+            over = jax.NamedSharding(split.mesh, jax.P(split.spec[0]))
+            specs = jax.tree.map(lambda flag: over.spec if flag else jax.P(), tuple(batched))
+            args = jax.tree.map(lambda flag, leaf: jax.reshard(leaf, over) if flag else leaf, tuple(batched), args)
+            local = jax.shard_map(many, mesh=split.mesh, in_specs=specs, out_specs=over.spec, check_vma=False)
+            return local(*args)
+
+        out = _chunked(spread, max(1, room // size))(*args)
+        return out, [True] * len(out)
+
+    return looped
+
+
+def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[..., Any]:
+    """Makes `vmap` of ``fn`` a loop, of ``batch`` calls at once.
 
     Besides decompositions this suits whole algorithms: on CPU, Hessian products and Lanczos runs of several seeds are
     1.0-2.8 times faster one after another than batched, and need the memory of one.
 
+    Over an axis that is spread over devices every device loops over its own part. JAX tells so of explicit mesh axes,
+    the default of `jax.make_mesh`; over automatic ones use `jax.shard_map`, or every device will do it all.
+
     Args:
       fn: a function of positional arguments (trees of arrays) to a tree of arrays. It may close over traced arrays,
         batched ones included: they become arguments.
+      batch: how many calls of all vmaps around this one run side by side. None: one on CPU, all on other backends.
 
     Returns:
       A function of the same arguments and results. It can be nested, jitted, scanned and used in branches, but has no
-      reverse-mode derivative on CPU.
+      reverse-mode derivative (with None: on CPU).
     """
 
     @functools.wraps(fn)
     def call(*args: Any) -> Any:
-        if jax.default_backend() != "cpu":
+        if batch is None and jax.default_backend() != "cpu":
             return fn(*args)
         # A custom_vmap function must not close over tracers of the vmap around it. Tracing turns whatever it closes
         # over into the constants of a jaxpr, which can be passed on as arguments.
         traced, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
 
-        @jax.custom_batching.sequential_vmap
-        def looped(constants: list[Array], leaves: list[Array]) -> list[Array]:
+        def plain(constants: list[Array], leaves: list[Array]) -> list[Array]:
             return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))(*leaves)
 
-        return jax.tree.unflatten(jax.tree.structure(shapes), looped(traced.consts, jax.tree.leaves(args)))
+        found = _chunked(plain, batch or 1)(traced.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
     return call
 

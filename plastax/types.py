@@ -7,7 +7,10 @@ mix. Axis names used in every docstring: ``S`` seeds, ``B`` examples in a batch,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -69,31 +72,119 @@ class MethodConfig(Protocol):
     def needs_boundary(self) -> bool:
         """Whether the method acts at task switches."""
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether nothing of the network survives a switch: running statistics of batch normalisation go as well."""
+
     def build(self, inner: optax.GradientTransformation) -> Method:
         """Wraps the optimiser ``inner`` into the method."""
+
+
+class Window(NamedTuple):
+    """The geometry of a convolution, one entry a spatial axis.
+
+    Attributes:
+      size: of the kernel.
+      strides: of the output's places.
+      padding: zeros before and behind.
+      dilation: of the kernel.
+    """
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a layer with a kernel was given, and how its kernel meets it; a pytree of one array.
+
+    Attributes:
+      values: ``[B, ..., d_in]`` of a dense layer, ``[B, *space, channels]`` of a convolution.
+      bias: whether the layer has a bias. Static.
+      window: the convolution's geometry, None for a dense layer. Static.
+    """
+
+    values: Array
+    bias: bool = field(default=True, metadata={"static": True})
+    window: Window | None = field(default=None, metadata={"static": True})
+
+
+class Tapped(NamedTuple):
+    """A network that gives its layers out: what Kronecker factors are made from. `plastax.models.tapped` makes one.
+
+    Attributes:
+      taps: ``(data) -> dict``: zeros of the shape of every tapped layer's pre-activations, by layer name.
+      apply: ``(params, taps, data) -> (outputs, inputs)``: the network with ``taps`` added to the pre-activations, and
+        the layers' `LayerInputs` by name. A layer's parameters are ``<layer>/kernel`` and ``<layer>/bias``.
+    """
+
+    taps: Callable[[Tree], dict[str, Array]]
+    apply: Callable[[Params, dict[str, Array], Tree], tuple[Tree, dict[str, LayerInputs]]]
+
+
+class Entries(NamedTuple):
+    """Parameters of one array that belong to a layer's units: index ``i`` of ``axis`` to unit ``i mod width``.
+
+    That one rule covers a channel that was flattened into many inputs of a dense layer (channels run fastest), and
+    nonlinearities that put several features of a unit one block after the other (CReLU).
+    """
+
+    name: str
+    axis: int
+
+
+class Units(NamedTuple):
+    """The units of one hidden layer, and where their parameters are.
+
+    Attributes:
+      width: number of units (of a convolution: channels).
+      incoming: what computes a unit: kernel, bias, the scale and bias of its normalisation.
+      outgoing: what reads it: the kernels of the layers behind. Where these are zero, the unit has no effect.
+    """
+
+    width: int
+    incoming: tuple[Entries, ...]
+    outgoing: tuple[Entries, ...]
 
 
 class Model(NamedTuple):
     """A network as pure functions, for one seed.
 
+    A network with batch normalisation also has running statistics, ``stats``, which training carries along. `apply` and
+    `tapped` never use them: they normalise by the batch at hand, as training does, which is what curvature is taken of.
+
     Attributes:
       init: ``(key) -> params``.
       apply: ``(params, x) -> (outputs, features)``.
-      taps: ``(x) -> dict``: zeros of the shape of every dense layer's pre-activations, by layer name.
+      taps: ``(x) -> dict``: zeros of the shape of the pre-activations of every dense and convolutional layer, by name.
       tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations
-        and the layers' inputs ``[B, d_in]`` given out. The gradient with respect to (params, taps) is one backward
-        pass and holds both Kronecker factors.
+        and the layers' inputs given out. The gradient with respect to (params, taps) is one backward pass and holds
+        both Kronecker factors.
       layers: names of the tapped layers, in the order of the forward pass; a layer's kernel is the parameter
         ``<layer>/kernel``.
       hidden: names of the hidden layers, the keys of the features, in the order of the forward pass.
+      units: hidden layer -> its units.
+      stats: the running statistics that training starts with, a tree of arrays; empty without batch normalisation.
+      train: ``(params, stats, taps, x) -> (outputs, features, inputs, stats)``: `tapped`, and the statistics moved on.
+        None without batch normalisation.
+      evaluate: ``(params, stats, x) -> (outputs, features)``: normalised by the running statistics. None without.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[[Params, Array], tuple[Tree, Features]]
     taps: Callable[[Array], dict[str, Array]]
-    tapped: Callable[[Params, dict[str, Array], Array], tuple[Tree, Features, dict[str, Array]]]
+    tapped: Callable[[Params, dict[str, Array], Array], tuple[Tree, Features, dict[str, LayerInputs]]]
     layers: tuple[str, ...]
     hidden: tuple[str, ...]
+    units: Mapping[str, Units] = MappingProxyType({})
+    stats: Tree = ()
+    train: (
+        Callable[[Params, Tree, dict[str, Array], Array], tuple[Tree, Features, dict[str, LayerInputs], Tree]] | None
+    ) = None
+    evaluate: Callable[[Params, Tree, Array], tuple[Tree, Features]] | None = None
 
 
 class Operator(NamedTuple):
@@ -128,6 +219,52 @@ class Loss(NamedTuple):
     sample: Callable[[Tree, Tree, Key], Tree] | None = None
 
 
+class Examples(NamedTuple):
+    """Supervised examples: what a stream gives, and the batch of every supervised loss.
+
+    Attributes:
+      x: inputs ``[B, ...]``, float32.
+      y: labels ``[B]``, int32, or targets ``[B, D]``, float32.
+      active: bool ``[B, C]``, the classes that there are at this time, the same for all examples: the logits of others
+        take no part. None: all.
+    """
+
+    x: Array
+    y: Array
+    active: Array | None = None
+
+
+class Stream(NamedTuple):
+    """A supervised stream of tasks for one seed, as pure functions of a key, the task's number and shared data.
+
+    Attributes:
+      data: arrays that all seeds share, as they lie in memory (images uint8).
+      loss: name of the loss in `plastax.curvature.losses`.
+      input_shape: of one input.
+      outputs: number of the network's outputs C.
+      examples: training examples of a task.
+      held_out: its held-out examples, none of which is ever trained on.
+      task: ``(key, data, index) -> task``, a tree: what is particular to task ``index`` (a permutation, labels). The
+        key is the seed's own and the same for all tasks, so that what should stay over tasks can. Where an experiment
+        must not depend on the method, this is what guarantees it: nothing that was learned goes in.
+      train: ``(task, data, index, key) -> Examples``: the training examples ``index`` ``[B]``, from 0 to ``examples -
+        1``; the key for what is drawn anew at every look (augmentation).
+      test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``.
+      description: one line.
+    """
+
+    data: Tree
+    loss: str
+    input_shape: tuple[int, ...]
+    outputs: int
+    examples: int
+    held_out: int
+    task: Callable[[Key, Tree, Array], Tree]
+    train: Callable[[Tree, Tree, Array, Key], Examples]
+    test: Callable[[Tree, Tree, Array], Examples]
+    description: str
+
+
 class ProbeInput(NamedTuple):
     """What a probe may look at: one network, one batch, and the functions that connect them.
 
@@ -151,7 +288,7 @@ class ProbeInput(NamedTuple):
     features_fn: Callable[[Params, Tree], Features]
     outputs_fn: Callable[[Params, Tree], Tree]
     output_loss: Loss
-    tapped_loss_fn: Callable[[Params, Tree, Tree], tuple[Array, tuple[Features, Features]]]
+    tapped_loss_fn: Callable[[Params, Tree, Tree], tuple[Array, tuple[Features, dict[str, LayerInputs]]]]
     taps_fn: Callable[[Tree], dict[str, Array]]
     factors: Tree
     key: Key
@@ -189,18 +326,29 @@ class Program(NamedTuple):
     """A training run as pure functions of one seed; `parallel` makes it many seeds.
 
     Attributes:
-      init: ``(key) -> state``.
-      segment: ``(state, clock, length) -> (state, Record)``: ``length`` (static) updates from update number ``clock``
-        (int32 scalar, shared by all seeds) on.
+      init: ``(key, data) -> state``.
+      segment: ``(state, data, clock, length) -> (state, Record)``: ``length`` (static) updates from update number
+        ``clock`` (int32 scalar, shared by all seeds) on.
+      data: arrays that all seeds share and no update changes (images, say): an argument of the compiled program, so
+        that it is neither a constant of it nor copied with the seeds. Empty if there are none.
       dims: ``<probe>/<value>`` -> names of the axes behind seed and mark.
       coords: axis name -> labels.
     """
 
-    init: Callable[[Key], Tree]
-    segment: Callable[[Tree, Array, int], tuple[Tree, Record]]
+    init: Callable[[Key, Tree], Tree]
+    segment: Callable[[Tree, Tree, Array, int], tuple[Tree, Record]]
+    data: Tree
     dims: Mapping[str, tuple[str, ...]]
     coords: Mapping[str, tuple[Any, ...]]
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the setting, its value and what is allowed."""
+
+    @classmethod
+    def unknown(cls, setting: str, name: str, allowed: Iterable[str]) -> ConfigError:
+        """The error for a name that is not among ``allowed``, with the nearest one that is."""
+        allowed = list(allowed)
+        close = difflib.get_close_matches(name, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")

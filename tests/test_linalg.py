@@ -97,6 +97,32 @@ def test_sequential_takes_closures_trees_and_nested_vmaps() -> None:
     np.testing.assert_allclose(got, x[:, :1] * x.sum(1, keepdims=True) + np.arange(2.0)[None])
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 100])
+def test_sequential_in_batches_equals_one_by_one(batch: int) -> None:
+    x, shared = jnp.arange(15.0).reshape(3, 5), jnp.arange(2.0)
+
+    def single(x: jax.Array, shared: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return linalg.sequential(lambda x: (jnp.sin(x) + shared, x * 2.0), batch=batch)(x)
+
+    got = jax.jit(jax.vmap(jax.vmap(jax.vmap(single, (0, None)), (0, None)), (None, 0)))(x, shared)
+    np.testing.assert_allclose(got[0], jnp.sin(x)[None] + shared[:, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(got[1], jnp.broadcast_to(2.0 * x, (2, 3, 5)))
+
+
+@pytest.mark.parametrize(("batch", "together"), [(1, 1), (2, 2), (5, 4), (8, 8), (100, 8)])
+def test_nested_vmaps_share_the_batch(batch: int, together: int) -> None:
+    def matrices(jaxpr: jax.extend.core.Jaxpr) -> set[int]:
+        """How many matrices a decomposition in the jaxpr acts on."""
+        found = {eqn.invars[0].aval.size // 9 for eqn in jaxpr.eqns if eqn.primitive.name == "eigh"}
+        for eqn in jaxpr.eqns:
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                found |= matrices(getattr(inner, "jaxpr", inner))
+        return found
+
+    nested = jax.vmap(jax.vmap(linalg.sequential(jnp.linalg.eigvalsh, batch=batch)))
+    assert matrices(jax.make_jaxpr(nested)(symmetric(3, batch=(4, 2))).jaxpr) == {together}
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (20, 6), (6, 20), (3, 3, 4, 8), (2, 16, 40)])
 def test_orthogonal_equals_jax(shape: tuple[int, ...]) -> None:
     key = jax.random.key(3)

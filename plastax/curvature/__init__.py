@@ -10,23 +10,46 @@ s.effective_rank()
 
 from __future__ import annotations
 
-from plastax.curvature import kronecker, lanczos
-from plastax.curvature.operators import dense, from_matrix, ggn, hessian
+from plastax.curvature import lanczos
+from plastax.curvature.fisher import empirical_fisher, fisher
+from plastax.curvature.gram import ggn_spectrum, gram_matrix, gram_spectrum, ntk_spectrum
+from plastax.curvature.kronecker import Factors, kronecker
+from plastax.curvature.memory import memory
+from plastax.curvature.operators import add, block, dense, from_matrix, ggn, hessian, scale, shift
+from plastax.curvature.published import published_epsilon_rank
 from plastax.curvature.quadrature import spectrum
 from plastax.curvature.spectrum import Estimate, Extremes, Spectrum, from_eigenvalues
+from plastax.curvature.trainability import Trainability, dead_unit_rank_bound, linear_loss, trainability
 from plastax.types import Loss
 
 __all__ = [
     "Estimate",
     "Extremes",
+    "Factors",
     "Loss",
     "Spectrum",
+    "Trainability",
+    "add",
+    "block",
+    "dead_unit_rank_bound",
     "dense",
+    "empirical_fisher",
+    "fisher",
     "from_eigenvalues",
     "from_matrix",
     "ggn",
+    "ggn_spectrum",
+    "gram_matrix",
+    "gram_spectrum",
     "hessian",
     "kronecker",
     "lanczos",
+    "linear_loss",
+    "memory",
+    "ntk_spectrum",
+    "published_epsilon_rank",
+    "scale",
+    "shift",
     "spectrum",
+    "trainability",
 ]

@@ -1,30 +1,51 @@
-"""Kronecker-factored curvature of dense layers: factors, their spectra, and the rank of their product.
+"""Kronecker-factored curvature: factors of dense and convolutional layers, their spectra, the rank of their product.
 
 A layer with inputs ``a`` (and a one for the bias) and gradients ``g`` of its pre-activations has the Fisher block
 ``E[a a^T (x) g g^T]``, approximated by ``A (x) G`` with ``A = E[a a^T]`` and ``G = E[g g^T]``. The eigenvalues of the
 product are the products of eigenvalues, so its whole spectrum costs two small decompositions.
 
+Whose gradients g are makes the kind of factors: ``empirical``, of the loss at the data's labels, which a training step
+has anyway; ``sampled``, at labels drawn from the network, for one more backward pass; ``exact``, the expectation over
+these draws, for one backward pass an output. The last two approximate the Fisher matrix, which for the usual losses is
+the generalised Gauss-Newton matrix; the first does not.
+
+Where a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens), ``a_t`` and
+``g_t`` being a place's, there are two approximations. ``expand`` takes places as further examples:
+``A = E[1/T sum_t a_t a_t^T]``, ``G = E[sum_t g_t g_t^T]``; exact if every place has a loss of its own in a linear
+network. ``reduce`` takes means and sums first: ``A = E[m m^T]`` with ``m = 1/T sum_t a_t``, ``G = E[s s^T]`` with
+``s = sum_t g_t``; exact if the network is linear and averages the places. Without sharing, T = 1, both are the same.
+
 References:
   Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015, section 3.
+  Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", ICML 2016, section 3.
+  Eschenhagen, Immer, Turner, Schneider and Hennig, "Kronecker-factored approximate curvature for modern neural network
+  architectures", NeurIPS 2023, sections 3.2 (expand) and 3.3 (reduce).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastax import linalg
-from plastax.types import Array
+from plastax.curvature import losses
+from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
+
+Kind = Literal["empirical", "sampled", "exact"]
+Sharing = Literal["expand", "reduce"]
 
 
 class Factors(NamedTuple):
-    """Kronecker factors of one dense layer.
+    """Kronecker factors of one layer.
 
     Attributes:
-      a: ``[d_in + 1, d_in + 1]``, second moments of the inputs; the last row and column are the bias's.
+      a: ``[d_a, d_a]``, second moments of the inputs: d_in of a dense layer, kernel places times channels of a
+        convolution, in the order of the kernel's rows; with a bias one more, the last row and column.
       g: ``[d_out, d_out]``, second moments of the pre-activation gradients.
     """
 
@@ -33,49 +54,238 @@ class Factors(NamedTuple):
 
 
 class Eigenvalues(NamedTuple):
-    """Eigenvalues of `Factors`, ascending and not negative: ``a`` ``[d_in + 1]``, ``g`` ``[d_out]``."""
+    """Eigenvalues of `Factors`, ascending and not negative: ``a`` ``[d_a]``, ``g`` ``[d_out]``."""
 
     a: Array
     g: Array
 
 
-def factors(inputs: Mapping[str, Array], tap_grads: Mapping[str, Array]) -> dict[str, Factors]:
-    """Kronecker factors of the empirical Fisher matrix, from what one backward pass leaves.
-
-    The loss is a mean over the batch, so an example's own gradient is ``B`` times its row of ``tap_grads``.
+def kronecker(
+    network: Tapped,
+    loss: Loss | str,
+    params: Params,
+    data: Tree,
+    *,
+    kind: Kind = "exact",
+    key: Key | None = None,
+    sharing: Sharing = "expand",
+) -> dict[str, Factors]:
+    """Kronecker factors of every tapped layer, from one forward pass and the backward passes of ``kind``.
 
     Args:
-      inputs: layer name -> inputs ``[B, d_in]``.
-      tap_grads: layer name -> gradient of the *mean* loss with respect to the pre-activations, ``[B, d_out]``.
+      network: what `plastax.models.tapped` makes of a module.
+      loss: a `Loss`, or one of the names in `losses.LOSSES`.
+      params: where the factors are taken.
+      data: the batch, third argument of ``network.apply`` and second of the loss; leading axis ``B``.
+      kind: whose gradients, see the module.
+      key: for the draws of ``sampled``, which alone needs it.
+      sharing: of weights between places, see the module.
 
     Returns:
-      Layer name -> factors, means over the batch, in the order of ``inputs``.
+      Layer name -> factors, in the order of the forward pass.
 
     Raises:
-      ValueError: if the two have different layers, or arrays that are no matrices of one batch.
-
-    References:
-      Martens and Grosse 2015, section 3 (inputs extended by a one, as here).
+      ValueError: if ``kind`` or ``sharing`` is none of the names, if a key is missing, or if the loss cannot give what
+        ``kind`` needs.
     """
-    if set(inputs) != set(tap_grads):
-        message = f"inputs are of layers {sorted(inputs)}, gradients of {sorted(tap_grads)}"
-        raise ValueError(message)
-    return {name: _layer(name, a, tap_grads[name]) for name, a in inputs.items()}
+    inputs, pull, pulled = backward(network, loss, params, data, kind, key)
+    return fisher_factors(inputs, pull, pulled, sharing)
 
 
 @jax.default_matmul_precision("highest")
-def _layer(name: str, a: Array, g: Array) -> Factors:
-    if a.ndim != 2 or g.ndim != 2 or a.shape[0] != g.shape[0]:
-        message = f"layer {name!r} takes inputs [B, d_in] and gradients [B, d_out], got {a.shape} and {g.shape}"
+def backward(
+    network: Tapped, loss: Loss | str, params: Params, data: Tree, kind: Kind, key: Key | None = None
+) -> tuple[dict[str, LayerInputs], Callable[[Tree], dict[str, Array]], Tree]:
+    """One forward pass: the layers' inputs, the backward pass to the taps, and the cotangents that go into it."""
+    outputs, pull, inputs = jax.vjp(lambda taps: network.apply(params, taps, data), network.taps(data), has_aux=True)
+    return inputs, lambda cotangent: pull(cotangent)[0], cotangents(loss, kind, outputs, data, key)
+
+
+def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key | None = None) -> Tree:
+    """Cotangents of the outputs, with a leading axis K, whose pulled-back squares add up to the Fisher matrix.
+
+    With ``J_i`` the Jacobian of example i, the matrix is ``sum_ki (J_i^T c_ki) (J_i^T c_ki)^T``. ``exact`` has the K of
+    `Loss.root`; ``sampled`` one, of `Loss.sample`; ``empirical`` one: the gradients of the mean loss, times
+    ``sqrt(B)``, since an example's own gradient is B times its part of the mean's.
+
+    Raises:
+      ValueError: as `kronecker`.
+    """
+    loss = losses.get(loss)
+    check(kind, loss, key is not None)
+    if kind == "exact" and loss.root is not None:
+        return loss.root(outputs, data)
+    if kind == "sampled" and loss.sample is not None and key is not None:
+        single = loss.sample(outputs, data, key)
+    else:
+        examples = jax.tree.leaves(outputs)[0].shape[0]
+        single = jax.tree.map(lambda x: jnp.sqrt(1.0 * examples) * x, jax.grad(loss.value)(outputs, data))
+    return jax.tree.map(lambda x: x[None], single)
+
+
+def check(kind: Kind, loss: Loss, keyed: bool = True) -> None:
+    """Raises a ValueError unless ``loss`` has what factors of this ``kind`` need; ``keyed``: there is a key."""
+    needs = {"empirical": True, "sampled": loss.sample is not None, "exact": loss.root is not None}
+    if kind not in needs:
+        message = f"kind is {kind!r}; kinds are {get_args(Kind)}"
         raise ValueError(message)
-    examples = a.shape[0]
-    a = jnp.concatenate([a, jnp.ones((examples, 1), a.dtype)], axis=1)
-    return Factors(a.T @ a / examples, examples * (g.T @ g))
+    if not needs[kind]:
+        message = f"{kind} factors need a loss with {'a sample' if kind == 'sampled' else 'a root'}, and this has none"
+        raise ValueError(message)
+    if kind == "sampled" and not keyed:
+        message = "sampled factors need a key"
+        raise ValueError(message)
+
+
+def factors(
+    inputs: Mapping[str, LayerInputs | Array], tap_grads: Mapping[str, Array], sharing: Sharing = "expand"
+) -> dict[str, Factors]:
+    """Factors of the empirical Fisher matrix, from what one backward pass of a mean loss leaves.
+
+    An example's own gradient is ``B`` times its row of ``tap_grads``.
+
+    Args:
+      inputs: layer name -> inputs; a plain array ``[B, ..., d_in]`` is a dense layer's that has a bias.
+      tap_grads: layer name -> gradient of the *mean* loss with respect to the pre-activations, ``[B, ..., d_out]``.
+      sharing: of weights between places, see the module.
+
+    Returns:
+      Layer name -> factors, in the order of ``inputs``.
+
+    Raises:
+      ValueError: if the two have different layers, arrays that do not fit, or ``sharing`` is neither.
+    """
+    rows = _all_rows(inputs, tap_grads)
+    return {
+        name: Factors(_input_factor(x, sharing), x.shape[0] * _gradient_factor(tap_grads[name], sharing))
+        for name, x in rows.items()
+    }
+
+
+def fisher_factors(
+    inputs: Mapping[str, LayerInputs | Array],
+    pull: Callable[[Tree], dict[str, Array]],
+    cotangents: Tree,
+    sharing: Sharing = "expand",
+) -> dict[str, Factors]:
+    """Factors of the matrix ``sum_ki (J_i^T c_ki) (J_i^T c_ki)^T`` of `cotangents`.
+
+    Backward passes run one after another: the memory is that of one.
+
+    Args:
+      inputs: layer name -> inputs, as for `factors`.
+      pull: cotangent of the outputs -> gradient by layer name with respect to the pre-activations.
+      cotangents: of the outputs, with a leading axis K.
+      sharing: of weights between places, see the module.
+
+    Returns:
+      Layer name -> factors, in the order of ``inputs``.
+
+    Raises:
+      ValueError: as `factors`.
+    """
+    rows = _all_rows(inputs, jax.eval_shape(pull, jax.tree.map(lambda x: x[0], cotangents)))
+    grams = sum_over(lambda c: {name: _gradient_factor(g, sharing) for name, g in pull(c).items()}, cotangents)
+    return {name: Factors(_input_factor(x, sharing), grams[name]) for name, x in rows.items()}
+
+
+def sum_over(fn: Callable[[Tree], Tree], xs: Tree) -> Tree:
+    """Sum of ``fn(x)`` over the leading axis of ``xs``, one after another."""
+    first = jax.tree.map(lambda x: x[0], xs)
+    if jax.tree.leaves(xs)[0].shape[0] == 1:
+        return fn(first)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, first))
+    return jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fn(x)), None), start, xs)[0]
+
+
+def _all_rows(
+    inputs: Mapping[str, LayerInputs | Array], tap_grads: Mapping[str, Array | jax.ShapeDtypeStruct]
+) -> dict[str, Array]:
+    if set(inputs) != set(tap_grads):
+        message = f"inputs are of layers {sorted(inputs)}, gradients of {sorted(tap_grads)}"
+        raise ValueError(message)
+    out = {}
+    for name, given in inputs.items():
+        x, g = rows(given), tap_grads[name]
+        if g.ndim < 2 or x.shape[:2] != (g.shape[0], math.prod(g.shape[1:-1])):
+            shapes = f"[B, T, d_a] = {x.shape} and [B, ..., d_out] = {g.shape}"
+            message = f"layer {name!r}: inputs and gradients do not belong together, {shapes}"
+            raise ValueError(message)
+        out[name] = x
+    return out
+
+
+def rows(inputs: LayerInputs | Array) -> Array:
+    """What the rows of a layer's kernel (and its bias, last) are multiplied with, ``[B, T, d_a]``."""
+    given = inputs if isinstance(inputs, LayerInputs) else LayerInputs(inputs)
+    if given.values.ndim < 2:
+        message = f"a layer's inputs have a leading axis of examples, these are {given.values.shape}"
+        raise ValueError(message)
+    x = given.values if given.window is None else _patches(given.values, given.window)
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1) if given.bias else x
+
+
+def _patches(x: Array, window: Window) -> Array:
+    """``[B, *space, channels]`` to ``[B, *places, kernel places * channels]``, in the order of the kernel's rows."""
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    reach = [(k - 1) * d for k, d in zip(window.size, window.dilation, strict=True)]
+    slices = []
+    for offset in np.ndindex(*window.size):
+        start = [o * d for o, d in zip(offset, window.dilation, strict=True)]
+        stop = [s + n - r for s, n, r in zip(start, x.shape[1:-1], reach, strict=True)]
+        slices.append(jax.lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *window.strides, 1)))
+    return jnp.concatenate(slices, axis=-1)
+
+
+def _input_factor(x: Array, sharing: Sharing) -> Array:
+    examples, places, _ = x.shape
+    if merged(sharing):
+        return _gram(x.reshape(-1, x.shape[-1])) / (examples * places)
+    return _gram(jnp.mean(x, axis=1)) / examples
+
+
+def _gradient_factor(g: Array, sharing: Sharing) -> Array:
+    if merged(sharing):
+        return _gram(g.reshape(-1, g.shape[-1]))
+    return _gram(jnp.sum(g.reshape(g.shape[0], -1, g.shape[-1]), axis=1))
+
+
+def merged(sharing: Sharing) -> bool:
+    """Whether places count as examples (``expand``); raises a ValueError for anything but the two names."""
+    if sharing not in get_args(Sharing):
+        message = f"sharing is {sharing!r}; it is one of {get_args(Sharing)}"
+        raise ValueError(message)
+    return sharing == "expand"
+
+
+LEAF = 256
+"""Fewest columns of a half that is worth a product of its own: smaller ones cost in copies what they save."""
+
+
+@jax.default_matmul_precision("highest")
+def _gram(x: Array) -> Array:
+    """``x^T x``, with each product between two halves of the columns taken once: 3/4 of the operations or fewer."""
+    half = x.shape[1] // 2
+    if half < LEAF:
+        return x.T @ x
+    left, right = x[:, :half], x[:, half:]
+    across = left.T @ right
+    # Concatenations: writing the blocks into zeros, or one triangle and its mirror image, XLA takes minutes to compile.
+    return jnp.concatenate(
+        [jnp.concatenate([_gram(left), across], axis=1), jnp.concatenate([across.T, _gram(right)], axis=1)]
+    )
 
 
 def eigenvalues(pair: Factors) -> Eigenvalues:
-    """Eigenvalues of both factors of a layer; rounding below zero is clipped."""
-    return Eigenvalues(*(jnp.maximum(linalg.eigvalsh(x), 0.0) for x in pair))
+    """Eigenvalues of both factors of a layer; rounding below zero is clipped. NaN where a factor is not finite."""
+
+    def one(x: Array) -> Array:
+        # NaN must not reach the eigensolver: LAPACK may not return from it.
+        finite = jnp.all(jnp.isfinite(x))
+        return jnp.where(finite, jnp.maximum(linalg.eigvalsh(jnp.where(finite, x, 0.0)), 0.0), jnp.nan)
+
+    return Eigenvalues(one(pair.a), one(pair.g))
 
 
 def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
@@ -95,8 +305,32 @@ def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
     return Eigenvalues(*(_exp_entropy(x) for x in _values(pair)))
 
 
+def total_effective_rank(pairs: Mapping[str, Factors | Eigenvalues]) -> Array:
+    """Effective rank of the block-diagonal matrix of all layers' Kronecker products, a scalar.
+
+    By the chain rule of entropy: that of the layers' shares of the trace, plus the shares' mean of the layers' own,
+    which is the sum of their factors'.
+
+    Args:
+      pairs: layer name -> factors, or their eigenvalues if those are at hand.
+
+    References:
+      Cover and Thomas, "Elements of information theory", 2006, theorem 2.2.1 (the chain rule).
+    """
+    values = [_values(pair) for pair in pairs.values()]
+    traces = jnp.stack([jnp.sum(v.a) * jnp.sum(v.g) for v in values])
+    ranks = jnp.stack([r.a * r.g for r in map(effective_rank, values)])
+    total = jnp.sum(traces)
+    share = traces / jnp.where(total == 0, 1.0, total)
+    own = jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, ranks)))
+    return jnp.where(total == 0, 0.0, _exp_entropy(traces) * jnp.exp(own))
+
+
 def rank(pair: Factors | Eigenvalues, eps: float | Array) -> Array:
     """Number of eigenvalues above ``eps`` of the Kronecker product, without forming it.
+
+    For every eigenvalue of A, those of G above ``eps`` over it are counted: ``d_a log(d_out)`` steps a threshold. The
+    ranks of several layers add up to that of their block-diagonal matrix.
 
     Args:
       pair: a layer's factors, or their eigenvalues if those are at hand.
@@ -106,9 +340,10 @@ def rank(pair: Factors | Eigenvalues, eps: float | Array) -> Array:
       int32, of the shape of ``eps``.
     """
     a, g = _values(pair)
-    products = jnp.sort((a[:, None] * g[None, :]).ravel())
-    below = jnp.searchsorted(products, jnp.asarray(eps, products.dtype), side="right")
-    return (products.size - below).astype(jnp.int32)
+    eps = jnp.asarray(eps, g.dtype)
+    needed = jnp.where(a > 0, eps.reshape(-1, 1) / jnp.where(a > 0, a, 1.0)[None], jnp.inf)
+    above = g.size - jnp.searchsorted(g, needed, side="right")
+    return jnp.sum(above, axis=-1, dtype=jnp.int32).reshape(eps.shape)
 
 
 def _values(pair: Factors | Eigenvalues) -> Eigenvalues:

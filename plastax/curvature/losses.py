@@ -2,8 +2,8 @@
 
 All three describe one matrix: the Hessian C of the mean loss (for a policy: the Fisher information of its distribution)
 with respect to the outputs, positive semi-definite and without entries between examples. `Loss.curvature` multiplies by
-it, the ``[K, ...]`` cotangents of `Loss.root` are its columns' square roots, ``C_i = sum_k r_ki r_ki^T`` for example i,
-and `Loss.sample` draws a cotangent whose second moment it is.
+it, the ``[K, ...]`` cotangents of `Loss.root` are the columns of a square root, ``C_i = sum_k r_ki r_ki^T`` for example
+i, and `Loss.sample` draws a cotangent whose second moment it is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,24 @@ def _examples(outputs: Array) -> int:
     return outputs.size // outputs.shape[-1]
 
 
+def _places_apart(roots: Array) -> Array:
+    """``[K, B, *M, D] -> [K M, B, *M, D]``: roots of every place of an example in columns of their own."""
+    columns, examples, *middle, width = roots.shape
+    if not middle:
+        return roots
+    places = math.prod(middle)
+    place = jnp.eye(places, dtype=roots.dtype).reshape(1, places, 1, *middle, 1)
+    return (place * roots[:, None]).reshape(columns * places, examples, *middle, width)
+
+
 def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
     labels = batch[1]
+    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        message = (
+            f"cross_entropy takes logits [..., C] and integer labels [...], "
+            f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
+        )
+        raise ValueError(message)
     log_p = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1))
 
@@ -38,11 +54,28 @@ def softmax_curvature(logits: Array, tangent: Array) -> Array:
 
 
 def softmax_root(logits: Array) -> Array:
-    """``[C, ..., C]``: columns ``sqrt(p_k) (e_k - p)``, whose squares add up to ``diag(p) - p p^T``."""
+    """``[C - 1, ..., C]``: columns whose outer products add up to ``diag(p) - p p^T``, a matrix of rank C - 1.
+
+    With ``q_k`` the probability of all classes behind k, column k is zero before k, ``sqrt(p_k q_k / q_{k-1})`` at k,
+    and ``-p_j sqrt(p_k / (q_k q_{k-1}))`` behind. Nothing is subtracted, so a saturated softmax loses no digits.
+
+    References:
+      Tanabe and Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance matrix
+      of the multinomial distribution, with applications", JRSS B 54, 1992, theorem 1.
+    """
     p = jax.nn.softmax(logits)
     classes = logits.shape[-1]
-    unit = jnp.eye(classes, dtype=p.dtype).reshape(classes, *(1,) * (p.ndim - 1), classes)
-    return jnp.sqrt(jnp.moveaxis(p, -1, 0))[..., None] * (unit - p[None])
+    # q_{k-1}, from k on, and q_k, behind k: [..., C - 1].
+    tails = jnp.flip(jnp.cumsum(jnp.flip(p, -1), axis=-1), -1)
+    here, rest, behind = p[..., :-1], tails[..., :-1], tails[..., 1:]
+    tiny = jnp.finfo(p.dtype).tiny
+    # What is too small for the type has no curvature: zero, instead of zero over zero.
+    at = jnp.sqrt(here / jnp.maximum(rest, tiny)) * jnp.sqrt(behind)
+    factor = jnp.sqrt(here / jnp.maximum(rest, tiny)) / jnp.sqrt(jnp.maximum(behind, tiny))
+    index = jnp.arange(classes).reshape(*(1,) * (p.ndim - 1), 1, classes)
+    column = jnp.arange(classes - 1).reshape(*(1,) * (p.ndim - 1), classes - 1, 1)
+    later = jnp.where(index > column, -factor[..., None] * p[..., None, :], 0.0)
+    return jnp.moveaxis(jnp.where(index == column, at[..., None], later), -2, 0)
 
 
 def softmax_sample(logits: Array, key: Key) -> Array:
@@ -52,22 +85,27 @@ def softmax_sample(logits: Array, key: Key) -> Array:
 
 
 def _mse(outputs: Array, batch: tuple[Array, Array]) -> Array:
+    if outputs.shape != batch[1].shape:
+        # [B, 1] and [B] would broadcast to all pairs of examples.
+        message = f"mse takes outputs and targets of one shape, got {outputs.shape} and {batch[1].shape}"
+        raise ValueError(message)
     return jnp.mean(jnp.square(outputs - batch[1]))
 
 
 def _mse_root(outputs: Array, batch: Tree) -> Array:
     del batch
     width = outputs.shape[-1] if outputs.ndim > 1 else 1
-    unit = jnp.eye(width, dtype=outputs.dtype).reshape(width, *(1,) * max(outputs.ndim - 1, 0), width)
+    unit = jnp.eye(width, dtype=outputs.dtype).reshape(width, *(1,) * (outputs.ndim - 1), width)
     unit = unit if outputs.ndim > 1 else unit[:, 0]
-    return jnp.broadcast_to(math.sqrt(2.0 / outputs.size) * unit, (width, *outputs.shape))
+    roots = jnp.broadcast_to(math.sqrt(2.0 / outputs.size) * unit, (width, *outputs.shape))
+    return _places_apart(roots) if outputs.ndim > 1 else roots
 
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(
         _cross_entropy,
         lambda logits, batch, tangent: softmax_curvature(logits, tangent) / _examples(logits),
-        lambda logits, batch: softmax_root(logits) / math.sqrt(_examples(logits)),
+        lambda logits, batch: _places_apart(softmax_root(logits)) / math.sqrt(_examples(logits)),
         lambda logits, batch, key: softmax_sample(logits, key) / math.sqrt(_examples(logits)),
     ),
     "mse": Loss(
@@ -79,8 +117,9 @@ LOSSES: dict[str, Loss] = {
         ),
     ),
 }
-"""Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, C]`` and integer labels ``[B]``; ``mse``,
-the mean of ``(outputs - y)**2`` over all entries (no factor of one half) for outputs ``[B]`` or ``[B, C]``."""
+"""Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, ..., C]`` and integer labels ``[B, ...]``;
+``mse``, the mean of ``(outputs - y)**2`` over all entries (no factor of one half) for outputs ``[B]`` or ``[B, ...]``.
+Values raise ValueError for labels of another shape, and are NaN for labels that are no classes."""
 
 
 def actor_critic(
@@ -164,7 +203,7 @@ def get(loss: Loss | str) -> Loss:
     """A loss by its name in `LOSSES`, or the one given; raises ValueError for a name that is not there."""
     if isinstance(loss, Loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         message = f"loss is {loss!r}; names are {sorted(LOSSES)}, or give a Loss"
         raise ValueError(message)
     return LOSSES[loss]

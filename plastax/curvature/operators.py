@@ -1,7 +1,17 @@
-"""Symmetric operators of a loss: Hessian, generalised Gauss-Newton matrix, plain matrices.
+"""Symmetric operators over parameter trees: Hessian, Gauss-Newton matrices, plain matrices, and what is made of them.
 
 Every product runs at full float32 precision: recent accelerators otherwise multiply float32 matrices in TF32 or
 bfloat16, whose errors exceed the small eigenvalues that these operators are looked at for.
+
+All of them can be jitted, and mapped over seeds by `jax.vmap`. Where arguments are known at once (outside `jit`), a
+loss, gradient or output that is not finite is refused with the name of its leaf. Inside `jit` nobody can look: where
+the loss or an output is not finite, every product is NaN, and the same call outside `jit` tells where it comes from.
+
+``chunk_size`` streams the examples, the leading axis of every leaf of ``data``, through a loop, so that memory does not
+grow with their number. Products are then means over the chunks, weighted by their sizes (the last may be smaller),
+equal to those of all examples at once up to rounding. What it costs: every product evaluates the network anew, which
+otherwise happens once for all. What it presumes: the loss is a mean over examples that do not see one another. A loss
+that normalises over its batch (batch statistics, PPO's advantages) is another function chunk by chunk.
 """
 
 from __future__ import annotations
@@ -13,63 +23,194 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from plastax.curvature import losses
+from plastax import tree
+from plastax.curvature import checks, losses
 from plastax.types import Array, Loss, Operator, Params, Tree
+
+Product = Callable[[Tree], Tree]
+Linearised = Callable[[Tree], tuple[Product, Tree]]
+"""``data -> (product, primal)``: a linear map at full precision, and the values to find finite."""
+
+
+def chunks(data: Tree, size: int) -> tuple[int, int]:
+    """How many whole chunks there are and how many examples are left; raises ValueError unless there can be chunks."""
+    if size < 1:
+        message = f"chunk_size must be at least 1, got {size}"
+        raise ValueError(message)
+    return divmod(checks.examples(data), size)
+
+
+def chunk(data: Tree, index: int | Array, size: int) -> Tree:
+    """Examples ``index * size`` to ``(index + 1) * size`` of all leaves; ``size`` is static."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), data)
+
+
+def rest(data: Tree, size: int) -> Tree:
+    """The examples behind the last whole chunk."""
+    return jax.tree.map(lambda x: x[x.shape[0] - x.shape[0] % size :], data)
+
+
+def _mean(fn: Callable[[Tree], Tree], data: Tree, size: int) -> Tree:
+    """``fn`` of every chunk, averaged over the examples, in at least float32."""
+    whole, left = chunks(data, size)
+    examples = checks.examples(data)
+
+    def share(part: Tree) -> Tree:
+        weight = checks.examples(part) / examples
+        return jax.tree.map(lambda x: weight * x.astype(jnp.promote_types(x.dtype, jnp.float32)), fn(part))
+
+    def step(index: Array, total: Tree) -> Tree:
+        return jax.tree.map(jnp.add, total, share(chunk(data, index, size)))
+
+    if left:
+        start = share(rest(data, size))
+    else:
+        shapes = jax.eval_shape(lambda: share(chunk(data, 0, size)))
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.fori_loop(0, whole, step, start)
+
+
+def _visible(product: Product, values: Tree) -> Product:
+    """The product, NaN if one of the values is not finite: their derivatives can be finite all the same."""
+    nan = checks.nan_unless_finite(values)
+    return lambda tangent: jax.tree.map(lambda x: x + nan.astype(x.dtype), product(tangent))
+
+
+def _operator(linearised: Linearised, params: Params, data: Tree, chunk_size: int | None) -> Operator:
+    """The operator of a mean over examples: linearised once, or chunk by chunk in every product."""
+    if chunk_size is None or chunks(data, chunk_size) in ((1, 0), (0, checks.examples(data))):
+        product, primal = linearised(data)
+        checks.finite(primal)
+        return Operator(product, params)
+    if checks.concrete((params, data)):
+        checks.finite(_mean(lambda part: linearised(part)[1], data, chunk_size))
+
+    def streamed(tangent: Tree) -> Tree:
+        with jax.default_matmul_precision("highest"):
+            total = _mean(lambda part: linearised(part)[0](tangent), data, chunk_size)
+        return jax.tree.map(lambda x, t: x.astype(t.dtype), total, tangent)
+
+    return Operator(streamed, params)
 
 
 @jax.default_matmul_precision("highest")
-def hessian(loss_fn: Callable[..., Array], params: Params, data: Tree | None = None) -> Operator:
+def hessian(
+    loss_fn: Callable[..., Array], params: Params, data: Tree | None = None, chunk_size: int | None = None
+) -> Operator:
     """Hessian of a scalar function, as the forward derivative of its gradient.
 
     The gradient is linearised here, once: a product costs its linear part alone.
 
     Args:
       loss_fn: ``(params) -> scalar``, or ``(params, data) -> scalar`` where ``data`` is given.
-      params: where the Hessian is taken.
+      params: where the Hessian is taken: any tree of real floating arrays.
       data: second argument of ``loss_fn``, not differentiated.
+      chunk_size: examples of ``data`` that are looked at together, see the module; all at once by default. Static.
 
     Returns:
-      An operator over trees like ``params``.
+      An operator over trees like ``params``, of their dtypes.
+
+    Raises:
+      ValueError: if ``loss_fn`` does not return a scalar, ``params`` has no leaf or one that is not real floating
+        point, the leaves of ``data`` cannot be chunked, or, outside `jit`, loss or gradient is not finite.
 
     References:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
     """
-    gradient = jax.grad(loss_fn)
-    _, product = jax.linearize(lambda p: gradient(p) if data is None else gradient(p, data), params)
+    params = checks.parameters(params)
+    if chunk_size is not None:
+        if data is None:
+            message = "chunk_size needs data, and a loss_fn of (params, data)"
+            raise ValueError(message)
+        chunks(data, chunk_size)
+    checks.scalar(loss_fn, params, *(() if data is None else (data,)))
+    gradient = jax.value_and_grad(loss_fn)
+
+    def linearised(*args: Tree) -> tuple[Product, Tree]:
+        def slope(p: Params) -> tuple[Params, Array]:
+            value, slopes = gradient(p, *args)
+            return slopes, value
+
+        slopes, product, value = jax.linearize(slope, params, has_aux=True)
+        return _visible(product, value), {"loss": value, "gradient": slopes}
+
+    if data is not None:
+        return _operator(linearised, params, data, chunk_size)
+    product, primal = linearised()
+    checks.finite(primal)
     return Operator(product, params)
 
 
 @jax.default_matmul_precision("highest")
-def ggn(apply_fn: Callable[[Params, Tree], Tree], loss: Loss | str, params: Params, data: Tree) -> Operator:
-    """Generalised Gauss-Newton matrix ``J^T H J``: ``J`` of the outputs, ``H`` the loss's Hessian in the outputs.
-
-    Positive semi-definite; for cross-entropy it is the Fisher information matrix of the network's own distribution.
+def sandwich(
+    apply_fn: Callable[[Params, Tree], Tree],
+    metric: Callable[[Tree, Tree], Product],
+    params: Params,
+    data: Tree,
+    chunk_size: int | None = None,
+) -> Operator:
+    """``J^T C J``: J the Jacobian of the outputs, C any symmetric matrix over them without entries between examples.
 
     Args:
       apply_fn: ``(params, data) -> outputs``.
+      metric: ``(outputs, data) -> (tangent -> cotangent)``: the product with C, normalised as a mean over ``data``.
+      params: where J is taken.
+      data: the examples.
+      chunk_size: see the module.
+    """
+    params = checks.parameters(params)
+
+    def linearised(part: Tree) -> tuple[Product, Tree]:
+        outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
+        pull = jax.linear_transpose(push, params)
+        weigh = metric(outputs, part)
+
+        def product(tangent: Tree) -> Tree:
+            with jax.default_matmul_precision("highest"):
+                return pull(weigh(push(tangent)))[0]
+
+        # One number an output leaf, whatever the number of examples: zero if all entries are finite, NaN otherwise.
+        return _visible(product, outputs), {"outputs": jax.tree.map(lambda x: jnp.sum(0.0 * x), outputs)}
+
+    return _operator(linearised, params, data, chunk_size)
+
+
+def ggn(
+    apply_fn: Callable[[Params, Tree], Tree],
+    loss: Loss | str,
+    params: Params,
+    data: Tree,
+    chunk_size: int | None = None,
+) -> Operator:
+    """Generalised Gauss-Newton matrix ``J^T C J``: J of the outputs, C the loss's Hessian in the outputs.
+
+    Positive semi-definite; for cross-entropy it is the Fisher information matrix of the network's own distribution.
+    The network is linearised here, once, unless it is chunked.
+
+    Args:
+      apply_fn: ``(params, data) -> outputs``, a tree.
       loss: a `Loss`, or one of the names in `losses.LOSSES`.
-      params: where the matrix is taken.
+      params: where the matrix is taken: any tree of real floating arrays.
       data: the batch, second argument of ``apply_fn`` and of the loss.
+      chunk_size: examples of ``data`` that are looked at together, see the module; all at once by default. Static.
 
     Returns:
-      An operator over trees like ``params``.
+      An operator over trees like ``params``, of their dtypes.
 
     Raises:
-      ValueError: if ``loss`` is a name that `losses.LOSSES` does not have.
+      ValueError: if ``loss`` is a name that `losses.LOSSES` does not have, ``params`` has no leaf or one that is not
+        real floating point, the leaves of ``data`` cannot be chunked, or, outside `jit`, outputs are not finite.
 
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation 14,
       2002. Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, section 8.
     """
     curvature = losses.get(loss).curvature
-    outputs, push = jax.linearize(lambda p: apply_fn(p, data), params)
-    pull = jax.linear_transpose(push, params)
 
-    def product(tangent: Tree) -> Tree:
-        with jax.default_matmul_precision("highest"):
-            return pull(curvature(outputs, data, push(tangent)))[0]
+    def metric(outputs: Tree, part: Tree) -> Product:
+        return lambda tangent: curvature(outputs, part, tangent)
 
-    return Operator(product, params)
+    return sandwich(apply_fn, metric, params, data, chunk_size)
 
 
 def from_matrix(a: Array) -> Operator:
@@ -91,6 +232,72 @@ def from_matrix(a: Array) -> Operator:
     return Operator(
         lambda v: jnp.matmul(a, v, precision=jax.lax.Precision.HIGHEST), jax.ShapeDtypeStruct(a.shape[:1], a.dtype)
     )
+
+
+def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
+    """The diagonal block of some parameters, usually those of a layer.
+
+    A product costs one of the whole operator. The block of a late layer is cheaper to take from a loss that closes over
+    the other parameters.
+
+    Args:
+      op: over a tree with path names, see `plastax.tree.path_name`.
+      select: the first parts of the leaves' path names (``"actor/dense_0"``, which does not mean
+        ``actor/dense_01/kernel``), or a predicate of a path name.
+
+    Returns:
+      An operator over trees of the same structure with None for the other leaves.
+
+    Raises:
+      ValueError: if no leaf is selected.
+    """
+
+    def chosen(name: str) -> bool:
+        return select(name) if callable(select) else f"{name}/".startswith(f"{select}/")
+
+    def keep(full: Tree) -> Tree:
+        return tree.map_named(lambda name, leaf: leaf if chosen(name) else None, full)
+
+    if not any(chosen(name) for name in tree.named_leaves(op.like)):
+        message = f"no parameter is selected by {select!r}; their names are {list(tree.named_leaves(op.like))}"
+        raise ValueError(message)
+
+    def product(tangent: Tree) -> Tree:
+        # None is what stands in the tangent where the operator has a leaf.
+        full = jax.tree.map(lambda x, t: jnp.zeros(x.shape, x.dtype) if t is None else t, op.like, tangent)
+        return keep(op.mv(full))
+
+    return Operator(product, keep(op.like))
+
+
+def add(*ops: Operator) -> Operator:
+    """The sum of operators over trees of one structure, shapes and dtypes; raises ValueError for others.
+
+    A product costs one of each. Together with `scale` and `shift`: a loss of several parts, weight decay, damping.
+    """
+    shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), op.like) for op in ops]
+    if not ops or any(other != shapes[0] for other in shapes):
+        message = f"add takes one or more operators over trees of one structure, got {shapes}"
+        raise ValueError(message)
+
+    def product(tangent: Tree) -> Tree:
+        return jax.tree.map(lambda *images: sum(images), *(op.mv(tangent) for op in ops))
+
+    return Operator(product, ops[0].like)
+
+
+def scale(op: Operator, factor: float | Array) -> Operator:
+    """``factor * op`` for a number."""
+    return Operator(lambda tangent: _times(factor, op.mv(tangent)), op.like)
+
+
+def shift(op: Operator, offset: float | Array) -> Operator:
+    """``op + offset * identity`` for a number: every eigenvalue moves by it."""
+    return Operator(lambda tangent: jax.tree.map(jnp.add, op.mv(tangent), _times(offset, tangent)), op.like)
+
+
+def _times(factor: float | Array, tangent: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tangent)
 
 
 class Flat(NamedTuple):

@@ -2,58 +2,123 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any, get_args
+
 import jax
 import jax.numpy as jnp
 
 from plastax import linalg
-from plastax.curvature.lanczos import tridiagonalise
+from plastax.curvature.lanczos import (
+    Reorthogonalise,
+    Tridiagonal,
+    compiled,
+    kept_rows,
+    tridiagonalise,
+    tridiagonalise_on_host,
+)
+from plastax.curvature.memory import Place, at_once, check, device_memory, run_bytes
 from plastax.curvature.operators import flatten
 from plastax.curvature.spectrum import Spectrum
 from plastax.types import Array, Key, Operator
 
 
-def spectrum(op: Operator, key: Key, order: int = 64, probes: int = 4) -> Spectrum:
+def spectrum(
+    op: Operator,
+    key: Key,
+    order: int = 64,
+    probes: int = 4,
+    *,
+    reorthogonalise: Reorthogonalise = "full",
+    basis_dtype: Any = None,
+    basis: Place = "device",
+    batch: int | None = None,
+) -> Spectrum:
     """Measures an operator's spectrum with ``order * probes`` products.
 
-    Jittable and vmappable. Probes run one after another, and so do seeds under `vmap` on CPU, where that is faster; the
-    memory is that of one basis, ``order * P`` numbers.
+    Jittable and vmappable. On CPU probes run one after another, and so do seeds under `vmap`, which is faster there and
+    takes the memory of one basis, ``order * P`` numbers. On accelerators as many go side by side as half of the memory
+    holds. `memory` says beforehand how much it will be.
+
+    For models whose basis does not fit:
+
+    * ``basis_dtype=jnp.bfloat16`` halves it (on CPU less: blocks of it are widened to be used). Nodes err by about
+      ``5e-3 / sqrt(P)`` of the largest, which residuals do not hold. Eigenvalues are still counted, but where Krylov
+      spaces are exhausted (collapsed networks) only those above some percent of the largest; the others are estimated
+      by weight.
+    * ``basis="host"`` keeps it in the host's memory and loses nothing but time. Not under `jit` or `vmap`.
+    * ``reorthogonalise="none"``, or the number of last vectors to orthogonalise against, keeps no more than that. Ritz
+      values then come in several copies. Nothing is counted one by one, all estimates are by weight, with the standard
+      errors of weights; a residual still says that there is *an* eigenvalue so close (Paige: within 2.5 times it), but
+      the second of `Spectrum.extreme` may be a copy of the first.
 
     Args:
       op: a symmetric operator over P scalars.
       key: for the probe vectors; probe r of a key is the same whatever the number of probes.
-      order: Lanczos steps K a probe: resolution. Clamped to P, where the spectrum is complete. Static.
+      order: Lanczos steps K a probe: resolution. At most P, where the spectrum is complete; what is more is clamped,
+        with a warning. Static.
       probes: number of probe vectors R: precision of sums over many eigenvalues. Static.
+      reorthogonalise: ``"full"``, ``"none"`` or a number of vectors. Static.
+      basis_dtype: of the stored basis; by default that of the vectors. Static.
+      basis: where it is kept. Static.
+      batch: probes, then seeds, that run side by side; see above for the default. Static.
 
     Returns:
       The spectrum, in float32 or the operator's wider type; NaN where the operator gives NaN.
 
     Raises:
-      ValueError: if ``order`` or ``probes`` is not positive.
+      ValueError: if ``order``, ``probes`` or ``batch`` is not positive, ``reorthogonalise`` or ``basis`` is none of its
+        values, or anything is traced where ``basis`` is ``"host"``.
+      MemoryError: if not one basis fits the device.
 
     References:
       Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl.
       38, 2017, algorithm 1. Chen, Trogdon and Ubaru, "Analysis of stochastic Lanczos quadrature for spectrum
-      approximation", ICML 2021 (how many steps and probes).
+      approximation", ICML 2021 (how many steps and probes). Chen, Trogdon and Ubaru, "Randomized matrix-free quadrature
+      for spectrum and spectral sum approximation", 2022, section 5 (weights survive without reorthogonalisation).
+      Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980, equation 3.48.
     """
-    if order < 1 or probes < 1:
-        message = f"order and probes must be positive, got {order} and {probes}"
+    if order < 1 or probes < 1 or (batch is not None and batch < 1):
+        message = f"order, probes and batch must be positive, got {order}, {probes} and {batch}"
         raise ValueError(message)
+    if basis not in get_args(Place) or (basis == "host" and (reorthogonalise != "full" or basis_dtype is not None)):
+        message = f"basis must be 'device' or 'host', and 'host' has no other modes, got {basis!r}"
+        raise ValueError(message)
+    check(op.like, order, reorthogonalise, basis_dtype, basis)
     mv, dim, dtype = flatten(op)
-    order = min(order, dim)
+    if order > dim:
+        message = f"order {order} is more than the dimension {dim}; clamped to it, which makes the spectrum complete"
+        warnings.warn(message, stacklevel=2)
+        order = dim
+    if basis == "host":
+        mv = compiled(mv, jax.ShapeDtypeStruct((dim,), dtype))
+    ghosts = kept_rows(order, reorthogonalise) < order
+    # Rounded vectors do not fill the space to rounding.
+    complete = order == dim and not ghosts and jnp.dtype(basis_dtype or dtype).itemsize >= dtype.itemsize
 
-    def probe(key: Key) -> tuple[Array, ...]:
+    def tridiagonal(key: Key) -> Tridiagonal:
         start_key, restart_key = jax.random.split(key)
         start = jax.random.normal(start_key, (dim,), dtype)
-        t = tridiagonalise(mv, start, restart_key, order)
+        if basis == "host":
+            return tridiagonalise_on_host(mv, start, restart_key, order)
+        return tridiagonalise(mv, start, restart_key, order, reorthogonalise=reorthogonalise, basis_dtype=basis_dtype)
+
+    def probe(key: Key) -> tuple[Array, ...]:
+        t = tridiagonal(key)
         nodes, vectors = linalg.eigh(t.matrix())
         # A complete basis has every eigenvalue once, which no quadrature can better.
-        weights = jnp.full_like(nodes, 1.0 / dim) if order == dim else jnp.square(vectors[0])
-        return nodes, weights, t.couplings[-1] * jnp.abs(vectors[-1]), t.breakdowns, t.leftover
+        weights = jnp.full_like(nodes, 1.0 / dim) if complete else jnp.square(vectors[0])
+        # With ghosts any number of eigenvalues may have been missed or found twice: nothing may be counted.
+        leftover = jnp.full_like(t.leftover, jnp.inf) if ghosts else t.leftover
+        residuals = t.couplings[-1] * jnp.abs(vectors[-1])
+        return nodes, weights, residuals, t.breakdowns, leftover
 
-    @linalg.sequential
-    def run(key: Key) -> tuple[Array, ...]:
-        keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(probes))
-        return jax.lax.map(probe, keys)
-
-    nodes, weights, residuals, breakdowns, leftovers = run(key)
-    return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers, jnp.array(order == dim))
+    keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(probes))
+    if basis == "host":
+        found = jax.tree.map(lambda *rows: jnp.stack(rows), *(probe(keys[r]) for r in range(probes)))
+    else:
+        one = run_bytes(op.like, order, reorthogonalise, basis_dtype)
+        room = batch or at_once(one, jax.default_backend(), device_memory())
+        found = jax.vmap(linalg.sequential(probe, batch=room))(keys)
+    nodes, weights, residuals, breakdowns, leftovers = found
+    return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers, jnp.array(complete))

@@ -1,103 +1,360 @@
-"""Kronecker factors against per-example sums and dense Kronecker products."""
+"""Kronecker factors against sums over examples, places and outputs in float64, and dense Kronecker products."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from plastax.curvature import kronecker
+from plastax import curvature, tree
+from plastax.curvature import ekfac, losses, running
+from plastax.curvature import kronecker as kronecker_function
+from plastax.curvature.kronecker import (
+    Eigenvalues,
+    Factors,
+    cotangents,
+    effective_rank,
+    eigenvalues,
+    factors,
+    fisher_factors,
+    kronecker,
+    rank,
+    total_effective_rank,
+)
+from plastax.types import LayerInputs, Loss, Tapped, Window
 
-EXAMPLES, WIDTHS = 9, (4, 6, 3)
+# These tests compile much and compute little.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+EXAMPLES, CLASSES = 5, 3
+PLACES = (3, 2)
+WINDOW = Window((3, 2), (2, 1), ((1, 1), (0, 1)), (1, 2))
+LAYERS = {"conv": (2 * 6, 3), "token": (3 + 1, 4), "output": (4 + 1, CLASSES)}
+KINDS, SHARINGS = ("empirical", "sampled", "exact"), ("expand", "reduce")
+CASES = tuple(itertools.product(KINDS, SHARINGS))
+KEY = jax.random.key(7)
 
 
-def example_loss(params: dict, taps: dict, x: jax.Array, y: jax.Array) -> tuple[jax.Array, dict]:
-    """Mean cross-entropy of two dense layers whose pre-activations the taps are added to."""
-    z0 = x @ params["w0"] + params["b0"][None, :] + taps["l0"]
-    h = jax.nn.relu(z0)
-    z1 = h @ params["w1"] + params["b1"][None, :] + taps["l1"]
-    log_p = jax.nn.log_softmax(z1)
-    return -jnp.mean(jnp.take_along_axis(log_p, y[:, None], axis=1)), {"l0": x, "l1": h}
+def apply(params: dict, taps: dict, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, dict[str, LayerInputs]]:
+    """A convolution without bias, a dense layer at each of its places, and one behind their mean."""
+    x = data[0]
+    taps = {name: taps.get(name, 0.0) for name in LAYERS}
+    z = jax.lax.conv_general_dilated(
+        x, params["conv"]["kernel"], WINDOW.strides, WINDOW.padding, rhs_dilation=WINDOW.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ) + taps["conv"]  # fmt: skip
+    h = jnp.tanh(z)
+    u = h @ params["token"]["kernel"] + params["token"]["bias"][None, None, None] + taps["token"]
+    m = jnp.mean(jax.nn.silu(u), axis=(1, 2))
+    out = m @ params["output"]["kernel"] + params["output"]["bias"][None] + taps["output"]
+    inputs = {"conv": LayerInputs(x, False, WINDOW), "token": LayerInputs(h), "output": LayerInputs(m)}
+    return out * params["scale"], inputs
 
 
-def data() -> tuple[dict, jax.Array, jax.Array]:
+def zeros(data: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+    shape = {"conv": (*PLACES, 3), "token": (*PLACES, 4), "output": (CLASSES,)}
+    return {name: jnp.zeros((data[0].shape[0], *s)) for name, s in shape.items()}
+
+
+NETWORK = Tapped(zeros, apply)
+
+
+class Problem(NamedTuple):
+    params: dict
+    data: tuple[jax.Array, jax.Array]
+    got: dict[tuple[str, str], dict[str, Factors]]
+    corrected: dict[tuple[str, str], dict[str, ekfac.Ekfac]]
+    gradients: dict[str, dict[str, np.ndarray]]
+    """Kind -> layer -> ``[B, K, T, d_out]``: gradients whose squares, over B and K, add up to the kind's matrix."""
+    rows: dict[str, np.ndarray]
+    """Layer -> ``[B, T, d_a]``, its inputs at every place."""
+
+    def exact(self, kind: str, layer: str) -> np.ndarray:
+        """The layer's block of the Fisher matrix, from the examples' own gradients."""
+        own = np.einsum("bta,bkto->bkao", self.rows[layer], self.gradients[kind][layer])
+        own = own.reshape(-1, own.shape[-2] * own.shape[-1])
+        return own.T @ own
+
+
+def patches(x: np.ndarray) -> np.ndarray:
+    """What the kernel meets at every place, by loops over everything."""
+    (up, down), (left, right) = WINDOW.padding
+    x = np.pad(x, ((0, 0), (up, down), (left, right), (0, 0)))
+    out = np.zeros((len(x), *PLACES, *WINDOW.size, x.shape[-1]))
+    for i, j, p, q in np.ndindex(*PLACES, *WINDOW.size):
+        out[:, i, j, p, q] = x[:, i * WINDOW.strides[0] + p * WINDOW.dilation[0], j + q * WINDOW.dilation[1]]
+    return out.reshape(len(x), PLACES[0] * PLACES[1], -1)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
     rng = np.random.default_rng(0)
-    params = {}
-    for i, (a, b) in enumerate(itertools.pairwise(WIDTHS)):
-        params[f"w{i}"] = jnp.asarray(rng.standard_normal((a, b)), jnp.float32)
-        params[f"b{i}"] = jnp.asarray(rng.standard_normal(b), jnp.float32)
-    x = jnp.asarray(rng.standard_normal((EXAMPLES, WIDTHS[0])), jnp.float32)
-    return params, x, jnp.asarray(rng.integers(0, WIDTHS[-1], EXAMPLES))
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    params = {
+        "conv": {"kernel": 0.5 * normal(*WINDOW.size, 2, 3)},
+        "token": {"kernel": normal(3, 4), "bias": normal(4)},
+        "output": {"kernel": normal(4, CLASSES), "bias": normal(CLASSES)},
+        "scale": jnp.float32(1.5),
+    }
+    data = normal(EXAMPLES, 5, 3, 2), jnp.asarray(rng.integers(0, CLASSES, EXAMPLES))
+
+    @jit
+    def measure(params: dict, data: tuple[jax.Array, jax.Array]) -> Any:
+        got = {
+            (kind, sharing): kronecker(NETWORK, "cross_entropy", params, data, kind=kind, key=KEY, sharing=sharing)
+            for kind, sharing in CASES
+        }
+        corrected = {
+            case: ekfac.ekfac(NETWORK, "cross_entropy", params, data, got[case], kind=case[0], key=KEY)
+            for case in CASES
+        }
+        outputs, inputs = apply(params, {}, data)
+        jacobian = jax.jacrev(lambda taps: apply(params, taps, data)[0])(zeros(data))
+        drawn = losses.LOSSES["cross_entropy"].sample(outputs, data, KEY)
+        return got, corrected, outputs, jacobian, drawn, inputs
+
+    got, corrected, outputs, jacobian, drawn, inputs = measure(params, data)
+    p = np.exp(np.float64(outputs))
+    p /= p.sum(axis=1, keepdims=True)
+    unit = np.eye(CLASSES)
+    pulled = {
+        "empirical": (p - unit[data[1]])[:, None] / np.sqrt(EXAMPLES),
+        "sampled": np.float64(drawn)[:, None],
+        "exact": np.stack([np.linalg.cholesky(np.diag(q) - np.outer(q, q) + 1e-14 * unit).T for q in p])
+        / np.sqrt(EXAMPLES),
+    }
+    rows, gradients = {}, {kind: {} for kind in KINDS}
+    for name, (_, width) in LAYERS.items():
+        own = np.stack([np.float64(jacobian[name])[i, :, i] for i in range(EXAMPLES)])
+        own = own.reshape(EXAMPLES, CLASSES, -1, width)
+        for kind in KINDS:
+            gradients[kind][name] = np.einsum("bkc,bcto->bkto", pulled[kind], own)
+        x = np.float64(inputs[name].values)
+        x = patches(x) if name == "conv" else x.reshape(EXAMPLES, -1, x.shape[-1])
+        rows[name] = x if name == "conv" else np.concatenate([x, np.ones((*x.shape[:2], 1))], axis=-1)
+    return Problem(params, data, got, corrected, gradients, rows)
 
 
-def factors(params: dict, x: jax.Array, y: jax.Array) -> dict[str, kronecker.Factors]:
-    taps = {"l0": jnp.zeros((len(x), WIDTHS[1])), "l1": jnp.zeros((len(x), WIDTHS[2]))}
-    tap_grads, inputs = jax.grad(example_loss, argnums=1, has_aux=True)(params, taps, x, y)
-    return kronecker.factors(inputs, tap_grads)
+@pytest.mark.parametrize(("kind", "sharing"), CASES)
+def test_factors_equal_sums_over_examples(problem: Problem, kind: str, sharing: str) -> None:
+    got = problem.got[kind, sharing]
+    assert set(got) == set(LAYERS)
+    for name, size in LAYERS.items():
+        assert (got[name].a.shape[0], got[name].g.shape[0]) == size
+        a, g = np.zeros((size[0],) * 2), np.zeros((size[1],) * 2)
+        x, slope = problem.rows[name], problem.gradients[kind][name]
+        for i, k in np.ndindex(slope.shape[:2]):
+            if sharing == "expand":
+                g += sum(np.outer(v, v) for v in slope[i, k])
+            else:
+                g += np.outer(slope[i, k].sum(0), slope[i, k].sum(0))
+        for i in range(EXAMPLES):
+            if sharing == "expand":
+                a += sum(np.outer(v, v) for v in x[i]) / (EXAMPLES * len(x[i]))
+            else:
+                a += np.outer(x[i].mean(0), x[i].mean(0)) / EXAMPLES
+        np.testing.assert_allclose(got[name].a, a, atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(got[name].g, g, atol=1e-5 * np.abs(g).max())
 
 
-def test_factors_equal_sums_of_examples() -> None:
-    params, x, y = data()
-    got = jax.jit(factors)(params, x, y)
-    assert list(got) == ["l0", "l1"]
-    single = jax.jit(jax.grad(example_loss, argnums=(0, 1), has_aux=True))
-    a = dict.fromkeys(got, 0.0)
-    g = dict.fromkeys(got, 0.0)
-    for i in range(EXAMPLES):
-        taps = {"l0": jnp.zeros((1, WIDTHS[1])), "l1": jnp.zeros((1, WIDTHS[2]))}
-        (grads, tap_grads), inputs = single(params, taps, x[i : i + 1], y[i : i + 1])
-        for layer, name in enumerate(got):
-            extended = np.append(np.asarray(inputs[name], np.float64)[0], 1.0)
-            gradient = np.asarray(tap_grads[name], np.float64)[0]
-            # An example's weight gradient is the outer product that the factors are made of.
-            np.testing.assert_allclose(grads[f"w{layer}"], np.outer(extended[:-1], gradient), atol=1e-6)
-            np.testing.assert_allclose(grads[f"b{layer}"], gradient, atol=1e-6)
-            a[name] += np.outer(extended, extended) / EXAMPLES
-            g[name] += np.outer(gradient, gradient) / EXAMPLES
-    for name, pair in got.items():
-        np.testing.assert_allclose(pair.a, a[name], atol=1e-5)
-        np.testing.assert_allclose(pair.g, g[name], atol=1e-5)
+def test_the_training_steps_own_backward_pass_is_enough(problem: Problem) -> None:
+    """The gradient of the mean loss gives the empirical factors, and `fisher_factors` through its `vjp` the others."""
+    loss = losses.get("cross_entropy")
+
+    @jit
+    def step(params: dict, data: tuple) -> Any:
+        outputs, pull, inputs = jax.vjp(lambda p, t: apply(p, t, data), params, zeros(data), has_aux=True)
+        _, tap_grads = pull(jax.grad(loss.value)(outputs, data))
+        return factors(inputs, tap_grads), {
+            kind: fisher_factors(inputs, lambda c: pull(c)[1], cotangents(loss, kind, outputs, data, KEY))
+            for kind in ("sampled", "exact")
+        }
+
+    empirical, others = step(problem.params, problem.data)
+    for kind, got in ({"empirical": empirical} | others).items():
+        for name, pair in problem.got[kind, "expand"].items():
+            np.testing.assert_allclose(got[name].a, pair.a, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(got[name].g, pair.g, rtol=1e-5, atol=1e-6)
 
 
-def test_spectra_match_the_dense_product() -> None:
-    params, x, y = data()
-    for pair in jax.jit(factors)(params, x, y).values():
-        values = kronecker.eigenvalues(pair)
-        dense = np.linalg.eigvalsh(np.kron(np.asarray(pair.a, np.float64), np.asarray(pair.g, np.float64)))
-        products = np.sort(np.outer(values.a, values.g).ravel())
-        np.testing.assert_allclose(products, dense, atol=1e-5 * dense[-1])
+def kron(block: Factors | ekfac.Ekfac) -> np.ndarray:
+    block = jax.tree.map(np.float64, block)
+    if isinstance(block, Factors):
+        return np.kron(block.a, block.g)
+    vectors = np.kron(block.a, block.g)
+    return vectors @ np.diag(block.moments.ravel()) @ vectors.T
+
+
+@pytest.mark.parametrize(("kind", "sharing"), CASES)
+def test_ekfac_is_the_best_in_its_basis_and_never_farther(problem: Problem, kind: str, sharing: str) -> None:
+    for name, block in problem.corrected[kind, sharing].items():
+        pair, exact = problem.got[kind, sharing][name], problem.exact(kind, name)
+        for vectors, factor in ((block.a, pair.a), (block.g, pair.g)):
+            rotated = np.float64(vectors).T @ np.float64(factor) @ np.float64(vectors)
+            np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-5 * np.abs(rotated).max())
+        vectors = np.kron(np.float64(block.a), np.float64(block.g))
+        best = np.einsum("ij,ik,kj->j", vectors, exact, vectors)
+        np.testing.assert_allclose(block.moments.ravel(), best, atol=1e-5 * best.max())
+        distance = np.linalg.norm(kron(block) - exact)
+        assert distance <= np.linalg.norm(kron(pair) - exact) * (1 + 1e-5)
+        # Where weights are shared or outputs many, the product is no Fisher block, so there is something to gain.
+        assert distance < 0.999 * np.linalg.norm(kron(pair) - exact)
+
+
+def test_operators_spectra_and_errors_equal_dense_matrices(problem: Problem) -> None:
+    """All of them in one program: the exact blocks are those of the Gauss-Newton matrix."""
+    case = ("exact", "expand")
+    given = {"kfac": problem.got[case], "ekfac": problem.corrected[case]}
+
+    @jit
+    def measure(params: dict, data: tuple, blocks: dict) -> Any:
+        exact = curvature.ggn(lambda p, batch: apply(p, {}, batch)[0], "cross_entropy", params, data)
+        return {
+            name: (
+                curvature.dense(ekfac.operator(block, params)),
+                ekfac.spectrum(block).nodes,
+                ekfac.errors(block, exact),
+            )
+            for name, block in blocks.items()
+        }
+
+    measured = measure(problem.params, problem.data, given)
+    sizes = {name: x.size for name, x in tree.named_leaves(problem.params).items()}
+    starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
+    for which, blocks in given.items():
+        matrix, nodes, errors = measured[which]
+        expected = np.zeros_like(matrix, np.float64)
+        for name, block in blocks.items():
+            places = [np.arange(sizes[n]) + starts[n] for n in (f"{name}/kernel", f"{name}/bias") if n in sizes]
+            at = np.ix_(np.concatenate(places), np.concatenate(places))
+            expected[at] = kron(block)
+            exact, own = problem.exact("exact", name), expected[at]
+            np.testing.assert_allclose(
+                errors[name].relative, np.linalg.norm(own - exact) / np.linalg.norm(exact), rtol=1e-3
+            )
+            cosine = (own * exact).sum() / np.linalg.norm(own) / np.linalg.norm(exact)
+            np.testing.assert_allclose(errors[name].cosine, cosine, rtol=1e-4)
+        np.testing.assert_allclose(matrix, expected, atol=1e-5 * np.abs(expected).max())
+        eigenvalues = np.linalg.eigvalsh(expected)[-nodes.size :]  # the scale is in no layer
+        np.testing.assert_allclose(nodes[0], eigenvalues, atol=1e-5 * eigenvalues[-1])
+    for name in LAYERS:
+        assert measured["ekfac"][2][name].relative < measured["kfac"][2][name].relative
+
+
+def test_counts_match_the_dense_product(problem: Problem) -> None:
+    pairs = problem.got["exact", "expand"]
+    everything = []
+    for pair in pairs.values():
+        values = eigenvalues(pair)
+        dense = np.linalg.eigvalsh(kron(pair))
+        everything.append(dense)
+        np.testing.assert_allclose(np.sort(np.outer(*values).ravel()), dense, atol=1e-5 * dense[-1])
         eps = np.asarray([1e-3, 1e-2, 0.1, 1.0, 1e3], np.float32)
         expected = [(dense > e).sum() for e in eps]
-        np.testing.assert_array_equal(kronecker.rank(pair, eps), expected)
-        np.testing.assert_array_equal(kronecker.rank(values, eps), expected)
-        assert kronecker.rank(pair, 0.1).shape == ()
-        p = dense[dense > 0] / dense.sum()
-        ranks = kronecker.effective_rank(values)
+        np.testing.assert_array_equal(rank(pair, eps), expected)
+        np.testing.assert_array_equal(rank(values, eps), expected)
+        assert rank(pair, 0.1).shape == ()
+        p = np.maximum(dense, 1e-30) / dense.sum()
+        ranks = effective_rank(values)
         np.testing.assert_allclose(ranks.a * ranks.g, np.exp(-(p * np.log(p)).sum()), rtol=1e-3)
+    p = np.maximum(np.concatenate(everything), 1e-30)
+    p /= p.sum()
+    np.testing.assert_allclose(total_effective_rank(pairs), np.exp(-(p * np.log(p)).sum()), rtol=1e-3)
+
+
+jitted_rank = jit(rank)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    a=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]), min_size=4, max_size=4),
+    g=st.lists(st.sampled_from([0.0, 0.5, 2.0, 8.0]), min_size=3, max_size=3),
+)
+def test_rank_counts_products(a: list[float], g: list[float]) -> None:
+    """Powers of two, so that ties with a threshold are exact: they are not above it."""
+    eps = np.asarray([0.0, 0.25, 1.0, 2.0, 32.0], np.float32)
+    values = Eigenvalues(jnp.sort(jnp.asarray(a)), jnp.sort(jnp.asarray(g)))
+    np.testing.assert_array_equal(jitted_rank(values, eps), (np.outer(a, g).ravel()[:, None] > eps).sum(0))
 
 
 def test_effective_ranks_of_known_factors() -> None:
-    ranks = kronecker.effective_rank(kronecker.Factors(jnp.diag(jnp.array([1.0, 1.0, 0.0])), jnp.zeros((4, 4))))
+    pair = Factors(jnp.diag(jnp.array([1.0, 1.0, 0.0])), jnp.zeros((4, 4)))
+    ranks = effective_rank(pair)
     np.testing.assert_allclose(ranks.a, 2.0, rtol=1e-6)
     assert ranks.g == 0
+    assert total_effective_rank({"zero": pair}) == 0
+    ones = Eigenvalues(jnp.ones(2), jnp.ones(3))
+    np.testing.assert_allclose(total_effective_rank({"zero": pair, "a": ones, "b": ones}), 12.0, rtol=1e-5)
 
 
-def test_vmap_over_seeds_equals_single() -> None:
-    params, x, y = data()
-    xs = jnp.stack([x, 2.0 * x, -x])
-    one = jax.jit(lambda x: kronecker.eigenvalues(factors(params, x, y)["l1"]))
-    many = jax.jit(jax.vmap(one))(xs)
+def test_what_is_not_a_number_does_not_reach_the_eigensolver(problem: Problem) -> None:
+    pair = problem.got["exact", "expand"]["output"]
+    broken = pair._replace(a=pair.a.at[0, 1].set(jnp.nan))
+    values = eigenvalues(broken)
+    assert np.isnan(values.a).all()
+    np.testing.assert_array_equal(values.g, eigenvalues(pair).g)
+    assert np.isnan(total_effective_rank({"output": broken}))
+    empty = running.start({"output": pair}).mean()
+    assert np.isnan(eigenvalues(empty["output"]).a).all()
+    blocks = jit(lambda f: ekfac.ekfac(NETWORK, "cross_entropy", problem.params, problem.data, f))({"output": broken})
+    assert np.isnan(blocks["output"].moments).all()
+
+
+def test_vmap_over_seeds_equals_single(problem: Problem) -> None:
+    def one(params: dict) -> tuple[dict, Any]:
+        pairs = kronecker(NETWORK, "cross_entropy", params, problem.data)
+        return pairs, {name: eigenvalues(pair) for name, pair in pairs.items()}
+
+    params = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x, -x]), problem.params)
+    many, single = jit(jax.vmap(one))(params), jit(one)
     for i in range(3):
-        single = one(xs[i])
-        np.testing.assert_allclose(many.a[i], single.a, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(many.g[i], single.g, rtol=1e-4, atol=1e-6)
+        alone = single(jax.tree.map(operator.itemgetter(i), params))
+        mine = jax.tree.map(operator.itemgetter(i), many)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, alone)
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="layers"):
-        kronecker.factors({"a": jnp.ones((2, 3))}, {"b": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match="'a'"):
-        kronecker.factors({"a": jnp.ones((2, 3))}, {"a": jnp.ones((4, 3))})
+def test_the_public_name_is_the_function() -> None:
+    assert curvature.kronecker is kronecker is kronecker_function
+
+
+BARE = Loss(lambda outputs, data: jnp.sum(outputs), lambda outputs, data, tangent: tangent)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: factors({"a": jnp.ones((2, 3))}, {"b": jnp.ones((2, 3))}), "layers"),
+        (lambda: factors({"a": jnp.ones((2, 3))}, {"a": jnp.ones((4, 3))}), "'a'"),
+        (lambda: factors({"a": jnp.ones((2, 5, 3))}, {"a": jnp.ones((2, 4, 3))}), "'a'"),
+        (lambda: factors({"a": jnp.ones(3)}, {"a": jnp.ones((3, 3))}), "leading axis"),
+        (lambda: factors({"a": jnp.ones((2, 3))}, {"a": jnp.ones((2, 3))}, "both"), "sharing is 'both'"),
+        (lambda: cotangents("mse", "true", jnp.ones((2, 3)), None), "kind is 'true'"),
+        (lambda: cotangents("mse", "sampled", jnp.ones((2, 3)), None), "need a key"),
+        (lambda: cotangents(BARE, "sampled", jnp.ones((2, 3)), None, KEY), "with a sample"),
+        (lambda: cotangents(BARE, "exact", jnp.ones((2, 3)), None), "with a root"),
+        (lambda: ekfac.operator({"a": Factors(jnp.eye(3), jnp.eye(2))}, {"b": jnp.ones(2)}), "'a'"),
+        (
+            lambda: ekfac.operator({"a": Factors(jnp.eye(9), jnp.eye(2))}, {"a": {"kernel": jnp.ones((3, 2))}}),
+            r"\(9, 2\)",
+        ),
+    ],
+)
+def test_bad_arguments(make: Callable[[], Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        make()
+
+
+def test_ekfac_of_a_layer_that_is_not_there(problem: Problem) -> None:
+    with pytest.raises(ValueError, match="other"):
+        ekfac.ekfac(NETWORK, "cross_entropy", problem.params, problem.data, {"other": Factors(jnp.eye(2), jnp.eye(2))})

@@ -49,7 +49,7 @@ def test_tridiagonal_relation(name: str) -> None:
     t = run(a, jax.random.key(1))
     basis = np.asarray(t.basis, np.float64)
     scale = max(np.abs(np.asarray(CASES[name])).max(initial=0.0), 1e-30)
-    np.testing.assert_allclose(basis @ basis.T, np.eye(ORDER), atol=2e-6)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(ORDER), atol=1e-6)
     np.testing.assert_allclose(basis @ a @ basis.T, t.matrix(), atol=1e-5 * scale)
     # What leads out of the basis is the last coupling alone.
     rest = a @ basis.T - basis.T @ np.asarray(t.matrix(), np.float64)
@@ -114,6 +114,22 @@ def test_rank_is_exact_at_every_scale(rank: int, copies: int, exponent: int, see
     t = run(matrix(values, seed), jax.random.key(seed))
     found = np.linalg.eigvalsh(np.asarray(t.matrix(), np.float64))
     assert np.sum(np.abs(found) > 0.5 * 10.0**exponent) == rank * copies
+
+
+def test_a_window_keeps_the_last_vectors() -> None:
+    a, start = jnp.asarray(matrix(CASES["regular"])), jax.random.normal(jax.random.key(0), (DIM,))
+
+    def kept(rows: lanczos.Reorthogonalise) -> lanczos.Tridiagonal:
+        return lanczos.tridiagonalise(
+            lambda v: jnp.matmul(a, v, precision="highest"), start, jax.random.key(0), 12, reorthogonalise=rows
+        )
+
+    full, window, none = kept("full"), kept(5), kept("none")
+    # Vector k lies in place k mod 5.
+    np.testing.assert_allclose(window.basis, full.basis[np.asarray([10, 11, 7, 8, 9])], atol=1e-5)
+    np.testing.assert_allclose(none.couplings, full.couplings, atol=1e-5)
+    with pytest.raises(ValueError, match="no basis"):
+        _ = none.basis
 
 
 def test_nan_stays_nan_and_bad_orders_raise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from plastax import curvature
@@ -26,6 +29,10 @@ class Summary(NamedTuple):
     effective_rank: Estimate
     trace: Estimate
     negative_mass: Estimate
+    frobenius: Estimate
+    stable_rank: Estimate
+    condition: Estimate
+    curve: tuple[jax.Array, Estimate]
     extreme: Extremes
 
 
@@ -38,6 +45,10 @@ def summarise(s: Spectrum) -> Summary:
         s.effective_rank(),
         s.trace(),
         s.negative_mass(),
+        s.frobenius(),
+        s.stable_rank(),
+        s.condition_number(EPS[1]),
+        s.rank_curve(),
         s.extreme(3),
     )
 
@@ -79,7 +90,8 @@ KEYS = jax.random.split(jax.random.key(0), SEEDS)
 def test_low_rank_spectra_are_exact(name: str) -> None:
     values = COUNTED[name]
     s, summary = measure(matrix(values), KEYS)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((s, summary)))
+    finite = summary._replace(condition=()) if name == "zero" else summary
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((s, finite)))
     np.testing.assert_allclose(jnp.sum(s.weights, axis=-1), 1.0, rtol=1e-5)
     for i, eps in enumerate(EPS):
         np.testing.assert_array_equal(summary.rank.value[:, i], np.sum(np.abs(values) > eps))
@@ -88,6 +100,20 @@ def test_low_rank_spectra_are_exact(name: str) -> None:
     np.testing.assert_allclose(summary.trace.value, values.sum(), atol=1e-3 * max(np.abs(values).sum(), 1e-9))
     mass = np.abs(values[values < 0]).sum() / max(np.abs(values).sum(), 1e-9)
     np.testing.assert_allclose(summary.negative_mass.value, mass, atol=1e-4)
+    root = np.sqrt(np.sum(values**2))
+    np.testing.assert_allclose(summary.frobenius.value, root, rtol=1e-5)
+    norm = np.abs(values).max(initial=1e-30)
+    np.testing.assert_allclose(summary.stable_rank.value, (root / norm) ** 2, rtol=1e-5)
+    beyond = np.abs(values[np.abs(values) > EPS[1]])
+    condition = norm / beyond.min() if beyond.size else np.nan
+    np.testing.assert_allclose(summary.condition.value, condition, rtol=1e-4)
+    np.testing.assert_allclose(summary.condition.standard_error, 0.0, atol=1e-5)
+    grid, curve = summary.curve
+    true = np.sum(np.abs(values)[:, None, None] > grid[None], axis=0)
+    near = np.abs(np.abs(values)[:, None, None] / grid[None] - 1.0).min(axis=0, initial=1.0) < 1e-3
+    certain = (curve.standard_error == 0) & ~near
+    np.testing.assert_array_equal(np.where(certain, curve.value, true), true)
+    assert np.mean(certain) > (0.2 if name == "range" else 0.9)
     ordered = np.sort(np.concatenate([values, np.zeros(DIM - len(values))]))
     scale = np.abs(ordered).max() + 1e-30
     np.testing.assert_allclose(summary.extreme.largest[0], ordered[::-1][:3], atol=1e-5 * scale)
@@ -118,6 +144,9 @@ def test_dense_spectra_are_within_their_errors(name: str) -> None:
         *((estimate, np.sum(size > eps)) for estimate, eps in zip(ranks, EPS)),
         (summary.effective_rank, exact_effective_rank(values)),
         (summary.trace, values.sum()),
+        (summary.frobenius, np.sqrt(np.sum(values**2))),
+        (summary.stable_rank, np.sum(values**2) / size.max() ** 2),
+        (summary.condition, size.max() / size[size > EPS[1]].min()),
     ]
     for estimate, exact in cases:
         # Of twelve fixed draws none may be out by four standard errors, one by three.
@@ -160,7 +189,8 @@ def test_complete_order_is_exact() -> None:
         s = curvature.spectrum(curvature.from_matrix(a), jax.random.key(0), ORDER, 2)
         return s, summarise(s)
 
-    s, summary = complete(a)
+    with pytest.warns(UserWarning, match="clamped"):
+        s, summary = complete(a)
     assert s.nodes.shape == (2, 30)
     np.testing.assert_allclose(s.nodes[1], np.sort(values), atol=1e-5)
     np.testing.assert_array_equal(summary.rank.value, [np.sum(np.abs(values) > eps) for eps in EPS])
@@ -184,6 +214,18 @@ def test_density_integrates_to_one() -> None:
         np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, rtol=1e-3)
     given = jax.eval_shape(lambda s: s.density(grid=jnp.linspace(-1.0, 1.0, 50), bandwidth=0.1), s)
     assert given[1].shape == (50,)
+
+
+def test_density_draws_zeros_that_are_no_nodes() -> None:
+    s = curvature.from_eigenvalues(jnp.array([2.0, 5.0]), 10)
+    grid, density = s.density()
+    np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.trapezoid(np.where(grid < 1.0, density, 0.0), grid), 0.8, rtol=1e-3)
+    grid, density = s.density(linear=0.1)
+    axis = np.arcsinh(grid / 0.1)
+    np.testing.assert_allclose(np.diff(axis), axis[1] - axis[0], rtol=1e-2)
+    np.testing.assert_allclose(np.trapezoid(density, axis), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.trapezoid(np.where(grid > 3.0, density, 0.0), axis), 0.1, rtol=1e-2)
 
 
 def one_probe(a: jax.Array, key: jax.Array) -> Spectrum:
@@ -214,6 +256,86 @@ def test_nan_is_not_hidden() -> None:
     assert np.isnan(summary.trace.value).all()
     assert np.isnan(summary.effective_rank.value).all()
     assert np.isnan(summary.rank.value).all()
+
+
+many_summaries = jax.jit(jax.vmap(summarise), compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("leaf", ["nodes", "weights", "residuals", "leftovers"])
+def test_one_nan_is_enough(leaf: str) -> None:
+    spectra, _ = measure(matrix(COUNTED["rank 5"]), KEYS)
+    broken = getattr(spectra, leaf)
+    broken = broken.at[(2,) + (1,) * (broken.ndim - 1)].set(jnp.nan)
+    summary = many_summaries(spectra._replace(**{leaf: broken}))
+    for values in jax.tree.leaves(summary._replace(extreme=(), curve=summary.curve[1])):
+        assert np.isnan(values[2]).all()
+        assert np.isfinite(np.delete(values, 2, axis=0)).all()
+
+
+@pytest.mark.parametrize("name", ["rank 5", "uniform", "outliers and bulk", "indefinite"])
+def test_unknown_residuals_count_nothing_one_by_one(name: str) -> None:
+    """A Lanczos without re-orthogonalisation can say nothing about single nodes."""
+    values = (COUNTED | DENSE)[name]
+    spectra, known = measure(matrix(values), KEYS)
+    unknown = spectra._replace(residuals=jnp.full_like(spectra.residuals, jnp.inf))
+    summary = many_summaries(unknown)
+    for i, eps in enumerate(EPS):
+        estimate = Estimate(summary.rank.value[:, i], summary.rank.standard_error[:, i])
+        exact = np.sum(np.abs(values) > eps)
+        assert (estimate.standard_error > 0).all()
+        # At most what the two nodes around each threshold stand for, on top of the probes' part.
+        assert (estimate.standard_error < DIM).all()
+        assert covered(estimate, exact, 3.0).sum() >= SEEDS - 1
+    assert np.isfinite(jax.tree.leaves(summary._replace(extreme=()))[0]).all()
+    assert (summary.effective_rank.standard_error >= known.effective_rank.standard_error - 1e-6).all()
+
+
+@jax.jit
+def arbitrary_curve(key: jax.Array, scale: jax.Array) -> Estimate:
+    """The curve of quadratures that no operator need have, with residuals from tiny to huge."""
+    keys = jax.random.split(key, 3)
+    nodes = jnp.sort(jax.random.normal(keys[0], (2, 9)), axis=-1)
+    weights = jax.nn.softmax(4.0 * jax.random.normal(keys[1], (2, 9)), axis=-1)
+    residuals = scale * jax.random.uniform(keys[2], (2, 9))
+    s = Spectrum(nodes, weights, residuals, 50, jnp.zeros(2, int), jnp.zeros(2), jnp.array(False))
+    return s.rank_curve(jnp.linspace(0.0, 1.1, 40) * s.norm())[1]
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 100.0]))
+def test_the_curve_falls_from_at_most_the_dimension_to_zero(seed: int, scale: float) -> None:
+    value, error = arbitrary_curve(jax.random.key(seed), jnp.float32(scale))
+    assert np.all(np.diff(value) <= 1e-3)
+    assert np.all((value >= -1e-3) & (value <= 50.001))
+    np.testing.assert_allclose(value[-1], 0.0, atol=1e-3)
+    assert np.all((error >= 0) & (error < 100.0))
+
+
+def published(nodes: np.ndarray, weights: np.ndarray, dim: int, eps: float) -> float:
+    """The recipe step by step, in double precision."""
+    sd = np.sqrt(1e-5 * max(1.0, nodes.max() - nodes.min()))
+    grid = np.linspace(nodes.min() - 0.01, nodes.max() + 0.01, 10_000)
+    z = (grid[:, None] - nodes[None]) / sd
+    density = (np.exp(-0.5 * z**2) / (sd * np.sqrt(2 * np.pi)) * weights[None]).sum(1)
+    density /= density.sum() * (grid[1] - grid[0])
+    mask = np.abs(grid) > eps
+    return dim * float(np.trapezoid(density[mask], grid[mask]))
+
+
+def test_published_rank_is_the_published_recipe_and_far_off() -> None:
+    """Five eigenvalues, 395 zeros: the recipe finds hundreds; with eps beyond the kernel and a gap, it is right."""
+    values = np.array([3.0, 2.0, 1.5, 1.0, 0.7])
+    s, summary = jax.tree.map(lambda x: x[0], measure(matrix(values), KEYS))
+    eps = np.array([1e-3, 3e-3, 0.3])
+    found = jax.jit(curvature.published_epsilon_rank)(s, jnp.asarray(eps))
+    nodes, weights = (np.asarray(x[0], np.float64) for x in (s.nodes, s.weights))
+    np.testing.assert_allclose(found, [published(nodes, weights, DIM, e) for e in eps], rtol=2e-2)
+    assert found[0] > 300
+    assert found[1] > 100
+    # One probe's five eigenvalues, without the leak.
+    assert abs(found[2] - 5) < 4 * np.sqrt(2 * 5)
+    np.testing.assert_array_equal(summary.rank.value, 5)
+    np.testing.assert_array_equal(summary.rank.standard_error, 0)
 
 
 def test_bad_arguments() -> None:
@@ -254,7 +376,7 @@ def state(dead: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.nd
     return params, (rng.standard_normal((64, SIZES[0])), rng.integers(0, SIZES[-1], 64))
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def network_spectrum(params: Any, batch: Any, keys: jax.Array) -> Summary:
     op = curvature.hessian(loss_fn, params, data=batch)
     return jax.vmap(lambda key: summarise(curvature.spectrum(op, key)))(keys)

@@ -1,0 +1,68 @@
+"""What curvature cannot be taken of, said by name, before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plastax import tree
+from plastax.types import Array, Params, Tree
+
+
+def parameters(params: Params) -> Params:
+    """The parameters as arrays; raises ValueError unless there are some and all are real floating point."""
+    leaves = tree.named_leaves(params)
+    if not any(np.size(leaf) for leaf in leaves.values()):
+        message = "params has no parameters: it is a tree without arrays, or with empty ones only"
+        raise ValueError(message)
+    wrong = {name: str(jnp.result_type(leaf)) for name, leaf in leaves.items()}
+    wrong = {name: dtype for name, dtype in wrong.items() if not jnp.issubdtype(dtype, jnp.floating)}
+    if wrong:
+        listed = ", ".join(f"{name!r} ({dtype})" for name, dtype in wrong.items())
+        message = f"params must be real floating point, but not so: {listed}; close over what is no parameter"
+        raise ValueError(message)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:
+    """Raises ValueError unless the function returns one number for these arguments, which are not computed with."""
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(loss_fn, *args))
+    if shapes != ():
+        message = f"the loss must be a scalar, got shape {shapes}"
+        raise ValueError(message)
+
+
+def examples(data: Tree) -> int:
+    """The length of the leading axis that all leaves share; raises ValueError if they do not."""
+    shapes = {name: jnp.shape(leaf) for name, leaf in tree.named_leaves(data).items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        message = f"the leaves of data must share a leading axis of one or more examples, got shapes {shapes}"
+        raise ValueError(message)
+    return int(lengths.pop()[0])
+
+
+def concrete(values: Tree) -> bool:
+    """Whether all leaves are known now, that is, not traced by `jit`, `vmap` or `grad`."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def nan_unless_finite(values: Tree) -> Array:
+    """A scalar to add to what is derived from the values: zero if all are finite, NaN otherwise."""
+    every = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)])
+    return jnp.where(jnp.all(every), 0.0, jnp.nan)
+
+
+def finite(values: Tree) -> None:
+    """Raises ValueError naming the leaves with NaN or infinite entries; says nothing of traced values."""
+    if not concrete(values):
+        return
+    named = tree.named_leaves(values).items()
+    bad = [name for name, leaf in named if not np.isfinite(np.asarray(leaf, np.float64)).all()]
+    if bad:
+        message = f"not finite: {', '.join(bad)}"
+        raise ValueError(message)

@@ -1,0 +1,214 @@
+"""How many eigenvalues each quadrature node stands for, and how well a quadrature knows a count: exact where it can be.
+
+The functions here serve `plastax.curvature.Spectrum`, which says what is done and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+
+from plastax.curvature.lanczos import GUARD
+from plastax.types import Array
+
+if TYPE_CHECKING:
+    from plastax.curvature.spectrum import Spectrum
+
+FEW = 0.4
+"""Ritz values beyond a threshold count eigenvalues one by one if they are at most this share of the order."""
+CONVERGED = 1e-3
+"""Relative residual below which a Ritz value counts as an eigenvalue whatever the number of others."""
+AGREEMENT = 4.0
+"""Standard deviations by which the quadrature weight of counted eigenvalues may differ from their number."""
+MARGIN = 10.0
+"""How many times larger than what a fresh vector after a breakdown saw a counted eigenvalue must be; the fresh vector
+misses an eigenvalue that large with a probability of 8 %, and every probe has one of its own."""
+REACH = 0.1
+"""A node says nothing about thresholds further away than its residual by one over this; see `_leak`."""
+SMOOTH = 0.1
+"""What interpolation between two nodes of a smooth density leaves uncertain, in units of their multiplicity."""
+UNIFORM = math.sqrt(12.0)
+"""Width of a uniform distribution in units of its standard deviation."""
+KINK = 0.125
+"""Error of a quadrature at a kink of f, in units of the f of a node's uncertainty: that of the trapezoidal rule, whose
+Euler-Maclaurin term for a kink is a periodic Bernoulli polynomial of order two."""
+
+
+def rounding(norm: Array) -> Array:
+    """Size below which eigenvalues of an operator of this norm are rounding."""
+    return GUARD * jnp.finfo(norm.dtype).eps * norm
+
+
+def doubtful(size: Array, residuals: Array, eps: Array, norm: Array) -> Array:
+    """Whether the eigenvalue that belongs to a node could be on the other side of ``eps`` than the node."""
+    return ~(jnp.abs(size - eps) > residuals + rounding(norm) / 4.0)
+
+
+class Shares(NamedTuple):
+    """How many eigenvalues every node stands for, and which nodes are eigenvalues themselves.
+
+    Attributes:
+      multiplicities: ``[R, K]``, one where counted.
+      counted: bool ``[R, K]``.
+      threshold: scalar; every eigenvalue beyond it, in absolute value, is counted.
+    """
+
+    multiplicities: Array
+    counted: Array
+    threshold: Array
+
+    def sum(self, values: Array) -> Array:
+        """Sum of a function over the spectrum from its values at the nodes, ``[..., R, K] -> [...]``."""
+        return jnp.mean(jnp.sum(jnp.broadcast_to(self.multiplicities, values.shape) * values, axis=-1), axis=-1)
+
+    def error(self, values: Array) -> Array:
+        """The probes' part of the standard error of `sum`, ``[..., R, K] -> [...]``."""
+        estimated = jnp.sum(self.multiplicities[0] * ~self.counted[0])
+        probes = values.shape[-2]
+        share = jnp.where(self.counted, 0.0, self.multiplicities) / (probes * jnp.maximum(estimated, 1.0))
+        share = jnp.broadcast_to(share, values.shape)
+        mean = jnp.sum(share * values, axis=(-1, -2), keepdims=True)
+        spread = jnp.sum(share * jnp.square(values - mean), axis=(-1, -2))
+        return estimated * jnp.sqrt(2.0 * spread / ((estimated + 2.0) * probes))
+
+
+def shares(s: Spectrum) -> Shares:
+    """Which nodes count one by one, and what the others stand for; `Spectrum.shares` has the conditions."""
+    probes, order = s.nodes.shape
+    norm = s.norm()
+    size = jnp.abs(s.nodes)
+    ordered = jnp.sort(size[0])[::-1]
+    # Entry c - 1 is about counting c nodes; all but the last, which has no next node.
+    thresholds = ((ordered[:-1] + ordered[1:]) / 2.0)[:, None, None]
+    count = jnp.arange(1, order).astype(size.dtype)
+    beyond = size[None] > thresholds
+    sure = jnp.all(jnp.sum(beyond, axis=-1) == count[:, None], axis=-1)
+    sure &= ~jnp.any(doubtful(size[None], s.residuals[None], thresholds, norm), axis=(-1, -2))
+    converged = s.residuals <= CONVERGED * size
+    sure &= (count <= FEW * order) | jnp.all(~beyond | converged[None], axis=(-1, -2))
+    unseen = MARGIN * jnp.sqrt(1.0 * s.dim) * jnp.max(s.leftovers)
+    sure &= thresholds[:, 0, 0] > jnp.maximum(rounding(norm), unseen)
+    equal = jnp.diff(s.nodes, axis=-1) <= rounding(norm)
+    twice = jnp.any(beyond[..., 1:] & equal[None], axis=(-1, -2))
+    sure &= ~twice | jnp.all(s.breakdowns > 0)
+    ratio = s.dim * jnp.sum(s.weights[None] * beyond, axis=(-1, -2)) / (probes * count)
+    variance = 2.0 / (9.0 * probes * count)
+    sure &= jnp.abs(jnp.cbrt(ratio) - (1.0 - variance)) <= AGREEMENT * jnp.sqrt(variance)
+
+    threshold = jnp.min(jnp.where(sure, thresholds[:, 0, 0], jnp.inf), initial=jnp.inf)
+    threshold = jnp.where(s.complete, -1.0, threshold)
+    counted = size > threshold
+    total = jnp.sum(counted[0])
+    rest = jnp.where(counted, 0.0, s.weights)
+    mass = jnp.sum(rest, axis=-1, keepdims=True)
+    shared = (s.dim - total) * rest / jnp.where(mass == 0, 1.0, mass)
+    return Shares(jnp.where(counted, 1.0, shared), counted, threshold)
+
+
+def _leak(residuals: Array, distance: Array, gap: Array) -> Array:
+    """Share of a node's multiplicity that may lie as far away as ``distance``, in a cell of width ``gap``.
+
+    The residual of a Ritz pair is the standard deviation of the eigenvalues in its vector: by Chebyshev's inequality
+    ``(residual / d)^2`` of it, at most, is a distance d or more away. What is nearer than half the cell is taken to be
+    there, or else the node would have moved. Shares below one per cent (`REACH`) are not followed up.
+    """
+    distance = jnp.maximum(distance, jnp.where(jnp.isinf(gap), 0.0, gap) / 2.0)
+    ratio = residuals / jnp.maximum(distance, jnp.finfo(distance.dtype).tiny)
+    return jnp.where(ratio > REACH, jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
+
+
+class Cells(NamedTuple):
+    """The nodes on both sides of every gap, the two outer ones included, ``[1, R, K + 1]`` each.
+
+    Attributes:
+      low: position of the lower node, minus infinity where there is none.
+      high: position of the upper node, infinity where there is none.
+      low_n: multiplicity of the lower node, zero if it is counted.
+      high_n: multiplicity of the upper node, zero if it is counted.
+      low_r: residual of the lower node.
+      high_r: residual of the upper node.
+    """
+
+    low: Array
+    high: Array
+    low_n: Array
+    high_n: Array
+    low_r: Array
+    high_r: Array
+
+
+def _cells(s: Spectrum, known: Shares) -> Cells:
+    n = jnp.where(known.counted, 0.0, known.multiplicities)
+    end = jnp.full_like(n[:, :1], jnp.inf)
+    nothing = jnp.zeros_like(end)
+    pairs = [
+        (jnp.concatenate([before, x], axis=-1), jnp.concatenate([x, after], axis=-1))
+        for before, x, after in ((-end, s.nodes, end), (nothing, n, nothing), (nothing, s.residuals, nothing))
+    ]
+    return Cells(*(side[None] for pair in pairs for side in pair))
+
+
+def _edge(cells: Cells, t: Array) -> tuple[Array, Array, Array]:
+    """For thresholds ``[E, 1, 1]``: which cell, what interpolation adds above it, and the error of that."""
+    low, high, low_n, high_n, low_r, high_r = cells
+    tiny, gap = jnp.finfo(low.dtype).tiny, high - low
+    light = jnp.minimum(low_n, high_n)
+    up = jnp.clip(1.0 - (t - low) / jnp.clip(low_r, tiny, gap), 0.0, 1.0)
+    down = jnp.clip(1.0 - (high - t) / jnp.clip(high_r, tiny, gap), 0.0, 1.0)
+    heavy = jnp.maximum(low_n * _leak(low_r, t - low, gap), high_n * _leak(high_r, high - t, gap))
+    error = jnp.maximum(heavy - light, 0.0) / 2.0 + SMOOTH * jnp.minimum(heavy, light)
+    return (low <= t) & (t < high), 0.5 * light * (up - down), error
+
+
+def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
+    """Number of eigenvalues of absolute value above each of ``eps`` ``[E]``, and its standard error, ``[E]`` each.
+
+    A quadrature knows how many eigenvalues lie below a node up to the node's own multiplicity. The step through the
+    middle of that uncertainty is off by up to half a node where the spectrum is dense, the same way for every probe. So
+    between two nodes of similar multiplicity the count is interpolated, as far as their residuals reach. Of two unequal
+    nodes only as much as the lighter is spread: the heavier, like the zeros of a collapsed network, is not what a
+    smooth density would have there.
+    """
+    norm, size, known = s.norm(), jnp.abs(s.nodes), shares(s)
+    cells = _cells(s, known)
+    eps = eps[:, None, None]
+    upper, added, upper_error = _edge(cells, eps)
+    lower, removed, lower_error = _edge(cells, -eps)
+    # Both thresholds in one cell: what its two nodes stand for may all lie between them, or nothing.
+    gap = cells.high - cells.low
+    between = cells.low_n * _leak(cells.low_r, -eps - cells.low, gap)
+    between += cells.high_n * _leak(cells.high_r, cells.high - eps, gap)
+    # One node at zero is next to both thresholds, and can only be on one side once.
+    parts = (upper & lower, between / 2.0), (upper, upper_error), (lower, lower_error)
+    both, above, below = (jnp.sum(jnp.where(inside, part, 0.0), axis=-1) for inside, part in parts)
+    error = jnp.where(jnp.any(upper & lower, axis=-1), both, jnp.maximum(above, below))
+    far = size[None] > eps
+    moved = jnp.where(upper, added, 0.0) - jnp.where(lower, removed, 0.0)
+    value = known.sum(far.astype(size.dtype)) + jnp.mean(jnp.sum(moved, axis=-1), axis=-1)
+    # Above the last counted eigenvalue nothing is uncertain but those whose own residual reaches across.
+    resolution = jnp.where(eps[:, 0, 0] < known.threshold, jnp.mean(error, axis=-1), 0.0)
+    unsure = known.counted[None] & doubtful(size[None], s.residuals[None], eps, norm) & ~s.complete
+    resolution += jnp.mean(jnp.sum(unsure, axis=-1), axis=-1) / UNIFORM
+    # A small number that happens to be estimated as zero would look exact; half an eigenvalue in the variance does not.
+    estimated = jnp.any(far & ~known.counted[None], axis=(-1, -2)) | (resolution > 0)
+    least = jnp.where(estimated, 1.0 / s.nodes.shape[0], 0.0)
+    probes = known.error(far.astype(size.dtype))
+    return value, jnp.sqrt(jnp.square(probes) + jnp.square(resolution) + least)
+
+
+def kink(s: Spectrum, known: Shares, f: Callable[[Array], Array]) -> Array:
+    """Standard error of a quadrature's sum over ``f``, which has a kink at zero and is zero there: a scalar.
+
+    Gauss quadratures are exact for polynomials of degree ``2 K - 1``, and a kink is far from any. The nodes on both
+    sides of zero may stand for eigenvalues as far from them as their residuals and neighbours.
+    """
+    low, high, low_n, high_n, low_r, high_r = _cells(s, known)
+    reach = jnp.minimum(high - low, s.norm())
+    total = jnp.zeros_like(low)
+    for n, r, x in ((low_n, low_r, low), (high_n, high_r, high)):
+        width = jnp.minimum(r, reach)
+        total += n * _leak(r, jnp.abs(x), jnp.zeros_like(x)) * jnp.maximum(jnp.abs(f(width)), jnp.abs(f(-width)))
+    return KINK * jnp.sum(jnp.where((low <= 0) & (high > 0), total, 0.0)) / low.shape[1]

@@ -1,0 +1,138 @@
+"""Second moments of per-example gradients: the empirical Fisher matrix, and the Fisher matrix by sampled labels.
+
+Both are ``J^T C J`` like the Gauss-Newton matrix, with outer products of cotangents of the outputs for C: a product
+takes one forward and one backward linear pass over all examples, never a backward pass an example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from plastax.curvature import checks, losses
+from plastax.curvature.operators import Product, sandwich
+from plastax.types import Array, Key, Loss, Operator, Params, Tree
+
+
+def weights(cotangents: Tree, tangent: Tree) -> Array:
+    """Inner products of every example's own cotangents and tangent, ``[B, K, ...], [B, ...] -> [B, K]``."""
+
+    def leaf(c: Array, t: Array) -> Array:
+        return jnp.sum(c * t[:, None], axis=tuple(range(2, c.ndim)))
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(leaf, cotangents, tangent))
+
+
+def _outer(cotangents: Tree) -> Product:
+    """The matrix with blocks ``sum_k c_ik c_ik^T`` for cotangents ``[B, K, ...]``, and nothing between examples."""
+
+    def product(tangent: Tree) -> Tree:
+        w = weights(cotangents, tangent)
+        return jax.tree.map(lambda c: jnp.sum(w.reshape(*w.shape, *(1,) * (c.ndim - 2)) * c, axis=1), cotangents)
+
+    return product
+
+
+def empirical_fisher(
+    apply_fn: Callable[[Params, Tree], Tree],
+    loss: Loss | str,
+    params: Params,
+    data: Tree,
+    chunk_size: int | None = None,
+) -> Operator:
+    """Empirical Fisher matrix ``1/B sum_i g_i g_i^T``, ``g_i`` the gradient of example i's own loss at its own label.
+
+    It is the uncentred covariance of the gradient noise, and that is what it should be used for. It is *not* an
+    approximation of the Fisher or the Gauss-Newton matrix: it vanishes where the network fits every label, its scale
+    has the unit of a squared loss, and far from a minimum its eigenvectors can be anything. For the mean squared error
+    it is not invariant to the loss's scale either; see the reference.
+
+    Args:
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      loss: a `Loss` whose value is known, or one of the names in `losses.LOSSES`. Given all outputs, the value must be
+        a mean of one term an example; weights computed from ``data`` alone (PPO's normalised advantages) are allowed
+        if it is not chunked.
+      params: where the gradients are taken: any tree of real floating arrays.
+      data: the batch of B examples.
+      chunk_size: examples that are looked at together, see `plastax.curvature.operators`. Static.
+
+    Returns:
+      A positive semi-definite operator over trees like ``params``, of rank at most B.
+
+    Raises:
+      ValueError: as `ggn` does, and if ``loss`` does not return a scalar.
+
+    References:
+      Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation for natural gradient descent",
+      NeurIPS 2019, eq. 3 and section 3.
+    """
+    value = losses.get(loss).value
+
+    def metric(outputs: Tree, part: Tree) -> Product:
+        checks.scalar(value, outputs, part)
+        # A row of the mean's gradient is 1/B of the example's own; one B is the matrix's own.
+        size = checks.examples(outputs)
+        return _outer(jax.tree.map(lambda g: math.sqrt(size) * g[:, None], jax.grad(value)(outputs, part)))
+
+    return sandwich(apply_fn, metric, params, data, chunk_size)
+
+
+def fisher(
+    apply_fn: Callable[[Params, Tree], Tree],
+    loss: Loss | str,
+    params: Params,
+    data: Tree,
+    key: Key,
+    samples: int = 1,
+    chunk_size: int | None = None,
+) -> Operator:
+    """Fisher matrix by labels drawn from the network's own distribution: a Monte-Carlo estimate of the `ggn`.
+
+    ``1/(B R) sum_ir g_ir g_ir^T``, ``g_ir`` the gradient of example i's loss at draw r. Its mean over keys is the
+    Gauss-Newton matrix; one draw is a matrix of rank at most ``B R``, whose trace is within a few percent but whose
+    spectrum is not that of the mean: its rank counts draws. For spectra take `ggn`, which costs the same a product.
+    Draws are made here (chunk by chunk: again in every product, the same ones), and the cost of a product does not
+    grow with ``samples`` but in the output layer.
+
+    Args:
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      loss: a `Loss` with ``sample``, or one of the names in `losses.LOSSES`.
+      params: where the gradients are taken: any tree of real floating arrays.
+      data: the batch of B examples.
+      key: for the draws; those of an example depend on its place alone, not on ``chunk_size``.
+      samples: draws R an example. Static.
+      chunk_size: examples that are looked at together, see `plastax.curvature.operators`. Static.
+
+    Returns:
+      A positive semi-definite operator over trees like ``params``.
+
+    Raises:
+      ValueError: as `ggn` does, and if the loss has no ``sample`` or ``samples`` is not positive.
+
+    References:
+      Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, sections 5 and 9. Kunstner
+      et al. 2019, eq. 2, on how it differs from `empirical_fisher`.
+    """
+    sample = losses.get(loss).sample
+    if sample is None:
+        message = "fisher draws labels with loss.sample, which this loss does not have; ggn needs none"
+        raise ValueError(message)
+    if samples < 1:
+        message = f"samples must be at least 1, got {samples}"
+        raise ValueError(message)
+
+    def draws(output: Tree, example: Tree, place: Array) -> Tree:
+        """All draws of one example, ``[R, ...]``."""
+        single, given = (jax.tree.map(lambda x: x[None], part) for part in (output, example))
+        keys = jax.random.split(jax.random.fold_in(key, place), samples)
+        return jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda k: sample(single, given, k))(keys))
+
+    def metric(outputs: Tree, part: tuple[Tree, Array]) -> Product:
+        drawn = jax.vmap(draws)(outputs, *part)
+        return _outer(jax.tree.map(lambda s: s / math.sqrt(samples * checks.examples(outputs)), drawn))
+
+    placed = (data, jnp.arange(checks.examples(data)))
+    return sandwich(lambda p, part: apply_fn(p, part[0]), metric, params, placed, chunk_size)

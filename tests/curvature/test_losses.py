@@ -1,0 +1,140 @@
+"""Output losses in double precision: curvature, roots and draws against the Hessian of the value or the divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from plastax.curvature import losses
+from plastax.types import Loss
+
+DRAWS = 20_000
+WEIGHT = 0.7
+# Whether the numbers are right does not depend on the compiler's effort, but half of the test's time does.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+def divergence(outputs: dict, new: dict) -> jax.Array:
+    """KL(outputs, new) of every example, by its definition."""
+    if "log_std" not in outputs:
+        log_p, log_q = (jax.nn.log_softmax(x["policy"]) for x in (outputs, new))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    var, new_var = (jnp.exp(2 * x["log_std"]) for x in (outputs, new))
+    moved = jnp.square(outputs["policy"] - new["policy"])
+    return jnp.sum(new["log_std"] - outputs["log_std"] + (var + moved) / (2 * new_var) - 0.5, axis=-1)
+
+
+def actor_critic(outputs: dict, batch: jax.Array) -> Callable[[dict], jax.Array]:
+    """What the curvature of an actor-critic is the Hessian of, at ``outputs``."""
+    return lambda new: jnp.mean(divergence(outputs, new) + WEIGHT * 0.5 * jnp.square(new["value"] - batch))
+
+
+def case(name: str) -> tuple[Loss, Any, Any, Callable]:
+    """A loss, outputs, a batch, and the function of the outputs whose Hessian the curvature should be."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape))
+
+    shapes = {
+        "cross_entropy": (4, 3),
+        "cross_entropy of sequences": (2, 3, 3),
+        "mse": (4, 3),
+        "mse of scalars": (4,),
+        "mse of images": (2, 2, 2, 2),
+    }
+    if name in shapes:
+        outputs = draw(*shapes[name])
+        named = losses.LOSSES[name.split()[0]]
+        labels = jnp.asarray(rng.integers(0, 3, outputs.shape[:-1])) if "entropy" in name else draw(*outputs.shape)
+        return named, outputs, (None, labels), lambda o: named.value(o, (None, labels))
+    outputs = {"policy": draw(3, 3), "value": draw(3)} | ({"log_std": 0.5 * draw(3, 3)} if name == "gaussian" else {})
+    targets = draw(3)
+    return losses.actor_critic(name, WEIGHT), outputs, targets, actor_critic(outputs, targets)
+
+
+CASES = (
+    "cross_entropy",
+    "cross_entropy of sequences",
+    "mse",
+    "mse of scalars",
+    "mse of images",
+    "categorical",
+    "gaussian",
+)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", CASES)
+def test_curvature_roots_and_draws_are_one_matrix(name: str) -> None:
+    loss, outputs, batch, convex = case(name)
+    flat, unravel = ravel_pytree(outputs)
+    examples = jax.tree.leaves(outputs)[0].shape[0]
+    owner, _ = ravel_pytree(
+        jax.tree.map(
+            lambda x: jnp.broadcast_to(jnp.arange(examples).reshape(-1, *(1,) * (x.ndim - 1)), x.shape), outputs
+        )
+    )
+    same = np.asarray(owner[:, None] == owner[None])
+
+    def matrices(flat: jax.Array) -> tuple[jax.Array, ...]:
+        outputs = unravel(flat)
+        exact = jax.hessian(lambda o: convex(unravel(o)))(flat)
+        product = jax.vmap(lambda t: ravel_pytree(loss.curvature(outputs, batch, unravel(t)))[0])(jnp.eye(flat.size))
+        roots = jax.vmap(lambda r: ravel_pytree(r)[0])(loss.root(outputs, batch))
+        keys = jax.random.split(jax.random.key(1), DRAWS)
+        draws = jax.vmap(lambda key: ravel_pytree(loss.sample(outputs, batch, key))[0])(keys)
+        return exact, product, roots, draws
+
+    exact, product, roots, draws = map(np.asarray, jax.jit(matrices, compiler_options=FAST)(flat))
+    assert np.linalg.eigvalsh(exact).max() > 1e-2
+    np.testing.assert_array_equal(exact[~same], 0.0)
+    np.testing.assert_allclose(product, exact, atol=1e-14)
+    # Roots of all examples share a column, so only the blocks are those of the matrix.
+    np.testing.assert_allclose(np.where(same, roots.T @ roots, 0.0), exact, atol=1e-14)
+    squares = draws[:, :, None] * draws[:, None, :]
+    error = 5.5 * squares.std(0) / math.sqrt(DRAWS) + 1e-12
+    assert (np.abs(squares.mean(0) - exact) <= error).all()
+    assert (error < 0.1 * exact.diagonal().max()).all()
+    assert (np.abs(draws.mean(0)) <= 5.5 * draws.std(0) / math.sqrt(DRAWS)).all()
+
+
+def test_softmax_has_one_root_less_than_classes_even_where_it_is_saturated() -> None:
+    logits = jnp.asarray([[0.0, 30.0, 60.0], [60.0, 0.0, 30.0], [0.0, 200.0, -200.0], [1.0, 2.0, 3.0]])
+    roots = np.asarray(jax.jit(losses.softmax_root)(logits), np.float64)
+    assert roots.shape == (2, 4, 3)
+    x = np.asarray(logits, np.float64)
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    others = 1.0 - np.eye(3)
+    exact = -p[:, :, None] * p[:, None, :] * others + np.eye(3) * (p * (p @ others))[:, None, :]
+    got = np.einsum("kni,knj->nij", roots, roots)
+    # Relative to the entry's own row and column, however small; below the type's range there is nothing.
+    size = np.sqrt(np.einsum("nii->ni", exact))
+    assert (np.abs(got - exact) <= 3e-6 * size[:, :, None] * size[:, None, :] + 1e-37).all()
+
+
+def test_values_refuse_labels_of_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 1\) and \(4,\)"):
+        losses.LOSSES["mse"].value(jnp.ones((4, 1)), (None, jnp.ones(4)))
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 1\)"):
+        losses.LOSSES["cross_entropy"].value(jnp.ones((4, 3)), (None, jnp.ones((4, 1), int)))
+    with pytest.raises(ValueError, match="float32"):
+        losses.LOSSES["cross_entropy"].value(jnp.ones((4, 3)), (None, jnp.ones(4)))
+
+
+def test_names_and_heads_that_are_none() -> None:
+    for unknown in ("hinge", lambda outputs, batch: 0.0, ["mse"]):
+        with pytest.raises(ValueError, match=r"\['cross_entropy', 'mse'\]"):
+            losses.get(unknown)
+    with pytest.raises(ValueError, match="'beta'"):
+        losses.actor_critic("beta")
+    with pytest.raises(ValueError, match="without its value"):
+        losses.actor_critic("gaussian").value({}, None)
