@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax import linalg
-from plastax.types import Array, ConfigError, Features, Key, Model, Params
-
-ActivationName = Literal["relu", "tanh", "leaky_relu", "silu"]
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": nn.relu,
-    "tanh": jnp.tanh,
-    "leaky_relu": lambda x: nn.leaky_relu(x, 0.1),
-    "silu": nn.silu,
-}
+from plastax.models import taps
+from plastax.models.layers import ACTIVATIONS, ActivationName
+from plastax.types import Array, ConfigError, Features, Key, LayerInputs, Model, Params, Tree
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class ActorCritic:
     hidden: tuple[int, ...] = (64, 64)
     """Units of each hidden layer, in both networks."""
     activation: ActivationName = "relu"
-    """Nonlinearity of the hidden layers (leaky_relu: slope 0.1)."""
+    """Nonlinearity of the hidden layers (leaky_relu: slope 0.1; crelu and deep_fourier make two features a unit)."""
     layer_norm: bool = False
     """LayerNorm with scale and bias before each nonlinearity."""
     initial_log_std: float = 0.0
@@ -41,8 +33,8 @@ class ActorCritic:
 
     def __post_init__(self) -> None:
         _check_widths("model.hidden", self.hidden)
-        if self.activation not in _ACTIVATIONS:
-            message = f"model.activation: {self.activation!r} is not allowed; give one of {', '.join(_ACTIVATIONS)}"
+        if self.activation not in ACTIVATIONS:
+            message = f"model.activation: {self.activation!r} is not allowed; give one of {', '.join(ACTIVATIONS)}"
             raise ConfigError(message)
 
     def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
@@ -87,7 +79,7 @@ def _check_widths(name: str, widths: tuple[int, ...]) -> None:
 
 
 class _Network(nn.Module):
-    """Convolutions, hidden dense layers and an output layer; records features and the dense layers' inputs."""
+    """Convolutions, hidden dense layers and an output layer; gives the features out too."""
 
     config: ActorCritic
     channels: tuple[int, ...]
@@ -95,10 +87,10 @@ class _Network(nn.Module):
     output_gain: float
 
     @nn.compact
-    def __call__(self, x: Array, taps: dict[str, Array]) -> tuple[Array, Features, dict[str, Array]]:
-        activation = _ACTIVATIONS[self.config.activation]
+    def __call__(self, x: Array) -> tuple[Array, Features]:
+        activation = ACTIVATIONS[self.config.activation]
+        init = linalg.orthogonal(math.sqrt(2.0))
         features: Features = {}
-        inputs: dict[str, Array] = {}
 
         def hidden(name: str, z: Array) -> Array:
             if self.config.layer_norm:
@@ -106,19 +98,14 @@ class _Network(nn.Module):
             features[name] = activation(z)
             return features[name]
 
-        def dense(name: str, x: Array, size: int, gain: float) -> Array:
-            inputs[name] = x
-            z = nn.Dense(size, kernel_init=linalg.orthogonal(gain), name=name)(x)
-            return z + taps[name] if name in taps else z
-
         for i, channels in enumerate(self.channels):
             name = f"conv_{i}"
-            conv = nn.Conv(channels, (3, 3), padding="VALID", kernel_init=linalg.orthogonal(math.sqrt(2.0)), name=name)
-            x = hidden(name, conv(x))
+            x = hidden(name, nn.Conv(channels, (3, 3), padding="VALID", kernel_init=init, name=name)(x))
         x = x.reshape(x.shape[0], -1)
         for i, size in enumerate(self.config.hidden):
-            x = hidden(f"dense_{i}", dense(f"dense_{i}", x, size, math.sqrt(2.0)))
-        return dense("output", x, self.output_size, self.output_gain), features, inputs
+            name = f"dense_{i}"
+            x = hidden(name, nn.Dense(size, kernel_init=init, name=name)(x))
+        return nn.Dense(self.output_size, kernel_init=linalg.orthogonal(self.output_gain), name="output")(x), features
 
 
 class _ActorCriticNetwork(nn.Module):
@@ -128,22 +115,19 @@ class _ActorCriticNetwork(nn.Module):
     continuous: bool
 
     @nn.compact
-    def __call__(self, x: Array, taps: dict[str, Array]) -> tuple[dict[str, Array], Features, dict[str, Array]]:
-        def run(name: str, size: int, gain: float) -> tuple[Array, Features, dict[str, Array]]:
-            network = _Network(self.config, self.channels, size, gain, name=name)
-            prefix = f"{name}/"
-            out, *recorded = network(x, {k.removeprefix(prefix): v for k, v in taps.items() if k.startswith(prefix)})
-            features, inputs = ({prefix + k: v for k, v in tree.items()} for tree in recorded)
-            return out, features, inputs
+    def __call__(self, x: Array) -> tuple[dict[str, Array], Features]:
+        def run(name: str, size: int, gain: float) -> tuple[Array, Features]:
+            out, features = _Network(self.config, self.channels, size, gain, name=name)(x)
+            return out, {f"{name}/{layer}": value for layer, value in features.items()}
 
-        policy, actor_features, actor_inputs = run("actor", self.action_size, 0.01)
-        value, critic_features, critic_inputs = run("critic", 1, 1.0)
+        policy, actor_features = run("actor", self.action_size, 0.01)
+        value, critic_features = run("critic", 1, 1.0)
         outputs = {"policy": policy, "value": value[:, 0]}
         if self.continuous:
             init = nn.initializers.constant(self.config.initial_log_std)
             log_std = self.param("log_std", init, (self.action_size,))
             outputs["log_std"] = jnp.broadcast_to(log_std, policy.shape)
-        return outputs, actor_features | critic_features, actor_inputs | critic_inputs
+        return outputs, actor_features | critic_features
 
 
 def _as_model(
@@ -159,28 +143,21 @@ def _as_model(
     actions ``log_std`` [B, action_size].
     """
     module = _ActorCriticNetwork(config, channels, action_size, continuous)
-    widths = {
-        f"{network}/{layer}": size
-        for network, last in (("actor", action_size), ("critic", 1))
-        for layer, size in (*((f"dense_{i}", size) for i, size in enumerate(config.hidden)), ("output", last))
-    }
+    network = taps.tapped(module)
 
     def init(key: Key) -> Params:
-        return module.init(key, jnp.zeros((1, *observation_shape)), {})["params"]
-
-    def tapped(params: Params, taps: dict[str, Array], x: Array):
-        return module.apply({"params": params}, x, taps)
+        return module.init(key, jnp.zeros((1, *observation_shape)))["params"]
 
     def apply(params: Params, x: Array) -> tuple[dict[str, Array], Features]:
-        outputs, features, _ = tapped(params, {}, x)
-        return outputs, features
+        return network.apply(params, {}, x)[0]
 
-    def taps(x: Array) -> dict[str, Array]:
-        return {name: jnp.zeros((x.shape[0], size)) for name, size in widths.items()}
+    def tapped(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
+        (outputs, features), inputs = network.apply(params, taps, x)
+        return outputs, features, inputs
 
-    hidden = tuple(
-        f"{network}/{layer}"
-        for network in ("actor", "critic")
-        for layer in (*(f"conv_{i}" for i in range(len(channels))), *(f"dense_{i}" for i in range(len(config.hidden))))
-    )
-    return Model(init, apply, taps, tapped, tuple(widths), hidden)
+    hidden = (*(f"conv_{i}" for i in range(len(channels))), *(f"dense_{i}" for i in range(len(config.hidden))))
+
+    def names(layers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{head}/{layer}" for head in ("actor", "critic") for layer in layers)
+
+    return Model(init, apply, network.taps, tapped, names((*hidden, "output")), names(hidden))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plastax import tree
+from plastax.curvature.kronecker import rows
 from plastax.models import MODELS, ActorCritic, ConvActorCritic
 from plastax.types import ConfigError, Model
 
@@ -70,15 +71,17 @@ def test_names_and_shapes_agree_with_the_parameters(case: str) -> None:
         assert features[name].shape[0] == EXAMPLES
         assert leaves[f"{name}/bias"].shape == kernel.shape[-1:] == features[name].shape[-1:]
 
-    # Every dense layer is tapped, and nothing else.
-    dense = {n.removesuffix("/kernel") for n, leaf in leaves.items() if n.endswith("/kernel") and leaf.ndim == 2}
-    assert set(model.layers) == dense
+    # Every layer with a kernel is tapped, and nothing else.
+    assert set(model.layers) == {n.removesuffix("/kernel") for n in leaves if n.endswith("/kernel")}
     assert tuple(taps) == model.layers
     inputs = jax.eval_shape(model.tapped, params, taps, x)[2]
-    assert set(inputs) == dense
+    assert tuple(inputs) == model.layers
     for layer in model.layers:
-        assert leaves[f"{layer}/kernel"].shape == (inputs[layer].shape[-1], taps[layer].shape[-1])
-        assert inputs[layer].shape[0] == taps[layer].shape[0] == EXAMPLES
+        kernel = leaves[f"{layer}/kernel"]
+        assert kernel.shape[-2:] == (inputs[layer].values.shape[-1], taps[layer].shape[-1])
+        assert inputs[layer].values.shape[0] == taps[layer].shape[0] == EXAMPLES
+        assert inputs[layer].bias
+        assert (inputs[layer].window is None) == (kernel.ndim == 2)
     assert set(leaves) == (
         {f"{n}/{part}" for n in {*model.layers, *model.hidden} for part in ("kernel", "bias")}
         | (
@@ -111,15 +114,18 @@ def test_taps_are_pre_activations(case: str) -> None:
 
     leaves = tree.named_leaves(grads)
     for layer in model.layers:
-        np.testing.assert_allclose(leaves[f"{layer}/bias"], tap_grads[layer].sum(axis=0), rtol=1e-4, atol=1e-5)
-        outer = np.einsum("bi,bo->io", np.float64(inputs[layer]), np.float64(tap_grads[layer]))
-        np.testing.assert_allclose(leaves[f"{layer}/kernel"], outer, rtol=1e-4, atol=1e-5)
+        kernel = leaves[f"{layer}/kernel"]
+        gradient = np.float64(tap_grads[layer]).reshape(EXAMPLES, -1, kernel.shape[-1])
+        outer = np.einsum("bti,bto->io", np.float64(rows(inputs[layer])), gradient)
+        np.testing.assert_allclose(kernel.reshape(-1, kernel.shape[-1]), outer[:-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(leaves[f"{layer}/bias"], outer[-1], rtol=1e-4, atol=1e-5)
 
     # A row of the taps' gradient is the example's own gradient.
     (alone, _), _ = both(params, model.taps(x), x, weights * (jnp.arange(EXAMPLES) == 2)[:, None])
     alone = tree.named_leaves(alone)
     for layer in model.layers:
-        np.testing.assert_allclose(alone[f"{layer}/bias"], tap_grads[layer][2], rtol=1e-4, atol=1e-5)
+        places = tuple(range(tap_grads[layer].ndim - 2))
+        np.testing.assert_allclose(alone[f"{layer}/bias"], tap_grads[layer][2].sum(places), rtol=1e-4, atol=1e-5)
 
 
 @every_case
