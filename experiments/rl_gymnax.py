@@ -19,10 +19,10 @@ from typing import Any
 
 from rich.console import Console
 
-from plastax import parallel, report, run, settings, tracking
+from plastax import parallel, report, run, segments, settings, tracking
 from plastax.methods import METHODS
 from plastax.models import MODELS
-from plastax.probes import PROBES
+from plastax.probes import PROBES, TrainabilityProbe
 from plastax.rl import STREAMS, ppo
 from plastax.types import ConfigError, MethodConfig
 
@@ -76,7 +76,11 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
     if config.segments_per_task < 1 or updates % config.segments_per_task:
         raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
     size, continuous = ppo.action_size(stream.environment)
+    steps = updates * config.ppo.epochs * config.ppo.minibatches
     looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
+    looks = [
+        look.within(config.ppo.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in looks
+    ]
     programs = {}
     for name in config.methods:
         method: MethodConfig = getattr(config, name, METHODS[name])
@@ -90,7 +94,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
             [probe.build(model) for probe in looks],
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,
-            due=ppo.task_borders(updates, config.probe_every),
+            due=segments.task_borders(updates, config.probe_every),
         )
         programs[name] = parallel.over_seeds(program, config.seeds, config.seed_chunk)
     per_update = config.seeds * config.ppo.steps_per_update

@@ -16,7 +16,7 @@ def seed_keys(seeds: Sequence[int]) -> Key:
 
 
 def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
-    """Gives ``init`` and ``segment`` a leading axis of ``seeds`` networks; the clock stays shared.
+    """Gives ``init`` and ``segment`` a leading axis of ``seeds`` networks; data and clock stay shared.
 
     Args:
       program: of one network.
@@ -32,12 +32,12 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
         raise ConfigError(message)
     batch_size = chunk or seeds
 
-    def init(keys: Key) -> Tree:
-        return jax.vmap(program.init)(keys)
+    def init(keys: Key, data: Tree) -> Tree:
+        return jax.vmap(program.init, (0, None))(keys, data)
 
-    def segment(state: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
         def one(state: Tree) -> tuple[Tree, Record]:
-            return program.segment(state, clock, length)
+            return program.segment(state, data, clock, length)
 
         if batch_size == seeds:
             return jax.vmap(one)(state)

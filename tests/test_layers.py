@@ -11,11 +11,15 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = {"types", "tree", "linalg"}
 MIDDLE = BASE | {"data", "models", "curvature"}
-LIBRARY = MIDDLE | {"streams", "methods", "probes", "rl", "train"}
+SHARED = {"keys", "learning", "segments"}  # of the programs
+LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train"}
 LEAVES = {"environment", "record", "tracking", "parallel"}
 ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(MIDDLE, BASE),
-    **dict.fromkeys(("streams", "probes", "rl"), MIDDLE),
+    **dict.fromkeys(("keys", "segments"), BASE),
+    "learning": BASE | {"curvature"},
+    **dict.fromkeys(("streams", "probes"), MIDDLE | {"keys"}),
+    "rl": MIDDLE | SHARED,
     "methods": MIDDLE - {"models"},
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
@@ -25,7 +29,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "run": LIBRARY | LEAVES | {"checkpoint"},
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"run"},
-    "__main__": {"methods", "models", "probes", "report", "rl", "streams", "types"},
+    "__main__": {"data", "methods", "models", "probes", "report", "rl", "streams", "types"},
 }
 DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "orbax": {"run", "checkpoint"}}
 LAPACK = re.compile(

@@ -74,13 +74,14 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any
         monitor=monitor if probe_every else None,
     )
     program = parallel.over_seeds(program, seeds)
-    state = jax.jit(program.init)(parallel.seed_keys(range(seeds)))
+    state = jax.jit(program.init)(parallel.seed_keys(range(seeds)), program.data)
     length = probe_every or updates
-    run = jax.jit(program.segment, static_argnums=2, donate_argnums=0).lower(state, jnp.int32(0), length).compile()
+    step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
+    run = step.lower(state, program.data, jnp.int32(0), length).compile()
 
     def round_(state: Any, index: int) -> Any:
         for start in range(index * updates, (index + 1) * updates, length):
-            state, record = run(state, jnp.int32(start))
+            state, record = run(state, program.data, jnp.int32(start))
         jax.block_until_ready((state, record))
         return state
 

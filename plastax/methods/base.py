@@ -20,6 +20,7 @@ class Settings:
 
     model_options: ClassVar[Mapping[str, Any]] = {}
     needs_boundary: ClassVar[bool] = False
+    starts_anew: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -13,10 +13,13 @@ from typing import NamedTuple, get_args
 import jax.numpy as jnp
 import optax
 
+from plastax import learning
+from plastax.curvature.kronecker import Kind
 from plastax.curvature.losses import actor_critic
+from plastax.learning import Aside, Pass
 from plastax.rl import normalize
 from plastax.rl import policy as policies
-from plastax.types import Array, ConfigError, Features, Loss, Model, Params
+from plastax.types import Array, ConfigError, Features, LayerInputs, Loss, Model, Params
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class PPO:
     undo an observation offset, and reset tells the agent of the switch: both change the question, hence none."""
     kronecker_every: int = 16
     """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
+    kronecker_kind: Kind = "empirical"
+    """Whose gradients: empirical (the loss's own, no further cost) | sampled (labels drawn from the network, one more
+    backward pass at an update of the factors) | exact (their expectation, one more backward pass an output)."""
     kronecker_decay: float = 0.95
     """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
 
@@ -89,10 +95,13 @@ class PPO:
             if not getattr(self, name) >= 0:
                 message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
                 raise ConfigError(message)
-        kinds = get_args(normalize.Normalization)
-        if self.normalize_observations not in kinds:
-            message = f"ppo.normalize_observations: {self.normalize_observations!r} is not one of {', '.join(kinds)}"
-            raise ConfigError(message)
+        for name, kinds in (
+            ("normalize_observations", get_args(normalize.Normalization)),
+            ("kronecker_kind", get_args(Kind)),
+        ):
+            if getattr(self, name) not in kinds:
+                message = f"ppo.{name}: {getattr(self, name)!r} is not one of {', '.join(kinds)}"
+                raise ConfigError(message)
 
     @property
     def steps_per_update(self) -> int:
@@ -120,7 +129,10 @@ class Losses(NamedTuple):
     """The PPO objective of one network as functions of (params, batch), for training and for probes alike."""
 
     loss: Callable[[Params, Batch], tuple[Array, tuple[dict[str, Array], Features]]]
-    tapped: Callable[[Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, Features]]]
+    tapped: Callable[
+        [Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, dict[str, LayerInputs]]]
+    ]
+    backward: Callable[[Params, Batch], Pass]
     outputs: Callable[[Params, Batch], policies.Outputs]
     output_loss: Loss
 
@@ -161,10 +173,18 @@ def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
 
     def tapped(
         params: Params, taps: dict[str, Array], batch: Batch
-    ) -> tuple[Array, tuple[dict[str, Array], Features, Features]]:
+    ) -> tuple[Array, tuple[dict[str, Array], Features, dict[str, LayerInputs]]]:
         outputs, features, inputs = model.tapped(params, taps, batch.observation)
         total, metrics = from_outputs(outputs, batch)
         return total, (metrics, features, inputs)
 
+    def backward(params: Params, batch: Batch) -> Pass:
+        def forward(params: Params, taps: dict[str, Array]) -> tuple[policies.Outputs, Aside]:
+            outputs, features, inputs = model.tapped(params, taps, batch.observation)
+            return outputs, Aside(features, inputs)
+
+        taps = model.taps(batch.observation)
+        return learning.backward(forward, lambda outputs: from_outputs(outputs, batch), params, taps)
+
     output_loss = actor_critic(policy.head, config.value_weight, lambda outputs, batch: from_outputs(outputs, batch)[0])
-    return Losses(loss, tapped, lambda params, batch: model.apply(params, batch.observation)[0], output_loss)
+    return Losses(loss, tapped, backward, lambda params, batch: model.apply(params, batch.observation)[0], output_loss)

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import tree
-from plastax.curvature import kronecker, running
+from plastax import learning, segments, tree
+from plastax.curvature import running
+from plastax.curvature.kronecker import Factors
+from plastax.keys import fold, shuffles
+from plastax.learning import Pass
 from plastax.rl import normalize
 from plastax.rl import policy as policies
 from plastax.rl.environment import Continuous, Environment, Stream
@@ -21,7 +24,6 @@ from plastax.rl.objective import PPO, Batch, losses
 from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
     Array,
-    ConfigError,
     Features,
     Key,
     Method,
@@ -31,7 +33,6 @@ from plastax.types import (
     Probe,
     ProbeInput,
     Program,
-    Record,
     Tree,
 )
 
@@ -47,29 +48,8 @@ class State(NamedTuple):
     factors: running.Running
 
 
-# Roles of a seed's key: every draw has a key of its own, folded from the seed, its role and the clock, so that neither
-# probes nor scan lengths can shift another draw.
-_INIT, _TASKS, _SWITCH, _UPDATE, _PROBE = range(5)
-
-
-def _key(key: Key, role: int, clock: Array | int = 0) -> Key:
-    return jax.random.fold_in(jax.random.fold_in(key, role), clock)
-
-
-def shuffles(key: Key, count: int, size: int) -> Array:
-    """``count`` independent random orders of ``0 .. size - 1``, int32 ``[count, size]``.
-
-    Random bits above, the number itself below in one word, so that a sort of plain integers shuffles: on CPU five times
-    as fast as `jax.random.permutation`, whose sort carries a second operand. Two numbers whose random bits tie keep
-    their order; with at least 20 random bits that is no bias that training could notice, and large sizes, which leave
-    fewer, take `jax.random.permutation`.
-    """
-    low = max(1, (size - 1).bit_length())
-    if low > 12:
-        return jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, count))
-    mask = jnp.uint32((1 << low) - 1)
-    words = jax.random.bits(key, (count, size), jnp.uint32) & ~mask | jnp.arange(size, dtype=jnp.uint32)[None]
-    return (jnp.sort(words, axis=-1) & mask).astype(jnp.int32)
+# Roles of a seed's key, see `keys.fold`.
+_INIT, _TASKS, _SWITCH, _UPDATE, _PROBE, _FACTORS = range(6)
 
 
 def _flat(x: Array) -> Array:
@@ -85,7 +65,7 @@ def program(
     *,
     updates_per_task: int,
     needs_boundary: bool = False,
-    due: Callable[[Array, Array], Array] | None = None,
+    due: segments.Due | None = None,
     monitor: Callable[[Params, Features], dict[str, Array]] | None = None,
 ) -> Program:
     """PPO of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
@@ -106,7 +86,6 @@ def program(
     environment = stream.environment
     policy = policies.make(environment.action_space)
     objective = losses(config, model, policy)
-    due = due or task_borders(updates_per_task)
 
     def loss_fn(params: Params, batch: Batch) -> Array:
         return objective.loss(params, batch)[0]
@@ -140,28 +119,30 @@ def program(
         rest = (seen.action, seen.log_prob, value, advantage, advantage + value)
         return actors, seen, Batch(observation, *map(_flat, rest))
 
-    def gradient_step(carry: tuple[Params, Tree, running.Running], x: tuple[Array, Batch, Key]) -> Any:
-        params, opt_state, factors = carry
-        clock, batch, key = x
-        if config.kronecker_every:
-            (value, (metrics, features, inputs)), (grads, tap_grads) = jax.value_and_grad(
-                objective.tapped, argnums=(0, 1), has_aux=True
-            )(params, taps_fn(batch), batch)
-            factors = jax.lax.cond(
-                clock % config.kronecker_every == 0,
-                lambda f: running.update(f, kronecker.factors(inputs, tap_grads), config.kronecker_decay),
-                lambda f: f,
-                factors,
-            )
-        else:
-            (value, (metrics, features)), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, batch)
-        args = MethodArgs(key, clock, batch, value, features, loss_fn, features_fn, model.init, boundary=False)
-        updates, opt_state = method.update(grads, opt_state, params, **args._asdict())
-        metrics = metrics | {"grad_norm": tree.norm(grads)}
-        return (optax.apply_updates(params, updates), opt_state, factors), metrics
+    def factors_of(seen: Pass, batch: Batch, key: Key, clock: Array) -> dict[str, Factors]:
+        own = fold(key, _FACTORS, clock)
+        return learning.factors_of(seen, config.kronecker_kind, objective.output_loss, batch, own)
 
-    def update(state: State, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
-        roll_key, shuffle_key, method_key = jax.random.split(_key(state.key, _UPDATE, clock), 3)
+    def gradient_step(seed: Key, carry: tuple[Params, Tree, running.Running], x: tuple[Array, Batch, Key]) -> Any:
+        params, opt_state, average = carry
+        clock, batch, key = x
+        seen = objective.backward(params, batch)
+        if config.kronecker_every:
+            average = jax.lax.cond(
+                clock % config.kronecker_every == 0,
+                lambda f: running.update(f, factors_of(seen, batch, seed, clock), config.kronecker_decay),
+                lambda f: f,
+                average,
+            )
+        args = MethodArgs(
+            key, clock, batch, seen.value, seen.features, loss_fn, features_fn, model.init, boundary=False
+        )
+        updates, opt_state = method.update(seen.grads, opt_state, params, **args._asdict())
+        metrics = seen.metrics | {"grad_norm": tree.norm(seen.grads)}
+        return (optax.apply_updates(params, updates), opt_state, average), metrics
+
+    def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
+        roll_key, shuffle_key, method_key = jax.random.split(fold(state.key, _UPDATE, clock), 3)
         actors, seen, batch = collect(state.params, state.statistics, state.actors, roll_key, task)
         steps = config.epochs * config.minibatches
         order = shuffles(shuffle_key, config.epochs, config.steps_per_update).reshape(steps, -1)
@@ -169,9 +150,9 @@ def program(
 
         def minibatch_step(carry: Any, x: tuple[Array, Array, Key]) -> Any:
             clock, index, key = x
-            return gradient_step(carry, (clock, jax.tree.map(lambda a: a[index], batch), key))
+            return gradient_step(state.key, carry, (clock, jax.tree.map(lambda a: a[index], batch), key))
 
-        (params, opt_state, factors), metrics = jax.lax.scan(
+        (params, opt_state, average), metrics = jax.lax.scan(
             minibatch_step, (state.params, state.opt_state, state.factors), xs
         )
         done = jnp.maximum(seen.terminated, seen.truncated)
@@ -185,10 +166,10 @@ def program(
             # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.
             metrics |= monitor(params, features_fn(params, jax.tree.map(lambda x: x[:: config.minibatches], batch)))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
-        return State(state.key, params, opt_state, actors, statistics, factors), metrics
+        return State(state.key, params, opt_state, actors, statistics, average), metrics
 
-    def begin_task(state: State, task: Tree, clock: Array) -> State:
-        env_key, method_key = jax.random.split(_key(state.key, _SWITCH, clock))
+    def begin_task(state: State, data: Tree, task: Tree, clock: Array) -> State:
+        env_key, method_key = jax.random.split(fold(state.key, _SWITCH, clock))
         params, opt_state, statistics = state.params, state.opt_state, state.statistics
         if needs_boundary:
             zeros = jax.tree.map(jnp.zeros_like, params)
@@ -205,16 +186,15 @@ def program(
         if config.normalize_observations == "reset":
             statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(environment, config.num_envs, env_key, task)
-        factors = running.start(state.factors.total)
-        return State(state.key, params, opt_state, actors, statistics, factors)
+        return State(state.key, params, opt_state, actors, statistics, running.start(state.factors.total))
 
-    def measure(state: State, task: Tree, border: Array) -> dict[str, Array]:
+    def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         """All probes on fresh on-policy data; nothing of it reaches the state."""
-        key, env_key, roll_key = jax.random.split(_key(state.key, _PROBE, border), 3)
+        key, env_key, roll_key = jax.random.split(fold(state.key, _PROBE, border), 3)
         actors = reset_actors(environment, config.num_envs, env_key, task)
         batch = collect(state.params, state.statistics, actors, roll_key, task)[2]
 
-        def tapped_loss(params: Params, taps: Tree, batch: Batch) -> tuple[Array, tuple[Features, Features]]:
+        def tapped_loss(params: Params, taps: Tree, batch: Batch) -> tuple[Array, tuple[Features, Tree]]:
             value, (_, features, inputs) = objective.tapped(params, taps, batch)
             return value, (features, inputs)
 
@@ -227,49 +207,21 @@ def program(
             values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}
         return values
 
-    def init(key: Key) -> State:
-        params = model.init(_key(key, _INIT))
+    def init(key: Key, data: Tree) -> State:
+        params = model.init(fold(key, _INIT))
         statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(
-            environment, config.num_envs, _key(key, _SWITCH), stream.task(_key(key, _TASKS), jnp.int32(0))
+            environment, config.num_envs, fold(key, _SWITCH), stream.task(fold(key, _TASKS), jnp.int32(0))
         )
-        factors: Tree = {}
+        like: Tree = {}
         if config.kronecker_every:
-            taps = taps_fn(batch_like)
-            inputs = jax.eval_shape(lambda: objective.tapped(params, taps, batch_like)[1][2])
-            factors = jax.eval_shape(kronecker.factors, inputs, taps)
-        factors = running.start(factors)
-        return State(key, params, method.init(params), actors, statistics, factors)
-
-    def segment(state: State, clock: Array, length: int) -> tuple[State, Record]:
-        index = clock // updates_per_task
-        task = stream.task(_key(state.key, _TASKS), index)
-        # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
-        state = jax.lax.cond(clock % updates_per_task == 0, lambda s: begin_task(s, task, clock), lambda s: s, state)
-        train_shape = jax.eval_shape(update, state, task, clock)[1]
-        probe_shape = jax.eval_shape(measure, state, task, clock)
-
-        def missing(shapes: Tree, *lead: int) -> Tree:
-            return jax.tree.map(lambda s: jnp.full((*lead, *s.shape), jnp.nan, s.dtype), shapes)
-
-        def phase(state: State, trained: Array) -> tuple[State, tuple[Tree, Tree]]:
-            """First nothing, then ``length`` updates; then the probes, if due. One compiled copy serves both."""
-            state, train = jax.lax.cond(
-                trained,
-                lambda s: jax.lax.scan(lambda s, c: update(s, task, c), s, clock + jnp.arange(length)),
-                lambda s: (s, missing(train_shape, length)),
-                state,
+            like = jax.eval_shape(
+                lambda: factors_of(objective.backward(params, batch_like), batch_like, key, jnp.int32(0))
             )
-            now = clock + jnp.where(trained, length, 0)
-            # The end of a task and the start of the next have the same clock, but not the same draws.
-            border = 2 * now + trained
-            seen = jax.lax.cond(
-                due(now, trained), lambda s: measure(s, task, border), lambda _: missing(probe_shape), state
-            )
-            return state, (train, seen)
+        return State(key, params, method.init(params), actors, statistics, running.start(like))
 
-        state, (train, seen) = jax.lax.scan(phase, state, jnp.array([False, True]))
-        return state, Record(jax.tree.map(lambda x: x[1], train), seen)
+    def task_of(state: State, data: Tree, index: Array) -> Tree:
+        return stream.task(fold(state.key, _TASKS), index)
 
     example = jax.eval_shape(
         lambda key: collect(
@@ -283,27 +235,8 @@ def program(
     )
     size = config.steps_per_update // config.minibatches
     batch_like = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), example)
-    dims = {f"{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}
-    coords: dict[str, tuple[Any, ...]] = {}
-    for probe in probes:
-        for axis, labels in probe.coords.items():
-            if coords.setdefault(axis, labels) != labels:
-                raise ConfigError(
-                    f"{probe.name}.{axis}: {labels} is not allowed beside another probe's {coords[axis]}; one record "
-                    "has one labelling of an axis"
-                )
-    return Program(init, segment, dims, coords)
-
-
-def task_borders(updates_per_task: int, every: int = 1) -> Callable[[Array, Array], Array]:
-    """Probes are due before the first and after the last update of every ``every``-th task; see `program`."""
-
-    def due(done: Array, ending: Array) -> Array:
-        # A border belongs to two tasks: to the one that ends there, or to the one that starts.
-        task = done // updates_per_task - ending
-        return (done % updates_per_task == 0) & (task % every == 0)
-
-    return due
+    parts = segments.Parts(init, task_of, begin_task, update, measure)
+    return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)
 
 
 def action_size(environment: Environment) -> tuple[int, bool]:

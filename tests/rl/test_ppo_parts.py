@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import scipy.special
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
+from plastax.keys import shuffles
 from plastax.models import ActorCritic
 from plastax.rl import normalize, ppo
 from plastax.rl import policy as policies
@@ -217,7 +219,7 @@ def divergence(kind: str, old, new):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 512, 4096, 5000])
 def test_shuffles_are_orders(size):
-    orders = np.asarray(ppo.shuffles(jax.random.key(0), 3, size))
+    orders = np.asarray(shuffles(jax.random.key(0), 3, size))
     assert orders.dtype == np.int32
     np.testing.assert_array_equal(np.sort(orders, axis=-1), np.tile(np.arange(size), (3, 1)))
     if size > 7:
@@ -225,7 +227,7 @@ def test_shuffles_are_orders(size):
 
 
 def test_shuffles_are_uniform():
-    orders = np.asarray(ppo.shuffles(jax.random.key(1), 24_000, 4))
+    orders = np.asarray(shuffles(jax.random.key(1), 24_000, 4))
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
@@ -313,8 +315,21 @@ def test_tapped_loss_and_its_gradient_are_the_same(continuous):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     # A kernel's gradient is its inputs times its pre-activations' gradients.
     for network in ("actor", "critic"):
-        layer = inputs[f"{network}/dense_0"].T @ tap_grads[f"{network}/dense_0"]
+        layer = inputs[f"{network}/dense_0"].values.T @ tap_grads[f"{network}/dense_0"]
         np.testing.assert_allclose(grads[network]["dense_0"]["kernel"], layer, rtol=1e-4, atol=1e-6)
+
+    # What the training step takes: all of it from one pass, which can be gone back once more.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def twice(params, batch):
+        seen = objective.backward(params, batch)
+        cotangent = jax.grad(lambda outputs: objective.output_loss.value(outputs, batch))(seen.outputs)
+        return seen._replace(pull=None), seen.pull(cotangent)
+
+    seen, again = twice(params, batch)
+    expected = (value, *metrics, grads, inputs, tap_grads, tap_grads)
+    got = (seen.value, seen.metrics, seen.features, seen.grads, seen.inputs, seen.tap_grads, again)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -379,6 +394,7 @@ def test_advantages_are_normalised_even_where_they_are_all_equal():
         ("value_weight", -1.0),
         ("entropy_weight", -0.01),
         ("normalize_observations", "batch"),
+        ("kronecker_kind", "true"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(setting, value):

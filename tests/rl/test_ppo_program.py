@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from plastax.curvature.kronecker import cotangents, fisher_factors
+from plastax.keys import fold
 from plastax.methods import METHODS
-from plastax.models import ActorCritic
+from plastax.models import ActorCritic, ConvActorCritic
 from plastax.parallel import over_seeds, seed_keys
 from plastax.probes import FeatureProbe, Hessian, monitor
+from plastax.rl import policy as policies
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.environment import Discrete, Environment, Stream, Timestep
+from plastax.rl.minatar import MinAtar
 from plastax.types import Array, ConfigError, Probe, ProbeInput, Program, Record, Tree
 
 SEEDS, UPDATES = (0, 1, 2), 4  # of a task
@@ -66,10 +70,11 @@ def joined(records: list[Record]) -> Tree:
 
 
 def run(program: Program, seeds=SEEDS, lengths=(UPDATES, UPDATES), options=None) -> Run:
-    segment = jax.jit(program.segment, static_argnums=2, compiler_options=options)
-    state, clock, records = jax.jit(program.init, compiler_options=options)(seed_keys(seeds)), 0, []
+    segment = jax.jit(program.segment, static_argnums=3, compiler_options=options)
+    init = jax.jit(program.init, compiler_options=options)
+    state, clock, records = init(seed_keys(seeds), program.data), 0, []
     for length in lengths:
-        state, record = segment(state, jnp.int32(clock), length)
+        state, record = segment(state, program.data, jnp.int32(clock), length)
         clock += length
         records.append(host(record))
     return Run(host(state), records, segment, segment._cache_size())
@@ -137,12 +142,51 @@ def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole, pr
             assert np.isnan(halves[1].probe[name][:, 0]).all()
 
 
-@pytest.mark.slow
-def test_kronecker_factors_change_nothing_but_rounding(cartpole, bare):
-    """The factors' backward pass is another program, which XLA fuses differently: 2e-9 after 8 updates."""
+def assert_only_factors_differ(a: Run, b: Run) -> None:
+    nothing = a.state.factors
+    assert same(a.state._replace(factors=nothing), b.state._replace(factors=nothing))
+    assert same(joined(a.records), joined(b.records))
+
+
+def test_kronecker_factors_change_no_bit(cartpole, bare):
+    """What follows from the gradient is compiled the same, whether factors are taken of the pass or not."""
     without = run(cartpole(kronecker_every=0))
-    assert distance(bare.state.params, without.state.params) < 1e-6
+    assert_only_factors_differ(bare, without)
     assert without.state.factors.total == {}
+    assert all((x != 0).any() for x in jax.tree.leaves(bare.state.factors.total))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sampled", "exact"])
+def test_other_kinds_of_factors_change_no_bit_either(cartpole, bare, kind):
+    other = run(cartpole(kronecker_kind=kind))
+    assert_only_factors_differ(bare, other)
+    for name, pair in bare.state.factors.total.items():
+        np.testing.assert_allclose(other.state.factors.total[name].a, pair.a, rtol=1e-6)
+        assert np.abs(other.state.factors.total[name].g - pair.g).max() > 1e-3 * np.abs(pair.g).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["layer_norm", "conv"])
+def test_kronecker_factors_change_no_bit_of_other_networks(which):
+    if which == "conv":
+        stream = MinAtar(games=("Breakout",)).build()
+        config: ActorCritic = ConvActorCritic((8,), channels=(4,))
+    else:
+        stream, config = Chain("CartPole-v1").build(), ActorCritic((8, 8), "tanh", layer_norm=True)
+    size, continuous = ppo.action_size(stream.environment)
+    model = config.build(stream.environment.observation_shape, size, continuous=continuous)
+
+    def train(kind: str, every: int) -> Run:
+        agent = dataclasses.replace(CONFIG, kronecker_every=every, kronecker_kind=kind)
+        method = METHODS["backprop"].build(agent.optimizer())
+        return run(over_seeds(ppo.program(agent, stream, model, method, updates_per_task=UPDATES), len(SEEDS)))
+
+    without = train("empirical", 0)
+    for kind in ("empirical", "exact"):
+        taken = train(kind, 2)
+        assert_only_factors_differ(taken, without)
+        assert set(taken.state.factors.total) == set(model.layers)
 
 
 def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare):
@@ -161,9 +205,9 @@ def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare):
 
 
 def test_another_order_of_seeds_changes_no_bit(cartpole, bare):
-    state = jax.jit(cartpole().init)(seed_keys(SEEDS[::-1]))
+    state = jax.jit(cartpole().init)(seed_keys(SEEDS[::-1]), ())
     for task in range(2):
-        state, _ = bare.segment(state, jnp.int32(task * UPDATES), UPDATES)
+        state, _ = bare.segment(state, (), jnp.int32(task * UPDATES), UPDATES)
     assert same(bare.state, jax.tree.map(lambda x: x[::-1], host(state)))
 
 
@@ -178,7 +222,7 @@ def test_one_compilation_serves_all_tasks(probed, assert_no_retrace):
     clocks = [jnp.int32(UPDATES * task) for task in range(2, 6)]
     with assert_no_retrace():
         for clock in clocks:
-            state, record = probed.segment(state, clock, UPDATES)
+            state, record = probed.segment(state, (), clock, UPDATES)
     assert probed.segment._cache_size() == 1
     assert np.isfinite(record.probe["hessian/largest"]).all()
 
@@ -300,8 +344,8 @@ def spied():
 
 
 def spy_keys(number: int, clock: int):
-    """The program's own keys, by the rule in `ppo`."""
-    return jax.vmap(lambda key: ppo._key(key, number, clock))(seed_keys((5, 6)))
+    """The program's own keys, by the rule in `keys`."""
+    return jax.vmap(lambda key: fold(key, number, clock))(seed_keys((5, 6)))
 
 
 def test_every_method_sees_the_same_tasks_and_every_seed_its_own(spied):
@@ -336,6 +380,27 @@ def test_running_factors_start_again(spied):
             )
 
 
+@pytest.mark.parametrize("kind", ["sampled", pytest.param("exact", marks=pytest.mark.slow)])
+def test_factors_of_a_kind_are_those_of_the_network(kind):
+    """One gradient step on the whole rollout: its factors depend on the start's parameters and the task alone."""
+    ran = run(spy_program(kronecker_kind=kind, epochs=1, minibatches=1), (5, 6), (1,), QUICK)
+    objective = ppo.losses(SPY_CONFIG, SPY_MODEL, policies.make(Discrete(2)))
+    for k in range(2):
+        params = SPY_MODEL.init(spy_keys(ppo._INIT, 0)[k])
+        seen = ran.records[0].probe["spy/task"][k, 0]
+        outputs, pull, inputs = jax.vjp(
+            lambda taps, params=params, seen=seen: SPY_MODEL.tapped(params, taps, seen)[::2],
+            SPY_MODEL.taps(seen),
+            has_aux=True,
+        )
+        pulled = cotangents(objective.output_loss, kind, outputs, None, spy_keys(ppo._FACTORS, 0)[k])
+        expected = fisher_factors(inputs, lambda c, pull=pull: pull(c)[0], pulled)
+        for name, pair in expected.items():
+            for side, value in pair._asdict().items():
+                got = getattr(ran.state.factors.total[name], side)[k] / ran.state.factors.weight[k]
+                np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-6 * np.abs(value).max(), err_msg=name)
+
+
 def fresh(clock: int):
     keys = jax.vmap(lambda key: jax.random.split(key)[1])(spy_keys(ppo._SWITCH, clock))
     return jax.vmap(SPY_MODEL.init)(keys)
@@ -362,11 +427,11 @@ def test_the_first_probe_of_a_task_sees_the_network_that_starts_it(spied):
 @pytest.mark.parametrize("name", ["reset", pytest.param("backprop", marks=pytest.mark.slow)])
 def test_begin_of_a_task(spied, name):
     """A segment of no updates is the switch alone."""
-    start = jax.jit(spy_program(name).segment, static_argnums=2, compiler_options=QUICK)
+    start = jax.jit(spy_program(name).segment, static_argnums=3, compiler_options=QUICK)
     state = jax.tree.map(jnp.asarray, spied[name].state)._replace(key=seed_keys((5, 6)))
     assert (state.actors.episode_return > 0).all()
     clock = 3 * SPY_UPDATES
-    begun, record = start(state, jnp.int32(clock), 0)
+    begun, record = start(state, (), jnp.int32(clock), 0)
     assert record.train["episodes"].shape == (2, 0)
     np.testing.assert_array_equal(begun.actors.state, 0)
     np.testing.assert_array_equal(begun.actors.episode_return, 0.0)
@@ -419,5 +484,5 @@ def test_no_key_is_used_twice():
     with jax.debug_key_reuse(True):
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
-        state = jax.jit(program.init, compiler_options=QUICK)(jax.random.key(0))
-        jax.jit(program.segment, static_argnums=2, compiler_options=QUICK)(state, jnp.int32(0), 1)
+        state = jax.jit(program.init, compiler_options=QUICK)(jax.random.key(0), ())
+        jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)(state, (), jnp.int32(0), 1)

@@ -50,11 +50,11 @@ program = over_seeds(
     ),
     4,
 )
-state = jax.jit(program.init)(seed_keys(range(4)))
+state = jax.jit(program.init)(seed_keys(range(4)), program.data)
 # LAPACK is called by the same loops whatever the compiler's effort, which is most of the test's time.
-segment = jax.jit(program.segment, static_argnums=2, compiler_options={{"xla_backend_optimization_level": 0}})
+segment = jax.jit(program.segment, static_argnums=3, compiler_options={{"xla_backend_optimization_level": 0}})
 for update in range(200):
-    state, record = segment(state, jnp.int32(update), 1)
+    state, record = segment(state, program.data, jnp.int32(update), 1)
     for name in ("features/effective_rank", "hessian/nodes", "kronecker/rank"):
         assert np.isfinite(np.asarray(record.probe[name])[:, 1]).all(), name
 print("updated", segment._cache_size(), flush=True)

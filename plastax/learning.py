@@ -1,0 +1,93 @@
+"""One forward and one backward pass, with the Kronecker factors that it holds: what every gradient step starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
+from plastax.types import Array, Features, Key, LayerInputs, Loss, Params, Tree
+
+
+class Aside(NamedTuple):
+    """What a forward pass leaves beside the outputs.
+
+    Attributes:
+      features: the network's.
+      inputs: of the tapped layers.
+      stats: running statistics of batch normalisation, moved on; empty without.
+    """
+
+    features: Features
+    inputs: dict[str, LayerInputs]
+    stats: Tree = ()
+
+
+class Pass(NamedTuple):
+    """What one forward and one backward pass leave.
+
+    Attributes:
+      value: the loss, a scalar.
+      metrics: scalars beside it.
+      features: the network's.
+      grads: gradient with respect to the parameters.
+      inputs: of the tapped layers.
+      tap_grads: gradient with respect to the tapped layers' pre-activations.
+      outputs: the network's.
+      pull: the backward pass of this forward pass: cotangent of the outputs -> gradients as ``tap_grads``.
+      stats: see `Aside`.
+    """
+
+    value: Array
+    metrics: dict[str, Array]
+    features: Features
+    grads: Params
+    inputs: dict[str, LayerInputs]
+    tap_grads: dict[str, Array]
+    outputs: Tree
+    pull: Callable[[Tree], dict[str, Array]]
+    stats: Tree = ()
+
+
+def backward(
+    forward: Callable[[Params, dict[str, Array]], tuple[Tree, Aside]],
+    loss: Callable[[Tree], tuple[Array, dict[str, Array]]],
+    params: Params,
+    taps: dict[str, Array],
+) -> Pass:
+    """The gradient with respect to parameters and pre-activations, of one forward and one backward pass.
+
+    What follows from the gradient is compiled the same, whether the rest is used or not: taking Kronecker factors
+    changes no bit of training.
+
+    Args:
+      forward: ``(params, taps) -> (outputs, aside)``.
+      loss: ``(outputs) -> (value, metrics)``.
+      params: where the gradient is taken.
+      taps: zeros, see `Model.taps`.
+    """
+    outputs, pull, aside = jax.vjp(forward, params, taps, has_aux=True)
+    outputs, pull, aside = jax.lax.optimization_barrier((outputs, pull, aside))
+    (value, metrics), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
+    grads, tap_grads = pull(cotangent)
+    value, metrics, grads, tap_grads = jax.lax.optimization_barrier((value, metrics, grads, tap_grads))
+    return Pass(
+        value, metrics, aside.features, grads, aside.inputs, tap_grads, outputs, lambda c: pull(c)[1], aside.stats
+    )
+
+
+def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dict[str, Factors]:
+    """The Kronecker factors of a pass, by layer.
+
+    Args:
+      seen: the pass.
+      kind: whose gradients: empirical (the loss's own) | sampled | exact, see `kronecker.cotangents`.
+      loss: of the network's outputs.
+      batch: that the pass saw.
+      key: of the draws of ``sampled``.
+    """
+    if kind == "empirical":
+        return factors(seen.inputs, seen.tap_grads)
+    return fisher_factors(seen.inputs, seen.pull, cotangents(loss, kind, seen.outputs, batch, key))

@@ -1,0 +1,114 @@
+"""Updates, task switches and probes of one network, put together to the segments of a `Program`.
+
+Supervised streams and reinforcement learning differ in what an update is; when a task begins, when a probe is due and
+what a segment returns is the same for both, and is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plastax.types import Array, ConfigError, Key, Probe, Program, Record, Tree
+
+Due = Callable[[Array, Array], Array]
+"""``(number of updates done, whether a segment ends rather than starts here) -> bool``; must not depend on the seed."""
+
+
+class Parts(NamedTuple):
+    """What a kind of training consists of, for one seed; ``data`` is `Program.data`, shared by all seeds.
+
+    Attributes:
+      init: ``(key, data) -> state``.
+      task: ``(state, data, index) -> task``: what is particular to the task of this number.
+      begin: ``(state, data, task, clock) -> state``: the switch to a task, before its first update (of the first task
+        too).
+      update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; scalars.
+      measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that no two measurements
+        share, for their keys.
+    """
+
+    init: Callable[[Key, Tree], Tree]
+    task: Callable[[Tree, Tree, Array], Tree]
+    begin: Callable[[Tree, Tree, Tree, Array], Tree]
+    update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, dict[str, Array]]]
+    measure: Callable[[Tree, Tree, Tree, Array], dict[str, Array]]
+
+
+def program(
+    parts: Parts, probes: Sequence[Probe], *, updates_per_task: int, data: Tree = (), due: Due | None = None
+) -> Program:
+    """A program that switches tasks every ``updates_per_task`` updates and measures where it is due.
+
+    Args:
+      parts: the training.
+      probes: what `Parts.measure` measures, for the labels of the record.
+      updates_per_task: length of a task; segments may be shorter but must not cross a switch.
+      data: what all seeds share.
+      due: when to measure, at the borders of segments; None: at both ends of every task.
+
+    Raises:
+      ConfigError: if two probes label one axis differently.
+    """
+    due = due or task_borders(updates_per_task)
+
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
+        task = parts.task(state, data, clock // updates_per_task)
+        # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
+        state = jax.lax.cond(
+            clock % updates_per_task == 0, lambda s: parts.begin(s, data, task, clock), lambda s: s, state
+        )
+        train_shape = jax.eval_shape(parts.update, state, data, task, clock)[1]
+        probe_shape = jax.eval_shape(parts.measure, state, data, task, clock)
+
+        def phase(state: Tree, trained: Array) -> tuple[Tree, tuple[Tree, Tree]]:
+            """First nothing, then ``length`` updates; then the probes, if due. One compiled copy serves both."""
+            state, train = jax.lax.cond(
+                trained,
+                lambda s: jax.lax.scan(lambda s, c: parts.update(s, data, task, c), s, clock + jnp.arange(length)),
+                lambda s: (s, missing(train_shape, length)),
+                state,
+            )
+            now = clock + jnp.where(trained, length, 0)
+            # The end of a task and the start of the next have the same clock, but not the same draws.
+            border = 2 * now + trained
+            seen = jax.lax.cond(
+                due(now, trained),
+                lambda s: parts.measure(s, data, task, border),
+                lambda _: missing(probe_shape),
+                state,
+            )
+            return state, (train, seen)
+
+        state, (train, seen) = jax.lax.scan(phase, state, jnp.array([False, True]))
+        return state, Record(jax.tree.map(lambda x: x[1], train), seen)
+
+    dims = {f"{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}
+    coords: dict[str, tuple[Any, ...]] = {}
+    for probe in probes:
+        for axis, labels in probe.coords.items():
+            if coords.setdefault(axis, labels) != labels:
+                raise ConfigError(
+                    f"{probe.name}.{axis}: {labels} is not allowed beside another probe's {coords[axis]}; one record "
+                    "has one labelling of an axis"
+                )
+    return Program(parts.init, segment, data, dims, coords)
+
+
+def missing(shapes: Tree, *lead: int) -> Tree:
+    """NaN of the shapes of a tree, behind the axes ``lead``: what was not measured."""
+    return jax.tree.map(lambda s: jnp.full((*lead, *s.shape), jnp.nan, s.dtype), shapes)
+
+
+def task_borders(updates_per_task: int, every: int = 1) -> Due:
+    """Probes are due before the first and after the last update of every ``every``-th task."""
+
+    def due(done: Array, ending: Array) -> Array:
+        # A border belongs to two tasks: to the one that ends there, or to the one that starts.
+        task = done // updates_per_task - ending
+        return (done % updates_per_task == 0) & (task % every == 0)
+
+    return due
