@@ -8,6 +8,7 @@ from plastax.probes.features import FeatureProbe, dead_units, dormant_fraction, 
 from plastax.probes.gradient import GradientProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.spectrum import GGN, Hessian
+from plastax.probes.trainability import TrainabilityProbe
 from plastax.probes.weights import WeightProbe
 
 PROBES = {
@@ -17,6 +18,7 @@ PROBES = {
     "hessian": Hessian(),
     "ggn": GGN(),
     "kronecker": KroneckerSpectrum(),
+    "trainability": TrainabilityProbe(),
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "GradientProbe",
     "Hessian",
     "KroneckerSpectrum",
+    "TrainabilityProbe",
     "WeightProbe",
     "dead_units",
     "dormant_fraction",

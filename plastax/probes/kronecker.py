@@ -1,4 +1,4 @@
-"""Spectra of the Kronecker factors of every dense layer."""
+"""Spectra of the Kronecker factors of every dense and convolutional layer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from plastax.curvature import kronecker
-from plastax.curvature.running import Running
+from plastax.curvature.kronecker import Eigenvalues, Factors, effective_rank, eigenvalues, factors, rank
 from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
 class KroneckerSpectrum:
-    """Spectra of every dense layer's Kronecker factors (KFAC): input side A, output-gradient side G."""
+    """Spectra of every layer's Kronecker factors (KFAC, expand): input side A, output-gradient side G."""
 
     eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Thresholds of the eps-rank of the Kronecker product."""
@@ -35,9 +34,9 @@ class KroneckerSpectrum:
         """
         eps = jnp.asarray(self.eps)
 
-        def summary(factors: dict[str, kronecker.Factors]) -> tuple[dict[str, Array], list[kronecker.Eigenvalues]]:
-            values = [kronecker.eigenvalues(factors[layer]) for layer in model.layers]
-            ranks = [kronecker.effective_rank(v) for v in values]
+        def summary(layers: dict[str, Factors]) -> tuple[dict[str, Array], list[Eigenvalues]]:
+            values = [eigenvalues(layers[layer]) for layer in model.layers]
+            ranks = [effective_rank(v) for v in values]
             return {
                 "a_effective_rank": jnp.stack([r.a for r in ranks]),
                 "g_effective_rank": jnp.stack([r.g for r in ranks]),
@@ -49,21 +48,17 @@ class KroneckerSpectrum:
             tap_grads, (_, inputs) = jax.grad(seen.tapped_loss_fn, argnums=1, has_aux=True)(
                 seen.params, seen.taps_fn(seen.batch), seen.batch
             )
-            fresh, values = summary(kronecker.factors(inputs, tap_grads))
+            fresh, values = summary(factors(inputs, tap_grads))
             out = fresh | {
-                "rank": jnp.stack([kronecker.rank(v, eps).astype(jnp.float32) for v in values]),
+                "rank": jnp.stack([rank(v, eps).astype(jnp.float32) for v in values]),
                 "a_eigenvalues": _padded([v.a for v in values]),
                 "g_eigenvalues": _padded([v.g for v in values]),
             }
-            return out | {f"running_{name}": value for name, value in running(seen.factors, fresh).items()}
+            running = summary(seen.factors.mean())[0] if seen.factors.total else jax.tree.map(missing, fresh)
+            return out | {f"running_{name}": value for name, value in running.items()}
 
-        def running(factors: Running, like: dict[str, Array]) -> dict[str, Array]:
-            missing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), like)
-            if not factors.total:
-                return missing
-            # NaN must not reach the eigensolver: LAPACK may not return from it.
-            safe = Running(factors.total, jnp.where(factors.weight > 0, factors.weight, 1.0))
-            return jax.tree.map(lambda x, nan: jnp.where(factors.weight > 0, x, nan), summary(safe.mean())[0], missing)
+        def missing(x: Array) -> Array:
+            return jnp.full_like(x, jnp.nan)
 
         per_layer = ("a_effective_rank", "g_effective_rank", "a_largest", "g_largest")
         dims: dict[str, tuple[str, ...]] = dict.fromkeys(

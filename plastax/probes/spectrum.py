@@ -1,15 +1,16 @@
-"""Hessian and Gauss-Newton spectra by stochastic Lanczos quadrature."""
+"""Hessian and Gauss-Newton spectra: Lanczos quadrature with error bars, or exact by the Gram matrix where cheaper."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
 
-from plastax import curvature
-from plastax.types import Array, ConfigError, Model, Operator, Probe, ProbeInput
+from plastax import curvature, tree
+from plastax.curvature.gram import Way
+from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,31 @@ class _SpectrumProbe:
             message = f"{self.name}.eps: {self.eps} is not allowed; give one or more numbers, none negative"
             raise ConfigError(message)
 
-    def operator(self, seen: ProbeInput) -> Operator:
-        """The operator whose spectrum is taken, on ``seen.batch``."""
+    def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
+        """The spectrum on ``seen.batch``."""
         raise NotImplementedError
 
     def build(self, model: Model) -> Probe:
         """The probe.
 
         Its values: ``nodes``, ``weights``, ``residuals`` ``[probe, node]``, the raw quadrature, from which everything
-        can be computed again; ``rank`` and ``relative_rank`` ``[eps]``, ``effective_rank``, ``trace``,
-        ``negative_mass`` with their standard errors ``<name>_se``; ``largest`` and ``smallest`` eigenvalue with
-        residual bounds; ``breakdowns`` ``[probe]``.
+        can be computed again; ``rank`` and ``relative_rank`` ``[eps]``, ``effective_rank``, ``stable_rank``, ``trace``,
+        ``frobenius`` norm and ``negative_mass`` with their standard errors ``<name>_se``; ``largest`` and ``smallest``
+        eigenvalue with residual bounds; ``breakdowns`` ``[probe]``; ``complete``, 1 where the nodes are the
+        eigenvalues; ``dim``.
         """
         del model
         eps = jnp.asarray(self.eps)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
-            # Spread over the batch, whose order is time.
-            batch = jax.tree.map(lambda x: x[:: max(1, -(-x.shape[0] // self.examples))], seen.batch)
-            s = curvature.spectrum(self.operator(seen._replace(batch=batch)), seen.key, self.order, self.probes)
+            s = self.spectrum(thinned(seen, self.examples))
             estimates = {
                 "rank": s.rank(eps),
                 "relative_rank": s.rank(eps, relative=True),
                 "effective_rank": s.effective_rank(),
+                "stable_rank": s.stable_rank(),
                 "trace": s.trace(),
+                "frobenius": s.frobenius(),
                 "negative_mass": s.negative_mass(),
             }
             ends = s.extreme(1)
@@ -73,6 +75,7 @@ class _SpectrumProbe:
                     "smallest": ends.smallest[0],
                     "smallest_residual": ends.smallest_residuals[0],
                     "breakdowns": s.breakdowns.astype(jnp.float32),
+                    "complete": s.complete.astype(jnp.float32),
                     "dim": jnp.asarray(s.dim, jnp.float32),
                 }
             )
@@ -89,9 +92,10 @@ class Hessian(_SpectrumProbe):
 
     name: ClassVar[str] = "hessian"
 
-    def operator(self, seen: ProbeInput) -> Operator:
-        """The Hessian of the mean loss on the batch."""
-        return curvature.hessian(seen.loss_fn, seen.params, data=seen.batch)
+    def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
+        """The Hessian's of the mean loss on the batch, by Lanczos."""
+        op = curvature.hessian(seen.loss_fn, seen.params, data=seen.batch)
+        return curvature.spectrum(op, seen.key, order_within(self.order, seen), self.probes)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,35 @@ class GGN(_SpectrumProbe):
 
     name: ClassVar[str] = "ggn"
 
-    def operator(self, seen: ProbeInput) -> Operator:
-        """``J^T C J``: J the Jacobian of the outputs, C the program's output curvature."""
-        return curvature.ggn(seen.outputs_fn, seen.output_loss, seen.params, data=seen.batch)
+    method: Way = "auto"
+    """gram: exact, by the Gram matrix of the examples' gradients; lanczos; auto: the one that costs less."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in get_args(Way):
+            message = f"ggn.method: {self.method!r} is not one of {', '.join(get_args(Way))}"
+            raise ConfigError(message)
+
+    def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
+        """That of ``J^T C J``: J the Jacobian of the outputs, C the program's output curvature."""
+        return curvature.ggn_spectrum(
+            seen.outputs_fn,
+            seen.output_loss,
+            seen.params,
+            seen.batch,
+            seen.key,
+            order_within(self.order, seen),
+            self.probes,
+            self.method,
+        )
+
+
+def thinned(seen: ProbeInput, examples: int) -> ProbeInput:
+    """With at most so many examples, spread over the batch, whose order may be time."""
+    batch = jax.tree.map(lambda x: x[:: max(1, -(-x.shape[0] // examples))], seen.batch)
+    return seen._replace(batch=batch)
+
+
+def order_within(order: int, seen: ProbeInput) -> int:
+    """The order, no more than there are parameters."""
+    return min(order, tree.size(seen.params))

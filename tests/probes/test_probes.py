@@ -12,9 +12,20 @@ import numpy as np
 import pytest
 
 from plastax import linalg, tree
-from plastax.curvature import kronecker, running
+from plastax.curvature import running
+from plastax.curvature.kronecker import Factors, factors
 from plastax.models import ActorCritic
-from plastax.probes import GGN, PROBES, FeatureProbe, Hessian, KroneckerSpectrum, dead_units, dormant_fraction, monitor
+from plastax.probes import (
+    GGN,
+    PROBES,
+    FeatureProbe,
+    Hessian,
+    KroneckerSpectrum,
+    TrainabilityProbe,
+    dead_units,
+    dormant_fraction,
+    monitor,
+)
 from plastax.probes.features import feature_norm, participation_ratio
 from plastax.types import ConfigError, Loss, Probe, ProbeInput
 
@@ -22,6 +33,8 @@ from plastax.types import ConfigError, Loss, Probe, ProbeInput
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 EXAMPLES = 10
 MODEL = ActorCritic(hidden=(5, 4)).build((3,), 2, continuous=False)
+# As an experiment has them: with a budget.
+CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
 every_probe = pytest.mark.parametrize("name", PROBES)
 
 
@@ -135,6 +148,10 @@ def tapped_loss_fn(params: Any, taps: dict, batch: dict) -> tuple[jax.Array, tup
 OUTPUT_LOSS = Loss(
     lambda outputs, batch: jnp.zeros(()),
     lambda outputs, batch, tangent: jax.tree.map(lambda t: t / batch["x"].shape[0], tangent),
+    lambda outputs, batch: {
+        "policy": jnp.zeros((3, *outputs["policy"].shape)).at[[0, 1], :, [0, 1]].set(len(batch["x"]) ** -0.5),
+        "value": jnp.zeros((3, *outputs["value"].shape)).at[2].set(len(batch["x"]) ** -0.5),
+    },
 )
 
 
@@ -175,11 +192,11 @@ def no_factors() -> running.Running:
     return running.start({})
 
 
-def fresh_factors(params: Any, batch: Any) -> dict[str, kronecker.Factors]:
+def fresh_factors(params: Any, batch: Any) -> dict[str, Factors]:
     """As the training step makes them."""
     taps = MODEL.taps(batch["x"])
     tap_grads, (_, inputs) = jax.grad(tapped_loss_fn, argnums=1, has_aux=True)(params, taps, batch)
-    return kronecker.factors(inputs, tap_grads)
+    return factors(inputs, tap_grads)
 
 
 @functools.cache
@@ -216,13 +233,13 @@ def assert_declared(probe: Probe, values: dict[str, Any]) -> None:
 
 @every_probe
 def test_registered_probe(name: str, assert_no_retrace: Callable) -> None:
-    probe = PROBES[name].build(MODEL)
+    probe = CONFIGS[name].build(MODEL)
     assert probe.name == name
     shapes = jax.eval_shape(lambda p, b: probe.measure(look(p, b, no_factors())), make_params(), make_batch())
     assert_declared(probe, shapes)
 
     params, batch, seeds = live_and_dead(), make_batch(), jnp.arange(2)
-    values = measure_of(PROBES[name])(params, batch, seeds)
+    values = measure_of(CONFIGS[name])(params, batch, seeds)
     assert {k: v.shape[1:] for k, v in values.items()} == {k: v.shape for k, v in shapes.items()}
     for key, value in values.items():
         padding = np.isnan(value[0]) if key.endswith("_eigenvalues") else np.zeros_like(value[0], bool)
@@ -232,8 +249,8 @@ def test_registered_probe(name: str, assert_no_retrace: Callable) -> None:
     # The other network's neighbour, and the order, change nothing; nor does the other batch compile.
     other = make_batch(3)
     with assert_no_retrace():
-        measure_of(PROBES[name])(params, other, seeds)
-    flipped = measure_of(PROBES[name])(jax.tree.map(lambda x: x[::-1], params), batch, seeds[::-1])
+        measure_of(CONFIGS[name])(params, other, seeds)
+    flipped = measure_of(CONFIGS[name])(jax.tree.map(lambda x: x[::-1], params), batch, seeds[::-1])
     for key, value in values.items():
         np.testing.assert_allclose(flipped[key][1], value[0], rtol=1e-5, atol=1e-6, err_msg=key)
 
@@ -383,7 +400,7 @@ def test_complete_spectra_equal_the_dense_matrix(config: Any) -> None:
     expected = dense_spectrum(config is GGN)
     size, norm = np.abs(expected), np.abs(expected).max()
     assert not any(np.any(np.abs(size - e * f) < 2e-5) for e in eps for f in (1.0, norm)), "choose another seed"
-    probe = config(order=200, probes=1, eps=eps).build(MODEL)
+    probe = config(order=200, probes=1, eps=eps, **({"method": "lanczos"} if config is GGN else {})).build(MODEL)
     values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
     assert_declared(probe, values)
     assert values["dim"] == len(expected)
@@ -403,12 +420,45 @@ def test_complete_spectra_equal_the_dense_matrix(config: Any) -> None:
     assert np.abs(short["trace"][0] - expected.sum()) < 5 * short["trace_se"][0] + 1e-4
 
 
+def test_the_gram_matrix_gives_the_whole_spectrum() -> None:
+    expected = dense_spectrum(gauss_newton=True)
+    probe = GGN(eps=(1e-3, 1e-2), method="gram").build(MODEL)
+    values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
+    assert_declared(probe, values)
+    assert values["complete"]
+    largest = expected[-values["nodes"].size :]
+    np.testing.assert_allclose(values["nodes"][0], largest, atol=1e-5 * expected[-1])
+    np.testing.assert_array_equal(values["rank"], [(expected > e).sum() for e in (1e-3, 1e-2)])
+    np.testing.assert_allclose(values["frobenius"], np.sqrt((expected**2).sum()), rtol=1e-4)
+    np.testing.assert_allclose(values["stable_rank"], (expected**2).sum() / expected[-1] ** 2, rtol=1e-4)
+    for name in ("rank_se", "effective_rank_se", "stable_rank_se", "trace_se", "frobenius_se"):
+        np.testing.assert_array_equal(values[name], 0.0)
+
+
+def test_trainability_is_linear_descent_on_random_targets() -> None:
+    """One number by hand: what gradient descent on the linearised outputs leaves of targets of variance one."""
+    lr, steps = 0.3, 40
+    # The outputs' mean squared error over 3 numbers an example: twice the matrix of half the squared errors, over 3.
+    values = 2.0 / 3.0 * dense_spectrum(gauss_newton=True)
+    size = 3 * EXAMPLES
+    probe = TrainabilityProbe(tau=0.9).within(lr, steps).build(MODEL)
+    found = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
+    assert_declared(probe, found)
+    kept = (1.0 - lr * np.sort(values)[-size:]) ** (2 * steps)
+    np.testing.assert_allclose(found["loss"], kept.mean(), rtol=1e-4)
+    np.testing.assert_allclose(found["eps_star"], 1.0 / (lr * steps), rtol=1e-6)
+    np.testing.assert_array_equal(found["rank"], (values > 1.0 / (lr * steps)).sum())
+    np.testing.assert_allclose(found["reachable"], found["rank"] / size, rtol=1e-6)
+    assert found["trainable"] == (found["rank"] >= found["required"])
+    assert TrainabilityProbe(steps=7).within(lr, steps).steps == 7
+
+
 class Taken(Exception):
     """Carries the batch that an operator was asked for."""
 
 
 class Spy(Hessian):
-    def operator(self, seen: ProbeInput) -> Any:
+    def spectrum(self, seen: ProbeInput) -> Any:
         raise Taken(seen.batch)
 
 
@@ -447,6 +497,11 @@ def test_monitor_averages_each_network_on_its_own() -> None:
         (lambda: Hessian(order=0), "hessian.order"),
         (lambda: GGN(probes=0), "ggn.probes"),
         (lambda: GGN(examples=0), "ggn.examples"),
+        (lambda: GGN(method="dense"), "ggn.method"),
+        (lambda: TrainabilityProbe(tau=0.0), "trainability.tau"),
+        (lambda: TrainabilityProbe(order=0), "trainability.order"),
+        (lambda: TrainabilityProbe(learning_rate=-1.0), "trainability.learning_rate"),
+        (lambda: TrainabilityProbe(learning_rate=0.1).build(MODEL), "trainability.steps"),
         (lambda: Hessian(eps=(1e-3, -1e-3)), "hessian.eps"),
     ],
 )
