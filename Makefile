@@ -1,6 +1,6 @@
 # plastax: every target sets up .venv by itself; a second start installs nothing. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint types bench report clean
+.PHONY: help setup run data test test-all lint types bench report clean
 
 experiments := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/*.py)))))
 benchmarks  := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/bench/*.py)))))
@@ -15,6 +15,9 @@ else
   accel := $(strip $(ACCEL))
 endif
 stamp := .venv/.plastax-$(accel)
+
+# Tests compile more than they compute, each on one core: a process a core, and every file in one of them.
+workers := -n auto --maxprocesses 4 --dist loadfile
 
 ifeq ($(accel),cpu)
   JAX_PLATFORMS ?= cpu
@@ -41,6 +44,12 @@ ifneq ($(filter report,$(MAKECMDGOALS)),)
   endif
 endif
 
+ifneq ($(filter data,$(MAKECMDGOALS)),)
+  ifeq ($(strip $(NAME)),)
+    $(error NAME is not set; give the name of a data set: make data NAME=mnist (python -m plastax list data lists them))
+  endif
+endif
+
 help:  ## list the targets and their settings
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
@@ -58,11 +67,14 @@ setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an N
 run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
 	@$(python) -m experiments.$(EXP) $(ARGS)
 
+data: $(stamp)  ## fetch a data set ahead of time and print its card: make data NAME=mnist
+	@$(python) -m plastax data "$(NAME)" $(ARGS)
+
 test: $(stamp)  ## run the tests that are not slow; ARGS go to pytest
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest $(workers) $(ARGS)
 
 test-all: $(stamp)  ## run all tests
-	$(python) -m pytest -m "" $(ARGS)
+	$(python) -m pytest $(workers) -m "" $(ARGS)
 
 lint: $(stamp)  ## ruff: rules and format
 	$(python) -m ruff check .

@@ -1,7 +1,7 @@
-"""The command line: what there is, and the report of a run.
+"""The command line: what there is, the report of a run, and data ahead of time.
 
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
-of a run directory and prints its table.
+of a run directory and prints its table; ``python -m plastax data NAME`` fetches a data set and prints its card.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import tyro
 
 from plastax.types import ConfigError
 
-REGISTRIES = {
-    "methods": ("plastax.methods", "METHODS"),
-    "streams": ("plastax.rl", "STREAMS"),
-    "probes": ("plastax.probes", "PROBES"),
-    "models": ("plastax.models", "MODELS"),
+REGISTRIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "methods": (("plastax.methods", "METHODS"),),
+    "streams": (("plastax.rl", "STREAMS"), ("plastax.streams", "STREAMS")),
+    "probes": (("plastax.probes", "PROBES"),),
+    "models": (("plastax.models", "MODELS"), ("plastax.models", "SUPERVISED")),
+    "data": (("plastax.data", "DATA"),),
 }
 KINDS = ("experiments", *REGISTRIES)
 
@@ -55,20 +56,23 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
     """Prints what there is, one name and one line each.
 
     Args:
-      kind: experiments, methods, streams, probes or models.
+      kind: experiments, methods, streams, probes, models or data.
     """
     if kind not in KINDS:
         message = f"kind={kind!r} is not something to list; allowed: {', '.join(KINDS)}"
         raise ConfigError(message)
     if kind == "experiments":
-        found = experiments()
+        found = list(experiments().items())
     else:
-        module, name = REGISTRIES[kind]
-        package = importlib.import_module(module)
-        # Several entries may be one class with different settings: then the package describes them one by one.
-        found = entries(getattr(package, name)) | dict(getattr(package, "DESCRIPTIONS", {}))
-    width = max(map(len, found), default=0)
-    for name, line in found.items():
+        found = []
+        for module, name in REGISTRIES[kind]:
+            package = importlib.import_module(module)
+            # Several entries may be one class with different settings: then the package describes them one by one.
+            lines = entries(getattr(package, name))
+            lines |= {k: v for k, v in getattr(package, "DESCRIPTIONS", {}).items() if k in lines}
+            found += lines.items()
+    width = max((len(name) for name, _ in found), default=0)
+    for name, line in found:
         print(f"{name:<{width}}  {line}".rstrip())
 
 
@@ -86,9 +90,19 @@ def report(run: Annotated[pathlib.Path, tyro.conf.Positional], /) -> None:
     written.print_table(run)
 
 
+def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None) -> None:
+    """Fetches a data set if it is not here yet, checks it and prints its card.
+
+    Args:
+      name: one of `python -m plastax list data`.
+      path: the folder or archive that holds its files; looked for, and then fetched, by default.
+    """
+    print(importlib.import_module("plastax.data").load(name, path).card)
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
-    commands: dict[str, Callable[..., Any]] = {"list": list_, "report": report}
+    commands: dict[str, Callable[..., Any]] = {"list": list_, "report": report, "data": data}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m plastax", description=first_line(__doc__), args=args

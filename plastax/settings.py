@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import hashlib
 import json
 import os
@@ -145,9 +144,7 @@ def _value_of(args: Sequence[str], flag: str) -> str | None:
 
 def _known(field: str, name: str, allowed: Registry) -> None:
     if name not in allowed:
-        close = difflib.get_close_matches(name, allowed, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ConfigError(f"{field}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
+        raise ConfigError.unknown(field, name, allowed)
 
 
 def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]) -> list[str]:

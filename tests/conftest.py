@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ os.environ["WANDB_SILENT"] = "true"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from plastax import data  # noqa: E402
+from plastax.data import Dataset  # noqa: E402
+
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -29,7 +33,8 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    cache = pathlib.Path(config.rootpath) / ".pytest_cache" / "xla"
+    # One cache a worker process: entries are not written atomically.
+    cache = pathlib.Path(config.rootpath) / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -59,6 +64,22 @@ def assert_no_retrace() -> Callable[[], contextlib.AbstractContextManager[None]]
         assert len(_compilations) == before, f"{len(_compilations) - before} compilation(s) where none was expected"
 
     return block
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Callable[[str], Dataset]:
+    """Real data by name, never by download. Where they are missing: a failure in CI, elsewhere a skip."""
+
+    @functools.cache
+    def get(name: str) -> Dataset:
+        try:
+            return data.load(name, download=False)
+        except data.DataError as error:
+            if os.environ.get("CI") or os.environ.get("PLASTAX_REQUIRE_DATA"):
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(f"needs the data set {name}: make data NAME={name}")
+
+    return get
 
 
 @pytest.fixture

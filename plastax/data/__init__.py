@@ -1,0 +1,105 @@
+"""Image data sets as arrays, each with a card that says where it comes from.
+
+`load` finds a data set by name: an explicit path, then the directory that ``PLASTAX_DATA`` names, then the cache
+(``~/.cache/plastax/data``), then installed packages, then the network. ``make data NAME=mnist`` or
+``python -m plastax data mnist`` does it ahead of time and prints the card.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from plastax.data.base import Arrays, Card, DataError, Dataset, Entry, Source, SourceError, checksum
+from plastax.data.cifar import CIFAR100
+from plastax.data.digits import DIGITS
+from plastax.data.find import cache, locate
+from plastax.data.idx import FASHION_MNIST, MNIST
+from plastax.data.imagenet import IMAGENET32
+from plastax.data.synthetic import SYNTHETIC
+from plastax.types import ConfigError
+
+DATA: dict[str, Entry] = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "cifar100": CIFAR100,
+    "imagenet32": IMAGENET32,
+    "synthetic": SYNTHETIC,
+}
+DESCRIPTIONS = {name: entry.description for name, entry in DATA.items()}
+
+
+def load(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = True,
+    download: bool = True,
+    **options: Any,
+) -> Dataset:
+    """A data set by name.
+
+    Args:
+      name: one of `DATA`.
+      path: the folder (or archive) that holds its files; None: look in ``PLASTAX_DATA``, the cache and installed
+        packages, and fetch it if it is nowhere.
+      verify: refuse files that are not the published ones. False takes any files of the right format: your own subset,
+        say.
+      download: whether the network may be asked.
+      **options: of the reader: of ``synthetic`` (`plastax.data.synthetic.read`) and ``imagenet32``
+        (`plastax.data.imagenet.read`).
+
+    Returns:
+      uint8 images ``[N, height, width, channels]``, 0 .. 255, int32 labels, and the card.
+
+    Raises:
+      ConfigError: an unknown name, a path that does not exist, an option that cannot be used.
+      DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
+    """
+    if name not in DATA:
+        raise ConfigError.unknown("data", name, DATA)
+    entry = DATA[name]
+    if entry.files:
+        arrays, origin = locate(name, entry, path, verify, download, options)
+    elif path is None:
+        arrays, origin = entry.read(**options), f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
+    else:
+        message = f"data: {name} is not read from files; leave out the path {path}"
+        raise ConfigError(message)
+    card = Card(
+        name=name,
+        synthetic=entry.synthetic,
+        source=entry.source,
+        licence=entry.licence,
+        origin=origin,
+        checksum=checksum(arrays),
+        shape=arrays.train_images.shape[1:],
+        classes=arrays.classes,
+        train=len(arrays.train_images),
+        test=len(arrays.test_images),
+        notes=entry.notes
+        if verify or not entry.files
+        else f"{entry.notes}; files NOT verified against the published ones",
+    )
+    return Dataset(*arrays[:4], card)
+
+
+def _spelled(options: dict[str, Any]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in options.items()]
+
+
+__all__ = [
+    "DATA",
+    "DESCRIPTIONS",
+    "Arrays",
+    "Card",
+    "DataError",
+    "Dataset",
+    "Entry",
+    "Source",
+    "SourceError",
+    "cache",
+    "checksum",
+    "load",
+]

@@ -1,0 +1,172 @@
+"""What a data set is: arrays, a card that says where they come from, and the entry that the registry keeps of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from plastax.types import ConfigError
+
+
+class DataError(ConfigError):
+    """Data that cannot be had or used; the message names the file and the remedy. Ends an experiment with status 2."""
+
+
+class Card(NamedTuple):
+    """Where a data set comes from; its fields are JSON types, and `str` prints them one a line.
+
+    Attributes:
+      name: its name in `plastax.data.DATA`.
+      synthetic: True if the images were drawn by a generator. What is measured on them says nothing about real images.
+      source: who made it and where it is published.
+      licence: under what terms, as far as they are known.
+      origin: what these arrays were read from: a path or a package, or the call that made them.
+      checksum: ``sha256:<hex>`` of the four arrays' bytes in C order: the same for all origins of the same data.
+      shape: (height, width, channels) of an image.
+      classes: number of classes; labels are 0 .. classes - 1.
+      train: number of training images.
+      test: number of held-out images.
+      notes: how training and held-out images were told apart, and what else to know.
+    """
+
+    name: str
+    synthetic: bool
+    source: str
+    licence: str
+    origin: str
+    checksum: str
+    shape: tuple[int, ...]
+    classes: int
+    train: int
+    test: int
+    notes: str
+
+    def __str__(self) -> str:
+        lines = [f"{name + ':':<11}{value}" for name, value in self._asdict().items()]
+        warning = "*** SYNTHETIC IMAGES: drawn by a generator, not a real data set ***"
+        return "\n".join([warning] * self.synthetic + lines)
+
+
+class Arrays(NamedTuple):
+    """What a reader returns.
+
+    Attributes:
+      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255.
+      train_labels: int32 ``[train]``.
+      test_images: uint8 ``[test, height, width, channels]``; none of them is a training image.
+      test_labels: int32 ``[test]``.
+      classes: number of classes.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+
+
+class Dataset(NamedTuple):
+    """A data set in memory: `Arrays` with a card.
+
+    Attributes:
+      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255.
+      train_labels: int32 ``[train]``.
+      test_images: uint8 ``[test, height, width, channels]``; none of them is a training image.
+      test_labels: int32 ``[test]``.
+      card: what it is and where it comes from.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    card: Card
+
+
+class Source(NamedTuple):
+    """A place that a data set can be fetched from.
+
+    Attributes:
+      label: what messages and cards call it.
+      fetch: ``(folder) -> None``: puts the data set's files into the folder, or raises `SourceError`. What it leaves
+        there may be continued by its next call.
+    """
+
+    label: str
+    fetch: Callable[[Path], None]
+
+
+class SourceError(Exception):
+    """Why a source could not give its files."""
+
+
+class Entry(NamedTuple):
+    """What the registry knows of a data set.
+
+    Attributes:
+      description: one line.
+      source: who made it and where it is published.
+      licence: under what terms, as far as they are known.
+      notes: for the card.
+      read: ``(folder, verify, **options) -> Arrays``; ``(**options) -> Arrays`` if the data set needs no files.
+      files: what files to put into a folder, in words; "" for a data set that needs none.
+      present: ``(folder) -> bool``: whether the folder holds the data set, whole or in part.
+      folders: where the files may lie below ``PLASTAX_DATA``, other libraries' habits included.
+      installed: folders of operating system packages that hold it.
+      sources: where it can be fetched, best first.
+      remedy: how to get the files where there is no source.
+      synthetic: whether a generator draws it.
+    """
+
+    description: str
+    source: str
+    licence: str
+    notes: str
+    read: Callable[..., Arrays]
+    files: str = ""
+    present: Callable[[Path], bool] = Path.is_dir
+    folders: tuple[str, ...] = ()
+    installed: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    remedy: str = ""
+    synthetic: bool = False
+
+
+def checksum(arrays: Arrays) -> str:
+    """``sha256:<hex>`` of the four arrays' bytes, in the order of `Arrays`."""
+    digest = hashlib.sha256()
+    for array in arrays[:4]:
+        digest.update(np.ascontiguousarray(array).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def verify(path: Path, content: bytes, expected: str) -> None:
+    """Refuses a file that is not the published one; ``expected`` is ``<algorithm>:<hex>``.
+
+    Raises:
+      DataError: the content has another digest.
+    """
+    algorithm, _, digest = expected.partition(":")
+    found = hashlib.new(algorithm, content).hexdigest()
+    if found != digest:
+        message = (
+            f"{path}: not the published file, or a damaged one ({algorithm} {found[:12]}..., published: "
+            f"{digest[:12]}...); delete it and get it again, or say verify=False if you mean this file"
+        )
+        raise DataError(message)
+
+
+def positive(**values: int) -> None:
+    """Refuses counts below one.
+
+    Raises:
+      ConfigError: names the first such count.
+    """
+    for name, value in values.items():
+        if value < 1:
+            message = f"{name}={value} is not a positive number of {name.replace('_', ' ')}"
+            raise ConfigError(message)

@@ -1,0 +1,139 @@
+"""Finds a data set: given folder, ``PLASTAX_DATA``, cache, installed packages, and last the network.
+
+The cache is ``$XDG_CACHE_HOME/plastax/data/<name>`` (``~/.cache`` by default). What a source brings goes to a hidden
+folder beside it, is read and verified there, and then becomes the cache's folder by one rename: a data set in the cache
+is whole. A lock makes a second process wait for the first one's download instead of repeating it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plastax.data.base import Arrays, DataError, Entry, Source, SourceError
+from plastax.types import ConfigError
+
+
+def cache() -> Path:
+    """The folder that fetched data sets are kept in."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "plastax" / "data"
+
+
+def locate(
+    name: str, entry: Entry, path: str | os.PathLike[str] | None, check: bool, fetch: bool, options: Mapping[str, Any]
+) -> tuple[Arrays, str]:
+    """Reads a data set that is kept in files.
+
+    Args:
+      name: its name.
+      entry: its entry.
+      path: where its files are; None: look for them.
+      check: whether the files must be the published ones. Fetched files always must.
+      fetch: whether the network may be asked.
+      options: for the reader.
+
+    Returns:
+      The arrays, and where they were found.
+
+    Raises:
+      ConfigError: ``path`` or ``PLASTAX_DATA`` is not there.
+      DataError: the data are nowhere, or damaged, or the cache cannot be written.
+    """
+    if path is not None:
+        return entry.read(_existing(f"path of {name}", Path(path)), check, **options), str(path)
+    looked: list[Path] = []
+    if root := os.environ.get("PLASTAX_DATA"):
+        looked += [_existing("PLASTAX_DATA", Path(root)) / folder for folder in entry.folders]
+    kept = cache() / name
+    looked += [kept, *map(Path, entry.installed)]
+    for folder in looked:
+        if entry.present(folder):
+            return entry.read(folder, check or folder == kept, **options), str(folder)
+    failures: list[str] = []
+    if fetch:
+        try:
+            arrays, failures = fetched(name, entry, kept, options)
+        except OSError as error:
+            message = (
+                f"{kept}: cannot be written ({error.strerror or error}); free some space there, or name another "
+                "directory in XDG_CACHE_HOME"
+            )
+            raise DataError(message) from error
+        if arrays is not None:
+            return arrays, str(kept)
+    failed = [f"not from {failure}" for failure in failures] if fetch else ["the network was not asked"]
+    raise DataError(_missing(name, entry, [f"not in {folder}" for folder in looked] + failed))
+
+
+def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -> tuple[Arrays | None, list[str]]:
+    """Fetches a data set into ``folder`` from the first source that has it whole.
+
+    Returns:
+      The arrays, None if no source had them, and what went wrong with each source.
+    """
+    failures: list[str] = []
+    if not entry.sources:
+        return None, failures
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent / f".{name}.lock"):
+        if entry.present(folder):  # another process was faster
+            return entry.read(folder, True, **options), failures
+        for source in entry.sources:
+            staging = folder.parent / f".{name}-{re.sub(r'[^a-z0-9]+', '-', source.label.lower())}"
+            print(f"{name}: asking {source.label}", file=sys.stderr)
+            try:
+                arrays = _tried(source, entry, staging, options)
+            except (SourceError, DataError) as error:
+                failures.append(f"{source.label}: {str(error).removeprefix(source.label).lstrip(': ')}")
+                print(f"{name}: {failures[-1]}", file=sys.stderr)
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(staging, folder)
+            for leftover in folder.parent.glob(f".{name}-*"):
+                shutil.rmtree(leftover)
+            print(f"{name}: fetched from {source.label} into {folder}", file=sys.stderr)
+            return arrays, failures
+    return None, failures
+
+
+def _tried(source: Source, entry: Entry, staging: Path, options: Mapping[str, Any]) -> Arrays:
+    """What one source brings, read and verified. What an earlier, cut attempt left is continued, once."""
+    continued = staging.exists() and any(staging.iterdir())
+    staging.mkdir(exist_ok=True)
+    source.fetch(staging)
+    try:
+        return entry.read(staging, True, **options)
+    except DataError:
+        shutil.rmtree(staging)
+        if not continued:
+            raise
+    return _tried(source, entry, staging, options)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _existing(setting: str, path: Path) -> Path:
+    if not path.exists():
+        message = f"{setting}: {path} does not exist"
+        raise ConfigError(message)
+    return path
+
+
+def _missing(name: str, entry: Entry, tried: list[str]) -> str:
+    parents = "$PLASTAX_DATA/" + entry.folders[0] if entry.folders else "a folder given as path"
+    remedy = f"put {entry.files} into {cache() / name} or {parents}"
+    how = entry.remedy or f"make data NAME={name}, with a network"
+    return "\n  ".join([f"data set {name!r} is not on this machine", *tried, f"get it: {how}", f"or {remedy}"])

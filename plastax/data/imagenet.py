@@ -1,0 +1,216 @@
+"""ImageNet at 32 x 32 pixels, from either of the two forms that its users have on disk.
+
+- A folder ``classes/`` with one ``<class>.npy`` a class, uint8 ``[images, 3, 32, 32]``, 700 images each: the form of
+  the continual ImageNet problem (Dohare et al., Loss of plasticity in deep continual learning, Nature 632, 2024). The
+  first 600 are training images, the last 100 are held out.
+- The training batches of the official downsampled ImageNet (Chrabaszcz, Loshchilov and Hutter, arXiv:1707.08819),
+  ``train_data_batch_1`` .. ``10`` as npz files or pickles, or the zip archive that holds them. Each has ``data``
+  ``[N, 3072]`` and ``labels`` 1 .. 1000. They are sorted into the same 600 + 100 images a class: the first 700 of each
+  class in the order of the files. The official validation images are not used.
+
+In both, images come sorted by class, so that the images of a class are one slice.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from plastax.data import pickles
+from plastax.data.base import Arrays, DataError, Entry, positive
+
+CLASSES = 1000
+SHAPE = (32, 32, 3)
+BATCH = re.compile(r"(?:.*/)?train_data_batch_(\d+)(\.npz)?")
+ZIPS = ("Imagenet32_train_npz.zip", "Imagenet32_train.zip")
+Opener = Callable[[], BinaryIO]
+
+
+def class_files(path: Path) -> list[Path]:
+    """The ``<class>.npy`` files in ``path`` or its folder ``classes``, by class number."""
+    for folder in (path / "classes", path):
+        if found := [p for p in folder.glob("*.npy") if p.stem.isdigit()]:
+            return sorted(found, key=lambda p: int(p.stem))
+    return []
+
+
+def batches(path: Path) -> list[tuple[Path, Opener]]:
+    """The training batches in ``path`` (a folder or a zip archive), by number, each with what opens it."""
+    archive = path if path.is_file() else next((path / name for name in ZIPS if (path / name).is_file()), None)
+    found: dict[int, tuple[Path, Opener]] = {}
+    if path.is_dir():
+        for file in sorted(path.glob("train_data_batch_*")):
+            if match := BATCH.fullmatch(file.name):
+                found[int(match[1])] = (file, functools.partial(_opened, file))
+    if archive is not None and not found:
+        try:
+            with zipfile.ZipFile(archive) as zipped:
+                for name in zipped.namelist():
+                    if match := BATCH.fullmatch(name):
+                        found[int(match[1])] = (archive / name, functools.partial(_member, archive, name))
+        except (OSError, zipfile.BadZipFile) as error:
+            message = f"{archive}: damaged, cut short or no zip archive ({error}); delete it and get it again"
+            raise DataError(message) from error
+    return [found[number] for number in sorted(found)]
+
+
+def _opened(file: Path) -> BinaryIO:
+    return file.open("rb")
+
+
+def _member(archive: Path, name: str) -> BinaryIO:
+    """One member in memory: npz files are read out of order, which a compressed member cannot do well."""
+    with zipfile.ZipFile(archive) as zipped:
+        return io.BytesIO(zipped.read(name))
+
+
+def present(path: Path) -> bool:
+    """Whether ``path`` holds one of the two forms."""
+    zips = path.is_file() or any((path / name).is_file() for name in ZIPS)
+    return zips or bool(class_files(path)) or any(path.glob("train_data_batch_*"))
+
+
+def read(
+    path: Path,
+    verify: bool = True,
+    *,
+    classes: int | None = None,
+    train_per_class: int = 600,
+    test_per_class: int = 100,
+) -> Arrays:
+    """Reads ImageNet-32, sorted by class.
+
+    Args:
+      path: a folder with one of the two forms, or the official zip archive.
+      verify: without effect: there are no published checksums of these files.
+      classes: how many classes to keep, the first ones; all by default (2.2 GB).
+      train_per_class: training images a class, the first ones.
+      test_per_class: held-out images a class: the last ones of a class file, or those after the training images.
+
+    Returns:
+      ``[classes * train_per_class, 32, 32, 3]`` training and ``[classes * test_per_class, 32, 32, 3]`` held-out images.
+
+    Raises:
+      ConfigError: a count is below one.
+      DataError: something is missing, damaged or of another format, or a class has too few images.
+    """
+    del verify
+    positive(
+        classes=CLASSES if classes is None else classes, train_per_class=train_per_class, test_per_class=test_per_class
+    )
+    if files := class_files(path):
+        return _from_class_files(files, classes, train_per_class, test_per_class)
+    return _from_batches(path, batches(path), classes, train_per_class, test_per_class)
+
+
+def _from_class_files(files: list[Path], classes: int | None, train: int, test: int) -> Arrays:
+    if classes is not None and classes > len(files):
+        message = f"{files[0].parent}: {len(files)} class files where classes={classes} are asked for"
+        raise DataError(message)
+    files = files[:classes]
+    train_images = np.empty((len(files), train, *SHAPE), np.uint8)
+    test_images = np.empty((len(files), test, *SHAPE), np.uint8)
+    for k, file in enumerate(files):
+        images = _class_images(file)
+        if len(images) < train + test:
+            message = f"{file}: {len(images)} images, expected at least {train} + {test}; replace it by the whole file"
+            raise DataError(message)
+        train_images[k], test_images[k] = images[:train], images[-test:]
+    return _sorted_by_class(train_images, test_images)
+
+
+def _class_images(file: Path) -> np.ndarray:
+    """uint8 ``[N, 32, 32, 3]`` of one class file; other types are taken if they hold whole numbers 0 .. 255."""
+    try:
+        images = np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        message = f"{file}: damaged, cut short or no .npy file ({error}); delete it and get it again"
+        raise DataError(message) from error
+    if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or images.dtype.kind not in "uif":
+        message = f"{file}: {images.dtype} {images.shape}, expected uint8 [N, 3, 32, 32]; replace it by the right file"
+        raise DataError(message)
+    if images.dtype != np.uint8:
+        # NaN fails the comparison, so it is refused too.
+        if not np.all((images >= 0) & (images <= 255) & (images == np.round(images))):
+            message = f"{file}: {images.dtype} values that are not whole numbers from 0 to 255; store them as uint8"
+            raise DataError(message)
+        images = images.astype(np.uint8)
+    return images.transpose(0, 2, 3, 1)
+
+
+def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | None, train: int, test: int) -> Arrays:
+    if not found:
+        message = f"{path}: holds neither classes/<class>.npy nor train_data_batch_<number>"
+        raise DataError(message)
+    limit = CLASSES if classes is None else classes
+    # Pages that are not written cost no memory, so the full size is no waste for fewer classes.
+    train_images = np.empty((limit, train, *SHAPE), np.uint8)
+    test_images = np.empty((limit, test, *SHAPE), np.uint8)
+    counts = np.zeros(CLASSES, np.int64)
+    for label, opener in found:
+        images, labels = pickles.images_and_labels(_batch(label, opener), label, "labels")
+        if labels.min() < 1 or labels.max() > CLASSES:
+            message = f"{label}: labels from {labels.min()} to {labels.max()}, expected 1 to {CLASSES}"
+            raise DataError(message)
+        labels = labels - 1
+        for k in np.unique(labels):
+            new = np.flatnonzero(labels == k)
+            place = counts[k] + np.arange(len(new))
+            counts[k] += len(new)
+            if k < limit:
+                train_images[k, place[place < train]] = images[new[place < train]]
+                held_out = (place >= train) & (place < train + test)
+                test_images[k, place[held_out] - train] = images[new[held_out]]
+    number = int(np.flatnonzero(counts)[-1]) + 1 if classes is None else classes
+    few = np.flatnonzero(counts[:number] < train + test)
+    if len(few):
+        message = (
+            f"{path}: class {few[0] + 1} has {counts[few[0]]} images in {len(found)} training batches, needed are "
+            f"{train} + {test}; put all ten batches there"
+        )
+        raise DataError(message)
+    return _sorted_by_class(train_images[:number], test_images[:number])
+
+
+def _batch(label: Path, opener: Opener) -> dict[str, Any]:
+    try:
+        with opener() as file:
+            if label.suffix != ".npz":
+                return pickles.load(file, label)
+            with np.load(file, allow_pickle=False) as batch:
+                return {name: batch[name] for name in batch.files if name != "mean"}
+    except DataError:
+        raise
+    # zipfile, zlib and numpy each have errors of their own for damaged archives, an AttributeError among them.
+    except Exception as error:
+        message = f"{label}: damaged, cut short or no batch of images ({error}); delete it and get it again"
+        raise DataError(message) from error
+
+
+def _sorted_by_class(train_images: np.ndarray, test_images: np.ndarray) -> Arrays:
+    """`Arrays` of images ``[classes, images, 32, 32, 3]``."""
+
+    def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images.reshape(-1, *SHAPE), np.repeat(np.arange(len(images), dtype=np.int32), images.shape[1])
+
+    return Arrays(*split(train_images), *split(test_images), len(train_images))
+
+
+IMAGENET32 = Entry(
+    description="ImageNet at 32 x 32, 600 + 100 colour images a class, up to 1,000 classes",
+    source="P. Chrabaszcz, I. Loshchilov, F. Hutter: A downsampled variant of ImageNet, arXiv:1707.08819",
+    licence="ImageNet terms of access: non-commercial research and education",
+    notes="sorted by class; all from ImageNet's training set; there are no published checksums of these files",
+    read=read,
+    files=f"{ZIPS[0]} or {ZIPS[1]} (or the ten train_data_batch_<number> in it), or classes/<class>.npy",
+    present=present,
+    folders=("imagenet32", "Imagenet32", "imagenet"),
+    remedy="it needs a (free) account: image-net.org, Download, Downsampled image data, 32x32, training set",
+)

@@ -1,0 +1,136 @@
+"""CIFAR-100 from archives generated in the published format, Python 2 pickles included; hostile pickles are refused."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import pickle
+import pickletools
+import shutil
+
+import numpy as np
+import pytest
+
+from plastax.data import DataError, cifar, load, pickles
+from tests.data.formats import cifar_archive, cifar_members, python2_pickle
+
+
+@pytest.fixture
+def members():
+    return cifar_members()[0]
+
+
+@pytest.fixture
+def archive(tmp_path, members):
+    return cifar_archive(tmp_path / cifar.ARCHIVE, members)
+
+
+@pytest.mark.parametrize("form", ["archive", "folder of the archive", "unpacked", "folder of the unpacked"])
+def test_every_form_on_disk_is_read(tmp_path, archive, form):
+    if "unpacked" in form:
+        shutil.unpack_archive(archive, tmp_path)
+        archive.unlink()
+    path = {"archive": archive, "unpacked": tmp_path / cifar.FOLDER}.get(form, tmp_path)
+    found = load("cifar100", path, verify=False)
+    _, truth = cifar_members()
+    for images, labels, split in (
+        (found.train_images, found.train_labels, "train"),
+        (found.test_images, found.test_labels, "test"),
+    ):
+        np.testing.assert_array_equal(images, truth[split][0])
+        assert labels.tolist() == truth[split][1]
+    assert (found.train_images.dtype, found.train_labels.dtype, found.card.classes) == (np.uint8, np.int32, 100)
+    assert found.train_images.flags.c_contiguous
+
+
+def test_the_generated_pickles_are_those_of_python_2(members):
+    opcodes = {opcode.name for opcode, _, _ in pickletools.genops(members["train"])}
+    assert {"BINSTRING", "SHORT_BINSTRING"} <= opcodes
+    assert not any("UNICODE" in name or "BYTES" in name for name in opcodes)
+    assert b"numpy.core.multiarray\n_reconstruct" in members["train"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.DEFAULT_PROTOCOL + 1))
+def test_pickles_of_python_3_are_read_too(protocol):
+    value = {"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 2], "mean": np.ones(3)}
+    found = pickles.load(io.BytesIO(pickle.dumps(value, protocol)), "f")
+    np.testing.assert_array_equal(found["data"], value["data"])
+    assert found["labels"] == [1, 2]
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("function", [os.mkdir, builtins.exec, builtins.getattr, np.load, np.frombuffer])
+def test_a_pickle_that_calls_anything_is_refused_and_not_run(tmp_path, function, protocol):
+    marker = tmp_path / "ran"
+    argument = f"import os; os.mkdir({str(marker)!r})" if function is builtins.exec else str(marker)
+    content = pickle.dumps({"data": Calls(function, argument)}, protocol)
+    with pytest.raises(DataError, match="which is not data"):
+        pickles.load(io.BytesIO(content), "f")
+    assert not marker.exists()
+
+
+def test_bytes_are_decoded_by_one_codec_only():
+    hostile = b"\x80\x02}X\x01\x00\x00\x00ac_codecs\nencode\nX\x01\x00\x00\x00bX\x03\x00\x00\x00hex\x86Rs."
+    with pytest.raises(DataError, match="hex"):
+        pickles.load(io.BytesIO(hostile), "f")
+
+
+def test_damage_names_the_archive_and_the_remedy(tmp_path, archive):
+    whole = archive.read_bytes()
+    for content in (whole[: len(whole) // 3], whole[:-20], b"<html>404</html>", b""):
+        archive.write_bytes(content)
+        with pytest.raises(DataError, match="get it again") as raised:
+            load("cifar100", tmp_path, verify=False)
+        assert str(archive) in str(raised.value)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda batch: batch.pop(b"fine_labels"), "no fine_labels"),
+        (lambda batch: batch.update({b"fine_labels": [100] * len(batch[b"data"])}), "labels from 100 to 100"),
+        (lambda batch: batch.update({b"fine_labels": [-1] * len(batch[b"data"])}), "labels from -1"),
+        (lambda batch: batch.update({b"fine_labels": [1, 2]}), "expected .* integers"),
+        (lambda batch: batch.update({b"fine_labels": [0.5] * len(batch[b"data"])}), "expected .* integers"),
+        (lambda batch: batch.update({b"data": batch[b"data"].astype(np.float32)}), "expected uint8"),
+        (lambda batch: batch.update({b"data": batch[b"data"][:, :100]}), "expected uint8"),
+        (lambda batch: batch.update({b"data": [1]}), "images are list"),
+    ],
+)
+def test_a_wrong_batch_says_what_is_wrong(tmp_path, members, split, change, said):
+    batch = pickle.loads(members[split], encoding="bytes")
+    change(batch)
+    cifar_archive(tmp_path / cifar.ARCHIVE, members | {split: python2_pickle(batch)})
+    with pytest.raises(DataError, match=said) as raised:
+        load("cifar100", tmp_path, verify=False)
+    assert f"{cifar.FOLDER}/{split}" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [python2_pickle([1]), b"", b"\x80\x02}", b"nonsense"])
+def test_a_member_that_is_no_batch_is_refused(tmp_path, members, content):
+    cifar_archive(tmp_path / cifar.ARCHIVE, members | {"train": content})
+    with pytest.raises(DataError, match=f"{cifar.FOLDER}/train"):
+        load("cifar100", tmp_path, verify=False)
+
+
+def test_missing_members_are_named(tmp_path, members):
+    cifar_archive(tmp_path / cifar.ARCHIVE, {"train": members["train"]})
+    with pytest.raises(DataError, match=f"{cifar.FOLDER}/test"):
+        load("cifar100", tmp_path, verify=False)
+    with pytest.raises(DataError, match="neither"):
+        load("cifar100", tmp_path.parent, verify=False)
+
+
+def test_generated_files_do_not_pass_for_the_published_ones(archive):
+    with pytest.raises(DataError, match="not the published file"):
+        load("cifar100", archive)
