@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from plastax.record import MARKS, PathLike, Segment
+from plastax.report.score import Quantity, Score, choose, notice
 
 if TYPE_CHECKING:
     import rich.console
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     import wandb
 
 logger = logging.getLogger(__name__)
-
-MAIN = ("train/episode_return",)
-"""Metrics that are logged seed by seed besides their mean."""
 
 MOST_LABELS = 64
 """Probe values with more entries than this (per seed and mark) are left to the records."""
@@ -113,30 +111,37 @@ def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict
     return {f"{operator}/spectrum/{MARKS[mark]}": Histogram(shares, edges)} if np.isfinite(shares).all() else {}
 
 
+def _score(metrics: Mapping[str, Metric]) -> tuple[Score | None, dict[Quantity, np.ndarray]]:
+    """The score that a segment's metrics show, and the values ``[S]`` of its curve and its main quantity.
+
+    A segment that does not end its task lacks what is measured at the end, and is judged by its updates.
+    """
+    values = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in values.items() if np.isfinite(value).any()}
+    score = choose(values)
+    quantities = dict.fromkeys((score.curve, score.main)) if score else {}
+    return score, {quantity: values[quantity.metric] for quantity in quantities if quantity.metric in values}
+
+
 class WandbSink:
     """Weights & Biases: one W&B run for every method, all seeds in it, grouped by the run id.
 
     A value per seed is logged as its mean under its name and its 95 % bootstrap interval under ``<name>/ci_low`` and
-    ``<name>/ci_high``; the main metrics as ``<name>/seed_<k>`` too. The horizontal axis is ``task``. Offline runs need
-    neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later.
+    ``<name>/ci_high``; the score (see `plastax.report.score`) as ``<name>/seed_<k>`` too, and summarised by its last,
+    mean and best value. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``. Offline
+    runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later.
 
     Args:
       mode: ``offline``, ``online`` or ``disabled``.
       project: W&B project; by default the experiment's name.
-      main: metrics that are logged seed by seed.
     """
 
-    def __init__(
-        self,
-        mode: Literal["offline", "online", "disabled"] = "offline",
-        project: str | None = None,
-        main: tuple[str, ...] = MAIN,
-    ):
+    def __init__(self, mode: Literal["offline", "online", "disabled"] = "offline", project: str | None = None):
         self.mode = mode
         self.project = project
-        self.main = main
         self._run: wandb.Run | None = None
         self._first_seed = 0
+        self._defined: set[str] = set()
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
         """Opens the W&B run of a method; goes on with it if the run was resumed. See `Sink.start`."""
@@ -146,7 +151,9 @@ class WandbSink:
         import wandb
 
         run_id = str(config["run_id"])
-        self._first_seed = int(config.get("settings", {}).get("first_seed", 0))
+        settings = config.get("settings", {})
+        self._first_seed = int(settings.get("first_seed", 0))
+        self._defined = set()
         self._run = wandb.init(
             project=self.project or str(config.get("experiment", "plastax")),
             dir=str(directory),
@@ -159,7 +166,8 @@ class WandbSink:
             resume="allow" if self.mode == "online" else None,
             # A later method of the study is another W&B run in the same process.
             reinit="create_new",
-            config={"method": method, **config.get("settings", {}), "hash": config.get("hash")},
+            config={"method": method, **settings, "hash": config.get("hash")},
+            tags=["synthetic"] if notice(settings) else None,
             settings=wandb.Settings(silent=True, console="off", init_timeout=30, login_timeout=10),
         )
         self._run.define_metric("task")
@@ -180,8 +188,14 @@ class WandbSink:
             interval = mean_interval(np.stack(list(seeds.values()), axis=1), resamples=RESAMPLES)
             for i, name in enumerate(seeds):
                 out |= {name: interval.mean[i], f"{name}/ci_low": interval.low[i], f"{name}/ci_high": interval.high[i]}
-        for name in self.main:
-            out |= {f"{name}/seed_{self._first_seed + k}": value for k, value in enumerate(seeds.get(name, ()))}
+        score, values = _score(metrics)
+        for quantity, numbers in values.items():
+            name = quantity.metric
+            out |= {f"{name}/seed_{self._first_seed + k}": number for k, number in enumerate(numbers)}
+            if score is not None and name not in self._defined:
+                best = "max" if score.higher_is_better else "min"
+                self._run.define_metric(name, step_metric="task", summary=f"last,mean,{best}")
+                self._defined.add(name)
         out |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         out = {name: float(value) for name, value in out.items() if np.isfinite(value)}
         for name, value in metrics.items():
@@ -197,20 +211,20 @@ class WandbSink:
 
 
 class ConsoleSink:
-    """The terminal: a progress bar with task, speed, time left and mean return; plain lines if it is not a terminal.
+    """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
 
-    Speed and time left are without compilation, which is printed apart.
+    Speed (environment steps or examples of all seeds together) and time left are without compilation, which is printed
+    apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds; what is measured
+    at the end of a task follows where one ends.
 
     Args:
       console: where to; standard error by default, so that standard output stays a program's own.
-      main: the metric that is shown.
     """
 
-    def __init__(self, console: rich.console.Console | None = None, main: str = MAIN[0]):
+    def __init__(self, console: rich.console.Console | None = None):
         import rich.console
 
         self.console = console or rich.console.Console(stderr=True)
-        self.main = main
         self._bar: rich.progress.Progress | None = None
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
@@ -221,6 +235,8 @@ class ConsoleSink:
         self._updates = self._tasks * int(settings["updates_per_task"])
         self._seconds = 0.0
         self._seen = 0.0
+        if text := notice(settings):
+            self.console.print(f"{method}: {text}", style="bold red", highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             import rich.progress as progress
 
@@ -247,15 +263,15 @@ class ConsoleSink:
         train = numbers.get("train_seconds", 0.0)
         self._seen += length
         self._seconds += train + numbers.get("probe_seconds", 0.0)
+        score, values = _score(metrics)
         parts = [f"task {step + 1}/{self._tasks}"]
         if train > 0.0 and "env_steps" in numbers:
-            parts.append(f"{numbers['env_steps'] / train:,.0f} steps/s")
+            unit = "steps" if score is None else score.steps.split()[-1]
+            parts.append(f"{numbers['env_steps'] / train:,.0f} {unit}/s")
         if self._seconds > 0.0:
             left = self._seconds / self._seen * max(self._updates - done, 0)
             parts.append(f"{datetime.timedelta(seconds=round(left))} left")
-        value = np.asarray(metrics.get(self.main, np.nan), np.float64)
-        if np.isfinite(value).any():
-            parts.append(f"{self.main.rpartition('/')[2].replace('_', ' ')} {np.nanmean(value):.4g}")
+        parts += [f"{quantity.label} {np.nanmean(value):.4g}" for quantity, value in values.items()]
         line = "  ".join(parts)
         if self._bar is None:
             self.console.print(f"{self._method}: {line}", highlight=False, soft_wrap=True)

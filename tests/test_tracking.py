@@ -72,8 +72,8 @@ def chunks(content: bytes) -> Iterator[bytes]:
             parts = []
 
 
-def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
-    """Configuration, logged rows and the run itself of the only offline run in a run directory."""
+def read_records(directory: pathlib.Path) -> list[Any]:
+    """All records of the only offline run in a run directory."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = (directory / "wandb").glob("offline-run-*/*.wandb")
@@ -86,6 +86,22 @@ def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict
         if records and records[-1].WhichOneof("record_type") == "exit":
             break
         time.sleep(0.1)
+    return records
+
+
+def defined_summaries(directory: pathlib.Path) -> dict[str, tuple[bool, ...]]:
+    """Metric -> whether its last, mean, highest and lowest value are kept in the summary, of those that say so."""
+    metrics = [record.metric for record in read_records(directory) if record.WhichOneof("record_type") == "metric"]
+    return {
+        metric.name: (metric.summary.last, metric.summary.mean, metric.summary.max, metric.summary.min)
+        for metric in metrics
+        if metric.HasField("summary")
+    }
+
+
+def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+    """Configuration, logged rows and the run itself of the only offline run in a run directory."""
+    records = read_records(directory)
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     rows = []
@@ -159,6 +175,37 @@ def test_reduced_segment() -> None:
     empty = segment(1)
     empty.train["episode_return"][:] = np.nan
     assert np.isnan(reduce_segment(empty, CONFIG)["train/episode_return"]).all()
+
+
+SUPERVISED = {**CONFIG, "settings": {**CONFIG["settings"], "data_card": {"synthetic": True}}}
+
+
+def supervised_segment(part: int, regression: bool = False) -> Segment:
+    """The first or second half of a task: only the second one has values at the end of the task."""
+    accuracy = np.full((SEEDS, 5), np.nan if regression else 0.5 + 0.1 * part)
+    final = np.stack([np.full(SEEDS, 0.125), np.full(SEEDS, 0.75 if part % 2 else np.nan)], axis=1)
+    probe = {"evaluation/train_accuracy": 0.0 * accuracy[:, :2] + final, "evaluation/train_loss": 1.0 - final}
+    host = {"segment": part, "clock": 5 * part, "length": 5, "task": part // 2, "train_seconds": 2.0, "env_steps": 1e4}
+    return Segment({"accuracy": accuracy, "loss": np.full((SEEDS, 5), 0.25)}, probe, host)
+
+
+def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) -> None:
+    sink = WandbSink("offline")
+    sink.start(SUPERVISED, tmp_path, "l2_er")
+    for part in range(2):
+        sink.log(reduce_segment(supervised_segment(part), SUPERVISED), 0)
+    sink.finish()
+    _, rows, run = read_offline_run(tmp_path)
+    assert list(run.tags) == ["synthetic"]
+    online, final = "train/accuracy", "evaluation/train_accuracy/end"
+    assert [row[f"{online}/seed_2"] for row in rows] == pytest.approx([0.5, 0.6])
+    assert f"{final}/seed_2" not in rows[0]
+    assert rows[1][f"{final}/seed_{2 + SEEDS - 1}"] == 0.75
+    assert not any("loss/seed" in key for row in rows for key in row)
+    summaries = defined_summaries(tmp_path)
+    # Accuracy: the best is the highest.
+    assert summaries[final] == summaries[online] == (True, True, True, False)
+    assert "train/loss" not in summaries
 
 
 class Failing:
@@ -242,6 +289,26 @@ def test_console_prints_lines_into_a_file(tmp_path: pathlib.Path) -> None:
     assert lines[0] == "l2_er: compiled in 7.5 s"
     assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return ")
     assert lines[3].startswith("l2_er: task 3/3  5,000 steps/s  0:00:00 left")
+
+
+@pytest.mark.parametrize(
+    ("regression", "first", "second"),
+    [
+        (False, "online accuracy 0.5", "online accuracy 0.6  final training accuracy 0.75"),
+        (True, "online loss 0.25", "online loss 0.25"),
+    ],
+)
+def test_console_shows_the_current_score(tmp_path: pathlib.Path, regression: bool, first: str, second: str) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(SUPERVISED, tmp_path, "l2_er")
+    for part in range(2):
+        sink.log(reduce_segment(supervised_segment(part, regression), SUPERVISED), part // 2)
+    sink.finish()
+    notice, *lines = console.file.getvalue().splitlines()
+    assert notice.startswith("l2_er: SYNTHETIC DATA")
+    assert lines[0] == f"l2_er: task 1/3  5,000 examples/s  0:00:04 left  {first}"
+    assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}"
 
 
 def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from plastax.report.score import Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
-from plastax.report.style import WIDTH, integer_axis, legend, method_styles, save, styled
-from plastax.report.table import RETURN, layer_mean, rank_at, task_means, thirds
+from plastax.report.style import MOST_MARKERS, WIDTH, integer_axis, legend, method_styles, save, stamp, styled
+from plastax.report.table import layer_mean, rank_at, task_values
 
 
 class Drawing(NamedTuple):
@@ -70,7 +71,7 @@ def _lines(axes: Axes, interval: xr.Dataset, label: str) -> None:
     for method in interval.method.values:
         # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
         one = interval.sel({"method": method}).dropna("task", subset=["mean"])
-        style = styles[str(method)]
+        style = styles[str(method)] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
         axes.plot(one.task, one["mean"], label=method, markersize=3.5, **style)
         axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
@@ -95,42 +96,58 @@ def _stack(panels: Sequence[Panel], columns: int, height: float) -> Drawing | No
     return Drawing(figure, _frame(intervals))
 
 
-def returns(data: xr.Dataset) -> Drawing | None:
-    """Return per update (mean over seeds, smoothed) and per task (mean over updates and seeds, with interval)."""
-    if RETURN not in data or not bool(data[RETURN].notnull().any()):
+def _score_panel(data: xr.Dataset, quantity: Quantity) -> Panel:
+    label = quantity.label if quantity.mark else f"{quantity.label}, task mean"
+    return Panel(quantity.name, label, task_values(data, quantity))
+
+
+def _curve(data: xr.Dataset) -> pd.DataFrame | None:
+    """What the score's curve is drawn from: one row an update, one column a method, mean over seeds."""
+    score = score_of(data)
+    if score is None or not measured(data, score.curve):
         return None
-    per_task = data.sizes["update"] // data.sizes["task"]
+    return data[score.curve.variable].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
+
+
+def scores(data: xr.Dataset) -> Drawing | None:
+    """Score per update (mean over seeds, smoothed), and its quantities over tasks (mean over seeds, with interval)."""
+    score, frame = score_of(data), _curve(data)
+    if score is None or frame is None:
+        return None
+    tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
     styles = method_styles(data.method.values.tolist())
-    figure = Figure(figsize=(WIDTH, 6.0))
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    # Updates are noisy, because few episodes end in one. The window stays inside a task, or it would blur its switch.
+    # Without a finished task the panel of the main quantity is there, and empty.
+    panels = [_score_panel(data, quantity) for quantity in score.quantities if measured(data, quantity)]
+    figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
+    top, *below = figure.subplots(1 + len(panels), 1, sharex=True)
+    # Updates are noisy: few episodes end in one, or its batch is small. The window stays inside a task, or it would
+    # blur the switch.
     window = max(1, per_task // 20)
-    frame = data[RETURN].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
     smooth = frame.groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
     for method in smooth.columns:
         top.plot(x, smooth[method], label=method, **styles[method] | {"linewidth": 1.0, "marker": ""})
-    for boundary in range(1, data.sizes["task"]):
-        for axes in (top, bottom):
+    for axes in (top, *below):
+        axes.grid(visible=False, axis="x")
+        for boundary in range(1, tasks) if tasks <= MOST_MARKERS else ():
             axes.axvline(boundary - 0.5, color="0.75", linewidth=0.8, zorder=0)
-    top.set_ylabel("return" if window == 1 else f"return, mean of {window} updates")
-    top.grid(visible=False, axis="x")
-    bottom.grid(visible=False, axis="x")
-    bottom.set_xlabel("task")
-    bottom.set_xlim(-0.5, data.sizes["task"] - 0.5)
+    top.set_ylabel(score.curve.label if window == 1 else f"{score.curve.label}, mean of {window} updates")
+    below[-1].set_xlabel("task")
+    below[-1].set_xlim(-0.5, tasks - 0.5)
     legend(figure, top)
-    integer_axis(bottom)
-    intervals = _intervals([Panel("return", "return, task mean", task_means(data))])
-    for panel, interval in intervals.values():
-        _lines(bottom, interval, panel.label)
+    integer_axis(below[-1])
+    intervals = _intervals(panels)
+    for axes, panel in zip(below, panels):
+        if panel.name in intervals:
+            _lines(axes, intervals[panel.name][1], panel.label)
     return Drawing(figure, _frame(intervals))
 
 
-def returns_per_update(data: xr.Dataset) -> pd.DataFrame | None:
-    """The upper panel of `returns` before smoothing: update, task and one column a method, mean over seeds."""
-    if RETURN not in data:
+def curve_per_update(data: xr.Dataset) -> pd.DataFrame | None:
+    """The upper panel of `scores` before smoothing: update, task and one column a method, mean over seeds."""
+    frame = _curve(data)
+    if frame is None:
         return None
-    frame = data[RETURN].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
     frame.insert(0, "task", data.update_task.values)
     return frame.dropna(how="all", subset=data.method.values.tolist()).reset_index().rename_axis(None, axis=1)
 
@@ -267,24 +284,31 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
 
 
 def worst_and_best(data: xr.Dataset) -> list[str]:
-    """The methods with the lowest and the highest return in the last third of tasks.
+    """The methods with the worst and the best score in the last tasks (the last window of `plastax.report.score`).
 
     ``reset`` is left out if there are two others: it starts every task anew and cannot lose plasticity.
     """
-    means = task_means(data)
+    score = score_of(data)
+    values = None if score is None else task_values(data, score.main)
     methods = [str(method) for method in data.method.values]
     others = [method for method in methods if method != "reset"]
     methods = others if len(others) >= 2 else methods
-    if means is None:
+    if score is None or values is None:
         return [methods[0], methods[-1]][: len(methods)]
-    score = means.isel(task=thirds(means.sizes["task"])[1]).mean(["seed", "task"]).to_series()[methods].dropna()
-    return [score.idxmin(), score.idxmax()] if len(score) >= 2 else list(score.index)
+    last = values.isel(task=score.windows[-1].tasks(values.sizes["task"])).mean(["seed", "task"])
+    last = last.to_series()[methods].dropna() * (1.0 if score.higher_is_better else -1.0)
+    return [last.idxmin(), last.idxmax()] if len(last) >= 2 else list(last.index)
 
 
 def overview(data: xr.Dataset) -> Drawing | None:
-    """The study in one picture: returns, Hessian eps-rank, and the spectra of the worst and the best method."""
-    panels = [Panel("return", "return, task mean", task_means(data)), _ranks(data)[0]]
-    intervals = _intervals(panels)
+    """The study in one picture: score, Hessian eps-rank, and the spectra of the worst and the best method.
+
+    Where there is no Hessian, the score's next quantity takes its place.
+    """
+    score = score_of(data)
+    panels = [_score_panel(data, quantity) for quantity in score.quantities] if score else []
+    panels = [*panels[:1], _ranks(data)[0], *panels[1:]]
+    intervals = dict(list(_intervals(panels).items())[:2])
     heat = _heat(data, "hessian")
     chosen = [] if heat is None else [method for method in worst_and_best(data) if method in _measured(heat)]
     if not intervals:
@@ -304,23 +328,44 @@ def overview(data: xr.Dataset) -> Drawing | None:
             mesh = _heat_map(axes[method], heat, method)
             axes[method].sharey(axes[chosen[0]])
         axes[chosen[0]].set_ylabel(heat.axis)
-        for method, rank in zip(chosen, ("lowest", "highest") if len(chosen) == 2 else ("",)):
-            axes[method].set_title(f"{method} ({rank} return)" if rank else method)
+        ends = ("lowest", "highest") if score is None or score.higher_is_better else ("highest", "lowest")
+        for method, rank in zip(chosen, ends if score and len(chosen) == 2 else ("",)):
+            axes[method].set_title(f"{method} ({rank} {score.name})" if score and rank else method)
         figure.colorbar(mesh, ax=[axes[method] for method in chosen], label=heat.label, pad=0.01)
         frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
     legend(figure, axes[next(iter(intervals))])
     return Drawing(figure, pd.concat(frames))
 
 
-FIGURES = {"overview": overview, "returns": returns, "spectra": spectra, "ranks": ranks, "network": network}
-"""File name -> what draws it."""
+FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
+    "overview": overview,
+    "spectra": spectra,
+    "ranks": ranks,
+    "network": network,
+}
+"""File name -> what draws it; `drawings` adds the score's figure under the name that the score gives it."""
+
+
+def drawings(data: xr.Dataset) -> dict[str, Drawing]:
+    """Every figure that there is data for, by file name.
+
+    Args:
+      data: a study, see `plastax.load`; its attribute ``notice``, if any, is written across every figure.
+    """
+    score = score_of(data)
+    drawn = {name: draw(data) for name, draw in FIGURES.items()} | {"spectra_ggn": spectra(data, "ggn")}
+    drawn |= {score.figure: scores(data)} if score else {}
+    out = {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    for drawing in out.values():
+        stamp(drawing.figure, data.attrs.get("notice", ""))
+    return out
 
 
 def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
-    """Draws every figure that there is data for, each as PNG, PDF and CSV.
+    """Writes every figure that there is data for, each as PNG, PDF and CSV.
 
     Args:
-      data: a study, see `plastax.load`.
+      data: a study, see `drawings`.
       directory: made if need be.
 
     Returns:
@@ -328,11 +373,8 @@ def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with styled():
-        for name, draw in FIGURES.items():
-            if (drawing := draw(data)) is not None:
-                save(*drawing, directory, name)
-        if (drawing := spectra(data, "ggn")) is not None:
-            save(*drawing, directory, "spectra_ggn")
-    if (frame := returns_per_update(data)) is not None:
-        frame.to_csv(directory / "returns_per_update.csv", index=False)
+        for name, drawing in drawings(data).items():
+            save(*drawing, directory, name)
+    if (score := score_of(data)) is not None and (frame := curve_per_update(data)) is not None:
+        frame.to_csv(directory / f"{score.figure}_per_update.csv", index=False)
     return directory

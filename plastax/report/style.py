@@ -71,6 +71,10 @@ def styled() -> Iterator[None]:
         yield
 
 
+MOST_MARKERS = 60
+"""Tasks in a figure up to which each has a marker and a line at its start."""
+
+
 def integer_axis(axes: Axes) -> None:
     """Ticks of the horizontal axis at whole tasks only."""
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -80,6 +84,17 @@ def legend(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, above them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
+
+
+def stamp(figure: Figure, text: str) -> None:
+    """Writes a warning across the top of a figure; nothing if it is empty."""
+    font = {"color": "#D55E00", "weight": "bold", "size": 13}
+    for legend_ in figure.legends if text else ():
+        # A title of the figure would be written over the legend.
+        legend_.set_title(text)
+        legend_.get_title().set(**font)
+    if text and not figure.legends:
+        figure.suptitle(text, **font)
 
 
 def save(figure: Figure, frame: pd.DataFrame, directory: pathlib.Path, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import pandas as pd
 import rich.table
 import xarray as xr
 
+from plastax.report.score import Quantity, Score, measured, score_of, thirds
 from plastax.report.statistics import over_seeds, paired_difference
 
-RETURN = "train/episode_return"
 REFERENCES = ("reset", "backprop")
 """What methods are compared with: the first of these that is in the study."""
 
@@ -27,26 +27,25 @@ def finished(data: xr.Dataset) -> xr.DataArray:
     return done >= xr.DataArray(last, dims="task", coords={"task": data.task})
 
 
-def task_means(data: xr.Dataset, name: str = RETURN) -> xr.DataArray | None:
-    """Mean over each finished task's updates, those without a value left out.
+def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
+    """A quantity's value in each finished task.
 
     Args:
       data: a study, see `plastax.load`.
-      name: a training value; for the return, an update in which no episode ended has none.
+      quantity: a training value (its mean over the task's updates, those without a value left out: of the return, those
+        in which no episode ended), or a probe's value at one mark.
 
     Returns:
-      (method, seed, task), in the value's unit; None if the study does not have the value.
+      (method, seed, task), in the value's unit; None if the study does not have it.
     """
-    if name not in data:
+    if not measured(data, quantity):
         return None
-    means = data[name].groupby("update_task").mean().rename(update_task="task")
-    return means.assign_coords(task=data.task).where(finished(data)).transpose("method", "seed", "task")
-
-
-def thirds(tasks: int) -> tuple[slice, slice]:
-    """The first and the last third of a number of tasks, rounded up, at least one task each."""
-    size = math.ceil(tasks / 3)
-    return slice(0, size), slice(tasks - size, tasks)
+    if quantity.mark:
+        values = layer_mean(data, quantity.variable, quantity.mark)
+    else:
+        values = data[quantity.variable].groupby("update_task").mean().rename(update_task="task")
+        values = values.assign_coords(task=data.task).where(finished(data))
+    return None if values is None else values.transpose("method", "seed", "task")
 
 
 def reference(data: xr.Dataset) -> str | None:
@@ -98,27 +97,49 @@ def _add_interval(columns: dict[str, xr.DataArray], name: str, interval: xr.Data
     columns |= {f"{name}_{end}": interval[end] for end in ("low", "high")}
 
 
-def _add_returns(columns: dict[str, xr.DataArray], data: xr.Dataset, returns: xr.DataArray) -> None:
-    """Adds everything about returns (method, seed, task)."""
-    _, last = thirds(returns.sizes["task"])
-    # The first task is ordinary training for every method. With one task there is nothing else.
-    later = returns.isel(task=slice(1, None)) if returns.sizes["task"] > 1 else returns
-    _add(columns, "return", later.mean("task"))
-    _add(columns, "return_first_task", returns.isel(task=0, drop=True))
-    _add(columns, "return_last_third", returns.isel(task=last).mean("task"))
-    base = reference(data)
-    if base is None:
-        return
-    other = later.sel({"method": base}, drop=True)
+def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], values: xr.DataArray, base: str) -> None:
+    """Adds the paired difference of (method, seed, task) to one of the methods, and the ratio to it.
+
+    Args:
+      columns: to add to.
+      names: of the difference and of the ratio; "" for none.
+      values: of one quantity in the tasks of one window.
+      base: the method that others are compared with.
+    """
+    other = values.sel({"method": base}, drop=True)
     # Of two methods, one of which was killed, only the tasks that both finished can be compared.
-    common = later.notnull() & other.notnull()
-    mine, its = later.where(common), other.where(common)
-    different = data.method != base
+    common = values.notnull() & other.notnull()
+    mine, its = values.where(common), other.where(common)
+    different = values.method != base
     difference = paired_difference(mine.mean("task"), its.mean("task"))
-    _add_interval(columns, f"minus_{base}", difference.where(different))
-    mine, its = mine.mean(["seed", "task"]), its.mean(["seed", "task"])
-    # A ratio of returns means something only where zero is the worst return.
-    columns[f"over_{base}"] = (mine / its).where(different & (mine > 0) & (its > 0))
+    _add_interval(columns, names[0], difference.where(different))
+    if names[1]:
+        mine, its = mine.mean(["seed", "task"]), its.mean(["seed", "task"])
+        columns[names[1]] = (mine / its).where(different & (mine > 0) & (its > 0))
+
+
+def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score) -> None:
+    """Adds everything about the quantities of a score."""
+    tasks, base = data.sizes["task"], reference(data)
+    for quantity in score.quantities:
+        values = task_values(data, quantity)
+        if values is None:
+            continue
+        means = {window: values.isel(task=window.tasks(tasks)).mean("task") for window in score.windows}
+        for window, mean in means.items():
+            _add(columns, f"{quantity.name}{window.suffix}", mean)
+        # Of a single task, the early and the late one are the same.
+        for start, stop in score.change if tasks > 1 else ():
+            _add_interval(columns, f"{quantity.name}_change", paired_difference(means[stop], means[start]))
+        for window in score.compared if base is not None else ():
+            names = _difference_names(score, quantity, str(base), window.suffix)
+            _add_difference(columns, names, values.isel(task=window.tasks(tasks)), str(base))
+
+
+def _difference_names(score: Score, quantity: Quantity, base: str, suffix: str) -> tuple[str, str]:
+    """Columns of the difference and the ratio to the reference; "" where there is no ratio."""
+    prefix = "" if quantity == score.main else f"{quantity.name}_"
+    return f"{prefix}minus_{base}{suffix}", f"{prefix}over_{base}{suffix}" if score.ratio else ""
 
 
 def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
@@ -128,13 +149,22 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     ``<name>_high`` the ends of its 95 % bootstrap interval.
 
     - ``tasks``: finished tasks; ``seeds``: seeds.
-    - ``return``: mean over all finished tasks but the first; ``return_first_task``; ``return_last_third``: of the
-      planned tasks. A task's return is the mean over its updates.
-    - ``minus_<reference>``: difference to the reference (see `REFERENCES`), paired by seed and task;
-      ``over_<reference>``: ratio of the means over the same tasks, NaN unless both are positive.
+    - Reinforcement learning: ``return``: mean over all finished tasks but the first; ``return_first_task``;
+      ``return_last_third``: of the planned tasks. A task's return is the mean over its updates.
+    - Supervised learning: ``<quantity>_early``, ``<quantity>_late`` and ``<quantity>_change``, late minus early, paired
+      by seed. Early are the first three of the planned tasks, late the last five, but neither more than a third of them
+      (rounded up). Quantities: ``train_accuracy`` and ``test_accuracy`` at the end of a task, ``online_accuracy``, the
+      task's mean of the accuracy before each step; where there is no accuracy, ``online_loss``, ``train_loss`` and
+      ``test_loss``, of which lower is better.
+    - ``minus_<reference>``: difference to the reference (see `REFERENCES`) of the study's main quantity (see
+      `plastax.report.score`), paired by seed and task; ``over_<reference>``: ratio of the means over the same tasks,
+      NaN unless both are positive, for returns only. Supervised: ``minus_<reference>_early`` and ``_late``, and of
+      quantities besides the main one ``<quantity>_minus_<reference>_early`` and ``_late``.
     - ``rank_first_third``, ``rank_last_third``: Hessian eps-rank at the first update of a task, see `rank_at`.
     - ``feature_rank``, ``dormant_fraction``: mean over layers, at the end of the tasks of the last third.
-    - ``compile_s``: seconds of compilation; ``env_steps_per_s``: of all seeds together, without compilation.
+    - ``compile_s``: seconds of compilation; ``env_steps_per_s`` or ``examples_per_s``: of all seeds together, without
+      compilation.
+    - ``notice``: only where something must be said with the numbers: that the data are synthetic.
 
     Args:
       data: a study, see `plastax.load`.
@@ -144,10 +174,11 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
       One row a method, index ``method``.
     """
     first, last = thirds(data.sizes["task"])
+    score = score_of(data)
     columns: dict[str, xr.DataArray] = {"tasks": finished(data).sum("task")}
     columns["seeds"] = xr.full_like(columns["tasks"], data.sizes["seed"])
-    if (returns := task_means(data)) is not None:
-        _add_returns(columns, data, returns)
+    if score is not None:
+        _add_score(columns, data, score)
     if (rank := rank_at(data, eps)) is not None:
         rank = rank.reset_coords(drop=True)
         _add(columns, "rank_first_third", rank.isel(task=first).mean("task"))
@@ -159,55 +190,115 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
         columns["compile_s"] = data["host/compile_seconds"].sum("segment")
     if {"host/env_steps", "host/train_seconds"} <= set(data):
         steps, seconds = (data[f"host/{name}"].sum("segment") for name in ("env_steps", "train_seconds"))
-        columns["env_steps_per_s"] = steps / seconds.where(seconds > 0)
-    return pd.DataFrame({name: column.values for name, column in columns.items()}, pd.Index(data.method, name="method"))
+        columns[_speed_column(score)] = steps / seconds.where(seconds > 0)
+    values = {name: column.values for name, column in columns.items()}
+    values |= {"notice": data.attrs["notice"]} if data.attrs.get("notice") else {}
+    return pd.DataFrame(values, pd.Index(data.method, name="method"))
+
+
+def _speed_column(score: Score | None) -> str:
+    return f"{score.steps.replace(' ', '_') if score else 'env_steps'}_per_s"
 
 
 HEADINGS = {
     "tasks": "finished tasks",
-    "return": "return, all tasks but the first",
-    "return_first_task": "return, first task",
-    "return_last_third": "return, last third of tasks",
     "rank_first_third": "Hessian ε-rank at task start, first third",
     "rank_last_third": "Hessian ε-rank at task start, last third",
     "feature_rank": "feature effective rank",
     "dormant_fraction": "dormant units, share",
     "compile_s": "seconds of compilation",
     "env_steps_per_s": "env steps per second",
+    "examples_per_s": "examples per second",
 }
-"""Column of `summary` -> its line in `render`; columns without one keep their name."""
+"""Column of `summary` -> its line in `render`; `_headings` has those of the score."""
+
+
+def _headings(score: Score, tasks: int, base: str | None) -> dict[str, str]:
+    """Column of `summary` -> its line in `render`, of all quantities of a score."""
+    headings = {}
+    for quantity in score.quantities:
+        headings[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
+        for window in score.windows:
+            where = window.label.format(n=len(range(tasks)[window.tasks(tasks)]))
+            headings[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
+            minus, over = _difference_names(score, quantity, str(base), window.suffix)
+            headings |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
+            headings |= {over: f"{quantity.label}, {where}, over {base}'s"}
+    return headings
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
-    if not np.isfinite(row[name]):
+    mean = float(row[name])
+    if not np.isfinite(mean):
         return "-"
-    low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
-    digits = "{:,.0f}" if abs(row[name]) >= 1000 or float(row[name]).is_integer() else "{:.3g}"
-    interval = f" [{digits.format(low)}, {digits.format(high)}]" if np.isfinite(low) else ""
-    return digits.format(row[name]) + interval
+    low, high = (float(row.get(f"{name}_{end}", np.nan)) for end in ("low", "high"))
+    shown = [value for value in (mean, low, high) if np.isfinite(value)]
+    if abs(mean) >= 1000 or all(value.is_integer() for value in shown):
+        digits = "{:,.0f}"
+    elif len(shown) == 1 or high <= low:
+        digits = "{:.3g}"
+    else:
+        # Three digits of the mean, but no more than two of what is uncertain.
+        places = [2 - math.floor(math.log10(abs(mean)))] if mean else []
+        digits = f"{{:z.{max(0, min(*places, 1 - math.floor(math.log10(high - low)), 6))}f}}"
+    interval = f" [{digits.format(low)}, {digits.format(high)}]" if len(shown) == 3 else ""
+    return digits.format(mean) + interval
 
 
-def render(frame: pd.DataFrame, attributes: Mapping[str, Any] | None = None) -> rich.table.Table:
-    """The summary as a table for a terminal.
+def _blocks(widths: Sequence[int], width: int) -> list[slice]:
+    """Cuts columns of these widths into the fewest blocks in their order that are no wider than ``width``."""
+    starts, used = [0], 0
+    for i, one in enumerate(widths):
+        if used + one > width and i > starts[-1]:
+            starts.append(i)
+            used = 0
+        used += one
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(widths)])]
+
+
+def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list[rich.table.Table]:
+    """The summary as tables for a terminal, with every ``mean [low, high]`` in one line.
 
     Args:
-      frame: from `summary`.
-      attributes: ``experiment`` and ``run_id`` for the title.
+      data: a study, see `plastax.load`. Its attributes ``experiment``, ``run_id`` and ``notice`` are in the title.
+      width: of the terminal, in characters.
+      eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      A table, one column a method, ``mean [low, high]`` in its cells.
+      One table with a column for every method; where those are too many for the terminal, tables with a row for every
+      method and some of the quantities each.
     """
-    attributes = attributes or {}
-    title = " ".join(str(attributes[name]) for name in ("experiment", "run_id") if name in attributes)
-    seeds = int(frame["seeds"].max()) if len(frame) else 0
-    table = rich.table.Table(title=title or None, caption=f"mean over {seeds} seeds [95 % bootstrap interval]")
-    table.add_column("")
-    for method in frame.index:
-        table.add_column(str(method), justify="right")
-    for name in frame.columns:
-        if name == "seeds" or name.endswith(("_low", "_high")):
-            continue
-        kind, _, base = name.partition("_")
-        heading = {"minus": f"return minus {base}'s, paired", "over": f"return over {base}'s"}.get(kind, name)
-        table.add_row(HEADINGS.get(name, heading), *(_cell(row, name) for _, row in frame.iterrows()))
-    return table
+    frame, score = summary(data, eps), score_of(data)
+    title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
+    caption = f"mean over {data.sizes['seed']} seeds [95 % bootstrap interval]"
+    if score is not None and not score.higher_is_better:
+        caption += f"; lower {score.name} is better"
+    if text := data.attrs.get("notice"):
+        title, caption = f"[bold red]{text}[/bold red]\n{title}", f"[bold red]{text}[/bold red]\n{caption}"
+    headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})
+    names = [name for name in frame if name not in ("seeds", "notice") and not name.endswith(("_low", "_high"))]
+    columns = {str(method): [_cell(row, name) for name in names] for method, row in frame.iterrows()}
+    cells = pd.DataFrame(columns, [headings[name] for name in names])
+    first = min(max(map(len, cells.index)), max(width // 3, 24))
+    blocks = _blocks(_widths(cells), width - first - 4)
+    if len(blocks) > 1:
+        cells = cells.T
+        first = max(map(len, cells.index))
+        blocks = _blocks(_widths(cells), width - first - 4)
+    tables = []
+    for block in blocks:
+        part = cells.iloc[:, block]
+        table = rich.table.Table()
+        table.add_column("", width=first)
+        for name, size in zip(part.columns, _widths(part)):
+            table.add_column(name, justify="right", width=size - 3)
+        for name, *values in part.itertuples():
+            table.add_row(name, *values)
+        tables.append(table)
+    tables[0].title, tables[-1].caption = title or None, caption
+    return tables
+
+
+def _widths(cells: pd.DataFrame) -> list[int]:
+    """Characters that each column takes, three of them lines and space; no less than the longest word of its name."""
+    return [3 + max(*map(len, cells[name]), *map(len, name.split())) for name in cells.columns]

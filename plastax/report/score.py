@@ -1,0 +1,189 @@
+"""What a study is judged by: return, accuracy or loss, where the record holds it, and over which tasks it is averaged.
+
+The record decides: the first of `SCORES` whose main quantity has been measured. Tables, figures and sinks read the
+description that they get and know nothing else about reinforcement or supervised learning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Quantity(NamedTuple):
+    """Something that has one value a method, seed and task.
+
+    Attributes:
+      name: in columns and CSV files.
+      label: in words, with the unit if there is one.
+      variable: in the data set of `plastax.load`.
+      mark: where in a task a probe's value is taken; "" for a training value, the mean over the task's updates.
+    """
+
+    name: str
+    label: str
+    variable: str
+    mark: str = ""
+
+    @property
+    def metric(self) -> str:
+        """What sinks call it, see `plastax.tracking.reduce_segment`."""
+        return f"{self.variable.removeprefix('probe/')}/{self.mark}" if self.mark else self.variable
+
+
+class Window(NamedTuple):
+    """Tasks that a quantity is averaged over.
+
+    Attributes:
+      suffix: of the column.
+      label: in words; ``{n}`` stands for the number of tasks.
+      tasks: ``(number of tasks in the study) -> slice`` of them.
+    """
+
+    suffix: str
+    label: str
+    tasks: Callable[[int], slice]
+
+
+class Score(NamedTuple):
+    """How a kind of study is judged.
+
+    Attributes:
+      name: in one word.
+      main: what methods are compared by.
+      curve: the training value that is drawn update by update.
+      others: what is reported besides.
+      higher_is_better: of the main quantity and the others.
+      windows: what every quantity is averaged over; methods are ranked by the last one.
+      compared: those of the windows for which the difference to the reference is taken.
+      change: pairs of windows (from, to) whose difference is taken.
+      ratio: whether zero is the worst value, so that ratios to the reference mean something.
+      figure: file name of its figure.
+      steps: what the host counts as steps.
+    """
+
+    name: str
+    main: Quantity
+    curve: Quantity
+    others: tuple[Quantity, ...]
+    higher_is_better: bool
+    windows: tuple[Window, ...]
+    compared: tuple[Window, ...]
+    change: tuple[tuple[Window, Window], ...]
+    ratio: bool
+    figure: str
+    steps: str
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """The main quantity and the others."""
+        return (self.main, *self.others)
+
+
+def thirds(tasks: int) -> tuple[slice, slice]:
+    """The first and the last third of a number of tasks, rounded up, at least one task each."""
+    size = math.ceil(tasks / 3)
+    return slice(0, size), slice(tasks - size, tasks)
+
+
+def early(tasks: int) -> slice:
+    """The first three tasks, or the first third (rounded up) if that is fewer."""
+    return slice(0, min(3, math.ceil(tasks / 3)))
+
+
+def late(tasks: int) -> slice:
+    """The last five tasks, or the last third (rounded up) if that is fewer."""
+    return slice(tasks - min(5, math.ceil(tasks / 3)), tasks)
+
+
+# The first task is ordinary training for every method. With one task there is nothing else.
+_LATER = Window("", "all tasks but the first", lambda tasks: slice(min(1, tasks - 1), tasks))
+_FIRST = Window("_first_task", "first task", lambda tasks: slice(0, 1))
+_LAST_THIRD = Window("_last_third", "last third of tasks", lambda tasks: thirds(tasks)[1])
+EARLY = Window("_early", "early (first {n})", early)
+LATE = Window("_late", "late (last {n})", late)
+
+RETURN = Quantity("return", "episode return", "train/episode_return")
+ONLINE_ACCURACY = Quantity("online_accuracy", "online accuracy", "train/accuracy")
+ONLINE_LOSS = Quantity("online_loss", "online loss", "train/loss")
+TRAIN_ACCURACY, TRAIN_LOSS = (
+    Quantity(f"train_{kind}", f"final training {kind}", f"probe/evaluation/train_{kind}", "end")
+    for kind in ("accuracy", "loss")
+)
+TEST_ACCURACY, TEST_LOSS = (
+    Quantity(f"test_{kind}", f"final test {kind}", f"probe/evaluation/test_{kind}", "end")
+    for kind in ("accuracy", "loss")
+)
+
+_REINFORCEMENT = Score(
+    name="return",
+    main=RETURN,
+    curve=RETURN,
+    others=(),
+    higher_is_better=True,
+    windows=(_LATER, _FIRST, _LAST_THIRD),
+    compared=(_LATER,),
+    change=(),
+    ratio=True,
+    figure="returns",
+    steps="env steps",
+)
+_FINAL_ACCURACY = Score(
+    name="accuracy",
+    main=TRAIN_ACCURACY,
+    curve=ONLINE_ACCURACY,
+    others=(ONLINE_ACCURACY, TEST_ACCURACY),
+    higher_is_better=True,
+    windows=(EARLY, LATE),
+    compared=(EARLY, LATE),
+    change=((EARLY, LATE),),
+    ratio=False,
+    figure="accuracy",
+    steps="examples",
+)
+SCORES = (
+    _REINFORCEMENT,
+    _FINAL_ACCURACY,
+    # A run whose tasks are not evaluated at their end.
+    _FINAL_ACCURACY._replace(main=ONLINE_ACCURACY, others=(TEST_ACCURACY,)),
+    _FINAL_ACCURACY._replace(
+        name="loss",
+        main=ONLINE_LOSS,
+        curve=ONLINE_LOSS,
+        others=(TRAIN_LOSS, TEST_LOSS),
+        higher_is_better=False,
+        figure="loss",
+    ),
+)
+"""In this order: return, training accuracy at the end of a task, accuracy before each step, loss before each step."""
+
+
+def choose(metrics: Container[str]) -> Score | None:
+    """The score of a study in which these metrics (`Quantity.metric`) were measured; None if there is none."""
+    return next((score for score in SCORES if score.main.metric in metrics), None)
+
+
+def score_of(data: xr.Dataset) -> Score | None:
+    """The score of a study, see `plastax.load`; None if nothing was measured yet that could be one."""
+    # At any mark: that a task which is still going on has no value at its end does not change how it will be judged.
+    return choose({score.main.metric for score in SCORES if measured(data, score.main)})
+
+
+def measured(data: xr.Dataset, quantity: Quantity) -> bool:
+    """Whether a study has any value of a quantity, at whichever mark."""
+    return quantity.variable in data and bool(data[quantity.variable].notnull().any())
+
+
+def notice(settings: Mapping[str, Any]) -> str:
+    """What must be said with every number and figure of a run: that its data are synthetic; else "".
+
+    Args:
+      settings: of ``config.json``; ``data_card`` describes the data set, see `plastax.data.Card`.
+    """
+    card = settings.get("data_card")
+    synthetic = isinstance(card, Mapping) and bool(card.get("synthetic"))
+    return "SYNTHETIC DATA: drawn by a generator, not a real data set" if synthetic else ""
