@@ -24,13 +24,15 @@ from plastax.record import read_json
 from plastax.types import ConfigError
 
 Registry = Mapping[str, Any]
+Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
+"""Names of methods; an experiment that has others than `Study` by default declares its field so."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What every experiment can be told, whatever it studies. Fields marked so in `IO` do not change its numbers."""
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])] = ("backprop", "l2_er", "reset")
+    methods: Methods = ("backprop", "l2_er", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
     probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
@@ -56,7 +58,7 @@ class Study:
     """Keep compiled programs in the user's cache directory, so that a second start compiles nothing."""
 
 
-IO = ("checkpoint_every", "runs_dir", "resume", "wandb", "compilation_cache", "preset")
+IO = ("checkpoint_every", "runs_dir", "resume", "wandb", "compilation_cache", "preset", "data_path", "data_card")
 """Settings that do not change a run's numbers and are not part of its identity."""
 
 
@@ -78,6 +80,7 @@ def parse(
     Args:
       base: a frozen dataclass that extends `Study`.
       presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
+        The settings of a choice given whole (``{"model_settings": CNN(...)}``) hold where that choice is made.
       chosen: field -> registry of which it names one entry; the entry's settings are the group of the field's name.
       groups: field -> registry of which it names several; each entry's settings are a group of the entry's name, and
         ``--method.X`` stands for ``--<name>.X`` where one method is chosen.
@@ -115,6 +118,9 @@ def parse(
         _known(field, name, registry)
         entry = registry[name]
         fields.append((f"{field}_settings", Annotated[type(entry), tyro.conf.arg(name=field)], entry))
+        whole = overrides.get(f"{field}_settings", entry)
+        if type(whole) is not type(entry):
+            overrides = {k: v for k, v in overrides.items() if v is not whole}
     for registry in groups.values():
         fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
     namespace: dict[str, Any] = {"__doc__": base.__doc__}

@@ -251,6 +251,8 @@ class Stream(NamedTuple):
         1``; the key for what is drawn anew at every look (augmentation).
       test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``.
       description: one line.
+      validated: training images kept out of training, for an evaluation of their own; 0: none.
+      validation: ``(task, data, index) -> Examples``, as ``test``, of those; None: none.
     """
 
     data: Tree
@@ -263,6 +265,8 @@ class Stream(NamedTuple):
     train: Callable[[Tree, Tree, Array, Key], Examples]
     test: Callable[[Tree, Tree, Array], Examples]
     description: str
+    validated: int = 0
+    validation: Callable[[Tree, Tree, Array], Examples] | None = None
 
 
 class ProbeInput(NamedTuple):

@@ -14,11 +14,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.parametrize("kind", cli.REGISTRIES)
 def test_list_prints_one_described_line_for_every_entry(kind: str, capsys: pytest.CaptureFixture[str]):
-    module, name = cli.REGISTRIES[kind]
-    registry = getattr(importlib.import_module(module), name)
+    registries = [getattr(importlib.import_module(module), name) for module, name in cli.REGISTRIES[kind]]
     cli.main(["list", kind])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(registry)
+    assert [line.split()[0] for line in lines] == [name for registry in registries for name in registry]
     assert all(len(line.split()) > 2 for line in lines), "every entry has a docstring"
 
 

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-LIMIT = 60.0
+LIMIT = 140.0
 
 SCRIPT = """
 import jax

@@ -1,0 +1,153 @@
+"""What the experiments on supervised streams share: their settings, how they are built and how they are run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from plastax import data, parallel, report, run, settings, tracking, train
+from plastax.data import Dataset
+from plastax.methods import METHODS
+from plastax.models import SUPERVISED
+from plastax.probes import PROBES
+from plastax.train import Training
+from plastax.types import ConfigError, MethodConfig, Model
+
+CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
+GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
+
+
+@dataclass(frozen=True)
+class Config(settings.Study):
+    """What every supervised experiment can be told; each adds ``stream`` and, where the stream needs them, ``data``."""
+
+    model: str = "mlp"
+    """Network: mlp, cnn or resnet18."""
+    segments_per_task: int = 1
+    """Calls of the compiled program a task: more show progress and checkpoint more often."""
+    training: Training = field(default_factory=Training)
+    """Optimiser, batches, epochs."""
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The images of the data set ``synthetic``, which `plastax.data.synthetic.read` draws."""
+
+    classes: int = 10
+    """Number of classes."""
+    train_per_class: int = 600
+    """Training images a class."""
+    test_per_class: int = 100
+    """Held-out images a class."""
+    difficulty: float = 0.75
+    """0: all images of a class are the same; 1: very hard."""
+
+
+@dataclass(frozen=True)
+class ImageConfig(Config):
+    """An experiment on a data set of images."""
+
+    data: str = "digits"
+    """Data set (`python -m plastax list data`)."""
+    data_path: str = ""
+    """Folder or archive of its files; empty: PLASTAX_DATA, the cache, installed packages, then the network."""
+    synthetic: Synthetic = field(default_factory=Synthetic)
+    """The images of the data set synthetic; without effect on others."""
+
+
+def load(config: Any) -> Dataset | None:
+    """The data set of the stream, None where it needs none; raises `ConfigError` where it cannot be had."""
+    if not config.stream.needs_data:
+        return None
+    options = dataclasses.asdict(config.synthetic) if config.data == "synthetic" else {}
+    return data.load(config.data, config.data_path or None, **options)
+
+
+def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Plan]:
+    """One program a method, over seeds, and the plan of segments; raises `ConfigError` before anything compiles.
+
+    Args:
+      config: of the experiment.
+      dataset: what `load` gives for it.
+    """
+    if config.segments_per_task < 1 or config.training.updates % config.segments_per_task:
+        raise ConfigError(
+            f"segments_per_task: {config.segments_per_task} does not divide a task's {config.training.updates} updates "
+            "(training.updates)"
+        )
+    stream = config.stream.build() if dataset is None else config.stream.build(dataset)
+    blocks = config.training.blocks(stream.examples)
+    looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
+    programs = {}
+    for name in config.methods:
+        method: MethodConfig = getattr(config, name, METHODS[name])
+        options = dataclasses.replace(config.model_settings, **method.model_options)
+        model = options.build(stream.input_shape, stream.outputs)
+        _check_rank(config, name, model)
+        program = train.program(
+            config.training,
+            stream,
+            model,
+            method.build(config.training.transformation()),
+            [probe.build(model) for probe in looks],
+            needs_boundary=method.needs_boundary,
+            starts_anew=method.starts_anew,
+            probe_every=config.probe_every,
+        )
+        programs[name] = parallel.over_seeds(program, config.seeds, config.seed_chunk)
+    examples = config.seeds * blocks.steps_per_update * config.training.batch_size
+    updates = config.training.updates
+    return programs, run.Plan(config.tasks, updates, updates // config.segments_per_task, examples)
+
+
+def _check_rank(config: Any, method: str, model: Model) -> None:
+    """Refuses what looks at hidden layers where there are none, and at ranks of a single row."""
+    if "features" in config.probes and not model.hidden:
+        raise ConfigError("probes: features is not allowed for a model without hidden layers; leave it out")
+    if method in ("effective_rank", "l2_er"):
+        if not model.hidden:
+            raise ConfigError(f"methods: {method} is not allowed for a model without hidden layers; name others")
+        if config.training.batch_size == 1:
+            raise ConfigError(
+                f"training.batch_size: 1 is not allowed with the method {method}: the rank of one example is one, "
+                "whatever the weights; give 2 or more"
+            )
+
+
+def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) -> None:
+    """Runs the study that the command line asks for.
+
+    Args:
+      base: the experiment's settings, a `Config`.
+      presets: what each preset changes in their defaults.
+      experiment: its name.
+    """
+    config = settings.parse(base, presets, CHOSEN, GROUPS)
+    dataset = load(config)
+    programs, plan = build(config, dataset)
+    chosen = settings.to_json(config, GROUPS) | {"updates_per_task": plan.updates_per_task}
+    if dataset is not None:
+        # The checksum says which images they are; the card also says where they lay, which changes no number.
+        chosen |= {"data_checksum": dataset.card.checksum, "data_card": json.loads(json.dumps(dataset.card._asdict()))}
+    directory, run_id = settings.run_directory(config, experiment, chosen)
+    if config.compilation_cache:
+        run.use_compilation_cache()
+    described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
+    console = Console()
+    if dataset is not None:
+        console.print(f"{dataset.card}\n", style="bold red" if dataset.card.synthetic else None, markup=False)
+    sinks = [tracking.Guarded(sink) for sink in (tracking.ConsoleSink(console), tracking.WandbSink(config.wandb))]
+    keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
+    run.study(directory, described, programs, keys, plan, sinks, checkpoint_every=config.checkpoint_every)
+    report.write(directory)
+    report.print_table(directory, console)
+    console.print(f"\nEverything is in [bold]{directory}[/bold]")

@@ -1,0 +1,145 @@
+"""Incremental CIFAR: more classes with every task, in arrays of one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plastax.data import Dataset
+from plastax.keys import fold
+from plastax.streams.base import ImageStream, Sorted, per_class, pixels, sort, subset
+from plastax.types import Array, ConfigError, Examples, Key, Stream
+
+_CLASSES, _SUBSET, _AUGMENT = range(3)
+
+PAD = 4
+"""Pixels that a random crop may move an image by, in both directions."""
+
+
+class Task(NamedTuple):
+    """A seed's ``order`` of the classes ``[C]``, how many of them are ``known``, and who has what part.
+
+    ``places`` ``[n]`` are the training images, within a class, and ``validation`` ``[v]`` those kept out; all int32.
+    """
+
+    order: Array
+    known: Array
+    places: Array
+    validation: Array
+
+
+@dataclass(frozen=True)
+class IncrementalCIFAR(ImageStream):
+    """More classes with every task: it trains on all classes that have come so far, and is tested on them.
+
+    Classes keep their labels; the order in which they come is the seed's. The network has an output for every class
+    from the start, and those of classes still to come are masked (`Examples.active`): they get no probability and no
+    gradient. So arrays keep their sizes, and one compiled program serves all tasks.
+
+    **What an epoch is.** Every task has as many gradient steps as the last one, in which all classes are there. Of the
+    N looks of an epoch at n known images, each image gets ``N // n``; the ``N mod n`` that are left (none where the
+    number of known classes divides that of all) fall on images drawn at random. An image of the first task, with 5 of
+    100 classes, is thus seen twenty times an epoch. In the reference protocol an epoch is one pass, and epochs get
+    longer from task to task: its first task has a twentieth of these steps, and all twenty have 10.5/20 of them.
+
+    ``examples`` is the number of training images of all classes together; 0: all that validation leaves.
+
+    References:
+      Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods: class-incremental
+      CIFAR-100. Crops and flips: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+    """
+
+    new_classes: int = 5
+    """Classes that come with a task."""
+    validation_per_class: int = 0
+    """Training images a class that are kept out of training, drawn for each seed, for an evaluation of their own."""
+    augment: bool = False
+    """Mirror half of the training images and move them by up to 4 pixels both ways, with zeros around; drawn anew at
+    every look, those of probes and of the evaluation of training examples among them."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("new_classes", 1), ("validation_per_class", 0)):
+            if getattr(self, name) < least:
+                message = f"stream.{name}: {getattr(self, name)} is not allowed; give {least} or more"
+                raise ConfigError(message)
+
+    def build(self, dataset: Dataset) -> Stream:
+        """The stream; see `ImageStream.build`.
+
+        Raises:
+          ConfigError: more new classes than there are classes, a class without images, or examples that cannot be had.
+        """
+        classes, kept_out = dataset.card.classes, self.validation_per_class
+        if self.new_classes > classes:
+            message = (
+                f"stream.new_classes: {self.new_classes} is more than the {classes} classes of {dataset.card.name}; "
+                f"give {classes} or fewer"
+            )
+            raise ConfigError(message)
+        data = sort(dataset)
+        available, held_out = data.train_of.shape[1], data.test_of.shape[1]
+        if kept_out >= available:
+            message = (
+                f"stream.validation_per_class: {kept_out} leaves none of {available} training images a class; "
+                f"give {available - 1} or fewer"
+            )
+            raise ConfigError(message)
+        count = per_class(self.examples, classes, available - kept_out, dataset.card.name)
+        total = classes * count
+
+        def task(key: Key, data: Sorted, index: Array) -> Task:
+            order = jax.random.permutation(fold(key, _CLASSES), classes)
+            known = jnp.minimum((index + 1) * self.new_classes, classes)
+            places = subset(fold(key, _SUBSET), available, kept_out + count)
+            return Task(order, known, places[kept_out:], places[:kept_out])
+
+        def masked(task: Task, values: Array, labels: Array) -> Examples:
+            known = jnp.zeros(classes, bool).at[task.order].set(jnp.arange(classes) < task.known)
+            return Examples(values, labels, jnp.broadcast_to(known, (len(labels), classes)))
+
+        def train(task: Task, data: Sorted, index: Array, key: Key) -> Examples:
+            known_key, augment_key = jax.random.split(fold(key, _AUGMENT))
+            known = task.known * count
+            looks = total // known
+            left = jax.random.randint(known_key, index.shape, 0, known)
+            at = jnp.where(index < looks * known, index // looks, left)
+            label = task.order[at // count]
+            values = pixels(
+                jnp.asarray(data.images.train_images)[jnp.asarray(data.train_of)[label, task.places[at % count]]]
+            )
+            return masked(task, moved(values, augment_key) if self.augment else values, label)
+
+        def evenly(task: Task, index: Array, each: int) -> tuple[Array, Array]:
+            """Labels, and places within ``each`` of a class: the indices of all classes, brought to the known ones."""
+            # The product is less than images times classes: far below 2^31 for any data set that fits into memory.
+            at = index * task.known // classes
+            return task.order[at // each], at % each
+
+        def test(task: Task, data: Sorted, index: Array) -> Examples:
+            label, place = evenly(task, index, held_out)
+            at = jnp.asarray(data.test_of)[label, place]
+            return masked(task, pixels(jnp.asarray(data.images.test_images)[at]), label)
+
+        def validation(task: Task, data: Sorted, index: Array) -> Examples:
+            label, place = evenly(task, index, kept_out)
+            at = jnp.asarray(data.train_of)[label, task.validation[place]]
+            return masked(task, pixels(jnp.asarray(data.images.train_images)[at]), label)
+
+        return Stream(
+            data, "cross_entropy", dataset.card.shape, classes, total, classes * held_out, task, train, test,
+            f"{dataset.card.name}, {self.new_classes} more classes a task",
+            classes * kept_out, validation if kept_out else None,
+        )  # fmt: skip
+
+
+def moved(images: Array, key: Key) -> Array:
+    """``[B, height, width, channels]``: mirrored or not, and a crop of its size from the image with zeros around."""
+    flip_key, crop_key = jax.random.split(key)
+    count, *shape = images.shape
+    flip = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
+    padded = jnp.pad(jnp.where(flip, images[:, :, ::-1], images), ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * PAD + 1)
+    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)

@@ -1,0 +1,448 @@
+"""Supervised learning on a stream of tasks: the one place where stream, model, method and probes meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from plastax import learning, segments, tree
+from plastax.curvature import losses, running
+from plastax.curvature.kronecker import Factors, Kind
+from plastax.keys import fold, shuffles
+from plastax.learning import Aside, Pass
+from plastax.types import (
+    Array,
+    ConfigError,
+    Examples,
+    Features,
+    Key,
+    LayerInputs,
+    Method,
+    MethodArgs,
+    Model,
+    Params,
+    Probe,
+    ProbeInput,
+    Program,
+    Stream,
+    Tree,
+)
+
+OptimizerName = Literal["sgd", "adam"]
+Head = Literal["keep", "reset"]
+
+CHUNK = 250
+"""Most examples that an evaluation has in memory at once, of a seed."""
+
+INACTIVE = -1e9
+"""Logit of a class that there is not: its probability is exactly zero, and so are its gradient and curvature."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained on each task."""
+
+    optimizer: OptimizerName = "sgd"
+    """sgd | adam, below the method."""
+    learning_rate: float = 1e-2
+    """Step size; constant unless `drops` says otherwise (a decaying rate looks like loss of plasticity)."""
+    drops: tuple[float, ...] = ()
+    """Shares of a task after which the step size falls, by `drop_factor` each; it starts anew with every task. What a
+    method adds to a step (weight decay) falls with it; what it does at a switch does not. None: constant."""
+    drop_factor: float = 5.0
+    """What the step size is divided by at each of `drops`."""
+    momentum: float = 0.0
+    """Of sgd."""
+    b1: float = 0.9
+    """Adam's decay of the gradient mean."""
+    b2: float = 0.999
+    """Adam's decay of the squared gradient."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    batch_size: int = 16
+    """Examples a gradient step. What an epoch leaves over (examples mod batch size) is left out of it, other examples
+    every time."""
+    epochs: int = 1
+    """Passes over a task's training examples, in a new order each."""
+    updates: int = 1
+    """Recorded values a task: gradient steps are averaged over so many equal parts of it. A multiple of the epochs or a
+    divisor."""
+    head: Head = "keep"
+    """Output layer at a task switch: keep, or reset: its weights are drawn anew, the optimiser's state of them is kept
+    (Dohare et al. 2024, who set them to zero)."""
+    evaluation_examples: int = 1000
+    """Training examples, and held-out ones, that loss and accuracy are taken on at both ends of every task."""
+    probe_examples: int = 256
+    """Training examples that probes see, spread evenly over the task's."""
+    kronecker_every: int = 0
+    """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
+    kronecker_kind: Kind = "empirical"
+    """Whose gradients: empirical (the loss's own, no further cost) | sampled (labels drawn from the network, one more
+    backward pass at an update of the factors) | exact (their expectation, one more backward pass an output)."""
+    kronecker_decay: float = 0.95
+    """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "updates", "evaluation_examples", "probe_examples"):
+            if getattr(self, name) < 1:
+                message = f"training.{name}: {getattr(self, name)} is not allowed; give 1 or more"
+                raise ConfigError(message)
+        for name in ("learning_rate", "eps", "drop_factor"):
+            if not getattr(self, name) > 0:
+                message = f"training.{name}: {getattr(self, name)} is not allowed; give a number above 0"
+                raise ConfigError(message)
+        for name in ("momentum", "b1", "b2", "kronecker_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                message = f"training.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
+                raise ConfigError(message)
+        if not all(0 < share < 1 for share in self.drops):
+            message = f"training.drops: {self.drops} is not allowed; give shares of a task, above 0 and below 1"
+            raise ConfigError(message)
+        if self.kronecker_every < 0:
+            message = f"training.kronecker_every: {self.kronecker_every} is not allowed; give 0 or more"
+            raise ConfigError(message)
+        for name, kinds in (("optimizer", OptimizerName), ("head", Head), ("kronecker_kind", Kind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ConfigError.unknown(f"training.{name}", getattr(self, name), get_args(kinds))
+        if self.updates % self.epochs and self.epochs % self.updates:
+            message = (
+                f"training.updates: {self.updates} is neither a multiple nor a divisor of the {self.epochs} epochs; "
+                f"give {self.epochs}, or one of those"
+            )
+            raise ConfigError(message)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimiser below the method."""
+        if self.optimizer == "adam":
+            return optax.adam(self.learning_rate, self.b1, self.b2, self.eps)
+        return optax.sgd(self.learning_rate, self.momentum or None)
+
+    def blocks(self, examples: int) -> Blocks:
+        """How a task of so many training examples is cut into recorded updates.
+
+        Raises:
+          ConfigError: a batch larger than the examples, or an epoch that cannot be cut so.
+        """
+        if self.batch_size > examples:
+            message = (
+                f"training.batch_size: {self.batch_size} is more than a task's {examples} training examples; "
+                f"give {examples} or fewer"
+            )
+            raise ConfigError(message)
+        steps = examples // self.batch_size
+        parts = max(1, self.updates // self.epochs)
+        if steps % parts:
+            allowed = [n for n in range(1, steps + 1) if steps % n == 0]
+            near = sorted(sorted(allowed, key=lambda n: abs(n - parts))[:3])
+            message = (
+                f"training.updates: {self.updates} cuts an epoch of {steps} steps into {parts} parts, which does not "
+                f"divide; give {', '.join(str(n * self.epochs) for n in near)}"
+            )
+            raise ConfigError(message)
+        return Blocks(max(1, self.epochs // self.updates), parts, steps // parts)
+
+
+class Blocks(NamedTuple):
+    """How an epoch and a recorded update fit together: one of the first two is 1.
+
+    Attributes:
+      epochs: in an update.
+      parts: of an epoch, an update each.
+      steps: gradient steps in a part.
+    """
+
+    epochs: int
+    parts: int
+    steps: int
+
+    @property
+    def steps_per_update(self) -> int:
+        """Gradient steps in an update."""
+        return self.epochs * self.steps
+
+
+class State(NamedTuple):
+    """Everything that a seed's next update needs, apart from the clock.
+
+    Attributes:
+      key: the seed's.
+      params: of the network.
+      stats: running statistics of its batch normalisation, if any.
+      opt_state: of the method.
+      order: int32, the order of the examples in this epoch; empty where no update leaves an epoch unfinished.
+      factors: running Kronecker factors of the task.
+    """
+
+    key: Key
+    params: Params
+    stats: Tree
+    opt_state: Tree
+    order: Array | tuple[()]
+    factors: running.Running
+
+
+# Roles of a seed's key, see `keys.fold`.
+_INIT, _TASKS, _SWITCH, _ORDER, _STEP, _PROBE, _FACTORS = range(7)
+
+
+def spread(available: int, wanted: int, multiple: int = 1) -> Array:
+    """At most ``wanted`` of ``available`` indices, evenly spaced, int32; rounded down to ``multiple``, if more."""
+    count = min(available, wanted)
+    count -= count % multiple if count > multiple else 0
+    # In NumPy's 64 bits: the products are large.
+    return jnp.asarray(np.arange(count) * available // count, jnp.int32)
+
+
+class _Network(NamedTuple):
+    """Model and loss as functions of (params, batch), for training, methods and probes alike."""
+
+    loss: Callable[[Params, Examples], Array]
+    features: Callable[[Params, Examples], Features]
+    outputs: Callable[[Params, Examples], Array]
+    tapped: Callable[[Params, dict[str, Array], Examples], tuple[Array, tuple[Features, dict[str, LayerInputs]]]]
+    taps: Callable[[Examples], dict[str, Array]]
+    backward: Callable[[Params, Tree, Examples], Pass]
+    evaluate: Callable[[Params, Tree, Examples], dict[str, Array]]
+
+
+def _network(model: Model, loss_name: str) -> _Network:
+    loss = losses.get(loss_name)
+    classes = loss_name == "cross_entropy"
+
+    def masked(outputs: Array, batch: Examples) -> Array:
+        return outputs if batch.active is None else jnp.where(batch.active, outputs, INACTIVE)
+
+    def quality(outputs: Array, batch: Examples) -> dict[str, Array]:
+        """What is recorded of the outputs beside the loss."""
+        return {"accuracy": jnp.mean(jnp.argmax(outputs, -1) == batch.y, dtype=jnp.float32)} if classes else {}
+
+    def outputs_fn(params: Params, batch: Examples) -> Array:
+        return masked(model.apply(params, batch.x)[0], batch)
+
+    def tapped(
+        params: Params, taps: dict[str, Array], batch: Examples
+    ) -> tuple[Array, tuple[Features, dict[str, LayerInputs]]]:
+        outputs, features, inputs = model.tapped(params, taps, batch.x)
+        return loss.value(masked(outputs, batch), batch), (features, inputs)
+
+    def backward(params: Params, stats: Tree, batch: Examples) -> Pass:
+        def forward(params: Params, taps: dict[str, Array]) -> tuple[Array, Aside]:
+            if model.train is None:
+                outputs, features, inputs = model.tapped(params, taps, batch.x)
+                moved = stats
+            else:
+                outputs, features, inputs, moved = model.train(params, stats, taps, batch.x)
+            return masked(outputs, batch), Aside(features, inputs, moved)
+
+        def with_metrics(outputs: Array) -> tuple[Array, dict[str, Array]]:
+            value = loss.value(outputs, batch)
+            return value, {"loss": value} | quality(outputs, batch)
+
+        return learning.backward(forward, with_metrics, params, model.taps(batch.x))
+
+    def evaluate(params: Params, stats: Tree, batch: Examples) -> dict[str, Array]:
+        outputs, _ = model.evaluate(params, stats, batch.x) if model.evaluate else model.apply(params, batch.x)
+        outputs = masked(outputs, batch)
+        return {"loss": loss.value(outputs, batch)} | quality(outputs, batch)
+
+    return _Network(
+        lambda params, batch: loss.value(outputs_fn(params, batch), batch),
+        lambda params, batch: model.apply(params, batch.x)[1],
+        outputs_fn,
+        tapped,
+        lambda batch: model.taps(batch.x),
+        backward,
+        evaluate,
+    )
+
+
+def program(
+    config: Training,
+    stream: Stream,
+    model: Model,
+    method: Method,
+    probes: Sequence[Probe] = (),
+    *,
+    needs_boundary: bool = False,
+    starts_anew: bool = False,
+    probe_every: int = 1,
+) -> Program:
+    """Supervised training of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
+
+    The record's training values are means over the gradient steps of an update, of the batch before its step: the
+    ``accuracy`` (of classes only) is thus the online accuracy; ``loss``; ``grad_norm``. Beside the probes' values there
+    are ``evaluation/{train,test}_{loss,accuracy}``, at both ends of every task, and ``evaluation/validation_...`` where
+    the stream keeps examples out for it.
+
+    Args:
+      config: optimiser, epochs, batches.
+      stream: the tasks; each has ``config.updates`` updates.
+      model: of ``stream.input_shape`` and ``stream.outputs``. With batch normalisation it trains on the batch's
+        statistics and is evaluated with the running ones; methods and probes see `Model.apply`.
+      method: optimiser with its plasticity-preserving method.
+      probes: measured on training examples of the new task at its initialisation, and of the ended one at its end.
+      needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
+      starts_anew: whether running statistics restart at switches (`MethodConfig.starts_anew`).
+      probe_every: tasks from one probed task to the next; evaluations are taken in all.
+
+    Raises:
+      ConfigError: batches and updates do not fit the task, see `Training.blocks`; probes that label an axis
+        differently.
+    """
+    blocks = config.blocks(stream.examples)
+    network = _network(model, stream.loss)
+    output_loss = losses.get(stream.loss)
+    probes_due = segments.task_borders(config.updates, probe_every)
+
+    def factors_of(seen: Pass, batch: Examples, seed: Key, clock: Array) -> dict[str, Factors]:
+        return learning.factors_of(seen, config.kronecker_kind, output_loss, batch, fold(seed, _FACTORS, clock))
+
+    def share_of_rate(clock: Array) -> Array:
+        """The step size at gradient step ``clock`` of the run, of that at the start of its task."""
+        steps = config.updates * blocks.steps_per_update
+        passed = sum(clock % steps >= round(share * steps) for share in config.drops)
+        return jnp.power(config.drop_factor, -jnp.asarray(passed, jnp.float32))
+
+    def gradient_step(data: Tree, task: Tree, state: State, x: tuple[Array, Array, Key]) -> Any:
+        clock, index, key = x
+        examples_key, method_key = jax.random.split(key)
+        batch = stream.train(task, data, index, examples_key)
+        seen = network.backward(state.params, state.stats, batch)
+        average = state.factors
+        if config.kronecker_every:
+            average = jax.lax.cond(
+                clock % config.kronecker_every == 0,
+                lambda f: running.update(f, factors_of(seen, batch, state.key, clock), config.kronecker_decay),
+                lambda f: f,
+                average,
+            )
+        args = MethodArgs(
+            method_key, clock, batch, seen.value, seen.features, network.loss, network.features, model.init,
+            boundary=False,
+        )  # fmt: skip
+        updates, opt_state = method.update(seen.grads, state.opt_state, state.params, **args._asdict())
+        if config.drops:
+            updates = optax.tree.scale(share_of_rate(clock), updates)
+        params = optax.apply_updates(state.params, updates)
+        state = state._replace(params=params, stats=seen.stats, opt_state=opt_state, factors=average)
+        return state, seen.metrics | {"grad_norm": tree.norm(seen.grads)}
+
+    def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
+        def draw(number: Array) -> Array:
+            return shuffles(fold(state.key, _ORDER, number // blocks.parts), 1, stream.examples)[0]
+
+        def part(state: State, number: Array) -> tuple[State, dict[str, Array]]:
+            """Part ``number`` of the run's epochs."""
+            if blocks.parts == 1:
+                order = draw(number)
+            else:
+                order = jax.lax.cond(number % blocks.parts == 0, draw, lambda _: state.order, number)
+                state = state._replace(order=order)
+            size = blocks.steps * config.batch_size
+            index = jax.lax.dynamic_slice_in_dim(order, number % blocks.parts * size, size)
+            clocks = number * blocks.steps + jnp.arange(blocks.steps)
+            keys = jax.vmap(lambda c: fold(state.key, _STEP, c))(clocks)
+            xs = (clocks, index.reshape(blocks.steps, config.batch_size), keys)
+            state, metrics = jax.lax.scan(lambda s, x: gradient_step(data, task, s, x), state, xs)
+            return state, jax.tree.map(jnp.mean, metrics)
+
+        state, metrics = jax.lax.scan(part, state, clock * blocks.epochs + jnp.arange(blocks.epochs))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
+        # The very first task has no boundary: nothing has been learned that could be lost.
+        state = jax.lax.cond(clock > 0, lambda s: switch(s, clock), lambda s: s, state)
+        return state._replace(factors=running.start(state.factors.total))
+
+    def switch(state: State, clock: Array) -> State:
+        method_key, head_key = jax.random.split(fold(state.key, _SWITCH, clock))
+        params, stats, opt_state = state.params, state.stats, state.opt_state
+        if needs_boundary:
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            args = MethodArgs(
+                method_key, clock * blocks.steps_per_update, zeros_of(batch_like), jnp.zeros(()), {}, network.loss,
+                network.features, model.init, boundary=clock > 0,
+            )  # fmt: skip
+            updates, opt_state = method.update(zeros, opt_state, params, **args._asdict())
+            params = optax.apply_updates(params, updates)
+        if starts_anew:
+            stats = model.stats
+        if config.head == "reset":
+            params = params | {"output": model.init(head_key)["output"]}
+        return state._replace(params=params, stats=stats, opt_state=opt_state)
+
+    def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
+        train_key, test_key, probe_key = jax.random.split(fold(state.key, _PROBE, border), 3)
+        values = evaluation("train", state, stream.examples, lambda i, k: stream.train(task, data, i, k), train_key)
+        if stream.held_out:
+            values |= evaluation("test", state, stream.held_out, lambda i, _: stream.test(task, data, i), test_key)
+        if stream.validation is not None:
+            validation = stream.validation
+            values |= evaluation(
+                "validation", state, stream.validated, lambda i, _: validation(task, data, i), test_key
+            )
+        if not probes:
+            return values
+
+        def look(state: State) -> dict[str, Array]:
+            return measure_probes(state, data, task, probe_key)
+
+        nothing = segments.missing(jax.eval_shape(look, state))
+        return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
+
+    def evaluation(
+        part: str, state: State, available: int, take: Callable[[Array, Key], Examples], key: Key
+    ) -> dict[str, Array]:
+        index = spread(available, config.evaluation_examples, CHUNK)
+        chunks = index.reshape(-1, min(index.size, CHUNK))
+
+        def chunk(x: tuple[Array, Key]) -> dict[str, Array]:
+            return network.evaluate(state.params, state.stats, take(*x))
+
+        means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
+        return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
+
+    def measure_probes(state: State, data: Tree, task: Tree, key: Key) -> dict[str, Array]:
+        batch_key, key = jax.random.split(key)
+        batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
+        values: dict[str, Array] = {}
+        for i, probe in enumerate(probes):
+            seen = ProbeInput(
+                state.params, batch, network.loss, network.features, network.outputs, output_loss, network.tapped,
+                network.taps, state.factors, jax.random.fold_in(key, i),
+            )  # fmt: skip
+            values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}
+        return values
+
+    def init(key: Key, data: Tree) -> State:
+        params = model.init(fold(key, _INIT))
+        like: Tree = {}
+        if config.kronecker_every:
+            batch = zeros_of(batch_like)
+            like = jax.eval_shape(
+                lambda: factors_of(network.backward(params, model.stats, batch), batch, key, jnp.int32(0))
+            )
+        # A copy of its own: the state is donated, and init may be called again.
+        stats = jax.tree.map(jnp.copy, model.stats)
+        order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
+        return State(key, params, stats, method.init(params), order, running.start(like))
+
+    def task_of(state: State, data: Tree, index: Array) -> Tree:
+        return stream.task(fold(state.key, _TASKS), data, index)
+
+    def zeros_of(shapes: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def example(key: Key, data: Tree) -> Examples:
+        task = stream.task(key, data, jnp.int32(0))
+        return stream.train(task, data, jnp.zeros(config.batch_size, jnp.int32), key)
+
+    batch_like = jax.eval_shape(example, jax.random.key(0), stream.data)
+    parts = segments.Parts(init, task_of, begin, update, measure)
+    return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)

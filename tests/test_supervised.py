@@ -1,0 +1,163 @@
+"""The experiments on supervised streams: presets, refusals before anything compiles, and one whole study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+import pytest
+
+import plastax
+from experiments import _supervised as supervised
+from experiments import (
+    continual_imagenet,
+    incremental_cifar,
+    label_permuted,
+    permuted_mnist,
+    random_label,
+    rotating,
+    slowly_changing_regression,
+    warm_start,
+)
+from plastax import parallel, run, settings
+from plastax.types import ConfigError
+from tests.streams.tiny import DATASET
+
+EXPERIMENTS = {
+    "random_label": random_label,
+    "permuted_mnist": permuted_mnist,
+    "slowly_changing_regression": slowly_changing_regression,
+    "continual_imagenet": continual_imagenet,
+    "incremental_cifar": incremental_cifar,
+    "label_permuted": label_permuted,
+    "rotating": rotating,
+    "warm_start": warm_start,
+}
+PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS]
+
+
+def parse(name: str, line: str = "") -> Any:
+    module = EXPERIMENTS[name]
+    return settings.parse(module.Config, module.PRESETS, supervised.CHOSEN, supervised.GROUPS, shlex.split(line))
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_preset_is_valid_and_can_be_overridden(name, preset):
+    config = parse(name, f"--preset {preset} --seeds 3")
+    assert (config.preset, config.seeds) == (preset, 3)
+    for setting, value in EXPERIMENTS[name].PRESETS[preset].items():
+        found = config
+        for part in setting.split("."):
+            found = getattr(found, part)
+        assert setting == "seeds" or found == value
+    assert settings.identity(settings.to_json(config, supervised.GROUPS)) != settings.identity(
+        settings.to_json(parse(name, f"--preset {preset} --seeds 4"), supervised.GROUPS)
+    )
+
+
+def test_a_presets_network_holds_where_it_is_chosen():
+    chosen = parse("incremental_cifar", "--model.momentum 0.5")
+    assert chosen.model_settings == dataclasses.replace(
+        incremental_cifar.PRESETS["default"]["model_settings"], momentum=0.5
+    )
+    other = parse("incremental_cifar", "--model cnn")
+    assert (other.model_settings, other.stream.new_classes) == (supervised.CHOSEN["model"]["cnn"], 1)
+
+
+def test_the_card_goes_into_the_settings_and_the_place_does_not_count():
+    config = parse("continual_imagenet", "--preset smoke")
+    dataset = supervised.load(config)
+    assert dataset is not None
+    assert (dataset.card.classes, dataset.card.train, dataset.card.synthetic) == (4, 80, True)
+    elsewhere = parse("continual_imagenet", "--preset smoke --data-path /elsewhere")
+    first, second = (settings.to_json(c, supervised.GROUPS) for c in (config, elsewhere))
+    assert settings.identity(first) == settings.identity(second | {"data_card": {}})
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_updates_fit_every_presets_task(name, preset):
+    config = parse(name, f"--preset {preset}")
+    mnist = 60_000
+    examples = config.stream.examples or mnist if config.stream.needs_data else config.stream.period
+    blocks = config.training.blocks(examples)
+    steps = blocks.steps_per_update * config.training.updates
+    assert steps == config.training.epochs * (examples // config.training.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "names"),
+    [
+        ("random_label", "--data mnits", ("data", "'mnits'", "did you mean 'mnist'")),
+        ("random_label", "--data mnist --data-path /nowhere", ("/nowhere",)),
+        ("random_label", "--stream.examples 5000", ("stream.examples", "5000", "1 to 1498", "digits")),
+        ("random_label", "--training.batch-size 401", ("batch_size", "401", "400")),
+        ("random_label", "--training.updates 120 --training.batch-size 16", ("updates", "120", "25 steps")),
+        ("random_label", "--segments-per-task 3", ("segments_per_task", "3", "10 updates")),
+        ("random_label", "--model cnn --model.padding VALID", ("channels", "SAME")),
+        ("random_label", "--model.hidden", ("features", "hidden layers")),
+        ("random_label", "--model.hidden --probes weights", ("effective_rank", "hidden layers")),
+        ("random_label", "--training.batch-size 1", ("batch_size", "effective_rank", "2 or more")),
+    ],
+)
+def test_refusals_come_before_compilation(name, line, names, assert_no_retrace):
+    config = parse(name, line)
+    with pytest.raises(ConfigError) as error, assert_no_retrace():
+        supervised.build(config, supervised.load(config))
+    assert "\n" not in str(error.value)
+    for part in names:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("--preset kumr", ("preset", "did you mean 'kumar'")),
+        ("--model resnet", ("model", "resnet18")),
+        ("--methods l2er", ("methods", "l2_er")),
+        ("--tasks 0", ("tasks", "1 or more")),
+    ],
+)
+def test_unknown_names_are_refused(line, names):
+    with pytest.raises(ConfigError) as error:
+        parse("random_label", line)
+    for part in names:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_one_method_may_be_named_in_the_singular(name):
+    config = parse(name, "--method l2 --method.l2 0.5")
+    assert (config.methods, config.l2.l2) == (("l2",), 0.5)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_setting_has_a_help_text(name, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(name, "--help")
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    for setting in ("--training.learning-rate", "--model.hidden", "--l2-er.er-lr", "--segments-per-task"):
+        assert setting in text
+
+
+def test_a_study_leaves_a_labelled_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("plastax.data.load", lambda name, path=None, **_: DATASET)
+    config = parse(
+        "random_label",
+        "--preset smoke --methods backprop --probes weights --tasks 2 --stream.examples 20 --training.batch-size 5 "
+        "--training.epochs 4 --training.updates 2 --segments-per-task 2 --model.hidden 4",
+    )
+    programs, plan = supervised.build(config, supervised.load(config))
+    assert plan == run.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
+    chosen = settings.to_json(config, supervised.GROUPS) | {"updates_per_task": plan.updates_per_task}
+    described = {"experiment": "random_label", "run_id": "x", "hash": "y", "settings": chosen}
+    run.study(tmp_path, described, programs, parallel.seed_keys(range(2)), plan)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["stream"] == {"examples": 20}
+    data = plastax.load(tmp_path)
+    assert dict(data.sizes) | {"seed": 2, "task": 2, "update": 4, "mark": 2} == dict(data.sizes)
+    for name in ("train/accuracy", "train/loss", "probe/evaluation/train_accuracy", "probe/evaluation/test_loss"):
+        assert np.isfinite(data[name]).all(), name
+    assert list(data["probe/weights/norm"].dims[-1:]) == ["layer"]

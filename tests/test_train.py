@@ -1,0 +1,398 @@
+"""Supervised training as a program: against a plain loop, task switches, records, what may change no bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from plastax import train
+from plastax.curvature import losses
+from plastax.data import Dataset
+from plastax.keys import fold, shuffles
+from plastax.methods import METHODS
+from plastax.models import MLP, ResNet18
+from plastax.parallel import over_seeds, seed_keys
+from plastax.streams import Permuted, SlowlyChangingRegression
+from plastax.train import Training
+from plastax.types import Array, ConfigError, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
+from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
+
+# These tests compile much and compute little.
+QUICK = {"xla_backend_optimization_level": 0}
+EXAMPLES, LR, SEEDS = 20, 0.3, (4, 7)
+STREAM = Permuted(examples=EXAMPLES).build(DATASET)
+MODEL = MLP((6,)).build(SHAPE, CLASSES)
+# Six steps of three an epoch; two examples of twenty are left over.
+CONFIG = Training(
+    learning_rate=LR, batch_size=3, epochs=2, updates=4, evaluation_examples=15, probe_examples=8, kronecker_every=2
+)
+
+
+def watch(seen: ProbeInput) -> dict[str, Array]:
+    return {
+        "x": seen.batch.x,
+        "loss": seen.loss_fn(seen.params, seen.batch),
+        "params": ravel_pytree(seen.params)[0],
+        "weight": seen.factors.weight,
+        "key": jax.random.key_data(seen.key).astype(jnp.float32),
+    }
+
+
+WATCH = Probe("watch", watch, {}, {})
+
+
+def make(
+    config: Training = CONFIG,
+    method: str = "backprop",
+    *,
+    stream: Stream = STREAM,
+    model: Model = MODEL,
+    seeds: int = len(SEEDS),
+    chunk: int = 0,
+    probes: tuple[Probe, ...] = (WATCH,),
+    **options: Any,
+) -> Program:
+    chosen = METHODS[method]
+    options = {"needs_boundary": chosen.needs_boundary, "starts_anew": chosen.starts_anew} | options
+    program = train.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
+    return over_seeds(program, seeds, chunk)
+
+
+def host(tree: Tree) -> Tree:
+    def leaf(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[train.State, list, Any]:
+    """The state after these segments, their records, and the jitted segment."""
+    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
+    data = jax.device_put(program.data)
+    state, clock, records = jax.jit(program.init, compiler_options=QUICK)(seed_keys(seeds), data), 0, []
+    for length in lengths:
+        state, record = segment(state, data, jnp.int32(clock), length)
+        clock += length
+        records.append(host(record))
+    return state, records, segment
+
+
+def same(a: Tree, b: Tree) -> bool:
+    a, b = (jax.tree.leaves(host(x)) for x in (a, b))
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def joined(records: list) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([r.train[name] for r in records], axis=1) for name in records[0].train}
+
+
+@functools.cache
+def examples(number: int, task: int) -> tuple[Examples, Examples]:
+    """All training and held-out examples of a seed's task."""
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def both(key, data, index):
+        task = STREAM.task(fold(key, train._TASKS), data, index)
+        return (
+            STREAM.train(task, data, jnp.arange(EXAMPLES), key),
+            STREAM.test(task, data, jnp.arange(TEST)),
+        )
+
+    return host(both(jax.random.key(number), STREAM.data, jnp.int32(task)))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run(make())
+
+
+@pytest.fixture(scope="module")
+def reset():
+    return run(make(method="reset"), (4, 4, 4))
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+def forward(params: Tree, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    h = np.maximum(x.reshape(len(x), -1) @ params["dense_0"]["kernel"] + params["dense_0"]["bias"], 0)
+    z = h @ params["output"]["kernel"] + params["output"]["bias"]
+    return h, z
+
+
+def plain_step(params: Tree, x: np.ndarray, y: np.ndarray) -> tuple[Tree, dict[str, float]]:
+    """One step of gradient descent on the cross-entropy, in NumPy."""
+    h, z = forward(params, x)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    chosen = p[np.arange(len(y)), y]
+    dz = (p - np.eye(CLASSES)[y]) / len(y)
+    dh = (dz @ params["output"]["kernel"].T) * (h > 0)
+    x = x.reshape(len(x), -1)
+    grads = {
+        "dense_0": {"kernel": x.T @ dh, "bias": dh.sum(0)},
+        "output": {"kernel": h.T @ dz, "bias": dz.sum(0)},
+    }
+    norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+    metrics = {"loss": -np.log(chosen).mean(), "accuracy": np.mean(z.argmax(1) == y), "grad_norm": norm}
+    return jax.tree.map(lambda w, g: w - LR * g, params, grads), metrics
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(2, 4), (4, 2)], ids=["part of an epoch", "several epochs"])
+def test_it_is_a_plain_loop(whole, epochs, updates):
+    """Two tasks of one seed, step by step."""
+    steps = EXAMPLES // 3 * epochs // updates
+    if (epochs, updates) == (2, 4):
+        state, records, _ = whole
+    else:
+        config = dataclasses.replace(CONFIG, epochs=epochs, updates=updates, kronecker_every=0)
+        state, records, _ = run(make(config, probes=()), (updates, updates))
+    recorded = joined(records)
+    for k, number in enumerate(SEEDS):
+        key = jax.random.key(number)
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), MODEL.init(fold(key, train._INIT)))
+        metrics = []
+        for task in range(2):
+            batch, _ = examples(number, task)
+            for epoch in range(task * epochs, (task + 1) * epochs):
+                order = np.asarray(shuffles(fold(key, train._ORDER, epoch), 1, EXAMPLES))[0]
+                for step in range(EXAMPLES // 3):
+                    index = order[3 * step : 3 * step + 3]
+                    params, seen = plain_step(params, batch.x[index].astype(np.float64), batch.y[index])
+                    metrics.append(seen)
+        for name, values in recorded.items():
+            means = np.array([m[name] for m in metrics]).reshape(2 * updates, steps).mean(1)
+            np.testing.assert_allclose(values[k], means, rtol=1e-4, err_msg=name)
+        got = jax.tree.map(lambda x, k=k: np.asarray(x[k]), state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, params)
+
+
+def test_scan_lengths_change_no_bit(whole):
+    state, records, _ = run(make(), (1, 2, 1, 2, 2))
+    assert same(state, whole[0])
+    assert same(joined(records), joined(whole[1]))
+    np.testing.assert_array_equal(records[0].probe["watch/params"][:, 0], whole[1][0].probe["watch/params"][:, 0])
+    np.testing.assert_array_equal(records[2].probe["watch/params"][:, 1], whole[1][0].probe["watch/params"][:, 1])
+    assert np.isnan(records[1].probe["evaluation/train_loss"]).all()
+
+
+def test_factors_and_probes_change_no_bit(whole):
+    state, records, _ = run(make(dataclasses.replace(CONFIG, kronecker_every=0), probes=()))
+    assert same(joined(records), joined(whole[1]))
+    assert same(state._replace(factors=()), whole[0]._replace(factors=()))
+    assert all((np.asarray(x) != 0).any() for x in jax.tree.leaves(whole[0].factors.total))
+
+
+@pytest.mark.slow
+def test_seeds_in_chunks_of_one_are_seeds_alone(whole):
+    state, _, _ = run(make(chunk=1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, whole[0].params)
+    alone = run(make(seeds=1), seeds=SEEDS[1:])
+    assert same(jax.tree.map(lambda x: x[1:], state.params), alone[0].params)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_that_of_the_network_on_its_task(whole):
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], whole[0].params))
+    for task, record in enumerate(whole[1]):
+        for k, number in enumerate(SEEDS):
+            taken = np.arange(15) * EXAMPLES // 15, np.arange(TEST)
+            for part, batch, index in zip(("train", "test"), examples(number, task), taken):
+                x, y = batch.x[index], batch.y[index]
+                for mark in range(2):
+                    params = host(unravel(jnp.asarray(record.probe["watch/params"][k, mark])))
+                    z = forward(params, x)[1]
+                    expected = np.mean(z.argmax(1) == y)
+                    got = {n: record.probe[f"evaluation/{part}_{n}"][k, mark] for n in ("accuracy", "loss")}
+                    np.testing.assert_allclose(got["accuracy"], expected, rtol=1e-6)
+                    expected = losses.get("cross_entropy").value(jnp.asarray(z), (None, jnp.asarray(y)))
+                    np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
+
+
+def test_evaluation_in_chunks_is_the_mean():
+    assert train.spread(10, 100).tolist() == list(range(10))
+    assert train.spread(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert len(train.spread(1000, 600, 250)) == 500
+    assert train.spread(60_000, 60_000)[-1] == 59_999
+
+
+def test_probes_see_the_new_task_at_its_start_and_the_old_at_its_end(whole, reset):
+    for ran in (whole[1], reset[1]):
+        for task, record in enumerate(ran):
+            for k, number in enumerate(SEEDS):
+                x = examples(number, task)[0].x[np.arange(8) * EXAMPLES // 8]
+                for mark in range(2):
+                    np.testing.assert_array_equal(record.probe["watch/x"][k, mark], x)
+            np.testing.assert_array_equal(record.probe["watch/weight"][:, 0], 0.0)
+            assert (record.probe["watch/weight"][:, 1] > 0).all()
+        keys = np.concatenate([r.probe["watch/key"].reshape(-1, 2) for r in ran])
+        assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_probes_may_come_less_often_than_evaluations():
+    records = run(make(probe_every=2), (4, 4, 4))[1]
+    for task, record in enumerate(records):
+        assert np.isfinite(record.probe["evaluation/test_accuracy"]).all()
+        assert np.isnan(record.probe["watch/loss"]).all() == bool(task % 2)
+
+
+def test_regression_has_no_accuracy():
+    stream = SlowlyChangingRegression(period=12, target_units=3).build()
+    config = Training(batch_size=4, kronecker_every=0)
+    _, records, _ = run(make(config, stream=stream, model=MLP((3,)).build((20,), 1), probes=()), (1, 1))
+    assert set(records[0].train) == {"loss", "grad_norm"}
+    assert {name.split("_")[-1] for name in records[0].probe} == {"loss"}
+
+
+# --- task switches ----------------------------------------------------------------------------------------------------
+
+
+def test_methods_see_the_same_tasks_in_the_same_order(whole, reset):
+    assert same(whole[0].key, reset[0].key)
+    first, other = joined(whole[1]), joined(reset[1])
+    # The same network, data and order until the first switch; then another network.
+    assert same(*({name: x[:, :4] for name, x in values.items()} for values in (first, other)))
+    assert not np.array_equal(first["loss"][:, 4], other["loss"][:, 4])
+
+
+def switched(program: Program, ran: tuple, task: int) -> train.State:
+    """The state right after the switch to a task: a segment of no updates."""
+    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
+    return segment(ran[0], program.data, jnp.int32(4 * task), 0)[0]
+
+
+def test_reset_starts_with_a_fresh_network(reset):
+    for task in (1, 2):
+        for k, number in enumerate(SEEDS):
+            key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 4 * task))[0]
+            fresh = ravel_pytree(MODEL.init(key))[0]
+            np.testing.assert_allclose(reset[1][task].probe["watch/params"][k, 0], fresh, atol=1e-6)
+
+
+def test_head_reset_draws_the_output_layer_alone(whole):
+    config = dataclasses.replace(CONFIG, head="reset")
+    state = switched(make(config), whole, 2)
+    assert same(state.params["dense_0"], whole[0].params["dense_0"])
+    for k, number in enumerate(SEEDS):
+        key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 8))[1]
+        fresh = MODEL.init(key)["output"]
+        np.testing.assert_allclose(state.params["output"]["kernel"][k], fresh["kernel"], atol=1e-6)
+        np.testing.assert_array_equal(state.params["output"]["bias"][k], 0.0)
+
+
+def test_running_statistics_move_and_restart_with_the_network():
+    model = ResNet18((2,), (1,), ()).build(SHAPE, CLASSES)
+    config = Training(batch_size=5, evaluation_examples=5, kronecker_every=0, learning_rate=LR)
+    state, records, segment = run(make(config, "reset", model=model, probes=()), (1,))
+    start = jax.tree.map(lambda x: np.broadcast_to(x, (len(SEEDS), *x.shape)), model.stats)
+    assert not same(state.stats, start)
+    # Evaluated with the running statistics, not with the batch's.
+    x, y, _ = jax.tree.map(lambda a: a[train.spread(TEST, 5)], examples(SEEDS[0], 0)[1])
+    first = functools.partial(jax.tree.map, lambda x: x[0])
+    assert model.evaluate is not None
+    outputs = model.evaluate(first(state.params), first(state.stats), jnp.asarray(x))[0]
+    expected = losses.get("cross_entropy").value(outputs, (x, y))
+    np.testing.assert_allclose(records[0].probe["evaluation/test_loss"][0, 1], expected, rtol=1e-4)
+    begun, _ = segment(state, jax.device_put(STREAM.data), jnp.int32(1), 0)
+    assert same(begun.stats, start)
+
+
+# --- classes that come one after the other ----------------------------------------------------------------------------
+
+
+def growing() -> Stream:
+    """One more class a task: two, then three."""
+
+    def examples(task: Array, data: tuple, index: Array, key: Any = None) -> Examples:
+        del key
+        y = index % task
+        active = jnp.broadcast_to(jnp.arange(CLASSES)[None] < task, (index.size, CLASSES))
+        return Examples(jax.nn.one_hot(y, 4), y, active)
+
+    return Stream((), "cross_entropy", (4,), CLASSES, 12, 6, lambda key, data, i: i + 2, examples, examples, "growing")
+
+
+def test_classes_to_come_take_no_part():
+    config = Training(batch_size=4, epochs=4, updates=4, learning_rate=0.5)
+    model = MLP(()).build((4,), CLASSES)
+
+    def measure(seen: ProbeInput) -> dict[str, Array]:
+        return {"outputs": seen.outputs_fn(seen.params, seen.batch), "params": seen.params["output"]["kernel"]}
+
+    _, records, segment = run(
+        make(config, stream=growing(), model=model, probes=(Probe("seen", measure, {}, {}),)), (4, 4)
+    )
+    assert segment._cache_size() == 1
+    first, second = (r.probe["seen/params"] for r in records)
+    np.testing.assert_array_equal(first[:, 0, :, 2], first[:, 1, :, 2])  # no gradient
+    assert np.abs(first[:, 0, :, :2] - first[:, 1, :, :2]).max() > 0.1
+    assert np.abs(second[:, 0, :, 2] - second[:, 1, :, 2]).max() > 0.1
+    assert (records[0].probe["seen/outputs"][..., 2] == train.INACTIVE).all()
+    np.testing.assert_array_equal(records[1].probe["evaluation/test_accuracy"][:, 1], 1.0)
+    assert np.isfinite(records[1].train["loss"]).all()
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_data_are_an_argument_and_not_copied_for_every_seed():
+    shape = (16, 16, 1)
+    images, labels = np.zeros((4000, *shape), np.uint8), np.zeros(4000, np.int32)
+    card = DATASET.card._replace(shape=shape)
+    dataset = Dataset(images, labels, images[:10], labels[:10], card)
+    stream = Permuted(examples=EXAMPLES).build(dataset)
+    size = sum(x.nbytes for x in jax.tree.leaves(stream.data))
+    memory = {}
+    for seeds in (1, 4):
+        model = MLP((6,)).build(shape, CLASSES)
+        program = make(
+            dataclasses.replace(CONFIG, kronecker_every=0), stream=stream, model=model, seeds=seeds, probes=()
+        )
+        state = jax.eval_shape(program.init, seed_keys(range(seeds)), stream.data)
+        step = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
+        lowered = step.lower(state, program.data, jnp.int32(0), 1)
+        assert len(lowered.as_text()) < 10 * size  # no constant of the data's size, printed
+        analysis = lowered.compile().memory_analysis()
+        memory[seeds] = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+        assert analysis.argument_size_in_bytes >= size
+    assert memory[4][0] - memory[1][0] < 0.5 * size
+    assert memory[4][1] - memory[1][1] < 0.5 * size  # three seeds more
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("batch_size", 0, "1 or more"),
+        ("epochs", -1, "1 or more"),
+        ("learning_rate", 0.0, "above 0"),
+        ("momentum", 1.5, "0 to 1"),
+        ("kronecker_every", -1, "0 or more"),
+        ("optimizer", "adm", "did you mean 'adam'"),
+        ("head", "rest", "did you mean 'reset'"),
+        ("updates", 3, "2 epochs"),
+    ],
+)
+def test_bad_settings_are_named(setting, value, says):
+    with pytest.raises(ConfigError, match=rf"training\.{setting}: .*{value}.*{says}"):
+        dataclasses.replace(CONFIG, **{setting: value})
+
+
+def test_batches_and_updates_must_fit_the_task():
+    with pytest.raises(ConfigError, match=r"batch_size: 21 is more than a task's 20"):
+        dataclasses.replace(CONFIG, batch_size=21).blocks(EXAMPLES)
+    with pytest.raises(ConfigError, match=r"updates: 8 .* 6 steps into 4 parts.* give 4, 6, 12"):
+        dataclasses.replace(CONFIG, updates=8).blocks(EXAMPLES)
+    assert CONFIG.blocks(EXAMPLES) == (1, 2, 3)
+    assert dataclasses.replace(CONFIG, epochs=4, updates=2).blocks(EXAMPLES).steps_per_update == 12
