@@ -31,7 +31,7 @@ class Config(supervised.ImageConfig):
     """The images of the data set synthetic; without effect on others."""
     model: str = "resnet18"
     """Network: mlp, cnn or resnet18."""
-    methods: tuple[str, ...] = ("backprop", "reset")
+    methods: settings.Methods = ("backprop", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""

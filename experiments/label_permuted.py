@@ -21,7 +21,7 @@ from plastax.train import Training
 class Config(supervised.ImageConfig):
     """Permuted labels: online accuracy while classes swap their labels every task."""
 
-    methods: tuple[str, ...] = ("backprop", "l2", "reset")
+    methods: settings.Methods = ("backprop", "l2", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""

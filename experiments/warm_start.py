@@ -22,7 +22,7 @@ from plastax.train import Training
 class Config(supervised.ImageConfig):
     """Warm start: held-out accuracy after all data, having begun with a part of it."""
 
-    methods: tuple[str, ...] = ("backprop", "shrink_and_perturb", "reset")
+    methods: settings.Methods = ("backprop", "shrink_and_perturb", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
