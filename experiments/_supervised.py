@@ -20,7 +20,7 @@ from plastax.methods import METHODS
 from plastax.models import SUPERVISED
 from plastax.probes import PROBES
 from plastax.train import Training
-from plastax.types import ConfigError, MethodConfig, Model
+from plastax.types import ConfigError, MethodConfig, Model, Stream
 
 CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
@@ -90,6 +90,7 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
     programs = {}
     for name in config.methods:
         method: MethodConfig = getattr(config, name, METHODS[name])
+        _check_boundaries(config, name, method, stream)
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
         _check_rank(config, name, model)
@@ -107,6 +108,21 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
     examples = config.seeds * blocks.steps_per_update * config.training.batch_size
     updates = config.training.updates
     return programs, run.Plan(config.tasks, updates, updates // config.segments_per_task, examples)
+
+
+def _check_boundaries(config: Any, name: str, method: MethodConfig, stream: Stream) -> None:
+    """Refuses what acts at task switches where there are none."""
+    if stream.boundaries:
+        return
+    if method.needs_boundary:
+        raise ConfigError(
+            f"methods: {name} acts at task boundaries, and there are none in {stream.description}; give methods that do "
+            "not, or a stream that has them"
+        )
+    if config.training.head == "reset":
+        raise ConfigError(
+            f"training.head: 'reset' acts at task boundaries, and there are none in {stream.description}; give 'keep'"
+        )
 
 
 def _check_rank(config: Any, method: str, model: Model) -> None:

@@ -253,6 +253,9 @@ class Stream(NamedTuple):
       description: one line.
       validated: training images kept out of training, for an evaluation of their own; 0: none.
       validation: ``(task, data, index) -> Examples``, as ``test``, of those; None: none.
+      boundaries: whether tasks end where something changes at once, so that it makes sense to act there. Without, what
+        changes does so little by little and a task is only a stretch of time: methods and heads that act at switches
+        are refused.
     """
 
     data: Tree
@@ -267,6 +270,7 @@ class Stream(NamedTuple):
     description: str
     validated: int = 0
     validation: Callable[[Tree, Tree, Array], Examples] | None = None
+    boundaries: bool = True
 
 
 class ProbeInput(NamedTuple):

@@ -99,6 +99,8 @@ def test_updates_fit_every_presets_task(name, preset):
         ("random_label", "--model cnn --model.padding VALID", ("channels", "SAME")),
         ("random_label", "--model.hidden", ("features", "hidden layers")),
         ("random_label", "--model.hidden --probes weights", ("effective_rank", "hidden layers")),
+        ("slowly_changing_regression", "--stream.flip-one --methods l2 reset", ("methods", "reset", "boundaries")),
+        ("slowly_changing_regression", "--stream.flip-one --training.head reset", ("training.head", "'keep'")),
         ("random_label", "--training.batch-size 1", ("batch_size", "effective_rank", "2 or more")),
     ],
 )

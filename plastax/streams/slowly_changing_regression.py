@@ -38,7 +38,7 @@ class SlowlyChangingRegression:
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods; Dohare et al., arXiv
       2306.13812, section 3. There one slow bit flips at a time; in the released code all are drawn anew, which is the
-      default here.
+      default here. That is a switch of tasks; where one bit flips, tasks are stretches of time without boundaries.
     """
 
     needs_data: ClassVar[bool] = False
@@ -50,7 +50,8 @@ class SlowlyChangingRegression:
     fast_bits: int = 5
     """Bits that are drawn for every example."""
     flip_one: bool = False
-    """One slow bit flips at a change, instead of all being drawn anew."""
+    """One slow bit flips at a change, instead of all being drawn anew: too little for a boundary, so methods that act at
+    switches are refused."""
     target_units: int = 100
     """Threshold units of the target."""
     beta: float = 0.7
@@ -114,5 +115,6 @@ class SlowlyChangingRegression:
             return Examples(task.test_x[index], task.test_y[index])
 
         return Stream(
-            (), "mse", (bits,), 1, self.period, HELD_OUT, task, train, test, "regression on slowly changing bits"
-        )
+            (), "mse", (bits,), 1, self.period, HELD_OUT, task, train, test, "regression on slowly changing bits",
+            boundaries=not self.flip_one,
+        )  # fmt: skip
