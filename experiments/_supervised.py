@@ -16,7 +16,7 @@ from rich.console import Console
 
 from plastax import data, parallel, report, run, settings, tracking, train
 from plastax.data import Dataset
-from plastax.methods import METHODS
+from plastax.methods import METHODS, compose
 from plastax.models import SUPERVISED
 from plastax.probes import PROBES
 from plastax.train import Training
@@ -89,7 +89,7 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
     looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
     programs = {}
     for name in config.methods:
-        method: MethodConfig = getattr(config, name, METHODS[name])
+        method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
         _check_boundaries(config, name, method, stream)
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
@@ -98,7 +98,7 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
             config.training,
             stream,
             model,
-            method.build(config.training.transformation()),
+            method.build(config.training.transformation(), model),
             [probe.build(model) for probe in looks],
             needs_boundary=method.needs_boundary,
             starts_anew=method.starts_anew,
@@ -129,7 +129,7 @@ def _check_rank(config: Any, method: str, model: Model) -> None:
     """Refuses what looks at hidden layers where there are none, and at ranks of a single row."""
     if "features" in config.probes and not model.hidden:
         raise ConfigError("probes: features is not allowed for a model without hidden layers; leave it out")
-    if method in ("effective_rank", "l2_er"):
+    if {"effective_rank", "l2_er"} & {*settings.members(method)}:
         if not model.hidden:
             raise ConfigError(f"methods: {method} is not allowed for a model without hidden layers; name others")
         if config.training.batch_size == 1:

@@ -30,7 +30,7 @@ class Config(supervised.ImageConfig):
     model: str = "cnn"
     """Network: mlp, cnn or resnet18."""
     methods: settings.Methods = ("backprop", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     seeds: int = 2

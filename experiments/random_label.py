@@ -22,7 +22,7 @@ class Config(supervised.ImageConfig):
     """Random labels: can a network still memorise, after having memorised before?"""
 
     methods: settings.Methods = ("backprop", "effective_rank", "l2", "l2_er", "layernorm_l2", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     seeds: int = 6

@@ -20,11 +20,11 @@ from typing import Any
 from rich.console import Console
 
 from plastax import parallel, report, run, segments, settings, tracking
-from plastax.methods import METHODS
+from plastax.methods import METHODS, compose
 from plastax.models import MODELS
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.rl import STREAMS, ppo
-from plastax.types import ConfigError, MethodConfig
+from plastax.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
     ]
     programs = {}
     for name in config.methods:
-        method: MethodConfig = getattr(config, name, METHODS[name])
+        method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.environment.observation_shape, size, continuous=continuous)
         program = ppo.program(
             config.ppo,
             stream,
             model,
-            method.build(config.ppo.optimizer()),
+            method.build(config.ppo.optimizer(), model),
             [probe.build(model) for probe in looks],
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,

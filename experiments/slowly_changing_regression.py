@@ -22,7 +22,7 @@ class Config(supervised.Config):
     """Slowly-changing regression: squared error before each step, on one example at a time."""
 
     methods: settings.Methods = ("backprop", "l2", "l2_init")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     seeds: int = 16

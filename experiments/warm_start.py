@@ -23,7 +23,7 @@ class Config(supervised.ImageConfig):
     """Warm start: held-out accuracy after all data, having begun with a part of it."""
 
     methods: settings.Methods = ("backprop", "shrink_and_perturb", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     seeds: int = 10

@@ -33,7 +33,7 @@ class Study:
     """What every experiment can be told, whatever it studies. Fields marked so in `IO` do not change its numbers."""
 
     methods: Methods = ("backprop", "l2_er", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`)."""
+    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     probe_every: int = 1
@@ -129,13 +129,23 @@ def parse(
     default = _from_json(default, stored) if stored else default
     config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
     for field, registry in groups.items():
-        names = getattr(config, field)
+        names = tuple(registry) if getattr(config, field) == ("all",) else getattr(config, field)
+        names = tuple("+".join(members(name)) for name in names)
         for name in names:
-            _known(field, name, registry)
+            for member in members(name):
+                _known(field, member, registry)
+            if len(members(name)) > 1 and field != "methods":
+                raise ConfigError(f"{field}: {name} is not allowed; only methods are composed")
         if len(set(names)) < len(names):
             raise ConfigError(f"{field}: {' '.join(names)} names an entry twice")
+        config = dataclasses.replace(config, **{field: names})
     _check(config)
     return config
+
+
+def members(name: str) -> tuple[str, ...]:
+    """The entries of a registry that a name stands for: several in ``l2+redo``, also written ``chain:l2,redo``."""
+    return tuple(name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+"))
 
 
 def _value_of(args: Sequence[str], flag: str) -> str | None:
@@ -164,6 +174,7 @@ def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]
             methods = list(args[i + 1 : end])
         elif arg.startswith(("--method=", "--methods=")):
             methods = [arg.partition("=")[2]]
+    methods = [member for name in methods for member in members(name)]
     if len(methods) != 1:
         flag = next(arg for arg in args if arg.startswith("--method."))
         raise ConfigError(
@@ -212,7 +223,8 @@ def _check(config: Any) -> None:
 
 def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
     """All settings as JSON types, without the groups of entries that were not chosen."""
-    unused = {name for field, registry in groups.items() for name in registry if name not in getattr(config, field)}
+    used = {member for field in groups for name in getattr(config, field) for member in members(name)}
+    unused = {name for registry in groups.values() for name in registry} - used
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 

@@ -323,8 +323,8 @@ def program(
                 average,
             )
         args = MethodArgs(
-            method_key, clock, batch, seen.value, seen.features, network.loss, network.features, model.init,
-            boundary=False,
+            method_key, clock, batch, seen.value, seen.features, seen.tap_grads, network.loss, network.features,
+            network.outputs, model.init, boundary=False,
         )  # fmt: skip
         updates, opt_state = method.update(seen.grads, state.opt_state, state.params, **args._asdict())
         if config.drops:
@@ -366,8 +366,8 @@ def program(
         if needs_boundary:
             zeros = jax.tree.map(jnp.zeros_like, params)
             args = MethodArgs(
-                method_key, clock * blocks.steps_per_update, zeros_of(batch_like), jnp.zeros(()), {}, network.loss,
-                network.features, model.init, boundary=clock > 0,
+                method_key, clock * blocks.steps_per_update, zeros_of(batch_like), jnp.zeros(()), {}, {},
+                network.loss, network.features, network.outputs, model.init, boundary=clock > 0,
             )  # fmt: skip
             updates, opt_state = method.update(zeros, opt_state, params, **args._asdict())
             params = optax.apply_updates(params, updates)

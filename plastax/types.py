@@ -42,12 +42,14 @@ class MethodArgs(NamedTuple):
       batch: the minibatch that the gradient was taken on.
       value: the loss on it, a scalar.
       features: the network's features on it.
+      tap_grads: layer name -> gradient of ``value`` with respect to the layer's pre-activations ``[B, ..., width]``.
       loss_fn: ``(params, batch) -> scalar``, the training loss without any regulariser.
       features_fn: ``(params, batch) -> Features``.
+      outputs_fn: ``(params, batch) -> outputs``, a tree with leading axis ``B``.
       init_fn: ``(key) -> params``, a fresh draw from the model's initialiser.
       boundary: bool scalar, shared by all seeds. True exactly once per task switch, in a call of its own that comes
-        before the new task's first batch, with zero gradients. Only methods whose config says ``needs_boundary`` get
-        that call.
+        before the new task's first batch, with zero gradients, a batch of zeros, and neither features nor tap
+        gradients. Only methods whose config says ``needs_boundary`` get that call.
     """
 
     key: Key
@@ -55,14 +57,19 @@ class MethodArgs(NamedTuple):
     batch: Tree
     value: Array
     features: Features
+    tap_grads: dict[str, Array]
     loss_fn: Callable[[Params, Tree], Array]
     features_fn: Callable[[Params, Tree], Features]
+    outputs_fn: Callable[[Params, Tree], Tree]
     init_fn: Callable[[Key], Params]
     boundary: Array | bool
 
 
 class MethodConfig(Protocol):
-    """The settings of one method: a frozen dataclass whose numeric fields may be traced arrays in `build`."""
+    """The settings of one method: a frozen dataclass.
+
+    Fields of type float may be traced arrays in `build` (a hyperparameter axis under `vmap`); all others are static.
+    """
 
     @property
     def model_options(self) -> Mapping[str, Any]:
@@ -76,8 +83,20 @@ class MethodConfig(Protocol):
     def starts_anew(self) -> bool:
         """Whether nothing of the network survives a switch: running statistics of batch normalisation go as well."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
-        """Wraps the optimiser ``inner`` into the method."""
+    @property
+    def off(self) -> Mapping[str, Any] | None:
+        """Settings that make it the optimiser which it wraps, bit for bit between switches; None: there are none."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """Wraps the optimiser ``inner`` into the method.
+
+        Args:
+          inner: the optimiser, or another method around it.
+          model: the network that will be trained; methods that know units need it.
+
+        Raises:
+          ConfigError: the method needs what ``model`` does not have.
+        """
 
 
 class Window(NamedTuple):

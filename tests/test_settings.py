@@ -32,6 +32,23 @@ def test_a_methods_setting_by_the_methods_name_among_several():
     assert (config.l2_er.l2, config.l2.l2) == (0.25, rl_gymnax.METHODS["l2"].l2)
 
 
+@pytest.mark.parametrize("spelling", ["l2+l2_init", "chain:l2,l2_init"])
+def test_methods_compose_by_name(spelling):
+    config = parse(f"--methods backprop {spelling} --l2.l2 0.25")
+    assert config.methods == ("backprop", "l2+l2_init")
+    stored = settings.to_json(config, rl_gymnax.GROUPS)
+    assert stored["l2"] == {"l2": 0.25}
+    assert "l2_init" in stored
+    assert "l2_er" not in stored
+    with pytest.raises(ConfigError, match=r"2 methods are chosen \(l2, l2_init\)"):
+        parse(f"--method {spelling} --method.l2 0.25")
+
+
+def test_all_are_all():
+    assert parse("--methods all").methods == tuple(rl_gymnax.METHODS)
+    assert parse("--probes all").probes == tuple(rl_gymnax.PROBES)
+
+
 @pytest.mark.parametrize("name", rl_gymnax.PRESETS)
 def test_every_preset_is_valid_and_can_be_overridden(name):
     config = parse(f"--preset {name} --seeds 4")
@@ -57,6 +74,8 @@ def test_identity_is_that_of_the_numbers():
         ("--preset smok", ("preset", "'smok'", "smoke")),
         ("--methods foo", ("methods", "'foo'", "l2_er")),
         ("--methods l2 l2", ("methods", "twice")),
+        ("--methods l2+l2_ini", ("methods", "'l2_ini'", "did you mean 'l2_init'")),
+        ("--probes features+weights", ("probes", "only methods")),
         ("--method bakprop", ("methods", "did you mean 'backprop'")),
         ("--probes spectre", ("probes", "'spectre'", "hessian")),
         ("--stream cartpole", ("stream", "'cartpole'", "cartpole_chain")),

@@ -1,11 +1,12 @@
 """Plasticity-preserving methods, one a file, each an `optax.GradientTransformationExtraArgs`.
 
-`METHODS` names what an experiment can select: the frozen configuration whose ``build(optimiser)`` wraps an optimiser
-into the method. The transformations themselves compose by `optax.chain`: ``optax.chain(l2(1e-3),
-optax.adam(1e-3), effective_rank(1e-4))`` is L2-ER.
+`METHODS` names what an experiment can select: the frozen configuration whose ``build(optimiser, model)`` wraps an
+optimiser into the method; `compose` makes one of several. The transformations themselves compose by `optax.chain`:
+``optax.chain(l2(1e-3), optax.adam(1e-3), effective_rank(1e-4))`` is L2-ER.
 """
 
 from plastax.methods.backprop import Backprop
+from plastax.methods.compose import compose
 from plastax.methods.effective_rank import EffectiveRank, effective_rank
 from plastax.methods.l2 import L2, l2
 from plastax.methods.l2_er import L2ER
@@ -41,6 +42,7 @@ __all__ = [
     "Reset",
     "ShrinkAndPerturb",
     "WeightDecay",
+    "compose",
     "effective_rank",
     "l2",
     "l2_init",

@@ -1,8 +1,8 @@
-"""What the methods share: the defaults of a configuration, checks of its numbers, and which entries are regularised."""
+"""What the methods share: a configuration's defaults and checks, which entries are regularised, acting at switches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.types import Array, ConfigError, Method, Tree
+from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree, Units
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Settings:
     model_options: ClassVar[Mapping[str, Any]] = {}
     needs_boundary: ClassVar[bool] = False
     starts_anew: ClassVar[bool] = False
+    off: ClassVar[Mapping[str, Any] | None] = {}
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -30,9 +31,62 @@ class Settings:
                 message = f"{type(self).__name__}.{field.name}: {value} is not allowed; give 0 or more"
                 raise ConfigError(message)
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps the optimiser ``inner``; without a change here."""
         return optax.with_extra_args_support(inner)
+
+
+class AtBoundary(optax.GradientTransformationExtraArgs):
+    """A method that acts at task switches; made by `at_boundary`."""
+
+
+def at_boundary(inner: optax.GradientTransformation, act: Callable[..., tuple[Params, Tree]]) -> AtBoundary:
+    """Adds to the optimiser ``inner`` what happens at a task switch.
+
+    Between switches it is ``inner``. At one, ``inner`` takes no step (its gradient is not one), unless it is itself a
+    method that acts at switches: then it acts first. Methods that act at switches therefore go around all others;
+    `compose` sees to it.
+
+    Args:
+      inner: the optimiser.
+      act: ``(params, inner_state, *, key, init_fn, ...) -> (params, inner_state)``, of the extra arguments the ones
+        that it names. The update is the difference of the parameters, so they equal ``act``'s up to one rounding.
+    """
+    nested = isinstance(inner, AtBoundary)
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: Tree, state: Tree, params: Params, *, key: Key, boundary: Array | bool, **extra: Any
+    ) -> tuple[Tree, Tree]:
+        def switch(updates: Tree, state: Tree) -> tuple[Tree, Tree]:
+            moved = params
+            if nested:
+                own = jax.random.fold_in(key, 1)
+                updates, state = inner.update(updates, state, params, key=own, boundary=True, **extra)
+                moved = jax.tree.map(jnp.add, params, updates)
+            new, state = act(moved, state, key=key, **extra)
+            return jax.tree.map(jnp.subtract, new, params), state
+
+        def go_on(updates: Tree, state: Tree) -> tuple[Tree, Tree]:
+            return inner.update(updates, state, params, key=key, boundary=False, **extra)
+
+        if isinstance(boundary, bool):
+            return (switch if boundary else go_on)(updates, state)
+        return jax.lax.cond(boundary, switch, go_on, updates, state)
+
+    return AtBoundary(inner.init, update)
+
+
+def units_of(model: Model | None, method: str) -> Mapping[str, Units]:
+    """The hidden units of a model, by layer.
+
+    Raises:
+      ConfigError: there is no model, or it declares none.
+    """
+    if model is None or not model.units:
+        message = f"methods: {method} is not allowed for a model without hidden units; name another method or model"
+        raise ConfigError(message)
+    return model.units
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 
 from plastax import linalg
 from plastax.methods.base import Periodic, add_scaled
-from plastax.types import Array, Features, Method, Params, Tree
+from plastax.types import Array, Features, Method, Model, Params, Tree
 
 
 def mean_effective_rank(features: Features) -> Array:
@@ -58,10 +59,12 @@ def effective_rank(er_lr: float | Array = 1e-3, period: int = 16) -> Method:
 class EffectiveRank(Periodic):
     """ER: gradient ascent on the effective rank of every hidden layer's features."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0}
+
     er_lr: float = 1e-3
     """Step size of the ascent (paper: PPO 1e-5 to 1e-7, supervised 1e-2 to 1e-5; 1e-3 was the best of 1e-3 and 1e-2 on
     cartpole_chain, four seeds that are not reported)."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, effective_rank)``."""
         return optax.chain(inner, effective_rank(self.er_lr, self.period))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import optax
 
 from plastax.methods.base import Settings, add_scaled, without_norms
-from plastax.types import Array, Method, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 
 def l2(strength: float | Array = 1e-3) -> Method:
@@ -32,9 +34,11 @@ def l2(strength: float | Array = 1e-3) -> Method:
 class L2(Settings):
     """L2 regularisation, coupled: its gradient goes through the optimiser."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"l2": 0.0}
+
     l2: float = 1e-3
     """Strength: the loss gains strength / 2 times the sum of squared weights (paper: 1e-3)."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(l2, inner)``."""
         return optax.chain(l2(self.l2), inner)

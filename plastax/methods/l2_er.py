@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import optax
 
 from plastax.methods.effective_rank import EffectiveRank, effective_rank
 from plastax.methods.l2 import l2
-from plastax.types import Method
+from plastax.types import Method, Model
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class L2ER(EffectiveRank):
       factor from collapsing under growing weights.
     """
 
+    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0, "l2": 0.0}
+
     l2: float = 1e-3
     """Strength of the L2 term (paper: 1e-3), see `L2`."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(l2, inner, effective_rank)``."""
         return optax.chain(l2(self.l2), inner, effective_rank(self.er_lr, self.period))

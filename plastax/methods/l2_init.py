@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from plastax.methods.base import Settings, add_scaled
-from plastax.types import Array, Method, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 
 class L2InitState(NamedTuple):
@@ -45,9 +46,11 @@ def l2_init(strength: float | Array = 1e-3) -> Method:
 class L2Init(Settings):
     """L2 Init (regenerative regularisation): an L2 pull towards the initial parameters."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+
     strength: float = 1e-3
     """The loss gains this times the squared distance from the initial parameters (paper: 1e-2 to 1e-5)."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(l2_init, inner)``."""
         return optax.chain(l2_init(self.strength), inner)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import optax
 
 from plastax.methods.base import Periodic
-from plastax.types import Array, Key, Method, Params, Tree
+from plastax.types import Array, Key, Method, Model, Params, Tree
 
 
 def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e-4, period: int = 16) -> Method:
@@ -47,11 +48,13 @@ def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e
 class ShrinkAndPerturb(Periodic):
     """Shrink and Perturb: again and again shrinks the weights and adds a little of a fresh initialisation."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"shrink": 0.0, "perturb": 0.0}
+
     shrink: float = 1e-4
     """Share of every weight lost each time (Kumar et al., at every step: 1e-2 to 1e-5)."""
     perturb: float = 1e-4
     """Share of a freshly initialised network added each time."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, shrink_and_perturb)``."""
         return optax.chain(inner, shrink_and_perturb(self.shrink, self.perturb, self.period))

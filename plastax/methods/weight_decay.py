@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import optax
 
 from plastax.methods.base import Settings, add_scaled, without_norms
-from plastax.types import Array, Method, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 
 def weight_decay(rate: float | Array = 1e-5) -> Method:
@@ -29,9 +31,11 @@ def weight_decay(rate: float | Array = 1e-5) -> Method:
 class WeightDecay(Settings):
     """Weight decay, decoupled: the weights shrink outside the optimiser's moments (AdamW)."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"decay": 0.0}
+
     decay: float = 1e-5
     """Share of every weight that is lost in a gradient step: AdamW's learning rate x weight decay (1e-3 x 1e-2)."""
 
-    def build(self, inner: optax.GradientTransformation) -> Method:
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, weight_decay)``."""
         return optax.chain(inner, weight_decay(self.decay))

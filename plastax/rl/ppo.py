@@ -135,8 +135,9 @@ def program(
                 average,
             )
         args = MethodArgs(
-            key, clock, batch, seen.value, seen.features, loss_fn, features_fn, model.init, boundary=False
-        )
+            key, clock, batch, seen.value, seen.features, seen.tap_grads, loss_fn, features_fn, objective.outputs,
+            model.init, boundary=False,
+        )  # fmt: skip
         updates, opt_state = method.update(seen.grads, opt_state, params, **args._asdict())
         metrics = seen.metrics | {"grad_norm": tree.norm(seen.grads)}
         return (optax.apply_updates(params, updates), opt_state, average), metrics
@@ -175,8 +176,8 @@ def program(
             zeros = jax.tree.map(jnp.zeros_like, params)
             no_batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_like)
             args = MethodArgs(
-                method_key, clock * config.epochs * config.minibatches, no_batch, jnp.zeros(()), {}, loss_fn,
-                features_fn, model.init, boundary=clock > 0,
+                method_key, clock * config.epochs * config.minibatches, no_batch, jnp.zeros(()), {}, {},
+                loss_fn, features_fn, objective.outputs, model.init, boundary=clock > 0,
             )  # fmt: skip
             updates, stepped = method.update(zeros, opt_state, params, **args._asdict())
             # The very first task has no boundary: nothing has been learned that could be lost.

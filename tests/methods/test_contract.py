@@ -14,42 +14,58 @@ import optax
 import pytest
 
 from plastax.methods import METHODS
-from plastax.types import ConfigError, MethodArgs
+from plastax.models import MLP
+from plastax.types import ConfigError, MethodArgs, Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 INNER = optax.adam(1e-2)
 STEPS = 200
+# Settings under which each of a method's fields matters to the small network below; others stay as they are.
+EXAGGERATED: dict[str, dict[str, Any]] = {}
+CONFIGS = {name: dataclasses.replace(config, **EXAGGERATED.get(name, {})) for name, config in METHODS.items()}
 FIELDS = {name: [f.name for f in dataclasses.fields(config)] for name, config in METHODS.items()}
-STRENGTHS = {name: [field for field in names if field != "period"] for name, names in FIELDS.items()}
+# What may be traced (types.MethodConfig); the rest is static.
+FLOATS = {
+    name: [field for field in fields if isinstance(getattr(METHODS[name], field), float)]
+    for name, fields in FIELDS.items()
+}
+NUMBERS = [
+    (name, field)
+    for name, fields in FIELDS.items()
+    for field in fields
+    if isinstance(value := getattr(METHODS[name], field), int | float) and not isinstance(value, bool)
+]
 
 every_method = pytest.mark.parametrize("name", METHODS)
-every_field = pytest.mark.parametrize(("name", "field"), [(n, f) for n, names in FIELDS.items() for f in names])
 at_boundaries = pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.needs_boundary])
 
 
 class Network(NamedTuple):
-    """One hidden layer, with or without LayerNorm: small, because every test compiles its training anew."""
+    """A model and its loss: small, because every test compiles its training anew."""
 
-    layer_norm: bool
+    model: Model
 
     def init(self, key: jax.Array) -> Any:
-        draw = jax.random.uniform(key, (4, 8), minval=-1.0)
-        params = {
-            "dense_0": {"bias": jnp.zeros(8), "kernel": draw[:3]},
-            "output": {"kernel": draw[3:].T / 2},
-        }
-        return params | ({"norm_dense_0": {"scale": jnp.ones(8)}} if self.layer_norm else {})
+        return self.model.init(key)
+
+    def outputs(self, params: Any, batch: dict) -> jax.Array:
+        return self.model.apply(params, batch["x"])[0]
 
     def features(self, params: Any, batch: dict) -> dict[str, jax.Array]:
-        h = batch["x"] @ params["dense_0"]["kernel"] + params["dense_0"]["bias"][None, :]
-        if self.layer_norm:
-            h = jax.nn.standardize(h) * params["norm_dense_0"]["scale"][None, :]
-        return {"dense_0": jax.nn.relu(h)}
+        return self.model.apply(params, batch["x"])[1]
 
     def loss(self, params: Any, batch: dict) -> jax.Array:
-        outputs = self.features(params, batch)["dense_0"] @ params["output"]["kernel"]
-        return jnp.mean(jnp.square(outputs[:, 0] - batch["y"]))
+        return jnp.mean(jnp.square(self.outputs(params, batch)[:, 0] - batch["y"]))
+
+    def seen(self, params: Any, batch: dict) -> Any:
+        """((loss, features), (gradient, gradient with respect to the taps))."""
+
+        def fn(params: Any, taps: Any) -> Any:
+            outputs, features, _ = self.model.tapped(params, taps, batch["x"])
+            return jnp.mean(jnp.square(outputs[:, 0] - batch["y"])), features
+
+        return jax.value_and_grad(fn, (0, 1), has_aux=True)(params, self.model.taps(batch["x"]))
 
 
 def make_stream() -> dict[str, np.ndarray]:
@@ -61,18 +77,22 @@ def make_stream() -> dict[str, np.ndarray]:
 STREAM = make_stream()
 
 
+@functools.cache
 def network_of(name: str) -> Network:
-    options = METHODS[name].model_options
-    assert set(options) <= {"layer_norm"}, "teach the toy network this option"
-    return Network(**{"layer_norm": False} | options)
+    options = {"hidden": (8,), **METHODS[name].model_options}
+    return Network(MLP(**options).build((3,), 1))
+
+
+def build(name: str, **fields: Any) -> Any:
+    return dataclasses.replace(CONFIGS[name], **fields).build(INNER, network_of(name).model)
 
 
 def arguments(network: Network, params: Any, key: jax.Array, clock: Any, boundary: Any = False) -> tuple[Any, dict]:
     """A gradient, and the arguments that go with it, of which no method knows ``surprise``."""
     batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], STREAM)
-    value, grads = jax.value_and_grad(network.loss)(params, batch)
-    features = network.features(params, batch)
-    args = MethodArgs(key, clock, batch, value, features, network.loss, network.features, network.init, boundary)
+    (value, features), (grads, tap_grads) = network.seen(params, batch)
+    functions = network.loss, network.features, network.outputs, network.init
+    args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
     return grads, args._asdict() | {"surprise": jnp.ones(3)}
 
 
@@ -85,7 +105,7 @@ def step(method: Any, network: Network, params: Any, state: Any, key: jax.Array,
 def train(name: str, fields: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, jax.Array]:
     """Trains with ``fields`` in place of the configuration's own; parameters, state and losses."""
     network = network_of(name)
-    method = dataclasses.replace(METHODS[name], **fields).build(INNER)
+    method = build(name, **fields)
     params = network.init(key)
 
     def body(carry: tuple[Any, Any], x: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], jax.Array]:
@@ -104,12 +124,9 @@ def trainer(name: str) -> Callable[..., tuple[Any, Any, jax.Array]]:
 
 
 def numbers(name: str) -> dict[str, jax.Array]:
-    """The method's fields, twice: as they are, and others."""
-    config = METHODS[name]
-    return {
-        field: jnp.asarray([getattr(config, field), 4 if field == "period" else 30.0 * getattr(config, field)])
-        for field in FIELDS[name]
-    }
+    """What of the method's settings may be traced, twice: as it is, and half of it."""
+    values = {field: getattr(CONFIGS[name], field) for field in FLOATS[name]}
+    return {field: jnp.asarray([value, value / 2 if value else 0.5]) for field, value in values.items()}
 
 
 def pick(tree: Any, *index: int) -> Any:
@@ -124,7 +141,7 @@ def assert_equal(got: Any, expected: Any) -> None:
 @every_method
 def test_state_keeps_its_structure_and_types(name: str) -> None:
     """Weak types included: a step that changes them compiles twice."""
-    network, method = network_of(name), METHODS[name].build(INNER)
+    network, method = network_of(name), build(name)
     key = jax.random.key(0)
     params = jax.eval_shape(network.init, key)
     state = jax.eval_shape(method.init, params)
@@ -155,21 +172,18 @@ def test_learns_and_is_deterministic(name: str) -> None:
 
 @every_method
 def test_vmaps_over_seeds_and_settings(name: str) -> None:
-    keys = jax.random.split(jax.random.key(1), 2)
+    seeds = jax.random.split(jax.random.key(1), 2)
     fields = numbers(name)
-    together = jax.vmap(functools.partial(train, name), in_axes=(None, 0))
-    if fields:
-        together = jax.vmap(together, in_axes=(0, None))
-    _, _, losses = jit(together)(fields, keys)
-    losses = losses if fields else losses[None]
-    for setting in range(len(losses)):
-        for seed in range(2):
-            _, _, alone = trainer(name)(pick(fields, setting), keys[seed])
-            # Rounding grows with the steps.
-            np.testing.assert_allclose(losses[setting, seed, :30], alone[:30], rtol=2e-4)
-    assert not np.array_equal(losses[0, 0], losses[0, 1])
-    if fields:
-        assert not np.array_equal(losses[0, 0], losses[1, 0])
+    # (setting, seed) of each of the networks trained together.
+    chosen = np.array([(0, 0), (0, 1), (1, 0)] if fields else [(0, 0), (0, 1)])
+    settings = jax.tree.map(lambda x: x[chosen[:, 0]], fields)
+    _, _, losses = jit(jax.vmap(functools.partial(train, name)))(settings, seeds[chosen[:, 1]])
+    for got, (setting, seed) in zip(losses, chosen, strict=True):
+        _, _, alone = trainer(name)(pick(fields, setting), seeds[seed])
+        # Rounding grows with the steps.
+        np.testing.assert_allclose(got[:30], alone[:30], rtol=2e-4)
+    for other in losses[1:]:
+        assert not np.array_equal(losses[0], other)
 
 
 @every_method
@@ -182,31 +196,33 @@ def test_every_setting_matters(name: str) -> None:
         assert not np.array_equal(before, after), field
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.off is not None])
 def test_off_is_the_optimiser_bit_for_bit(name: str) -> None:
-    network = network_of(name)
-    off = dataclasses.replace(METHODS[name], **dict.fromkeys(STRENGTHS[name], 0.0)).build(INNER)
+    network, off = network_of(name), build(name, **METHODS[name].off)
 
     # Not under jit, where XLA rounds one formula differently in different company.
     start, params, *grads = (jit(network.init)(jax.random.key(i)) for i in range(4))
     state, inner_state = off.init(start), INNER.init(start)
+    functions = network.loss, network.features, network.outputs, network.init
     for clock, g in enumerate(grads):
         batch = {name: jnp.asarray(x[clock]) for name, x in STREAM.items()}
-        functions = network.loss, network.features, network.init
-        args = MethodArgs(jax.random.key(clock), jnp.int32(clock), batch, jnp.zeros(()), {}, *functions, False)
+        (value, features), (_, tap_grads) = jit(network.seen)(params, batch)
+        args = MethodArgs(
+            jax.random.key(clock), jnp.int32(clock), batch, value, features, tap_grads, *functions, boundary=False
+        )
         got, state = off.update(g, state, params, **args._asdict())
         expected, inner_state = INNER.update(g, inner_state, params)
         assert_equal(got, expected)
 
 
-@every_field
+@pytest.mark.parametrize(("name", "field"), NUMBERS)
 @pytest.mark.parametrize("value", [-1, -1e-9, float("nan")])
 def test_bad_settings_are_named(name: str, field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"\.{field}: {value} .* give"):
         dataclasses.replace(METHODS[name], **{field: value})
 
 
-@pytest.mark.parametrize("name", [name for name, names in FIELDS.items() if "period" in names])
+@pytest.mark.parametrize("name", [name for name, fields in FIELDS.items() if "period" in fields])
 def test_period_is_at_least_one(name: str) -> None:
     with pytest.raises(ConfigError, match="period"):
         dataclasses.replace(METHODS[name], period=0)
@@ -214,7 +230,7 @@ def test_period_is_at_least_one(name: str) -> None:
 
 @at_boundaries
 def test_boundary_starts_again(name: str) -> None:
-    network, method = network_of(name), METHODS[name].build(INNER)
+    network, method = network_of(name), build(name)
     params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
     key = jax.random.key(7)
 

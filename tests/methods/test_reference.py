@@ -202,7 +202,19 @@ def test_steps_equal_numpy(name: str, inner: type) -> None:
 
     @jax.jit
     def update(params: Any, state: Any, grads: Any, key: jax.Array, clock: jax.Array, batch: jax.Array) -> Any:
-        args = MethodArgs(key, clock, batch, jnp.zeros(()), {}, lambda p, b: jnp.zeros(()), features_fn, init_fn, False)
+        args = MethodArgs(
+            key,
+            clock,
+            batch,
+            jnp.zeros(()),
+            {},
+            {},
+            lambda p, b: jnp.zeros(()),
+            features_fn,
+            features_fn,
+            init_fn,
+            False,
+        )
         updates, state = method.update(grads, state, params, **args._asdict())
         return optax.apply_updates(params, updates), state
 
