@@ -1,6 +1,6 @@
 """plastax: find out why neural networks stop learning, and stop it."""
 
-from plastax.record import load
+from plastax.dataset import load
 
 __version__ = "0.1.0"
 

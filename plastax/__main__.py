@@ -1,7 +1,9 @@
 """The command line: what there is, the report of a run, and data ahead of time.
 
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
-of a run directory and prints its table; ``python -m plastax data NAME`` fetches a data set and prints its card.
+of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;
+``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax data NAME`` fetches a data set
+and prints its card.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ import importlib
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from plastax import dataset
+from plastax.record import RecordError
 from plastax.types import ConfigError
+
+Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
+"""Run directories and patterns, see `plastax.dataset.find`."""
 
 REGISTRIES: dict[str, tuple[tuple[str, str], ...]] = {
     "methods": (("plastax.methods", "METHODS"),),
@@ -90,6 +97,50 @@ def report(run: Annotated[pathlib.Path, tyro.conf.Positional], /) -> None:
     written.print_table(run)
 
 
+def compare(
+    runs: Runs,
+    /,
+    statistic: Literal["mean", "iqm"] = "mean",
+    quantity: str = "",
+    reference: str = "",
+    csv: pathlib.Path | None = None,
+) -> None:
+    """Prints the methods of one or several runs side by side: values, paired differences, probability of improvement.
+
+    Every number has its 95 % bootstrap interval over seeds, all tasks of a seed kept together.
+
+    Args:
+      runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
+      statistic: mean, or the interquartile mean of all seeds and tasks.
+      quantity: what to compare, such as test_accuracy; by default what the experiment is judged by.
+      reference: what to compare with, such as reset, or A:reset of several runs; by default the same method in the
+        first run, and there its reset or backprop.
+      csv: also write the table into this file.
+    """
+    report = importlib.import_module("plastax.report")
+    frame = report.print_comparison(_found(runs), statistic, quantity=quantity, reference=reference)
+    if csv is not None:
+        frame.to_csv(csv, index=False)
+
+
+def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pathlib.Path | None = None) -> None:
+    """Writes everything that a run recorded as plain tables, one file for every combination of axes.
+
+    Args:
+      runs: run directories, or patterns, `'runs/rl_gymnax/*'`.
+      format: parquet or csv.
+      out: the folder; needed for several runs, by default `export` in the run's directory.
+    """
+    for path in dataset.export([str(run) for run in _found(runs)], format, out):
+        print(path)
+
+
+def _found(runs: Sequence[str]) -> list[pathlib.Path]:
+    if not runs:
+        raise ConfigError("no run is given; name one or more of runs/<experiment>/<run id>")
+    return dataset.find(*runs)
+
+
 def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None) -> None:
     """Fetches a data set if it is not here yet, checks it and prints its card.
 
@@ -102,12 +153,18 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
-    commands: dict[str, Callable[..., Any]] = {"list": list_, "report": report, "data": data}
+    commands: dict[str, Callable[..., Any]] = {
+        "list": list_,
+        "report": report,
+        "compare": compare,
+        "export": export,
+        "data": data,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m plastax", description=first_line(__doc__), args=args
         )
-    except ConfigError as error:
+    except (ConfigError, RecordError, FileNotFoundError) as error:
         print(f"plastax: {error}", file=sys.stderr)
         sys.exit(2)
 

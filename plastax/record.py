@@ -35,7 +35,7 @@ MARKS = ("init", "end")
 """Labels of the mark axis: right after a task switch, and right before the next one."""
 
 REQUIRED_HOST = ("clock", "length", "task")
-"""Host scalars that `load` needs to place a segment: its first update, its number of updates, its task."""
+"""Host scalars that `read_run` needs to place a segment: its first update, its number of updates, its task."""
 
 
 class RecordError(ValueError):
@@ -338,7 +338,7 @@ def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: 
     return dims
 
 
-def load(path: PathLike) -> xr.Dataset:
+def read_run(path: PathLike) -> xr.Dataset:
     """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
 
     Variables: ``train/<name>`` (method, seed, update), with the coordinate ``update_task`` along ``update``;

@@ -25,11 +25,12 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
     "checkpoint": BASE,
+    "dataset": {"record", "types"},
     "settings": {"record", "types"},
     "run": LIBRARY | LEAVES | {"checkpoint"},
     "report": {"record", "types"},
-    "__init__": LIBRARY | LEAVES | {"run"},
-    "__main__": {"data", "methods", "models", "probes", "report", "rl", "streams", "types"},
+    "__init__": LIBRARY | LEAVES | {"dataset", "run"},
+    "__main__": {"data", "dataset", "methods", "models", "probes", "record", "report", "rl", "streams", "types"},
 }
 DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "orbax": {"run", "checkpoint"}}
 LAPACK = re.compile(

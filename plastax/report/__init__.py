@@ -7,10 +7,15 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
     import xarray as xr
     from rich.console import Console
 
-__all__ = ["print_table", "read", "write"]
+    from plastax.report.compare import Statistic
+
+__all__ = ["print_comparison", "print_table", "read", "write"]
 
 
 def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
@@ -23,10 +28,10 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
       FileNotFoundError: there is no ``config.json``.
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
-    from plastax.record import load, read_json
+    from plastax.record import read_json, read_run
     from plastax.report.score import notice
 
-    data = load(run_dir)
+    data = read_run(run_dir)
     config = read_json(pathlib.Path(run_dir) / "config.json")
     return data.assign_attrs(notice=notice(config.get("settings", {})))
 
@@ -73,3 +78,39 @@ def print_table(run_dir: str | os.PathLike[str], console: Console | None = None)
     console = console or rich.console.Console()
     for one in table.render(read(run_dir), console.width):
         console.print(one)
+
+
+def print_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    statistic: Statistic = "mean",
+    console: Console | None = None,
+    **options: str,
+) -> pd.DataFrame:
+    """Prints what `compare.compare_windows` finds in some runs, a table for every window of tasks; returns it.
+
+    Args:
+      run_dirs: run directories.
+      statistic: ``mean`` or ``iqm``.
+      console: where to; the terminal by default.
+      **options: ``quantity`` and ``reference``, see `compare.compare`.
+
+    Raises:
+      FileNotFoundError: there is no ``config.json``.
+      plastax.record.RecordError: a record cannot be used, or no task is finished.
+      plastax.types.ConfigError: something cannot be compared, or is unknown.
+    """
+    import rich.console
+
+    from plastax.report import compare
+
+    studies = [read(run) for run in run_dirs]
+    frame = compare.compare_windows(studies, statistic, **options)
+    console = console or rich.console.Console()
+    captions = {
+        letter: " ".join(str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name))
+        for letter, data in zip(compare.letters(len(studies)), studies)
+    }
+    for (quantity, window), part in frame.groupby(["quantity", "window"], sort=False):
+        title = f"{quantity}, {statistic} over seeds and tasks, {window}"
+        console.print(compare.render(part, title, captions))
+    return frame

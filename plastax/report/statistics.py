@@ -8,6 +8,7 @@ mean. With fewer than about ten seeds any bootstrap interval is too short (four 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 # Resamples that are in memory at a time: a thousand tasks of a hundred seeds then take 80 MB.
 _BATCH = 100
+# Values in memory at a time where single statistics are resampled.
+_VALUES = 1_000_000
 
 
 class Interval(NamedTuple):
@@ -121,3 +124,55 @@ def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONF
       As `over_seeds`.
     """
     return over_seeds(a - b, confidence)
+
+
+def resample(
+    statistic: Callable[..., np.ndarray],
+    *samples: np.ndarray,
+    paired: bool = True,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float, float]:
+    """Any statistic of whole seeds, and its bootstrap interval: what belongs to a seed stays together.
+
+    Args:
+      statistic: ``(*samples [..., S, ...]) -> [...]``; the leading axes are resamples.
+      *samples: ``[S, ...]`` each, without NaN, one row a seed.
+      paired: whether row k of every sample is the same seed, and is resampled together.
+      confidence: of the interval.
+      resamples: number of bootstrap resamples.
+
+    Returns:
+      The statistic, and the ends of its interval: BCa, else percentile (see above); NaN with fewer than two seeds.
+    """
+    value = float(statistic(*samples))
+    if min(map(len, samples)) < 2:
+        return value, np.nan, np.nan
+
+    def of_rows(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        del axis
+        return statistic(*(sample[row.astype(int)] for sample, row in zip(samples, rows)))
+
+    # Row numbers are what is resampled, because SciPy reduces one axis only, and a seed has more than one number.
+    rows = tuple(np.arange(len(sample)) for sample in samples)
+    batch = max(_BATCH, _VALUES // max(np.size(sample) for sample in samples))
+    ends = np.array([np.nan, np.nan])
+    for method in ("BCa", "percentile"):
+        if np.isfinite(ends).all():
+            break
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)
+            interval = scipy.stats.bootstrap(
+                rows,
+                of_rows,
+                vectorized=True,
+                paired=paired and len(rows) > 1,
+                method=method,
+                confidence_level=confidence,
+                n_resamples=resamples,
+                batch=batch,
+                rng=np.random.default_rng(0),
+            ).confidence_interval
+        ends = np.array([interval.low, interval.high])
+    return value, float(ends[0]), float(ends[1])

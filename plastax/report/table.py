@@ -227,7 +227,8 @@ def _headings(score: Score, tasks: int, base: str | None) -> dict[str, str]:
     return headings
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """A number and its interval, ``<name>_low`` and ``<name>_high`` if they are there, in as few digits as say it."""
     mean = float(row[name])
     if not np.isfinite(mean):
         return "-"
@@ -277,7 +278,7 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
         title, caption = f"[bold red]{text}[/bold red]\n{title}", f"[bold red]{text}[/bold red]\n{caption}"
     headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})
     names = [name for name in frame if name not in ("seeds", "notice") and not name.endswith(("_low", "_high"))]
-    columns = {str(method): [_cell(row, name) for name in names] for method, row in frame.iterrows()}
+    columns = {str(method): [cell(row, name) for name in names] for method, row in frame.iterrows()}
     cells = pd.DataFrame(columns, [headings[name] for name in names])
     first = min(max(map(len, cells.index)), max(width // 3, 24))
     blocks = _blocks(_widths(cells), width - first - 4)

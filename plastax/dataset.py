@@ -1,0 +1,196 @@
+"""Recorded runs as one labelled data set, and as plain tables for other tools."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import pathlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from plastax.record import PathLike, RecordError, read_json, read_run
+from plastax.types import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+Format = Literal["parquet", "csv"]
+
+
+def find(*paths: PathLike) -> list[pathlib.Path]:
+    """The run directories that some paths and patterns name, each once, in their order.
+
+    Args:
+      *paths: run directories, or patterns as `glob.glob` takes them (``runs/rl_gymnax/*``); of what a pattern matches,
+        only run directories count.
+
+    Raises:
+      FileNotFoundError: a path is not a run directory, or a pattern matches none.
+    """
+    found: dict[pathlib.Path, None] = {}
+    for path in (os.fspath(path) for path in paths):
+        if is_pattern(path):
+            runs = [pathlib.Path(p) for p in sorted(glob.glob(path, recursive=True)) if _is_run(pathlib.Path(p))]
+        else:
+            runs = [pathlib.Path(path)] if _is_run(pathlib.Path(path)) else []
+        if not runs:
+            inside = sorted(pathlib.Path(path).glob("*/config.json")) if not is_pattern(path) else []
+            hint = f"; the {len(inside)} runs in it are '{path.rstrip('/')}/*'" if inside else ""
+            message = f"{path!r} is no run directory (runs/<experiment>/<run id>, with a config.json){hint}"
+            raise FileNotFoundError(message)
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def is_pattern(path: PathLike) -> bool:
+    """Whether a path is a pattern; an existing directory never is, whatever characters its name has."""
+    return not pathlib.Path(path).exists() and glob.has_magic(os.fspath(path))
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
+    """Reads one run, or several as one labelled data set, whether they finished, were killed or still go on.
+
+    Variables and dimensions of one run: see `plastax.record.read_run`. Several have the dimension ``run`` in front,
+    with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting that differs between them;
+    the other axes are the union of those of the runs, NaN where a run has nothing (another number of tasks or of
+    Lanczos nodes, a method or a probe that it lacks). So::
+
+        data = plastax.load("runs/rl_gymnax/*")
+        data["train/episode_return"].mean("seed").sel({"run": data["settings/tasks"] == 12}).to_dataframe()
+
+    Args:
+      path: a run directory; or a pattern (``runs/rl_gymnax/*``) or a sequence of paths and patterns, whose data set has
+        the dimension ``run`` even if it is a single run.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      RecordError: a file is corrupt, or does not fit its configuration; the message names it.
+    """
+    if isinstance(path, str | os.PathLike) and not is_pattern(path):
+        return read_run(find(path)[0])
+    runs = find(*([path] if isinstance(path, str | os.PathLike) else path))
+    if not runs:
+        raise FileNotFoundError("no run is given; name a run directory or a pattern")
+    return join([read_run(run) for run in runs], [read_json(run / "config.json") for run in runs], runs)
+
+
+def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths: Sequence[pathlib.Path]) -> xr.Dataset:
+    """What `load` makes of several runs: their data sets along the dimension ``run``."""
+    import xarray as xr
+
+    names = [str(config.get("run_id", path.name)) for config, path in zip(configs, paths)]
+    if len(set(names)) < len(names):
+        names = [os.fspath(path) for path in paths]
+    tasks = [run.update_task for run in runs]
+    # Axes without labels are counted, so that shorter ones can be filled up.
+    counted = [run.drop_vars("update_task").assign_coords({d: range(n) for d, n in _unlabelled(run)}) for run in runs]
+    labels: dict[Hashable, list[Any]] = {}
+    for run in counted:
+        for dim in run.dims:
+            mine = run[dim].values.tolist()
+            both = [*labels.get(dim, ()), *(label for label in mine if label not in set(labels.get(dim, ())))]
+            labels[dim] = both if any(isinstance(label, str) for label in both) else sorted(both)
+    whole = [run.reindex(labels) for run in counted]
+    data = xr.concat(whole, "run", data_vars="all", join="exact", combine_attrs="drop").assign_coords(run=names)
+    of_updates = xr.concat([task.reindex(update=labels["update"]) for task in tasks], "run").assign_coords(run=names)
+    longest = of_updates.max("run")
+    if bool(((of_updates == longest) | of_updates.isnull()).all()):
+        of_updates = longest.astype(int)
+    data = data.assign_coords(update_task=of_updates.drop_vars("update_task", errors="ignore"))
+    columns = {name: [config.get(name, "") for config in configs] for name in ("experiment", "hash")}
+    columns |= {f"settings/{name}": values for name, values in differing(configs).items()}
+    return data.assign_coords({name: ("run", values) for name, values in columns.items()})
+
+
+def _unlabelled(run: xr.Dataset) -> Iterator[tuple[Hashable, int]]:
+    return ((dim, size) for dim, size in run.sizes.items() if dim not in run.coords)
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Dotted setting -> its value in every run, "" where it has none, of those in which the runs differ.
+
+    Settings that are lists are spelled out; where runs went and how they were shown (``runs_dir``, ``wandb``, ...) is
+    left out.
+    """
+    flat = [dict(_flat(config.get("settings", {}))) for config in configs]
+    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in _PLACES)
+    rows = {name: [one.get(name, "") for one in flat] for name in names}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+
+
+_PLACES = {"runs_dir", "resume", "wandb", "compilation_cache", "checkpoint_every", "data_path", "data_card"}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """A data set as plain tables: one for every combination of axes, one column a variable, one row a measured point.
+
+    Args:
+      data: see `load`.
+
+    Returns:
+      ``train`` (method, seed, update), ``host`` (method, segment), ``probe`` (method, seed, task, mark) and
+      ``probe_by_<axis>...`` for what has more axes; of several runs, ``run`` comes first, and ``runs`` says what they
+      are. Rows in which nothing was measured are left out.
+    """
+    of_runs = [name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)]
+    out = {"runs": data[of_runs].to_dataframe().reset_index()} if "run" in data.dims else {}
+    data = data.drop_vars(of_runs)
+    groups: dict[str, list[Any]] = {}
+    for name, array in data.data_vars.items():
+        kind = str(name).partition("/")[0]
+        more = [str(dim) for dim in array.dims if dim not in ("run", "method", "seed", "task", "mark")]
+        key = "_".join([f"{kind}_by", *(dim.replace("/", "_") for dim in more)]) if kind == "probe" and more else kind
+        groups.setdefault(key, []).append(name)
+    for key, names in groups.items():
+        order = [dim for dim in data[names[0]].dims if dim != "run"]
+        order = ["run", *order] if "run" in data[names[0]].dims else order
+        out[key] = data[names].to_dataframe(dim_order=order).dropna(how="all", subset=names).reset_index()
+    return out
+
+
+def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike | None = None) -> list[pathlib.Path]:
+    """Writes the `tables` of some runs.
+
+    Args:
+      paths: one run directory, or several and patterns, see `load`.
+      format: ``parquet`` or ``csv``.
+      out: the folder; by default ``export`` in the run directory.
+
+    Returns:
+      The files.
+
+    Raises:
+      ConfigError: another format, or several runs and no folder.
+      FileNotFoundError: there is no such run.
+      RecordError: a record cannot be used; the message names the file.
+    """
+    if format not in ("parquet", "csv"):
+        raise ConfigError(f"format={format!r} is not known; allowed: parquet, csv")
+    alone = len(paths) == 1 and not is_pattern(paths[0])
+    if out is None and not alone:
+        raise ConfigError(f"out is not given; name a folder for the tables of {' '.join(map(str, paths))}")
+    data = load(paths[0] if alone else paths)
+    folder = pathlib.Path(paths[0]) / "export" if out is None else pathlib.Path(out)
+    if not data.data_vars:
+        raise RecordError(f"{' '.join(map(str, paths))}: nothing has been recorded yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, frame in tables(data).items():
+        written.append(folder / f"{name}.{format}")
+        write: Callable[..., Any] = frame.to_parquet if format == "parquet" else frame.to_csv
+        write(written[-1], index=False)
+    return written

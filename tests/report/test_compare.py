@@ -1,0 +1,172 @@
+"""The comparison of runs against an independent computation by pandas from the raw record files."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import rich.console
+import scipy.stats
+
+from plastax import __main__ as cli
+from plastax import report
+from plastax.record import write_json, write_segment
+from plastax.report import compare
+from plastax.types import ConfigError, Record
+
+SEEDS, UPDATES = 5, 6
+RUNS = {"A": ("r-first", ("backprop", "l2_er", "reset"), 6, 0), "B": ("r-second", ("l2_er", "reset"), 5, 2)}
+"""Letter -> run id, methods, tasks, first seed."""
+
+
+def make(directory: pathlib.Path, methods: tuple[str, ...], tasks: int, first: int, kept: int = 99) -> pathlib.Path:
+    settings = {"methods": methods, "seeds": SEEDS, "first_seed": first, "tasks": tasks, "updates_per_task": UPDATES}
+    config = {"experiment": "demo", "run_id": directory.name, "hash": directory.name, "settings": settings}
+    write_json(directory / "config.json", config)
+    for m, method in enumerate(methods):
+        rng = np.random.default_rng((len(directory.name), m))
+        of_seed = rng.normal(0.0, 12.0, (SEEDS, 1))
+        for task in range(min(tasks, kept)):
+            values = 100.0 - 15.0 * task * (1 + m) / (2 + m) + of_seed + rng.normal(0.0, 8.0, (SEEDS, UPDATES))
+            values[:, 0] = np.nan
+            host = {"clock": UPDATES * task, "length": UPDATES, "task": task}
+            write_segment(directory / "records" / method, task, Record({"episode_return": values}, {}), host)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[pathlib.Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return [make(root / name, *rest) for name, *rest in RUNS.values()]
+
+
+def raw(directory: pathlib.Path, letter: str) -> pd.DataFrame:
+    """Run, method, seed, task and value, one row a task, from the files, without plastax."""
+    rows = []
+    for path in sorted(directory.glob("records/*/*.npz")):
+        with np.load(path) as file:
+            frame = pd.DataFrame(file["train/episode_return"].astype(float))
+            frame.index = range(RUNS[letter][3], RUNS[letter][3] + len(frame))
+            for seed, value in frame.mean(axis=1).items():
+                rows.append((letter, path.parent.name, seed, int(file["host/task"]), value))
+    return pd.DataFrame(rows, columns=["run", "method", "seed", "task", "value"])
+
+
+def iqm(values: np.ndarray) -> float:
+    values = np.sort(np.ravel(values))
+    return values[len(values) // 4 : len(values) - len(values) // 4].mean()
+
+
+def check_bca(ends: tuple[float, float], statistic, *samples: np.ndarray) -> None:
+    """BCa ends (Efron, 1987, section 4) over all S ** S resamples of the rows, to the error of 9999 random ones."""
+    rows = range(len(samples[0]))
+    found = np.sort([statistic(*(s[list(draw)] for s in samples)) for draw in itertools.product(rows, repeat=SEEDS)])
+    value = statistic(*samples)
+    bias = scipy.stats.norm.ppf(((found < value).mean() + (found <= value).mean()) / 2)
+    left_out = np.array([statistic(*(np.delete(s, row, axis=0) for s in samples)) for row in rows])
+    away = left_out.mean() - left_out
+    skew = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
+    z = bias + scipy.stats.norm.ppf([0.025, 0.975])
+    for end, level in zip(ends, scipy.stats.norm.cdf(bias + z / (1 - skew * z))):
+        # Four standard deviations of the share of 9999 draws below a quantile, and of what the bias adds.
+        low, high = np.quantile(found, np.clip([level - 0.009, level + 0.009], 0, 1))
+        assert low - 1e-6 <= end <= high + 1e-6
+
+
+@pytest.mark.parametrize("statistic", ["mean", "iqm"])
+def test_the_table_is_that_of_the_raw_records(runs: list[pathlib.Path], statistic: compare.Statistic) -> None:
+    of = {"mean": np.mean, "iqm": iqm}[statistic]
+    frame = compare.compare([report.read(run) for run in runs], statistic).set_index(["run", "method"])
+    values = pd.concat(raw(run, letter) for run, letter in zip(runs, RUNS))
+    # The last third of the five tasks that both have.
+    wide = values[values["task"].isin([3, 4])].pivot(index=["run", "method", "seed"], columns="task", values="value")
+    other = {("A", "backprop"): ("A", "reset"), ("A", "l2_er"): ("A", "reset"), ("B", "l2_er"): ("A", "l2_er")}
+    other |= {("B", "reset"): ("A", "reset")}
+    assert set(frame.index) == {*other, ("A", "reset")}
+    for arm, row in frame.iterrows():
+        mine = wide.loc[arm]
+        assert (row["first_task"], row["last_task"]) == (3, 4)
+        assert row["value"] == pytest.approx(of(mine.to_numpy()), rel=1e-6)
+        check_bca((row["value_low"], row["value_high"]), of, mine.to_numpy())
+        if arm not in other:
+            assert pd.isna(row["against"])
+            continue
+        assert row["against"] == ":".join(other[arm])
+        its = wide.loc[other[arm]]
+        seeds = mine.index.intersection(its.index).to_list()
+        assert row["paired_seeds"] == len(seeds) == (SEEDS if arm[0] == "A" else SEEDS - 2)
+        both = mine.loc[seeds].to_numpy(), its.loc[seeds].to_numpy()
+        assert row["difference"] == pytest.approx(of(both[0]) - of(both[1]), rel=1e-5)
+        if len(seeds) == SEEDS:
+            check_bca((row["difference_low"], row["difference_high"]), lambda a, b: of(a) - of(b), *both)
+        pairs = mine.loc[seeds].merge(its.loc[seeds], how="cross")
+        improves = np.mean([(pairs[f"{task}_x"] > pairs[f"{task}_y"]).mean() for task in (3, 4)])
+        assert row["improves"] == pytest.approx(improves, abs=1e-12)
+        assert 0.0 <= row["improves_low"] <= row["improves_high"] <= 1.0
+
+
+def test_tasks_of_a_seed_stay_together() -> None:
+    # Seeds differ, tasks of a seed do not: with the tasks resampled apart, the interval would be half as wide.
+    values = np.repeat(np.arange(6.0)[:, None], 20, axis=1)
+    _, low, high = compare.resample(compare.STATISTICS["mean"], values)
+    _, alone_low, alone_high = compare.resample(compare.STATISTICS["mean"], values[:, :1])
+    assert (low, high) == (alone_low, alone_high)
+
+
+def test_ties_and_losses_count_as_they_should() -> None:
+    a, b = np.array([[1.0, 1.0], [1.0, 3.0]]), np.array([[1.0, 2.0], [1.0, 2.0]])
+    assert compare.wins(a, b) == pytest.approx((0.5 + 0.5) / 2)
+    assert compare.wins(a[:, 1:], b[:, 1:] - 1.5) == 1.0
+
+
+def test_seeds_without_a_partner_are_compared_unpaired(tmp_path: pathlib.Path) -> None:
+    runs = [make(tmp_path / "a", ("reset",), 3, 0), make(tmp_path / "b", ("reset",), 3, 100)]
+    frame = compare.compare([report.read(run) for run in runs])
+    assert frame["paired_seeds"].iloc[1] == 0
+    assert frame["difference_low"].iloc[1] < frame["difference"].iloc[1] < frame["difference_high"].iloc[1]
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    report.print_comparison(runs, "iqm", console)
+    assert "A:reset (unpaired)" in console.file.getvalue()
+
+
+def test_only_tasks_that_all_have_finished_count(tmp_path: pathlib.Path) -> None:
+    runs = [make(tmp_path / "a", ("reset",), 6, 0), make(tmp_path / "b", ("reset",), 6, 0, kept=5)]
+    frame = compare.compare([report.read(run) for run in runs])
+    assert frame["last_task"].tolist() == [4, 4]
+
+
+def test_the_command_prints_and_writes(runs: list[pathlib.Path], tmp_path: pathlib.Path, capsys) -> None:
+    csv = tmp_path / "table.csv"
+    cli.main(["compare", *map(str, runs), "--reference", "A:l2_er", "--csv", str(csv)])
+    out = capsys.readouterr().out
+    assert "A: demo r-first" in out
+    assert "B: demo r-second" in out
+    frame = pd.read_csv(csv)
+    assert list(frame["window"].unique()) == ["all tasks but the first", "first task", "last third of tasks"]
+    assert set(frame["against"].dropna()) == {"A:l2_er"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference": "A:rest"}, r"'A:rest' is unknown \(did you mean 'A:reset'\?\)"),
+        ({"statistic": "median"}, "median"),
+        ({"quantity": "accuracy"}, "quantity='accuracy' was not measured by demo r-first; allowed: return"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(runs: list[pathlib.Path], options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare.compare([report.read(run) for run in runs], **options)
+
+
+def test_different_scores_are_refused(runs: list[pathlib.Path], tmp_path: pathlib.Path) -> None:
+    settings = {"methods": ["reset"], "seeds": 2, "tasks": 1, "updates_per_task": 2}
+    write_json(tmp_path / "config.json", {"experiment": "s", "run_id": "x", "hash": "h", "settings": settings})
+    host = {"clock": 0, "length": 2, "task": 0}
+    write_segment(tmp_path / "records" / "reset", 0, Record({"accuracy": np.ones((2, 2))}, {}), host)
+    with pytest.raises(ConfigError, match=r"demo r-first: episode return; s x: online accuracy"):
+        compare.compare([report.read(runs[0]), report.read(tmp_path)])
