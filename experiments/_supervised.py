@@ -161,9 +161,10 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
     console = Console()
     if dataset is not None:
         console.print(f"{dataset.card}\n", style="bold red" if dataset.card.synthetic else None, markup=False)
-    sinks = [tracking.Guarded(sink) for sink in (tracking.ConsoleSink(console), tracking.WandbSink(config.wandb))]
+    sinks = tracking.sinks(config.wandb, console)
     keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
     run.study(directory, described, programs, keys, plan, sinks, checkpoint_every=config.checkpoint_every)
     report.write(directory)
     report.print_table(directory, console)
+    tracking.publish_safely(directory, config.wandb)
     console.print(f"\nEverything is in [bold]{directory}[/bold]")

@@ -3,7 +3,7 @@
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
 of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;
 ``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax data NAME`` fetches a data set
-and prints its card.
+and prints its card; ``wandb-export`` and ``wandb-dashboard`` are for Weights & Biases.
 """
 
 from __future__ import annotations
@@ -135,6 +135,39 @@ def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pa
         print(path)
 
 
+def wandb_export(
+    run: Annotated[pathlib.Path, tyro.conf.Positional],
+    /,
+    per_seed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    mode: Literal["offline", "online"] = "offline",
+    project: str | None = None,
+) -> None:
+    """Writes W&B runs from a run's records, as if W&B had watched it.
+
+    Args:
+      run: the directory of a run, `runs/<experiment>/<run id>`.
+      per_seed: one W&B run a seed, grouped by run and method, instead of one a method.
+      mode: offline files in the run's directory, to be uploaded by `wandb sync`, or online.
+      project: W&B project; by default the experiment's name.
+    """
+    count = importlib.import_module("plastax.tracking").replay(_found([str(run)])[0], mode, project, per_seed=per_seed)
+    print(f"{count} W&B runs, {'in ' + str(run / 'wandb') if mode == 'offline' else 'online'}")
+
+
+def wandb_dashboard(
+    project: Annotated[str, tyro.conf.Positional],
+    run: Annotated[pathlib.Path | None, tyro.conf.Positional] = None,
+    /,
+) -> None:
+    """Creates the W&B dashboard "spectra over tasks" in a project; needs a network, an account and wandb-workspaces.
+
+    Args:
+      project: ENTITY/PROJECT.
+      run: a run directory; only panels of what it has measured, instead of all that there can be.
+    """
+    print(importlib.import_module("plastax.tracking.dashboard").create(project, run))
+
+
 def _found(runs: Sequence[str]) -> list[pathlib.Path]:
     if not runs:
         raise ConfigError("no run is given; name one or more of runs/<experiment>/<run id>")
@@ -158,6 +191,8 @@ def main(args: list[str] | None = None) -> None:
         "report": report,
         "compare": compare,
         "export": export,
+        "wandb-export": wandb_export,
+        "wandb-dashboard": wandb_dashboard,
         "data": data,
     }
     try:

@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 from typing import Any
 
 _PACKAGES = ("plastax-lab", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy", "xarray")
@@ -60,6 +62,7 @@ def environment() -> dict[str, Any]:
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "x64": bool(jax.config.values["jax_enable_x64"]),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "command": shlex.join(sys.orig_argv),
         "git_revision": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
     }

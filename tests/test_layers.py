@@ -30,9 +30,21 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "run": LIBRARY | LEAVES | {"checkpoint"},
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
-    "__main__": {"data", "dataset", "methods", "models", "probes", "record", "report", "rl", "streams", "types"},
+    "__main__": {
+        "data",
+        "dataset",
+        "methods",
+        "models",
+        "probes",
+        "record",
+        "report",
+        "rl",
+        "streams",
+        "tracking",
+        "types",
+    },
 }
-DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "orbax": {"run", "checkpoint"}}
+DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "wandb_workspaces": {"tracking"}, "orbax": {"run", "checkpoint"}}
 LAPACK = re.compile(
     r"jax\.numpy\.linalg\.(?!(norm|vector_norm|matrix_norm|trace|outer|diagonal|matmul|vecdot|cross|multi_dot)$)\w+"
     r"|jax\.(scipy|lax)\.linalg(\..*)?|(.*\.)?(delta_)?orthogonal"

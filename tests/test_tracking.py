@@ -7,17 +7,25 @@ import json
 import logging
 import pathlib
 import struct
+import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
 
-from plastax.record import Segment
-from plastax.tracking import ConsoleSink, Guarded, Histogram, WandbSink, reduce_segment
+from plastax import __main__ as cli
+from plastax import parallel, run, tracking
+from plastax.checkpoint import Checkpoints, to_host
+from plastax.record import Segment, read_segment, write_json, write_segment
+from plastax.tracking import Background, ConsoleSink, Guarded, Histogram, WandbSink, dashboard, reduce_segment
+from plastax.types import ConfigError, Program, Record
 
 SEEDS, TASKS = 4, 3
 CONFIG = {
@@ -72,11 +80,11 @@ def chunks(content: bytes) -> Iterator[bytes]:
             parts = []
 
 
-def read_records(directory: pathlib.Path) -> list[Any]:
-    """All records of the only offline run in a run directory."""
+def read_records(directory: pathlib.Path, name: str = "") -> list[Any]:
+    """All records of the only offline run in a run directory, or of the one whose id ends so."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = (directory / "wandb").glob("offline-run-*/*.wandb")
+    (path,) = (directory / "wandb").glob(f"offline-run-*/*{name}.wandb")
     # W&B's service goes on writing for a moment after `finish`; the exit record is the last one.
     for _ in range(200):
         records = []
@@ -99,9 +107,9 @@ def defined_summaries(directory: pathlib.Path) -> dict[str, tuple[bool, ...]]:
     }
 
 
-def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
-    """Configuration, logged rows and the run itself of the only offline run in a run directory."""
-    records = read_records(directory)
+def read_offline_run(directory: pathlib.Path, name: str = "") -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+    """Configuration, logged rows and the run itself of the only offline run in a run directory, or of the named one."""
+    records = read_records(directory, name)
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     rows = []
@@ -118,22 +126,40 @@ def read_offline_run(directory: pathlib.Path) -> tuple[dict[str, Any], list[dict
 
 
 def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sink = WandbSink("offline")
+    place = {"git_revision": "c0ffee", "versions": {"jax": "0.10"}, "command": "python -m x", "platform": "y"}
+    write_json(tmp_path / "environment.json", place)
+    sink = Background(WandbSink("offline"))
     sink.start(CONFIG, tmp_path, "l2_er")
     for task in range(TASKS):
         sink.log(reduce_segment(segment(task), CONFIG), task)
     sink.finish()
     config, rows, run = read_offline_run(tmp_path)
+    *rows, last = rows
     assert (run.run_group, run.display_name, run.project, run.run_id) == ("r0", "l2_er", "demo", "r0-l2_er")
     assert config["method"] == "l2_er"
     assert config["hash"] == "abc"
     assert config["seeds"] == SEEDS
+    assert config["environment"]["git_revision"] == "c0ffee"
+    assert config["environment"]["versions"] == {"jax": "0.10"}
+    assert {"task", "*"} <= {
+        r.metric.name or r.metric.glob_name for r in read_records(tmp_path) if r.HasField("metric")
+    }
+    # The spectra of chosen tasks as lines, in a table.
+    assert last["task"] == TASKS - 1
+    table = json.loads((run_files(tmp_path) / last["hessian/density/init_table"]["path"]).read_text())
+    lines = {}
+    for _, key, value in table["data"]:
+        lines.setdefault(key, []).append(value)
+    assert set(lines) == {"task 1", "task 2", "task 3"}
+    assert all(sum(line) == pytest.approx(1.0) for line in lines.values())
     assert [row["task"] for row in rows] == list(range(TASKS))
     for task, row in enumerate(rows):
         seeds = np.nanmean(segment(task).train["episode_return"], axis=1)
         name = "train/episode_return"
         assert row[name] == pytest.approx(seeds.mean())
         assert seeds.min() <= row[f"{name}/ci_low"] <= row[name] <= row[f"{name}/ci_high"] <= seeds.max()
+        assert row[f"{name}/iqm"] == pytest.approx(np.sort(seeds)[1:3].mean())
+        assert [row[f"gradient/norm/end/seed_{2 + k}"] for k in range(SEEDS)] == [2.0] * SEEDS
         assert [row[f"{name}/seed_{2 + k}"] for k in range(SEEDS)] == pytest.approx(seeds.tolist())
         assert row["hessian/rank/init/0.1"] == 2.0
         assert not any(key.startswith("hessian/rank/end") for key in row)
@@ -145,6 +171,79 @@ def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
         edges = np.array(histogram["bins"])
         assert np.array(histogram["values"])[edges[1:] < 0].sum() == pytest.approx(negative)
     assert capfd.readouterr() == ("", "")
+
+
+def run_files(directory: pathlib.Path, name: str = "") -> pathlib.Path:
+    (path,) = (directory / "wandb").glob(f"offline-run-*/*{name}.wandb")
+    return path.parent / "files"
+
+
+@pytest.fixture
+def recorded(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A run directory with records and a report."""
+    write_json(tmp_path / "config.json", CONFIG)
+    write_json(tmp_path / "environment.json", {"git_revision": "c0ffee"})
+    for task in range(TASKS):
+        train, probe, host = segment(task)
+        write_segment(tmp_path / "records" / "l2_er", task, Record(train, probe), host)
+    (tmp_path / "report.html").write_text("<!doctype html>")
+    return tmp_path
+
+
+def test_every_seed_is_replayed_as_a_run_of_its_own(recorded: pathlib.Path) -> None:
+    assert tracking.replay(recorded, per_seed=True) == SEEDS
+    for k in range(SEEDS):
+        config, rows, run = read_offline_run(recorded, f"l2_er-seed{2 + k}")
+        assert (run.run_group, run.display_name, run.job_type) == ("r0-l2_er", f"l2_er-seed{2 + k}", "seed")
+        assert (config["method"], config["seed"]) == ("l2_er", 2 + k)
+        for task, row in enumerate(rows[:TASKS]):
+            assert row["train/episode_return"] == pytest.approx(np.nanmean(segment(task).train["episode_return"][k]))
+            assert row["task"] == task
+            assert "train/episode_return/ci_low" not in row
+            nodes = segment(task).probe["hessian/nodes"][k, 0]
+            histogram = row["hessian/spectrum/init"]
+            shares = np.array(histogram["values"])[np.array(histogram["bins"])[1:] < 0]
+            assert shares.sum() == pytest.approx((nodes < 0).mean())
+    with pytest.raises(FileNotFoundError):
+        tracking.replay(recorded / "records")
+
+
+def test_record_and_report_become_artifacts(recorded: pathlib.Path) -> None:
+    assert tracking.publish_safely(recorded, "offline")
+    artifacts = {}
+    for entry in read_records(recorded, "r0-report"):
+        if entry.WhichOneof("record_type") == "artifact":
+            artifacts[entry.artifact.name] = entry.artifact
+    assert {name: a.type for name, a in artifacts.items()} == {"record-r0": "record", "report-r0": "report"}
+    held = {name: {file.path for file in a.manifest.contents} for name, a in artifacts.items()}
+    records = {f"records/l2_er/{task:06d}.npz" for task in range(TASKS)}
+    assert held == {"record-r0": {"config.json", "environment.json", *records}, "report-r0": {"report.html"}}
+
+
+def test_the_dashboard_shows_what_was_logged(recorded: pathlib.Path) -> None:
+    tracking.replay(recorded)
+    rows = read_offline_run(recorded)[1]
+    logged = {name for row in rows for name in row}
+    found = dashboard.parts(dashboard.measured(recorded))
+    shown = [panel for part in found for panel in part.panels]
+    assert [part.title for part in found] == [
+        "Does it still learn?", "Spectra over tasks", "Curvature in numbers", "The network"
+    ]  # fmt: skip
+    for panel in shown:
+        names = {f"{name}_table" for name in panel.metrics} if panel.lines else set(panel.metrics)
+        assert names
+        assert names <= logged, panel
+    assert ("hessian/spectrum/init",) in [panel.metrics for panel in shown]
+    assert sum(len(part.panels) for part in dashboard.parts()) > len(shown)
+
+
+def test_the_dashboard_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(SystemExit):
+        cli.main(["wandb-dashboard", "entity/project"])
+    assert "pip install wandb-workspaces" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="'project' is not of the form ENTITY/PROJECT"):
+        dashboard.workspace("project")
 
 
 def test_wandb_methods_one_after_the_other(tmp_path: pathlib.Path) -> None:
@@ -201,11 +300,103 @@ def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) 
     assert [row[f"{online}/seed_2"] for row in rows] == pytest.approx([0.5, 0.6])
     assert f"{final}/seed_2" not in rows[0]
     assert rows[1][f"{final}/seed_{2 + SEEDS - 1}"] == 0.75
-    assert not any("loss/seed" in key for row in rows for key in row)
+    assert rows[0]["train/loss/seed_2"] == 0.25
     summaries = defined_summaries(tmp_path)
     # Accuracy: the best is the highest.
     assert summaries[final] == summaries[online] == (True, True, True, False)
     assert "train/loss" not in summaries
+
+
+def tiny_program() -> Program:
+    """Gradient descent with noise on a parabola: a state that any disturbance would change."""
+
+    def step(state, _):
+        key, x = state
+        key, draw = jax.random.split(key)
+        x = x - 0.1 * x + 0.01 * jax.random.normal(draw, x.shape)
+        return (key, x), (x**2).sum()
+
+    def segment(state, data, clock, length):
+        state, loss = jax.lax.scan(step, state, length=length)
+        return state, Record({"loss": loss}, {"x/norm": jnp.stack([loss[0], loss[-1]])})
+
+    program = Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
+    return parallel.over_seeds(program, 2, 0)
+
+
+class Slow:
+    """A W&B that takes its time, for ever if need be."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(self.seconds)
+        message = "no answer"
+        raise ConnectionError(message)
+
+
+class FailingRun:
+    """A W&B run that was opened and then fails at whatever it is asked, slowly."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Slow(0.05)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs", "fails later"])
+def test_wandb_in_trouble_changes_no_trained_parameter(
+    how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def trained(name: str, sinks: list[Any]) -> tuple[dict[str, np.ndarray], float]:
+        started = time.monotonic()
+        keys = parallel.seed_keys(range(2))
+        settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
+        config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
+        run.study(tmp_path / name, config, {"sgd": tiny_program()}, keys, run.Plan(3, 4, 4, 1), sinks)
+        seconds = time.monotonic() - started
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd")
+        leaves = to_host(checkpoints.restore(3, tiny_program().init(keys, ())))
+        checkpoints.close()
+        losses = [read_segment(path).train["loss"] for path in sorted((tmp_path / name).glob("records/sgd/*.npz"))]
+        return {**leaves, "loss": np.stack(losses)}, seconds
+
+    alone, _ = trained("alone", [])
+    opened = {"raises": Slow(0.0), "hangs": Slow(60.0), "fails later": lambda **_: FailingRun()}[how]
+    monkeypatch.setattr(wandb, "init", opened)
+    with caplog.at_level(logging.WARNING):
+        watched, seconds = trained("watched", [Background(WandbSink("offline"), patience=0.2)])
+    assert alone.keys() == watched.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(value, watched[name], err_msg=name)
+    assert len(alone["loss"]) == 3
+    assert seconds < 30.0
+    assert [record.message.count("going on without it") for record in caplog.records if "Sink" in record.message] == [1]
+
+
+def test_a_full_queue_leaves_out_and_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    go, logged = threading.Event(), []
+
+    class Blocked(Failing):
+        def log(self, metrics: Mapping[str, Any], step: int) -> None:
+            go.wait(30)
+            logged.append(step)
+
+    sink = Background(Blocked("never"), capacity=4)
+    sink.start(CONFIG, tmp_path, "l2_er")
+    with caplog.at_level(logging.WARNING):
+        for step in range(50):
+            sink.log({"x": 1.0}, step)
+    go.set()
+    while not sink._calls.empty():
+        time.sleep(0.01)
+    sink.finish()
+    assert logged == sorted(logged)
+    assert 3 <= len(logged) <= 6
+    assert [record.message for record in caplog.records] == [
+        "Blocked is too slow: some tasks are missing there, none in the records"
+    ]
 
 
 class Failing:

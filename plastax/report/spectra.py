@@ -77,3 +77,10 @@ def density(data: xr.Dataset, operator: str = "hessian", mark: str = "init", dec
         out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)
     coords = {"method": data.method, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
     return xr.DataArray(out, dims=("method", "task", "bin"), coords=coords, name="share")
+
+
+def signed_log(values: np.ndarray | float, smallest: float) -> np.ndarray:
+    """``sign(v) (1 + log10(|v| / smallest))``, linear within +-smallest: a symmetric-log axis for tools without one."""
+    values = np.asarray(values, np.float64)
+    ratio = np.abs(values) / smallest
+    return np.sign(values) * np.where(ratio > 1.0, 1.0 + np.log10(np.maximum(ratio, 1.0)), ratio)

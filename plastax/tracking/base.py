@@ -1,0 +1,107 @@
+"""What a sink is, and what it is told: a segment of the record, reduced to one value a task and seed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from plastax.record import MARKS, PathLike, Segment
+from plastax.report.score import Quantity, Score, choose
+
+MOST_LABELS = 64
+"""Probe values with more entries than this (per seed and mark) are left to the records."""
+
+EDGES = (1e-8, 1e4)
+"""Absolute eigenvalues between which the live spectra have logarithmic bins, the same for every task and run."""
+
+PER_DECADE = 20
+"""Bins of a live spectrum per decade: 2 * 12 * 20 + 1 = 481 in all; W&B keeps at most 512."""
+
+
+class Histogram(NamedTuple):
+    """Counts ``[bins]`` (not necessarily whole numbers) between ascending ``edges`` ``[bins + 1]``."""
+
+    counts: np.ndarray
+    edges: np.ndarray
+
+
+Metric = float | np.ndarray | Histogram
+"""A number, one number a seed ``[S]``, or a histogram."""
+
+
+class Sink(Protocol):
+    """Where a run's numbers go. One `start`, any number of `log`, one `finish` for every method in turn."""
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        """Begins a method.
+
+        Args:
+          config: the content of ``config.json``.
+          directory: the run directory.
+          method: its name.
+        """
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Takes the metrics of one segment, which belong to task number ``step``."""
+
+    def finish(self) -> None:
+        """Ends the method, whether it is complete or was interrupted."""
+
+
+def reduce_segment(segment: Segment, config: Mapping[str, Any]) -> dict[str, Metric]:
+    """What a sink is told about a segment.
+
+    Args:
+      segment: from `plastax.record.read_segment`, or the like.
+      config: the content of ``config.json``; its ``dims`` and ``coords`` name the entries of vectors.
+
+    Returns:
+      ``train/<name>``: mean over updates ``[S]``. ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a
+      scalar or vector that was measured. ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over
+      seeds and probes. ``host/<name>``: numbers.
+    """
+    metrics: dict[str, Metric] = {f"host/{name}": value for name, value in segment.host.items()}
+    with warnings.catch_warnings():
+        # An update in which no episode ended has no return, and a segment may have no other.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        metrics |= {f"train/{name}": np.nanmean(value, axis=1) for name, value in segment.train.items()}
+    for name, value in segment.probe.items():
+        dims = tuple(config.get("dims", {}).get(name, ()))
+        for i, mark in enumerate(MARKS):
+            entries = np.asarray(value[:, i], np.float64)
+            if np.isnan(entries).all():
+                continue
+            if name.endswith("/nodes"):
+                metrics |= _spectrum(name.removesuffix("/nodes"), segment.probe, i)
+            elif entries.ndim == 1:
+                metrics[f"{name}/{mark}"] = entries
+            elif entries.ndim == 2 and entries.shape[1] <= MOST_LABELS:
+                labels = config.get("coords", {}).get(dims[0] if dims else "", range(entries.shape[1]))
+                metrics |= {f"{name}/{mark}/{label}": column for label, column in zip(labels, entries.T)}
+    return metrics
+
+
+def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict[str, Metric]:
+    """The spectrum of one operator at one mark; nothing if its weights are not there."""
+    from plastax.report.spectra import histogram, symlog_edges
+
+    if f"{operator}/weights" not in probe:
+        return {}
+    edges = symlog_edges(*EDGES, PER_DECADE)
+    shares = histogram(probe[f"{operator}/nodes"][:, mark], probe[f"{operator}/weights"][:, mark], edges)
+    return {f"{operator}/spectrum/{MARKS[mark]}": Histogram(shares, edges)} if np.isfinite(shares).all() else {}
+
+
+def score_values(metrics: Mapping[str, Metric]) -> tuple[Score | None, dict[Quantity, np.ndarray]]:
+    """The score that a segment's metrics show, and the values ``[S]`` of its curve and its main quantity.
+
+    A segment that does not end its task lacks what is measured at the end, and is judged by its updates.
+    """
+    values = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in values.items() if np.isfinite(value).any()}
+    score = choose(values)
+    quantities = dict.fromkeys((score.curve, score.main)) if score else {}
+    return score, {quantity: values[quantity.metric] for quantity in quantities if quantity.metric in values}

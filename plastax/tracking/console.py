@@ -1,0 +1,92 @@
+"""The terminal: how far a run is, and how it does."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from plastax.record import PathLike
+from plastax.report.score import notice
+from plastax.tracking.base import Metric, score_values
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
+
+class ConsoleSink:
+    """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
+
+    Speed (environment steps or examples of all seeds together) and time left are without compilation, which is printed
+    apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds; what is measured
+    at the end of a task follows where one ends.
+
+    Args:
+      console: where to; standard error by default, so that standard output stays a program's own.
+    """
+
+    def __init__(self, console: rich.console.Console | None = None):
+        import rich.console
+
+        self.console = console or rich.console.Console(stderr=True)
+        self._bar: rich.progress.Progress | None = None
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        """Shows an empty bar. See `Sink.start`."""
+        settings = config["settings"]
+        self._method = method
+        self._tasks = int(settings["tasks"])
+        self._updates = self._tasks * int(settings["updates_per_task"])
+        self._seconds = 0.0
+        self._seen = 0.0
+        if text := notice(settings):
+            self.console.print(f"{method}: {text}", style="bold red", highlight=False, soft_wrap=True)
+        if self.console.is_terminal:
+            import rich.progress as progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.fields[method]}"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.description}"),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("starting", total=self._updates, method=method)
+            self._bar.start()
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Moves the bar on, or prints a line. See `Sink.log`."""
+        numbers = {
+            name.removeprefix("host/"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("host/") and isinstance(value, int | float)
+        }
+        if numbers.get("compile_seconds", 0.0) > 0.0:
+            self.console.print(f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s", highlight=False)
+        length = numbers.get("length", self._updates / self._tasks)
+        done = numbers.get("clock", self._seen) + length
+        train = numbers.get("train_seconds", 0.0)
+        self._seen += length
+        self._seconds += train + numbers.get("probe_seconds", 0.0)
+        score, values = score_values(metrics)
+        parts = [f"task {step + 1}/{self._tasks}"]
+        if train > 0.0 and "env_steps" in numbers:
+            unit = "steps" if score is None else score.steps.split()[-1]
+            parts.append(f"{numbers['env_steps'] / train:,.0f} {unit}/s")
+        if self._seconds > 0.0:
+            left = self._seconds / self._seen * max(self._updates - done, 0)
+            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
+        parts += [f"{quantity.label} {np.nanmean(value):.4g}" for quantity, value in values.items()]
+        line = "  ".join(parts)
+        if self._bar is None:
+            self.console.print(f"{self._method}: {line}", highlight=False, soft_wrap=True)
+        else:
+            self._bar.update(self._task, completed=done, description=line)
+
+    def finish(self) -> None:
+        """Leaves the bar as it is. See `Sink.finish`."""
+        if self._bar is not None:
+            bar, self._bar = self._bar, None
+            bar.stop()

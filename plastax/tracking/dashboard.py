@@ -1,0 +1,152 @@
+"""A W&B dashboard that puts the spectra over tasks beside what the network achieves."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from plastax.record import PathLike, read_json, read_method
+from plastax.report.score import SCORES
+from plastax.tracking.base import reduce_segment
+from plastax.types import ConfigError
+
+NAME = "Spectra over tasks"
+
+
+class Panel(NamedTuple):
+    """One panel: lines over tasks (of a histogram: its heat map), or the ``lines`` of some tasks' spectra.
+
+    Where there is one line a layer or a threshold whose names are not known, ``prefix`` stands for all of them.
+    """
+
+    title: str
+    metrics: tuple[str, ...] = ()
+    lines: bool = False
+    prefix: str = ""
+
+
+class Part(NamedTuple):
+    """Panels under one heading."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _with_interval(title: str, metric: str) -> Panel:
+    return Panel(title, (metric, f"{metric}/ci_low", f"{metric}/ci_high"))
+
+
+def parts(metrics: Collection[str] | None = None) -> list[Part]:
+    """What the dashboard shows.
+
+    Args:
+      metrics: names as `plastax.tracking.reduce_segment` gives them; panels without one of them are left out. None: all
+        that there can be.
+    """
+    judged = {q.metric: q.label for score in SCORES for q in (score.main, score.curve)}
+    operators = {"hessian": "Hessian", "ggn": "GGN"}
+    marks = {"init": "at task start", "end": "at task end"}
+    spectra, lines, numbers = [], [], []
+    for operator, name in operators.items():
+        for mark, where in marks.items():
+            spectra.append(Panel(f"{name} spectrum {where}", (f"{operator}/spectrum/{mark}",)))
+            lines.append(Panel(f"{name} spectrum {where}, some tasks", (f"{operator}/density/{mark}",), lines=True))
+        for value, label in {"effective_rank": "effective rank", "largest": "largest eigenvalue"}.items():
+            numbers.append(_with_interval(f"{name} {label} at task start", f"{operator}/{value}/init"))
+        numbers.append(Panel(f"{name} eps-rank at task start", prefix=f"{operator}/rank/init/"))
+    network = [
+        Panel("feature effective rank at task end", prefix="features/effective_rank/end"),
+        Panel("dormant units at task end, share", prefix="features/dormant_fraction/end"),
+        Panel("weight norm at task end", prefix="weights/norm/end"),
+        _with_interval("gradient norm at task start", "gradient/norm/init"),
+    ]
+    found = [
+        Part("Does it still learn?", tuple(_with_interval(label, name) for name, label in judged.items())),
+        Part(NAME, (*spectra, *lines)),
+        Part("Curvature in numbers", tuple(numbers)),
+        Part("The network", tuple(network)),
+    ]
+    if metrics is None:
+        return found
+    there = {*metrics, *(name.replace("/spectrum/", "/density/") for name in metrics)}
+    kept = []
+    for part in found:
+        named = [
+            panel._replace(metrics=tuple(sorted(n for n in metrics if n.startswith(panel.prefix))), prefix="")
+            if panel.prefix
+            else panel
+            for panel in part.panels
+        ]
+        kept.append(Part(part.title, tuple(panel for panel in named if there & set(panel.metrics))))
+    return [part for part in kept if part.panels]
+
+
+def measured(directory: PathLike) -> set[str]:
+    """Names of everything that a run has told its sinks, see `plastax.tracking.reduce_segment`."""
+    directory = pathlib.Path(directory)
+    config = read_json(directory / "config.json")
+    names: set[str] = set()
+    for method in config["settings"]["methods"]:
+        for segment in read_method(directory / "records" / method):
+            names |= {name for name, value in reduce_segment(segment, config).items() if not isinstance(value, float)}
+    return names
+
+
+def workspace(project: str, metrics: Collection[str] | None = None) -> Any:
+    """The dashboard as a ``wandb_workspaces`` workspace, not saved yet.
+
+    Args:
+      project: ``entity/project``.
+      metrics: see `parts`.
+
+    Raises:
+      ConfigError: ``project`` has another form, or the package is missing.
+    """
+    entity, slash, name = project.partition("/")
+    if not (entity and slash and name) or "/" in name:
+        raise ConfigError(f"project={project!r} is not of the form ENTITY/PROJECT")
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        message = "the W&B dashboard needs the package wandb-workspaces, which is missing: pip install wandb-workspaces"
+        raise ConfigError(message) from error
+
+    def drawn(panel: Panel) -> Any:
+        if panel.lines:
+            return wr.CustomChart(
+                query={"summaryTable": {"tableKey": f"{panel.metrics[0]}_table"}},
+                chart_name="wandb/lineseries/v0",
+                chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
+                chart_strings={"title": panel.title},
+            )
+        which = {"metric_regex": f"^{panel.prefix}"} if panel.prefix else {"y": list(panel.metrics)}
+        return wr.LinePlot(title=panel.title, x="task", title_x="task", **which)
+
+    sections = [
+        ws.Section(part.title, [drawn(panel) for panel in part.panels], is_open=True) for part in parts(metrics)
+    ]
+    settings = ws.WorkspaceSettings(x_axis="task")
+    return ws.Workspace(entity=entity, project=name, name=NAME, sections=sections, settings=settings)
+
+
+def create(project: str, run: PathLike | None = None) -> str:
+    """Creates the dashboard on W&B.
+
+    Args:
+      project: ``entity/project``.
+      run: a run directory; only panels of what it has measured. None: all that there can be.
+
+    Returns:
+      Its address.
+
+    Raises:
+      ConfigError: the project is not of that form, the package is missing, or W&B refuses.
+    """
+    made = workspace(project, None if run is None else measured(run))
+    try:
+        made.save()
+    except Exception as error:
+        raise ConfigError(f"W&B did not take the dashboard for {project}: {error}") from error
+    return str(made.url)

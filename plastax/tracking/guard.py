@@ -1,0 +1,148 @@
+"""Sinks that cannot stop a run, and cannot slow it down."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plastax.record import PathLike
+from plastax.tracking.base import Metric, Sink
+
+logger = logging.getLogger(__name__)
+
+
+class Guarded:
+    """A sink that cannot stop a run: when it raises, one warning is logged and it is not called again.
+
+    Args:
+      sink: any sink.
+    """
+
+    def __init__(self, sink: Sink):
+        self._sink: Sink | None = sink
+
+    def _call(self, name: str, *args: Any) -> None:
+        if self._sink is None:
+            return
+        try:
+            getattr(self._sink, name)(*args)
+        # Whatever it is: hours of training are worth more than a curve on a web page.
+        except Exception as error:
+            logger.warning("%s.%s failed, going on without it: %r", type(self._sink).__name__, name, error)
+            self._sink = None
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        """See `Sink.start`."""
+        self._call("start", config, directory, method)
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """See `Sink.log`."""
+        self._call("log", metrics, step)
+
+    def finish(self) -> None:
+        """See `Sink.finish`."""
+        self._call("finish")
+
+
+class Background:
+    """A sink in a thread of its own, behind a bounded queue: it may be slow, hang or raise, the run goes on.
+
+    When the queue is full, what is logged is left out (once said in the log; the records have it). When the sink
+    raises, or a method has ended and what waits is not done within ``patience``, one warning is logged and the sink is
+    left alone for good.
+
+    Args:
+      sink: any sink. It is only ever called from that thread.
+      capacity: calls that may wait; one is a segment's metrics, some 100 kB.
+      patience: seconds that the end of a method waits for the sink to finish.
+    """
+
+    def __init__(self, sink: Sink, capacity: int = 64, patience: float = 30.0):
+        self._sink = sink
+        self._name = type(sink).__name__
+        self._patience = patience
+        self._calls: queue.Queue[tuple[str, tuple[Any, ...], threading.Event]] = queue.Queue(capacity)
+        self._thread: threading.Thread | None = None
+        self._left = False
+        self._full = False
+
+    def _work(self) -> None:
+        while not self._left:
+            name, args, done = self._calls.get()
+            try:
+                getattr(self._sink, name)(*args)
+            except Exception as error:
+                self._leave(f"{name} failed", error)
+            done.set()
+
+    def _leave(self, why: str, error: Exception | None = None) -> None:
+        if not self._left:
+            self._left = True
+            because = "" if error is None else f": {error!r}"
+            logger.warning("%s: %s, going on without it; nothing is missing in the records%s", self._name, why, because)
+
+    def _put(self, name: str, *args: Any) -> threading.Event | None:
+        """Lets the sink be called; None if it is left alone or there is no room."""
+        if self._left:
+            return None
+        if self._thread is None:
+            # A daemon: a sink that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._work, name=f"plastax-{self._name}", daemon=True)
+            self._thread.start()
+        done = threading.Event()
+        try:
+            self._calls.put_nowait((name, args, done))
+        except queue.Full:
+            return None
+        return done
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        """See `Sink.start`."""
+        if self._put("start", config, directory, method) is None:
+            self._leave("it is far behind")
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """See `Sink.log`."""
+        if self._put("log", metrics, step) is None and not (self._left or self._full):
+            self._full = True
+            logger.warning("%s is too slow: some tasks are missing there, none in the records", self._name)
+
+    def finish(self) -> None:
+        """Waits for what is under way, no longer than ``patience``. See `Sink.finish`."""
+        if self._left:
+            return
+        done = self._put("finish")
+        if done is None or not (done.wait(self._patience) or self._left):
+            self._leave(f"it is still busy after {self._patience:g} s" if done else "it is far behind")
+
+
+def within(patience: float, name: str, action: Callable[[], Any]) -> bool:
+    """Runs something that may fail or hang; says so in the log and goes on.
+
+    Args:
+      patience: seconds to wait.
+      name: what it is, for the log.
+      action: run in a thread of its own.
+
+    Returns:
+      Whether it was done.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=f"plastax-{name}", daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        logger.warning("%s is still busy after %g s, going on without it", name, patience)
+    elif failed:
+        logger.warning("%s failed, going on without it: %r", name, failed[0])
+    return not thread.is_alive() and not failed

@@ -1,0 +1,288 @@
+"""Weights & Biases: live, as artifacts, and replayed seed by seed."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import scipy.stats
+
+from plastax.record import MARKS, PathLike, Segment, read_json, read_method
+from plastax.report.score import notice
+from plastax.report.spectra import signed_log
+from plastax.report.statistics import mean_interval
+from plastax.tracking.base import Histogram, Metric, reduce_segment, score_values
+from plastax.types import ConfigError
+
+if TYPE_CHECKING:
+    import wandb
+
+Mode = Literal["offline", "online", "disabled"]
+
+RESAMPLES = 2000
+"""Bootstrap resamples of the live intervals; the report takes more."""
+
+MOST_SEEDS = 16
+"""Seeds up to which every single number is logged for each of them; of more seeds, only the score is."""
+
+SERIES = 5
+"""Tasks whose spectra are drawn as lines, spread over those that were measured."""
+
+
+def open_run(
+    config: Mapping[str, Any],
+    directory: PathLike,
+    name: str,
+    mode: Mode,
+    project: str | None,
+    group: str = "",
+    extra: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> wandb.Run:
+    """Opens a W&B run; goes on with it if there is one of that name and it is online.
+
+    Args:
+      config: the content of ``config.json``.
+      directory: the run directory; W&B's files go into its ``wandb``.
+      name: what it is called among the runs of its group.
+      mode: ``offline`` or ``online``.
+      project: by default the experiment's name.
+      group: by default the run id.
+      extra: more configuration.
+      **options: others of ``wandb.init``.
+    """
+    # Here and not on top: it takes most of a second.
+    import wandb
+
+    run_id = str(config["run_id"])
+    settings = config.get("settings", {})
+    place = pathlib.Path(directory) / "environment.json"
+    environment = read_json(place) if place.is_file() else {}
+    told = {name: environment.get(name) for name in ("git_revision", "git_dirty", "versions", "devices", "command")}
+    run = wandb.init(
+        project=project or str(config.get("experiment", "plastax")),
+        dir=str(directory),
+        mode=mode,
+        group=group or run_id,
+        name=name,
+        # Only letters, digits, - and _ are safe in an id, which becomes a file name.
+        id="".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}"),
+        # The offline mode knows no earlier run; it warns when told to resume one.
+        resume="allow" if mode == "online" else None,
+        # A later method of the study is another W&B run in the same process.
+        reinit="create_new",
+        config={
+            "method": name,
+            **settings,
+            "hash": config.get("hash"),
+            "environment": told,
+            **(extra or {}),
+        },
+        tags=["synthetic"] if notice(settings) else None,
+        settings=wandb.Settings(silent=True, console="off", init_timeout=30, login_timeout=10),
+        **options,
+    )
+    run.define_metric("task")
+    run.define_metric("*", step_metric="task")
+    return run
+
+
+class WandbSink:
+    """Weights & Biases: one W&B run for every method, all seeds in it, grouped by the run id.
+
+    A value per seed is logged as its mean under its name, its interquartile mean under ``<name>/iqm`` and its 95 %
+    bootstrap interval under ``<name>/ci_low`` and ``<name>/ci_high``; single numbers (not those of layers or
+    thresholds) as ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) is summarised by
+    its last, mean and best value. Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
+    ``<operator>/density/<mark>``. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
+    Offline runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later.
+
+    Args:
+      mode: ``offline``, ``online`` or ``disabled``.
+      project: W&B project; by default the experiment's name.
+      group: by default the run id.
+      **options: ``extra`` and others, see `open_run`.
+    """
+
+    def __init__(self, mode: Mode = "offline", project: str | None = None, group: str = "", **options: Any):
+        self.mode = mode
+        self.project = project
+        self._group = group
+        self._options = options
+        self._run: wandb.Run | None = None
+        self._first_seed = 0
+        self._defined: set[str] = set()
+        self._spectra: dict[str, dict[int, Histogram]] = {}
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        """Opens the W&B run of a method; goes on with it if the run was resumed. See `Sink.start`."""
+        if self.mode == "disabled":
+            return
+        self._first_seed = int(config.get("settings", {}).get("first_seed", 0))
+        self._defined, self._spectra = set(), {}
+        self._run = open_run(config, directory, method, self.mode, self.project, self._group, **self._options)
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Logs everything but what has no value in any seed. See `Sink.log`."""
+        if self._run is None:
+            return
+        import wandb
+
+        out: dict[str, Any] = dict(_over_seeds(metrics))
+        score, values = score_values(metrics)
+        chosen = {quantity.metric for quantity in values}
+        for name, value in metrics.items():
+            # Labelled values (of a layer, of a threshold) have more behind the mark.
+            single = name.startswith("train/") or name.rpartition("/")[2] in MARKS
+            if isinstance(value, np.ndarray) and (name in chosen or (single and len(value) <= MOST_SEEDS)):
+                out |= {f"{name}/seed_{self._first_seed + k}": number for k, number in enumerate(value)}
+                if name not in self._defined:
+                    self._define(name, len(value), score is not None and score.higher_is_better, name in chosen)
+        out |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        out = {name: float(value) for name, value in out.items() if np.isfinite(value)}
+        for name, value in metrics.items():
+            if isinstance(value, Histogram):
+                out[name] = wandb.Histogram(np_histogram=(value.counts, value.edges))
+                self._spectra.setdefault(name, {})[step] = value
+        self._run.log({**out, "task": step})
+
+    def _define(self, name: str, seeds: int, higher_is_better: bool, is_score: bool) -> None:
+        """Summaries of the score; single seeds of anything else get no panel of their own unless asked for."""
+        assert self._run is not None
+        self._defined.add(name)
+        if is_score:
+            best = "max" if higher_is_better else "min"
+            self._run.define_metric(name, step_metric="task", summary=f"last,mean,{best}")
+        for k in range(seeds if not is_score else 0):
+            self._run.define_metric(f"{name}/seed_{self._first_seed + k}", step_metric="task", hidden=True)
+
+    def finish(self) -> None:
+        """Draws the spectra of some tasks as lines and closes the W&B run. See `Sink.finish`."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            try:
+                if self._spectra:
+                    last = max(max(of_tasks) for of_tasks in self._spectra.values())
+                    run.log({**_densities(self._spectra), "task": last})
+            finally:
+                run.finish()
+
+
+def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Mean, interquartile mean and interval of every value per seed; of a single seed, the value."""
+    seeds = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
+    if not seeds:
+        return {}
+    # All in one call: the bootstrap is vectorised.
+    values = np.stack(list(seeds.values()), axis=1)
+    interval = mean_interval(values, resamples=RESAMPLES)
+    out: dict[str, float] = {}
+    for i, name in enumerate(seeds):
+        out[name] = interval.mean[i]
+        if len(values) > 1:
+            there = values[np.isfinite(values[:, i]), i]
+            out[f"{name}/iqm"] = scipy.stats.trim_mean(there, 0.25) if len(there) else np.nan
+            out |= {f"{name}/ci_low": interval.low[i], f"{name}/ci_high": interval.high[i]}
+    return out
+
+
+def _densities(spectra: Mapping[str, Mapping[int, Histogram]]) -> dict[str, Any]:
+    """Line series of some tasks for every spectrum, over a signed logarithm of the eigenvalue."""
+    import wandb
+
+    out = {}
+    for name, of_tasks in spectra.items():
+        tasks = sorted(of_tasks)
+        chosen = [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, SERIES).round().astype(int))]
+        edges = of_tasks[chosen[0]].edges
+        places = signed_log((edges[1:] + edges[:-1]) / 2, float(np.abs(edges).min()))
+        out[name.replace("/spectrum/", "/density/")] = wandb.plot.line_series(
+            xs=places.tolist(),
+            ys=[of_tasks[task].counts.tolist() for task in chosen],
+            keys=[f"task {task + 1}" for task in chosen],
+            title=f"{name}: share of the eigenvalues",
+            xname=f"sign(e) (1 + log10(|e| / {float(np.abs(edges).min()):.0e}))",
+        )
+    return out
+
+
+def publish(directory: PathLike, mode: Mode = "offline", project: str | None = None) -> None:
+    """Logs a finished study's records, report and figures as artifacts of a W&B run ``report`` in the study's group.
+
+    Args:
+      directory: the run directory.
+      mode: ``offline``, ``online`` or ``disabled``.
+      project: by default the experiment's name.
+    """
+    if mode == "disabled":
+        return
+    import wandb
+
+    directory = pathlib.Path(directory)
+    config = read_json(directory / "config.json")
+    run = open_run(config, directory, "report", mode, project, job_type="report")
+    try:
+        contents = {
+            "record": ("config.json", "environment.json", "records"),
+            "report": ("report.html", "summary.csv", "figures"),
+        }
+        for kind, names in contents.items():
+            artifact = wandb.Artifact(f"{kind}-{config['run_id']}", type=kind, metadata={"hash": config.get("hash")})
+            for path in (p for name in names for p in [directory / name, *sorted((directory / name).rglob("*"))]):
+                if path.is_file():
+                    # Immutable: what lies here is not copied to a cache first.
+                    artifact.add_file(str(path), name=str(path.relative_to(directory)), policy="immutable")
+            run.log_artifact(artifact)
+        if (overview := directory / "figures" / "overview.png").exists():
+            run.log({"report/overview": wandb.Image(str(overview)), "task": 0})
+    finally:
+        run.finish()
+
+
+def replay(directory: PathLike, mode: Mode = "offline", project: str | None = None, *, per_seed: bool = False) -> int:
+    """Writes W&B runs from the records of a study, as if it had been watched.
+
+    Args:
+      directory: the run directory.
+      mode: ``offline`` or ``online``.
+      project: by default the experiment's name.
+      per_seed: one W&B run a seed, grouped by ``<run id>-<method>``, with plain names and ``seed`` in its
+        configuration, so that W&B itself can average; otherwise one a method, as during the run.
+
+    Returns:
+      The number of W&B runs.
+
+    Raises:
+      FileNotFoundError: no such run directory.
+      ConfigError: nothing has been recorded.
+    """
+    directory = pathlib.Path(directory)
+    config = read_json(directory / "config.json")
+    first = int(config.get("settings", {}).get("first_seed", 0))
+    count = 0
+    for method in config["settings"]["methods"]:
+        segments = read_method(directory / "records" / method)
+        arrays = [array for segment in segments for array in (*segment.train.values(), *segment.probe.values())]
+        seeds = len(arrays[0]) if arrays else 0
+        for k in range(seeds) if per_seed else range(min(seeds, 1)):
+            sink, name, rows = WandbSink(mode, project), method, slice(None)
+            if per_seed:
+                extra = {"method": method, "seed": first + k}
+                sink = WandbSink(mode, project, f"{config['run_id']}-{method}", job_type="seed", extra=extra)
+                name, rows = f"{method}-seed{first + k}", slice(k, k + 1)
+            sink.start(config, directory, name)
+            for segment in segments:
+                sink.log(reduce_segment(_of(segment, rows), config), int(segment.host["task"]))
+            sink.finish()
+            count += 1
+    if not count:
+        raise ConfigError(f"run={str(directory)!r} has no records yet; there is nothing to export")
+    return count
+
+
+def _of(segment: Segment, rows: slice) -> Segment:
+    """Some seeds of a segment."""
+    train, probe = ({name: array[rows] for name, array in part.items()} for part in (segment.train, segment.probe))
+    return Segment(train, probe, segment.host)
