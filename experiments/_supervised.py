@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from plastax import data, parallel, report, run, settings, tracking, train
+from experiments import _study
+from plastax import data, parallel, run, settings, train
 from plastax.data import Dataset
 from plastax.methods import METHODS, compose
 from plastax.models import SUPERVISED
@@ -149,22 +150,11 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
     dataset = load(config)
-    programs, plan = build(config, dataset)
-    chosen = settings.to_json(config, GROUPS) | {"updates_per_task": plan.updates_per_task}
+    build(config, dataset)  # What cannot be built is refused before anything is printed.
+    console = Console()
+    extra = {}
     if dataset is not None:
         # The checksum says which images they are; the card also says where they lay, which changes no number.
-        chosen |= {"data_checksum": dataset.card.checksum, "data_card": json.loads(json.dumps(dataset.card._asdict()))}
-    directory, run_id = settings.run_directory(config, experiment, chosen)
-    if config.compilation_cache:
-        run.use_compilation_cache()
-    described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
-    console = Console()
-    if dataset is not None:
+        extra = {"data_checksum": dataset.card.checksum, "data_card": json.loads(json.dumps(dataset.card._asdict()))}
         console.print(f"{dataset.card}\n", style="bold red" if dataset.card.synthetic else None, markup=False)
-    sinks = tracking.sinks(config.wandb, console)
-    keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
-    run.study(directory, described, programs, keys, plan, sinks, checkpoint_every=config.checkpoint_every)
-    report.write(directory)
-    report.print_table(directory, console)
-    tracking.publish_safely(directory, config.wandb)
-    console.print(f"\nEverything is in [bold]{directory}[/bold]")
+    _study.carry_out(experiment, config, GROUPS, lambda config: build(config, dataset), extra, console)

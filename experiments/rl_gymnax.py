@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-
-from plastax import parallel, report, run, segments, settings, tracking
+from experiments import _study
+from plastax import parallel, run, segments, settings
 from plastax.methods import METHODS, compose
 from plastax.models import MODELS
 from plastax.probes import PROBES, TrainabilityProbe
@@ -104,25 +103,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
 def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
-    programs, plan = build(config)
-    chosen = settings.to_json(config, GROUPS) | {"updates_per_task": plan.updates_per_task}
-    directory, run_id = settings.run_directory(config, "rl_gymnax", chosen)
-    if config.compilation_cache:
-        run.use_compilation_cache()
-    described = {
-        "experiment": "rl_gymnax",
-        "run_id": run_id,
-        "hash": settings.identity(chosen),
-        "settings": chosen,
-    }
-    console = Console()
-    sinks = tracking.sinks(config.wandb, console)
-    keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
-    run.study(directory, described, programs, keys, plan, sinks, checkpoint_every=config.checkpoint_every)
-    report.write(directory)
-    report.print_table(directory, console)
-    tracking.publish_safely(directory, config.wandb)
-    console.print(f"\nEverything is in [bold]{directory}[/bold]")
+    _study.carry_out("rl_gymnax", config, GROUPS, build)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,36 @@
-"""Checkpoints of a program's state, by orbax."""
+"""Checkpoints of a program's state, by orbax: complete, checked and of this configuration, or refused.
+
+Beside what orbax writes, every checkpoint has a ``manifest.json``, written last: the format, the settings that it
+belongs to, the leaves of the state, and size and checksum of every file. A checkpoint without one was never finished;
+one whose files do not match it is damaged (orbax reads some damage back as numbers).
+"""
 
 from __future__ import annotations
 
 import logging
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from plastax import tree
-from plastax.types import Tree
+from plastax import __version__, runs, tree
+from plastax.record import FORMAT, RecordError, read_json, write_json
+from plastax.types import RunError, Tree
 
 # orbax reports every save at the level of a warning-free run's INFO; a progress bar has no room for that.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+MANIFEST = "manifest.json"
+
 
 def _is_key(x: object) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def to_host(state: Tree) -> dict[str, np.ndarray]:
@@ -30,36 +42,152 @@ def to_host(state: Tree) -> dict[str, np.ndarray]:
     }
 
 
-def from_host(leaves: dict[str, np.ndarray], like: Tree) -> Tree:
+def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
     """The state that `to_host` took apart, of the structure of ``like``."""
 
-    def leaf(name: str, old: jax.Array) -> jax.Array:
-        new = jnp.asarray(leaves[name.replace("/", ".")])
+    def leaf(name: str, old: Any) -> jax.Array:
+        # A copy: the first segment donates it.
+        new = jnp.array(leaves[name.replace("/", ".")])
         return jax.random.wrap_key_data(new) if _is_key(old) else new
 
     return tree.map_named(leaf, like)
 
 
-class Checkpoints:
-    """The checkpoints of one method of a run: atomic, written in the background, the newest two kept."""
+class Restored(NamedTuple):
+    """What a run goes on with.
 
-    def __init__(self, directory: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    Attributes:
+      segment: its number.
+      leaves: the state before it, by path name.
+      notes: what is to be said about newer checkpoints, one line each.
+    """
+
+    segment: int
+    leaves: dict[str, np.ndarray]
+    notes: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of one method of a run: written in the background, atomically, the newest ones kept.
+
+    Args:
+      directory: ``checkpoints/<method>`` in the run directory; made if need be.
+      config: the content of ``config.json``; another configuration's checkpoints are refused.
+      keep: how many.
+
+    Raises:
+      RunError: the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], keep: int = 2) -> None:
+        self._directory = directory.absolute()
+        self._config = {"hash": config.get("hash"), "settings": config.get("settings", {})}
+        # In a thread of our own rather than orbax's, because the manifest has to come behind orbax's last file.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = self._guarded(lambda: ocp.CheckpointManager(self._directory, options=options))
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Future[None] | None = None
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        # orbax and TensorStore raise nearly anything where a disk is full or a folder may not be written.
+        except Exception as error:
+            why = f"{error}".strip().partition("\n")[0]
+            raise RunError(f"{self._directory}: a checkpoint could not be written: {why}") from error
 
     def save(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
-        """Saves the state before segment number ``segment``; waits only for a save that is still under way."""
+        """Saves the state before segment number ``segment``; waits only for a save that is still under way.
+
+        Raises:
+          RunError: that save failed (the disk is full, say).
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._guarded, lambda: self._write(segment, leaves))
+
+    def _write(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
         self._manager.save(segment, args=ocp.args.StandardSave(leaves))
+        self._manager.wait_until_finished()
+        folder = self._directory / str(segment)
+        files = {str(path.relative_to(folder)): _checksum(path) for path in folder.rglob("*") if path.is_file()}
+        shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
+        manifest = {"format": FORMAT, "plastax": __version__, **self._config, "leaves": shapes, "files": files}
+        write_json(folder / MANIFEST, manifest)
 
-    def latest(self) -> int | None:
-        """The segment that the newest complete checkpoint goes on with; None without one."""
-        return self._manager.latest_step()
+    def wait(self) -> None:
+        """Waits for a save under way; raises its `RunError`."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
-    def restore(self, segment: int, like: Tree) -> Tree:
-        """The state before ``segment``, of the structure of ``like``."""
-        return from_host(self._manager.restore(segment, args=ocp.args.StandardRestore(to_host(like))), like)
+    def restore(self, like: Tree) -> Restored | None:
+        """The newest checkpoint that is whole; None if none was ever finished. Removes those behind it.
+
+        Args:
+          like: a state of the program's structure (arrays or shape structs).
+
+        Raises:
+          RunError: all are damaged, or the newest belongs to another configuration, model or version of plastax.
+        """
+        notes: list[str] = []
+        for segment in sorted(self._manager.all_steps(), reverse=True):
+            folder = self._directory / str(segment)
+            # Killed between orbax's last file and ours: as if it had not been begun.
+            if (folder / MANIFEST).exists():
+                try:
+                    manifest = read_json(folder / MANIFEST)
+                    damaged = [name for name, sum in manifest["files"].items() if _checksum(folder / name) != sum]
+                except (OSError, RecordError, KeyError) as error:
+                    damaged = [str(error)]
+                if not damaged:
+                    self._check(folder, manifest, like)
+                    # Told the shapes, orbax restores to NumPy, wherever the state was when it was saved.
+                    empty = {
+                        name: np.empty(shape, jnp.dtype(dtype)) for name, (shape, dtype) in manifest["leaves"].items()
+                    }
+                    leaves = self._manager.restore(segment, args=ocp.args.StandardRestore(empty))
+                    return Restored(segment, leaves, notes)
+                notes.append(f"{folder} is damaged ({damaged[0]})")
+            self._manager.delete(segment)
+        if notes:
+            raise RunError(f"no checkpoint is left to go on with: {'; '.join(notes)}; start anew with --fresh")
+        return None
+
+    def _check(self, folder: Path, manifest: Mapping[str, Any], like: Tree) -> None:
+        """Raises `RunError` unless the checkpoint is one of this program."""
+        if manifest["format"] != FORMAT:
+            raise RunError(
+                f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
+                f"format {FORMAT}; go on with that version, or start anew with --fresh"
+            )
+        if manifest["hash"] != self._config["hash"]:
+            listed = runs.listed(runs.differences(manifest["settings"], self._config["settings"]))
+            raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
+        there = {name: f"{dtype}{shape}" for name, (shape, dtype) in manifest["leaves"].items()}
+        shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, like))
+        here = {
+            name.replace("/", "."): f"{leaf.dtype}{list(leaf.shape)}"
+            for name, leaf in tree.named_leaves(shapes).items()
+        }
+        if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+            some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
+            raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for a save under way; raises its `RunError`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+
+def _checksum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    total = size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total, size = zlib.crc32(block, total), size + len(block)
+    return [size, total]

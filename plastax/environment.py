@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -38,6 +39,26 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def source() -> str:
+    """Eight hexadecimal digits of the code: of all of plastax's files and, in a checkout, of the experiments'."""
+    package = pathlib.Path(__file__).parent
+    total = hashlib.sha256()
+    for folder in (package, package.parent / "experiments"):
+        for path in sorted(folder.rglob("*.py")):
+            total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return total.hexdigest()[:8]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What of two environments differs and may change a number, in words."""
+    found = [] if old.get("source") == new["source"] else ["the code"]
+    versions = old.get("versions", {})
+    found += [f"{name} {versions.get(name)}" for name, now in new["versions"].items() if versions.get(name) != now]
+    kinds = ({device["kind"] for device in one.get("devices", ())} for one in (old, new))
+    found += ["the device"] if len(set(map(frozenset, kinds))) > 1 else []
+    return found + [name for name in ("x64", "matmul_precision", "xla_flags") if old.get(name) != new[name]]
+
+
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, devices, precision, code revision.
 
@@ -63,6 +84,7 @@ def environment() -> dict[str, Any]:
         "x64": bool(jax.config.values["jax_enable_x64"]),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": shlex.join(sys.orig_argv),
+        "source": source(),
         "git_revision": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
     }

@@ -34,6 +34,10 @@ PathLike = str | os.PathLike[str]
 MARKS = ("init", "end")
 """Labels of the mark axis: right after a task switch, and right before the next one."""
 
+FORMAT = 1
+"""Of the layout of a run directory and its checkpoints. Raise it where a run cannot be gone on with across a change; 0
+is what was written before there were numbers."""
+
 REQUIRED_HOST = ("clock", "length", "task")
 """Host scalars that `read_run` needs to place a segment: its first update, its number of updates, its task."""
 
@@ -130,17 +134,20 @@ def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
       The directory.
 
     Raises:
-      RecordError: the directory holds a run of a different configuration (another ``hash``).
+      RecordError: the directory holds a run of a different configuration (another ``hash``) or `FORMAT`.
     """
     directory = pathlib.Path(directory)
     path = directory / "config.json"
     if path.exists():
-        old = read_json(path).get("hash")
-        if old != config.get("hash"):
-            message = f"{directory} holds another run: hash {old!r}, not {config.get('hash')!r}"
+        old = read_json(path)
+        if old.get("hash") != config.get("hash"):
+            message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
+            raise RecordError(message)
+        if old.get("format", 0) != FORMAT:
+            message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
             raise RecordError(message)
     else:
-        write_json(path, config)
+        write_json(path, {**config, "format": FORMAT})
     path = directory / "environment.json"
     if path.exists():
         # A resumed run may continue on another machine: keep where every part of it ran.
@@ -190,6 +197,28 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
     _check(path, arrays)
     _write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     return path
+
+
+def cut(directory: PathLike, segments: int) -> None:
+    """Removes what a killed run has recorded behind the state that it goes on from: it will be recorded again.
+
+    Args:
+      directory: ``records/<method>``.
+      segments: how many to keep.
+
+    Raises:
+      RecordError: one of these is missing.
+    """
+    directory = pathlib.Path(directory)
+    for index in range(segments):
+        if not (path := directory / f"{index:06d}.npz").exists():
+            message = f"{path} is missing, and the run is already behind it; start anew with --fresh"
+            raise RecordError(message)
+    for path in sorted(directory.glob("[0-9]*.npz"), reverse=True):
+        if int(path.stem) >= segments:
+            path.unlink()
+    for path in directory.glob(".*.tmp"):
+        path.unlink()
 
 
 def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import errno
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax import record
-from plastax.checkpoint import Checkpoints, to_host
+from plastax import compilation, memory, record, runs
+from plastax.checkpoint import Checkpoints, from_host, to_host
 from plastax.record import Segment
+from plastax.stopping import Stopping
 from plastax.tracking import Sink, reduce_segment
-from plastax.types import ConfigError, Key, Program, Record, Tree
+from plastax.types import ConfigError, Key, Program, Record, RunError, Stopped, Tree
 
 
 class Plan(NamedTuple):
@@ -48,34 +50,27 @@ class Plan(NamedTuple):
             )
 
 
-class _Compilations:
-    """Counts what XLA compiles: programs asked for, and those of them that the persistent cache did not have."""
+class Saving(NamedTuple):
+    """When a method's state goes to disk, beside after its last segment and where it is asked to stop.
 
-    def __init__(self) -> None:
-        self.asked = self.missed = 0
-        jax.monitoring.register_event_duration_secs_listener(self._duration)
-        jax.monitoring.register_event_listener(self._event)
+    Attributes:
+      every: segments from one checkpoint to the next; 0: as ``minutes`` says.
+      minutes: from one checkpoint to the next border of segments that gets one; 0: as ``every`` says.
+      keep: newest checkpoints that are kept; at least two, for one may be damaged.
+    """
 
-    def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
-        del duration_secs
-        self.asked += event == "/jax/core/compile/backend_compile_duration"
+    every: int = 0
+    minutes: float = 5.0
+    keep: int = 2
 
-    def _event(self, event: str, **_: Any) -> None:
-        self.missed += event == "/jax/compilation_cache/cache_misses"
+    @property
+    def enabled(self) -> bool:
+        """Whether there are checkpoints at all."""
+        return bool(self.every or self.minutes)
 
-
-_compilations = _Compilations()
-
-
-def use_compilation_cache() -> Path:
-    """Keeps compiled programs in the user's cache directory, keyed by program, jaxlib and machine; returns it."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root) / "plastax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    # Everything: a second start should compile nothing, not even what compiles fast.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return path
+    def due(self, segment: int, seconds: float) -> bool:
+        """Whether it is time, ``segment`` segments into the run and so many seconds after the last one."""
+        return bool(self.every and segment % self.every == 0) or bool(self.minutes and seconds >= 60 * self.minutes)
 
 
 def train(
@@ -87,12 +82,13 @@ def train(
     plan: Plan,
     sinks: Sequence[Sink] = (),
     *,
-    checkpoint_every: int = 1,
+    saving: Saving | None = None,
+    stopping: Stopping | None = None,
 ) -> None:
     """Runs one method's program to its end, from its newest checkpoint if there is one.
 
     Every segment leaves ``records/<method>/<segment>.npz`` before the checkpoint that goes on behind it, so a run that
-    is killed at any moment repeats at most ``checkpoint_every`` segments, and repeats them bit for bit.
+    is killed at any moment repeats what came after its last checkpoint, and repeats it bit for bit.
 
     Args:
       directory: the run directory.
@@ -102,69 +98,107 @@ def train(
       keys: PRNG keys ``[S]``.
       plan: how many updates, and how many at a time.
       sinks: what else gets to see each segment; see `tracking`.
-      checkpoint_every: segments between checkpoints; 0: none.
+      saving: when to make checkpoints, by default as `Saving` has it; one more follows a segment in which a seed's
+        loss was not finite.
+      stopping: where to ask, at every border of segments, whether to stop.
+
+    Raises:
+      Stopped: it was asked to.
+      RunError: the directory cannot be written any more, or holds no state that this run can go on with.
     """
     plan.check()
+    saving, stopping = saving or Saving(), stopping or Stopping()
     folder = directory / "records" / method
-    checkpoints = Checkpoints(directory / "checkpoints" / method) if checkpoint_every else None
-    first = (checkpoints.latest() if checkpoints else None) or 0
+    like = jax.eval_shape(program.init, keys, program.data)
+    checkpoints = Checkpoints(directory / "checkpoints" / method, config, saving.keep) if saving.enabled else None
+    restored = checkpoints.restore(like) if checkpoints else None
+    first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
-    if (folder / f"{plan.segments - 1:06d}.npz").exists() and (not checkpoints or first == plan.segments):
+    if first == plan.segments or (not checkpoints and (folder / f"{plan.segments - 1:06d}.npz").exists()):
         return
-    asked, missed, started = _compilations.asked, _compilations.missed, time.perf_counter()
-    # On the device once, beside the state and never donated: all segments read the same arrays.
-    data = jax.device_put(program.data)
-    init = jax.jit(program.init).lower(keys, data).compile()
-    state = init(keys, data)
-    step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    segment = step.lower(state, data, jnp.int32(0), plan.updates_per_segment).compile()
-    compiled = {
-        "compile_seconds": time.perf_counter() - started,
-        "compilations": _compilations.asked - asked,
-        "compilations_uncached": _compilations.missed - missed,
-    }
-    if checkpoints and first:
-        state = checkpoints.restore(first, state)
-    for sink in sinks:
-        sink.start(config, directory, method)
-
-    def finish(index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float) -> None:
-        """Everything that the host does about a finished segment, while the device is in the next one."""
-        clock = index * plan.updates_per_segment
-        task = clock // plan.updates_per_task
-        host: dict[str, float] = {
-            "clock": clock,
-            "length": plan.updates_per_segment,
-            "task": task,
-            "train_seconds": seconds,
-            "env_steps": plan.steps_per_update * plan.updates_per_segment,
-        }
-        if index == first:
-            host |= compiled
-        record.write_segment(folder, index, values, host)
-        if checkpoints and leaves is not None:
-            checkpoints.save(index + 1, dict(leaves))
-        on_host = jax.tree.map(np.asarray, values)
-        metrics = reduce_segment(Segment(on_host.train, on_host.probe, host), config)
+    for note in restored.notes if restored else ():
+        print(f"{note}; going on behind segment {first} of {plan.segments}")
+    record.cut(folder, first)
+    if stopping.asked:
+        raise _stopped(stopping.asked, directory, f"before {method}")
+    with contextlib.ExitStack() as ending:
+        if checkpoints:
+            ending.callback(checkpoints.close)
         for sink in sinks:
-            sink.log(metrics, task)
+            sink.start(config, directory, method)
+            ending.callback(sink.finish)
+        needed: memory.Need | None = None
+        ending.enter_context(memory.explained(method, config.get("settings", {}), lambda: needed))
+        asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
+        init, segment = memory.compile_segment(program, keys, plan.updates_per_segment)
+        needed = memory.need(segment)
+        compiled = {
+            "compile_seconds": time.perf_counter() - started,
+            "compilations": compilation.counts.asked - asked,
+            "compilations_uncached": compilation.counts.missed - missed,
+        }
+        compilation.share()
+        # On the device once, beside the state and never donated: all segments read the same arrays.
+        data = jax.device_put(program.data)
+        state = from_host(restored.leaves, like) if restored else init(keys, data)
 
-    pending: tuple[int, Record, Any, float] | None = None
-    for index in range(first, plan.segments):
-        started = time.perf_counter()
-        state, values = segment(state, data, jnp.int32(index * plan.updates_per_segment))
+        def finish(index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float) -> None:
+            """Everything that the host does about a finished segment, while the device is in the next one."""
+            clock = index * plan.updates_per_segment
+            task = clock // plan.updates_per_task
+            host: dict[str, float] = {
+                "clock": clock,
+                "length": plan.updates_per_segment,
+                "task": task,
+                "train_seconds": seconds,
+                "env_steps": plan.steps_per_update * plan.updates_per_segment,
+            }
+            if index == first:
+                host |= compiled
+            record.write_segment(folder, index, values, host)
+            if checkpoints and leaves is not None:
+                checkpoints.save(index + 1, dict(leaves))
+            on_host = jax.tree.map(np.asarray, values)
+            metrics = reduce_segment(Segment(on_host.train, on_host.probe, host), config)
+            for sink in sinks:
+                sink.log(metrics, task)
+
+        pending: tuple[int, Record, Any, float] | None = None
+        saved, frozen, asked_by = time.monotonic(), 0, ""
+        for index in range(first, plan.segments):
+            started = time.perf_counter()
+            state, values = segment(state, data, jnp.int32(index * plan.updates_per_segment))
+            if pending:
+                finish(*pending)
+            jax.block_until_ready(values)
+            seconds = time.perf_counter() - started
+            last = index + 1 == plan.segments
+            asked_by = "" if last else stopping.asked
+            before, frozen = frozen, num_frozen(values)
+            due = last or asked_by or frozen > before or saving.due(index + 1, time.monotonic() - saved)
+            leaves = to_host(state) if checkpoints and due else None
+            saved = time.monotonic() if due else saved
+            pending = (index, values, leaves, seconds)
+            if asked_by:
+                break
         if pending:
             finish(*pending)
-        jax.block_until_ready(values)
-        due = checkpoints and ((index + 1) % checkpoint_every == 0 or index + 1 == plan.segments)
-        leaves = to_host(state) if due else None
-        pending = (index, values, leaves, time.perf_counter() - started)
-    if pending:
-        finish(*pending)
-    if checkpoints:
-        checkpoints.close()
-    for sink in sinks:
-        sink.finish()
+        if checkpoints:
+            checkpoints.wait()
+        if asked_by:
+            raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {method}")
+
+
+def num_frozen(values: Record) -> int:
+    """Seeds whose loss was not finite at some time up to the end of the segment; see `segments`."""
+    return int(np.sum(np.asarray(values.train["alive"])[:, -1] == 0)) if "alive" in values.train else 0
+
+
+def _stopped(asked_by: str, directory: Path, where: str) -> Stopped:
+    return Stopped(f"stopped by {asked_by} {where}; go on with --resume {directory}, or just start the same again")
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def study(
@@ -175,7 +209,7 @@ def study(
     plan: Plan,
     sinks: Sequence[Sink] = (),
     *,
-    checkpoint_every: int = 1,
+    saving: Saving | None = None,
 ) -> None:
     """Runs one program a method, one after another, into one run directory.
 
@@ -186,13 +220,29 @@ def study(
       keys: PRNG keys ``[S]``.
       plan: the same for every method.
       sinks: see `train`.
-      checkpoint_every: see `train`.
+      saving: see `train`.
+
+    Raises:
+      Stopped: SIGINT or SIGTERM came; everything up to the next border of segments is on disk.
+      RunError: see `train`; or another process works on this run.
     """
+    plan.check()
     labels: dict[str, Tree] = {"dims": {}, "coords": {}}
     for program in programs.values():
         labels["dims"] |= {name: list(axes) for name, axes in program.dims.items()}
         labels["coords"] |= {axis: list(names) for axis, names in program.coords.items()}
     config = {**config, **labels}
-    record.start_run(directory, config)
-    for method, program in programs.items():
-        train(directory, config, method, program, keys, plan, sinks, checkpoint_every=checkpoint_every)
+    try:
+        with runs.hold(directory, dict.fromkeys(programs, plan.segments)), Stopping() as stopping:
+            record.start_run(directory, config)
+            for method, program in programs.items():
+                train(directory, config, method, program, keys, plan, sinks, saving=saving, stopping=stopping)
+    except record.RecordError as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise RunError(
+            f"{directory} cannot be written any more ({error.strerror}: {error.filename}); what it holds is whole: "
+            f"make room and go on with --resume {directory}"
+        ) from error

@@ -20,8 +20,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from plastax.record import read_json
-from plastax.types import ConfigError
+from plastax import runs
+from plastax.environment import changes, environment
+from plastax.record import FORMAT, read_json
+from plastax.runs import IO
+from plastax.types import ConfigError, RunError, Stopped
 
 Registry = Mapping[str, Any]
 Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
@@ -44,28 +47,32 @@ class Study:
     """Number of the first seed; seed k is the same network alone and among others."""
     seed_chunk: int = 0
     """Seeds that run side by side, a divisor of the seeds; bounds memory. 0: all."""
+    auto_chunk: bool = False
+    """Find the largest seed-chunk that fits into the device's memory."""
     tasks: int = 12
     """Tasks in the stream."""
-    checkpoint_every: int = 1
-    """Segments between checkpoints; 0: none."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints, made at the next border of segments; 0: as checkpoint-every says."""
+    checkpoint_every: int = 0
+    """Segments between checkpoints; 0: as checkpoint-minutes says. None at all if both are 0."""
+    checkpoint_keep: int = 2
+    """Newest checkpoints of each method that are kept."""
     runs_dir: Path = Path("runs")
     """Where runs go: <runs-dir>/<experiment>/<run id>."""
     resume: Path | None = None
     """A run directory to go on with; its settings are used, and others are refused."""
+    fresh: bool = False
+    """Start anew. By default a run of the very same settings and code that was interrupted is gone on with."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, so that a second start compiles nothing."""
 
 
-IO = ("checkpoint_every", "runs_dir", "resume", "wandb", "compilation_cache", "preset", "data_path", "data_card")
-"""Settings that do not change a run's numbers and are not part of its identity."""
-
-
-def fail(message: str) -> NoReturn:
-    """Prints one line and ends the process with status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Prints one line and ends the process."""
+    print(message, file=sys.stderr)
+    raise SystemExit(status)
 
 
 def parse(
@@ -196,7 +203,7 @@ def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
     """``config`` with the settings that were written by `to_json`."""
     changes = {}
     for field in dataclasses.fields(config):
-        if field.name in stored and field.name not in ("resume",):
+        if field.name in stored and field.name not in ("resume", "fresh"):
             old, new = getattr(config, field.name), stored[field.name]
             if dataclasses.is_dataclass(old):
                 new = _from_json(old, new)
@@ -212,9 +219,13 @@ def _check(config: Any) -> None:
     for name in ("seeds", "tasks", "probe_every"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 1 or more")
-    for name in ("first_seed", "seed_chunk", "checkpoint_every"):
+    for name in ("first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 0 or more")
+    if config.checkpoint_keep < 2:
+        raise ConfigError(
+            f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
+        )
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
     if config.seed_chunk and config.seeds % config.seed_chunk:
@@ -235,36 +246,56 @@ def identity(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> tuple[Path, str]:
-    """The directory of this run, made, and its id; a resumed run's own.
+def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> tuple[Path, str, str]:
+    """The directory of this run, made: a new one, or that of an interrupted run to go on with.
+
+    Without ``resume`` and ``fresh``, the newest run of these settings is gone on with if it was interrupted, no process
+    works on it, and code, versions and device are those that it began with, so that it ends as it would have ended.
+
+    Returns:
+      The directory; the run's id; what is to be said about the choice, "" for nothing.
 
     Raises:
       ConfigError: the directory cannot be written, or the resumed run has other settings, which are named.
     """
     if config.resume is not None:
         stored = read_json(config.resume / "config.json")
-        differing = {
-            name: (value, settings.get(name))
-            for name, value in stored["settings"].items()
-            if name not in IO and value != settings.get(name)
-        } | {name: (None, value) for name, value in settings.items() if name not in {*IO, *stored["settings"]}}
         if stored["experiment"] != experiment:
             raise ConfigError(f"resume: {config.resume} is a run of {stored['experiment']}, not of {experiment}")
-        if differing:
-            listed = "; ".join(f"{name}: {old!r} there, {new!r} here" for name, (old, new) in differing.items())
+        if stored.get("format", 0) != FORMAT:
+            raise ConfigError(
+                f"resume: {config.resume} is of format {stored.get('format', 0)} and this plastax goes on with format "
+                f"{FORMAT} only; go on with the version that began it (environment.json names it), or start anew"
+            )
+        if differing := runs.differences(stored["settings"], settings):
+            listed = runs.listed(differing)
             raise ConfigError(f"resume: {config.resume} is another configuration ({listed}); drop these settings")
         _writable(config.resume, "resume")
-        return config.resume, stored["run_id"]
+        other = changes(read_json(config.resume / "environment.json"), environment())
+        note = f"not what this run began with: {', '.join(other)}; numbers may differ in the last bits" if other else ""
+        return config.resume, stored["run_id"], note
+    folder, note = config.runs_dir / experiment, ""
+    previous = None if config.fresh else runs.newest(folder, identity(settings))
+    if previous is not None and (state := runs.status(previous).state) not in ("finished", "running"):
+        stored = read_json(previous / "config.json")
+        other = changes(read_json(previous / "environment.json"), environment())
+        other += [] if stored.get("format", 0) == FORMAT else ["the format"]
+        if not other:
+            _writable(previous, "runs_dir")
+            return previous, stored["run_id"], f"going on with {previous}, which was {state} (--fresh starts anew)"
+        note = f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed"
+    elif previous is not None and state == "running":
+        note = f"starting anew: {previous} of the same settings is running"
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_id = f"{stamp}-{identity(settings)}"
-    directory = config.runs_dir / experiment / run_id
+    directory = folder / run_id
     # Two starts within a second are two runs.
     for k in range(2, 100):
         if not directory.exists():
             break
         directory = directory.with_name(f"{run_id}-{k}")
     _writable(directory, "runs_dir")
-    return directory, directory.name
+    return directory, directory.name, note
 
 
 def _writable(directory: Path, setting: str) -> None:
@@ -278,8 +309,15 @@ def _writable(directory: Path, setting: str) -> None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs an experiment's body; a setting that cannot be used ends it with one line and status 2."""
+    """Runs an experiment's body; what ends it early is one line and a status.
+
+    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 1: other `RunError`s.
+    """
     try:
         run()
     except ConfigError as error:
-        fail(str(error))
+        fail(f"error: {error}")
+    except Stopped as stop:
+        fail(str(stop), stop.status)
+    except RunError as error:
+        fail(f"error: {error}", error.status)

@@ -379,3 +379,16 @@ class ConfigError(ValueError):
         close = difflib.get_close_matches(name, allowed, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message is one line that says why and what helps."""
+
+    status = 1
+    """Exit status of the process."""
+
+
+class Stopped(RunError):
+    """A run that was asked to stop, and did so behind a checkpoint; it can be gone on with."""
+
+    status = 75  # EX_TEMPFAIL: not a failure, but to be tried again.

@@ -24,10 +24,12 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
-    "checkpoint": BASE,
     "dataset": {"record", "types"},
-    "settings": {"record", "types"},
-    "run": LIBRARY | LEAVES | {"checkpoint"},
+    **dict.fromkeys(("compilation", "memory", "stopping"), BASE),
+    "runs": {"record", "types"},
+    "checkpoint": BASE | {"record", "runs"},
+    "settings": {"environment", "record", "runs", "types"},
+    "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "stopping"},
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {

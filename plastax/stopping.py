@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the first asks a run to stop at the next border of segments, the second ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping:
+    """A context in which `asked` names the signal that has asked to stop, "" before.
+
+    Python runs signal handlers between bytecodes of the main thread, which may be waiting for the device for minutes;
+    the byte that the C handler writes to a pipe is seen by another thread at once. Outside the main thread, where
+    Python cannot set handlers, the context does nothing.
+    """
+
+    asked = ""
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.close(self._write)
+        self._watcher.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        while byte := os.read(self._read, 1):
+            if byte[0] not in _SIGNALS:
+                continue
+            if self.asked:
+                # A progress bar has hidden the cursor. What lies on the disk is whole at every moment.
+                print("\x1b[?25h" * sys.stderr.isatty() + "stopped at once", file=sys.stderr, flush=True)
+                os._exit(128 + byte[0])
+            self.asked = signal.Signals(byte[0]).name
+            print(f"{self.asked}: stopping behind this segment (again: at once)", file=sys.stderr, flush=True)
