@@ -7,7 +7,11 @@ one whose files do not match it is damaged (orbax reads some damage back as numb
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,26 +24,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from plastax import __version__, runs, tree
-from plastax.record import FORMAT, RecordError, read_json, write_json
+from plastax.record import FORMAT, read_json, write_json
 from plastax.types import RunError, Tree
 
-# orbax reports every save at the level of a warning-free run's INFO; a progress bar has no room for that.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# orbax logs every save, and every error that it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 MANIFEST = "manifest.json"
+
+ROOM = 1 << 17
+"""Bytes that a checkpoint takes beside its numbers."""
 
 
 def _is_key(x: object) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def _without_keys(state: Tree) -> Tree:
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _named(state: Tree) -> dict[str, Any]:
+    """Path name -> leaf (or shape struct), without slashes, which orbax would take for folders."""
+    return {name.replace("/", "."): leaf for name, leaf in tree.named_leaves(_without_keys(state)).items()}
+
+
 def to_host(state: Tree) -> dict[str, np.ndarray]:
     """Path name -> copy of every leaf on the host; PRNG keys as their words. Waits for the state to be computed."""
-    leaves = tree.named_leaves(state).items()
     # Copies: on CPU an array may share the memory of a buffer that the next segment donates.
-    return {
-        name.replace("/", "."): np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in leaves
-    }
+    return {name: np.array(leaf) for name, leaf in _named(state).items()}
 
 
 def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
@@ -80,7 +93,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], keep: int = 2) -> None:
-        self._directory = directory.absolute()
+        self._directory, self._run = directory.absolute(), directory.parent.parent
         self._config = {"hash": config.get("hash"), "settings": config.get("settings", {})}
         # In a thread of our own rather than orbax's, because the manifest has to come behind orbax's last file.
         options = ocp.CheckpointManagerOptions(
@@ -95,8 +108,13 @@ class Checkpoints:
             return call()
         # orbax and TensorStore raise nearly anything where a disk is full or a folder may not be written.
         except Exception as error:
-            why = f"{error}".strip().partition("\n")[0]
-            raise RunError(f"{self._directory}: a checkpoint could not be written: {why}") from error
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            why = os.strerror(number) if number else f"{error}".strip().partition("\n")[0][:300]
+            raise RunError(
+                f"{self._directory}: a checkpoint could not be written ({why}); those before it are whole: "
+                f"go on with --resume {self._run}"
+            ) from error
 
     def save(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
         """Saves the state before segment number ``segment``; waits only for a save that is still under way.
@@ -108,6 +126,9 @@ class Checkpoints:
         self._pending = self._thread.submit(self._guarded, lambda: self._write(segment, leaves))
 
     def _write(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
+        # Before orbax begins: TensorStore prints its own traceback for every array that does not fit.
+        if shutil.disk_usage(self._directory).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._manager.save(segment, args=ocp.args.StandardSave(leaves))
         self._manager.wait_until_finished()
         folder = self._directory / str(segment)
@@ -139,7 +160,7 @@ class Checkpoints:
                 try:
                     manifest = read_json(folder / MANIFEST)
                     damaged = [name for name, sum in manifest["files"].items() if _checksum(folder / name) != sum]
-                except (OSError, RecordError, KeyError) as error:
+                except (OSError, ValueError, KeyError) as error:
                     damaged = [str(error)]
                 if not damaged:
                     self._check(folder, manifest, like)
@@ -166,11 +187,8 @@ class Checkpoints:
             listed = runs.listed(runs.differences(manifest["settings"], self._config["settings"]))
             raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
         there = {name: f"{dtype}{shape}" for name, (shape, dtype) in manifest["leaves"].items()}
-        shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, like))
-        here = {
-            name.replace("/", "."): f"{leaf.dtype}{list(leaf.shape)}"
-            for name, leaf in tree.named_leaves(shapes).items()
-        }
+        shapes = jax.eval_shape(_without_keys, like)
+        here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}
         if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
             some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
             raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")

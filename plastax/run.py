@@ -243,6 +243,6 @@ def study(
         if error.errno not in _UNWRITABLE:
             raise
         raise RunError(
-            f"{directory} cannot be written any more ({error.strerror}: {error.filename}); what it holds is whole: "
+            f"{directory} cannot be written any more ({error.strerror}); what it holds is whole: "
             f"make room and go on with --resume {directory}"
         ) from error

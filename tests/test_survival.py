@@ -1,0 +1,297 @@
+"""Runs that are killed, stopped, starved and damaged end as if nothing had happened, or say what has."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from plastax import parallel, runs
+from plastax.checkpoint import Checkpoints
+from plastax.types import RunError
+from tests import killing
+
+ROOT = pathlib.Path(__file__).parent.parent
+SEGMENTS = killing.PLAN.segments
+
+
+def keys_and_data() -> tuple[jax.Array, Any]:
+    return parallel.seed_keys(range(killing.SEEDS)), ()
+
+
+class Server:
+    """Forks children on order; see `tests.killing`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.kills = folder, 0
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.killing"],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, directory: pathlib.Path, where: str = "", when: float = 0.0, **more: Any) -> dict[str, Any]:
+        """Runs a child; its ``status``, ``seconds`` and what it printed (``log``)."""
+        assert self.process.stdin
+        assert self.process.stdout
+        log = self.folder / "log"
+        order = killing.Order(str(directory), str(self.folder / "cache"), str(log), where, when, **more)
+        self.process.stdin.write(json.dumps(order._asdict()) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline()) | {"log": log.read_text()}
+        self.kills += answer["status"] == -9
+        return answer
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Server]:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="plastax-survival-"))
+    folder.chmod(0o777)
+    (folder / "cache").mkdir()
+    server = Server(folder)
+    yield server
+    server.process.communicate()
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(serve: Server) -> tuple[pathlib.Path, float]:
+    """An uninterrupted run, and the seconds that such a run takes once everything is compiled."""
+    for name in ("cold", "whole"):
+        done = serve(serve.folder / name)
+        assert done["status"] == 0, done["log"]
+    for path in (serve.folder / "cache").rglob("*"):
+        path.chmod(0o777 if path.is_dir() else 0o666)  # For a child that is nobody.
+    return serve.folder / "whole", done["seconds"]
+
+
+def contents(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every recorded number, and every leaf of the last checkpoints."""
+    found: dict[str, np.ndarray] = {}
+    for path in sorted((directory / "records").rglob("*")):
+        assert path.suffix in ("", ".npz"), path
+        if path.is_file():
+            with np.load(path) as arrays:
+                found |= {f"{path.parent.name}/{path.stem}/{k}": arrays[k] for k in arrays if k[:5] != "host/"}
+    for method in killing.OPTIMIZERS:
+        with ocp.CheckpointManager((directory / "checkpoints" / method).absolute()) as manager:
+            assert manager.latest_step() == SEGMENTS
+            state = manager.restore(SEGMENTS, args=ocp.args.StandardRestore())
+        found |= {f"{method}/{name}": np.asarray(leaf) for name, leaf in state.items()}
+    return found
+
+
+def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
+    a, b = contents(one), contents(other)
+    assert a.keys() == b.keys()
+    assert len(a) > 2 * SEGMENTS * 2
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert runs.status(other)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+
+
+def test_killed_at_random_moments(serve, whole, tmp_path):
+    """At least ten kills, over as many runs as that takes: each ends like the one that nobody killed."""
+    draw, before, number = random.Random(7), serve.kills, 0
+    while serve.kills - before < 10:
+        directory = serve.folder / f"random-{number}"
+        number += 1
+        for _ in range(3):
+            serve(directory, "time", draw.uniform(0.2, 1.0) * whole[1])
+        done = serve(directory)
+        assert done["status"] == 0, done["log"]
+        assert_same(whole[0], directory)
+
+
+def test_killed_in_the_middle_of_writes(serve, whole):
+    """Torn records, records without a checkpoint behind them, torn checkpoints, checkpoints without a manifest."""
+    directory, before, torn = serve.folder / "writes", serve.kills, 0
+    plan = [("record", 1), ("checkpoint", 1), ("record", 3), ("renamed", 1), ("manifest", 1), ("checkpoint", 2)]
+    plan += [("manifest", 2), ("renamed", 3), ("record", 2), ("checkpoint", 1), ("checkpoint", 2), ("checkpoint", 1)]
+    for seed, (where, when) in enumerate(plan):
+        done = serve(directory, where, when, seed=seed)
+        assert done["status"] in (-9, 0), done["log"]
+        torn += len(list(directory.glob("checkpoints/*/*.orbax-checkpoint-tmp*")))
+        assert runs.status(directory).state == ("killed" if done["status"] else "finished")
+    assert serve(directory)["status"] == 0
+    assert_same(whole[0], directory)
+    assert serve.kills - before >= 10
+    assert torn >= 1
+
+
+@pytest.fixture
+def copy(whole: tuple[pathlib.Path, float], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A finished run of one's own."""
+    return pathlib.Path(shutil.copytree(whole[0], tmp_path / "run"))
+
+
+def newest(directory: pathlib.Path, method: str = "momentum") -> pathlib.Path:
+    return max((directory / "checkpoints" / method).glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def test_killed_between_the_last_record_and_its_checkpoint(whole, copy):
+    """Every record is there, the final state is not: a run that goes on must still make it."""
+    shutil.rmtree(newest(copy))
+    killing.study(copy)
+    assert_same(whole[0], copy)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, copy, capfd):
+    """One flipped byte among the numbers, which orbax itself would read back as a number."""
+    victim = max((path for path in newest(copy).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 0x10
+    victim.write_bytes(damaged)
+    killing.study(copy)
+    out, err = capfd.readouterr()
+    assert f"{SEGMENTS} is damaged" in out
+    assert f"going on behind segment {SEGMENTS - 1} of {SEGMENTS}" in out
+    assert "Traceback" not in err
+    assert_same(whole[0], copy)
+
+
+def test_damage_anywhere_is_found(whole, copy):
+    """Truncation, a flipped byte, a missing file: of every file of the newest checkpoint."""
+    files = [path for path in newest(copy).rglob("*") if path.is_file()]
+    assert len(files) > 5
+    like = jax.eval_shape(killing.program(killing.OPTIMIZERS["momentum"]).init, *keys_and_data())
+    for path in files:
+        raw = path.read_bytes()
+        for harm in (raw[: len(raw) // 2], bytes([raw[0] ^ 1]) + raw[1:], None):
+            folder = newest(copy)
+            backup = shutil.copytree(folder, copy / "backup")
+            (path.write_bytes(harm) if harm is not None else path.unlink())
+            checkpoints = Checkpoints(folder.parent, killing.config())
+            restored = checkpoints.restore(like)
+            assert restored is not None
+            assert restored.segment == SEGMENTS - 1, path
+            assert len(restored.notes) == (path.name != "manifest.json" or harm is not None)
+            checkpoints.close()
+            shutil.move(backup, folder)
+
+
+def test_where_nothing_is_left_the_run_stops(copy):
+    for folder in (copy / "checkpoints" / "adam").glob("[0-9]*"):
+        next(path for path in folder.rglob("manifest.ocdbt")).unlink()
+    with pytest.raises(RunError, match=r"no checkpoint is left to go on with: .*adam/6 is damaged.*adam/5 is damaged"):
+        killing.study(copy)
+    assert runs.status(copy).state == "failed"
+
+
+def test_records_that_are_missing_are_named(copy):
+    (copy / "records" / "adam" / "000002.npz").unlink()
+    shutil.rmtree(newest(copy, "adam"))
+    with pytest.raises(RunError, match=r"adam/000002\.npz is missing"):
+        killing.study(copy)
+
+
+def test_checkpoints_of_another_configuration_or_model_are_refused_by_name(copy):
+    (copy / "config.json").unlink()
+    with pytest.raises(RunError, match=r"another configuration \(width: None there, 4 here\)"):
+        killing.study(copy, width=4)
+    like = jax.eval_shape(killing.program(killing.OPTIMIZERS["adam"], width=4).init, *keys_and_data())
+    checkpoints = Checkpoints(copy / "checkpoints" / "adam", killing.config())
+    with pytest.raises(RunError, match=r"another model .*params\.kernel: float32\[2, 3\] there, float32\[2, 4\] here"):
+        checkpoints.restore(like)
+    checkpoints.close()
+
+
+def test_a_run_that_is_running_is_never_joined(copy):
+    with runs.hold(copy, {"adam": SEGMENTS}):
+        assert runs.status(copy).state == "running"
+        assert f"process {os.getpid()} on" in runs.status(copy).detail
+        with pytest.raises(RunError, match=f"being worked on by process {os.getpid()}"):
+            killing.study(copy)
+    assert runs.status(copy).state == "finished"
+
+
+def test_a_sign_of_life_from_another_machine_counts(copy):
+    """Where a shared file system does not carry locks across machines."""
+    (copy / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert runs.status(copy).state == "running"
+    with pytest.raises(RunError, match="process 1 on elsewhere"):
+        killing.study(copy)
+    os.utime(copy / "lock", (0, 0))
+    assert runs.status(copy).state == "finished"
+    killing.study(copy)
+
+
+def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
+    directory = serve.folder / "asked"
+    for where, name in (("term", "SIGTERM"), ("int", "SIGINT")):
+        done = serve(directory, where)
+        assert done["status"] == 75, done["log"]
+        assert f"{name}: stopping behind this segment" in done["log"]
+        assert f"stopped by {name} behind segment" in done["log"]
+        assert runs.status(directory).state == "stopped"
+        # Nothing is lost: there is a checkpoint behind the last record.
+        segments = len(list((directory / "records" / "adam").iterdir()))
+        assert newest(directory, "adam").name == str(segments)
+    assert serve(directory)["status"] == 0
+    assert_same(whole[0], directory)
+
+
+def test_asked_twice_it_stops_at_once(serve):
+    """While the main thread waits for the device: a segment of this one takes minutes."""
+    done = serve(serve.folder / "twice", "int int", steps=40_000_000)
+    assert done["status"] == 130, done["log"]
+    assert "stopped at once" in done["log"]
+    assert runs.status(serve.folder / "twice").state == "killed"
+
+
+@pytest.mark.parametrize(("where", "why"), [("small", "File too large"), ("closed", "Permission denied")])
+def test_where_it_cannot_write_it_says_so_and_keeps_what_it_has(serve, whole, where, why):
+    directory = serve.folder / where
+    done = serve(directory, where)
+    assert done["status"] == 1, done["log"]
+    assert done["log"].count("error: ") == 1
+    assert why in done["log"]
+    assert f"--resume {directory}" in done["log"]
+    assert "Traceback" not in done["log"]
+    assert runs.status(directory).state in ("failed", "killed")
+    for folder in (directory / "records").iterdir():
+        folder.chmod(0o777)
+    assert len(list((directory / "checkpoints").glob("*/*/manifest.json"))) >= 1
+    done = serve(directory)
+    assert done["status"] == 0, done["log"]
+    assert_same(whole[0], directory)
+
+
+def test_a_full_disk(serve, whole):
+    """A file system that fills up, and has room again."""
+    disk = serve.folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        assert not (os.environ.get("CI") and os.getuid() == 0), mounted.stderr
+        pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+    try:
+        done = serve(disk / "run", "full")
+        assert done["status"] == 1, done["log"]
+        assert "No space left on device" in done["log"]
+        assert "--resume" in done["log"]
+        assert "Traceback" not in done["log"]
+        assert list((disk / "run" / "checkpoints").glob("*/*/manifest.json"))
+        (disk / "filling").unlink()
+        done = serve(disk / "run")
+        assert done["status"] == 0, done["log"]
+        assert_same(whole[0], disk / "run")
+    finally:
+        subprocess.run(["umount", disk], check=True)
