@@ -170,6 +170,40 @@ def test_effective_rank_and_gradient_match_double_precision_svd(shape: tuple[int
     assert np.linalg.norm(gradient - exact) <= 1e-4 * np.linalg.norm(exact)
 
 
+def kept_rank(x: jax.Array) -> jax.Array:
+    """Of the singular values that are there: what is left of the others by rounding has no part in it."""
+    s = jnp.linalg.svd(x, compute_uv=False)
+    p = jnp.where(s > 1e-5 * s[0], s, 0) / jnp.sum(jnp.where(s > 1e-5 * s[0], s, 0))
+    return jnp.exp(-jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1))))
+
+
+kept_rank_and_gradient = jax.jit(jax.value_and_grad(kept_rank))
+
+
+def spectrum_of(shape: tuple[int, int], *values: float) -> np.ndarray:
+    u, _, vt = np.linalg.svd(np.random.default_rng(8).standard_normal(shape), full_matrices=False)
+    return (u[:, : len(values)] * np.array(values)) @ vt[: len(values)]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.maximum(np.random.default_rng(9).standard_normal((40, 120)), 0),  # a first layer's, at initialisation
+        np.random.default_rng(10).standard_normal((30, 33)),
+        spectrum_of((40, 16), *np.geomspace(1, 0.02, 16)),  # collapsing
+        spectrum_of((40, 16), *np.geomspace(1, 0.1, 5)),
+        spectrum_of((16, 40), 3, 3, 3, 3, 1, 1, 1, 0.5),
+    ],
+    ids=["relu", "square", "decaying", "deficient", "repeated"],
+)
+def test_effective_rank_gradient_of_any_spectrum_matches_double_precision_svd(x: np.ndarray) -> None:
+    value, gradient = rank_and_gradient(x.astype(np.float32))
+    with jax.enable_x64(True):
+        rank, exact = kept_rank_and_gradient(jnp.asarray(x.astype(np.float32), jnp.float64))
+    np.testing.assert_allclose(value, rank, rtol=1e-5)
+    assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-4 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("shape", [(512, 64), (40, 200)])
 def test_rank_one_has_effective_rank_one(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(5)
