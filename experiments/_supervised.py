@@ -94,6 +94,7 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
         _check_boundaries(config, name, method, stream)
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
+        model = model._replace(batch_like=train.batch_like(config.training, stream))
         _check_rank(config, name, model)
         program = train.program(
             config.training,
@@ -130,13 +131,13 @@ def _check_rank(config: Any, method: str, model: Model) -> None:
     """Refuses what looks at hidden layers where there are none, and at ranks of a single row."""
     if "features" in config.probes and not model.hidden:
         raise ConfigError("probes: features is not allowed for a model without hidden layers; leave it out")
-    if {"effective_rank", "l2_er"} & {*settings.members(method)}:
+    for name in {"effective_rank", "l2_er"} & {*settings.members(method)}:
         if not model.hidden:
             raise ConfigError(f"methods: {method} is not allowed for a model without hidden layers; name others")
-        if config.training.batch_size == 1:
+        if config.training.batch_size == 1 and getattr(config, name).window == 1:
             raise ConfigError(
                 f"training.batch_size: 1 is not allowed with the method {method}: the rank of one example is one, "
-                "whatever the weights; give 2 or more"
+                f"whatever the weights; give 2 or more, or {name}.window, the last batches to look at"
             )
 
 

@@ -85,6 +85,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
         method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
         options = dataclasses.replace(config.model_settings, **method.model_options)
         model = options.build(stream.environment.observation_shape, size, continuous=continuous)
+        model = model._replace(batch_like=ppo.batch_like(config.ppo, stream.environment))
         program = ppo.program(
             config.ppo,
             stream,

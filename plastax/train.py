@@ -199,6 +199,16 @@ def spread(available: int, wanted: int, multiple: int = 1) -> Array:
     return jnp.asarray(np.arange(count) * available // count, jnp.int32)
 
 
+def batch_like(config: Training, stream: Stream) -> Examples:
+    """Shapes of a training batch."""
+
+    def example(key: Key, data: Tree) -> Examples:
+        task = stream.task(key, data, jnp.int32(0))
+        return stream.train(task, data, jnp.zeros(config.batch_size, jnp.int32), key)
+
+    return jax.eval_shape(example, jax.random.key(0), stream.data)
+
+
 class _Network(NamedTuple):
     """Model and loss as functions of (params, batch), for training, methods and probes alike."""
 
@@ -298,6 +308,7 @@ def program(
     blocks = config.blocks(stream.examples)
     network = _network(model, stream.loss)
     output_loss = losses.get(stream.loss)
+    minibatch = batch_like(config, stream)
     probes_due = segments.task_borders(config.updates, probe_every)
 
     def factors_of(seen: Pass, batch: Examples, seed: Key, clock: Array) -> dict[str, Factors]:
@@ -366,7 +377,7 @@ def program(
         if needs_boundary:
             zeros = jax.tree.map(jnp.zeros_like, params)
             args = MethodArgs(
-                method_key, clock * blocks.steps_per_update, zeros_of(batch_like), jnp.zeros(()), {}, {},
+                method_key, clock * blocks.steps_per_update, zeros_of(minibatch), jnp.zeros(()), {}, {},
                 network.loss, network.features, network.outputs, model.init, boundary=clock > 0,
             )  # fmt: skip
             updates, opt_state = method.update(zeros, opt_state, params, **args._asdict())
@@ -424,7 +435,7 @@ def program(
         params = model.init(fold(key, _INIT))
         like: Tree = {}
         if config.kronecker_every:
-            batch = zeros_of(batch_like)
+            batch = zeros_of(minibatch)
             like = jax.eval_shape(
                 lambda: factors_of(network.backward(params, model.stats, batch), batch, key, jnp.int32(0))
             )
@@ -439,10 +450,5 @@ def program(
     def zeros_of(shapes: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def example(key: Key, data: Tree) -> Examples:
-        task = stream.task(key, data, jnp.int32(0))
-        return stream.train(task, data, jnp.zeros(config.batch_size, jnp.int32), key)
-
-    batch_like = jax.eval_shape(example, jax.random.key(0), stream.data)
     parts = segments.Parts(init, task_of, begin, update, measure)
     return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)

@@ -190,6 +190,8 @@ class Model(NamedTuple):
       train: ``(params, stats, taps, x) -> (outputs, features, inputs, stats)``: `tapped`, and the statistics moved on.
         None without batch normalisation.
       evaluate: ``(params, stats, x) -> (outputs, features)``: normalised by the running statistics. None without.
+      batch_like: shapes of the batches that it will be trained on (`jax.ShapeDtypeStruct`, leading axis ``B``), where
+        whoever trains it says so: methods that keep examples in their state make room by them. None: not said.
     """
 
     init: Callable[[Key], Params]
@@ -204,6 +206,7 @@ class Model(NamedTuple):
         Callable[[Params, Tree, dict[str, Array], Array], tuple[Tree, Features, dict[str, LayerInputs], Tree]] | None
     ) = None
     evaluate: Callable[[Params, Tree, Array], tuple[Tree, Features]] | None = None
+    batch_like: Tree = None
 
 
 class Operator(NamedTuple):

@@ -7,7 +7,7 @@ optimiser into the method; `compose` makes one of several. The transformations t
 
 from plastax.methods.backprop import Backprop
 from plastax.methods.compose import compose
-from plastax.methods.effective_rank import EffectiveRank, effective_rank
+from plastax.methods.effective_rank import EffectiveRank, effective_rank, mean_effective_rank
 from plastax.methods.l2 import L2, l2
 from plastax.methods.l2_er import L2ER
 from plastax.methods.l2_init import L2Init, l2_init
@@ -46,6 +46,7 @@ __all__ = [
     "effective_rank",
     "l2",
     "l2_init",
+    "mean_effective_rank",
     "reset",
     "shrink_and_perturb",
     "weight_decay",

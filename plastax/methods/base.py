@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,14 @@ class Settings:
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps the optimiser ``inner``; without a change here."""
         return optax.with_extra_args_support(inner)
+
+
+def at_least_one(config: Settings, *names: str) -> None:
+    """Refuses settings of these names that are below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            message = f"{type(config).__name__}.{name}: {getattr(config, name)} is not allowed; give 1 or more"
+            raise ConfigError(message)
 
 
 class AtBoundary(optax.GradientTransformationExtraArgs):
@@ -89,6 +98,49 @@ def units_of(model: Model | None, method: str) -> Mapping[str, Units]:
     return model.units
 
 
+def batch_like_of(model: Model | None, method: str) -> Tree:
+    """Shapes of the batches that a model is trained on.
+
+    Raises:
+      ConfigError: there is no model, or it does not know them.
+    """
+    if model is None or model.batch_like is None:
+        message = f"methods: {method} keeps examples and has to know the shape of a batch; give a model with batch_like"
+        raise ConfigError(message)
+    return model.batch_like
+
+
+class Ring(NamedTuple):
+    """The last ``k`` batches of a run.
+
+    Attributes:
+      batches: a tree of ``[k, B, ...]``; the batch of gradient step ``clock`` is at ``clock % k``.
+      held: int32, how many there are, at most ``k``.
+    """
+
+    batches: Tree
+    held: Array
+
+
+def empty_ring(batch_like: Tree, k: int) -> Ring:
+    """Room for ``k`` batches of the shapes of ``batch_like``."""
+    return Ring(jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), batch_like), jnp.zeros((), jnp.int32))
+
+
+def keep(ring: Ring, batch: Tree, clock: Array) -> Ring:
+    """Puts a batch in the place of the oldest; the place follows the clock, which is the same for all seeds."""
+    k = jax.tree.leaves(ring.batches)[0].shape[0]
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=clock % k, axis=0)
+    return Ring(jax.tree.map(put, ring.batches, batch), jnp.minimum(ring.held + 1, k))
+
+
+def recent(ring: Ring, clock: Array) -> tuple[Tree, Array]:
+    """The kept batches as one ``[k * B, ...]``, and which of its examples there are, bool ``[k * B]``."""
+    k, size = jax.tree.leaves(ring.batches)[0].shape[:2]
+    there = (clock - jnp.arange(k)) % k < ring.held
+    return jax.tree.map(lambda x: x.reshape(k * size, *x.shape[2:]), ring.batches), jnp.repeat(there, size)
+
+
 @dataclass(frozen=True)
 class Periodic(Settings):
     """Base of the methods that act every so many gradient steps, because acting costs more than a step."""
@@ -98,9 +150,7 @@ class Periodic(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.period, int | float) and self.period < 1:
-            message = f"{type(self).__name__}.period: {self.period} is not allowed; give 1 or more"
-            raise ConfigError(message)
+        at_least_one(self, "period")
 
 
 def add_scaled(updates: Tree, scale: float | Array, direction: Tree) -> Tree:

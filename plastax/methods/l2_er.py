@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import optax
 
-from plastax.methods.effective_rank import EffectiveRank, effective_rank
+from plastax.methods.effective_rank import EffectiveRank
 from plastax.methods.l2 import l2
 from plastax.types import Method, Model
 
@@ -28,5 +28,5 @@ class L2ER(EffectiveRank):
     """Strength of the L2 term (paper: 1e-3), see `L2`."""
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(l2, inner, effective_rank)``."""
-        return optax.chain(l2(self.l2), inner, effective_rank(self.er_lr, self.period))
+        """``chain(l2, inner, effective_rank)``; as a term of the loss ``chain(l2, effective_rank, inner)``."""
+        return optax.chain(l2(self.l2), super().build(inner, model))

@@ -52,6 +52,18 @@ class State(NamedTuple):
 _INIT, _TASKS, _SWITCH, _UPDATE, _PROBE, _FACTORS = range(6)
 
 
+def batch_like(config: PPO, environment: Environment) -> Batch:
+    """Shapes of a minibatch."""
+    size = config.steps_per_update // config.minibatches
+    space = environment.action_space
+    scalar: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
+    observation: Any = jax.ShapeDtypeStruct((size, *environment.observation_shape), jnp.float32)
+    action: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
+    if isinstance(space, Continuous):
+        action = jax.ShapeDtypeStruct((size, space.size), jnp.float32)
+    return Batch(observation, action, *[scalar] * 4)
+
+
 def _flat(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
 
@@ -84,6 +96,7 @@ def program(
       monitor: per-update scalars from (params, features of a minibatch of the update); None: none.
     """
     environment = stream.environment
+    minibatch = batch_like(config, environment)
     policy = policies.make(environment.action_space)
     objective = losses(config, model, policy)
 
@@ -174,7 +187,7 @@ def program(
         params, opt_state, statistics = state.params, state.opt_state, state.statistics
         if needs_boundary:
             zeros = jax.tree.map(jnp.zeros_like, params)
-            no_batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_like)
+            no_batch = zeros_like(minibatch)
             args = MethodArgs(
                 method_key, clock * config.epochs * config.minibatches, no_batch, jnp.zeros(()), {}, {},
                 loss_fn, features_fn, objective.outputs, model.init, boundary=clock > 0,
@@ -208,6 +221,9 @@ def program(
             values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}
         return values
 
+    def zeros_like(shapes: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     def init(key: Key, data: Tree) -> State:
         params = model.init(fold(key, _INIT))
         statistics = normalize.start(environment.observation_shape)
@@ -216,26 +232,13 @@ def program(
         )
         like: Tree = {}
         if config.kronecker_every:
-            like = jax.eval_shape(
-                lambda: factors_of(objective.backward(params, batch_like), batch_like, key, jnp.int32(0))
-            )
+            batch = zeros_like(minibatch)
+            like = jax.eval_shape(lambda: factors_of(objective.backward(params, batch), batch, key, jnp.int32(0)))
         return State(key, params, method.init(params), actors, statistics, running.start(like))
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), index)
 
-    example = jax.eval_shape(
-        lambda key: collect(
-            model.init(key),
-            normalize.start(environment.observation_shape),
-            reset_actors(environment, config.num_envs, key, stream.task(key, jnp.int32(0))),
-            key,
-            stream.task(key, jnp.int32(0)),
-        )[2],
-        jax.random.key(0),
-    )
-    size = config.steps_per_update // config.minibatches
-    batch_like = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), example)
     parts = segments.Parts(init, task_of, begin_task, update, measure)
     return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)
 

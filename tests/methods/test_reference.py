@@ -14,7 +14,7 @@ import pytest
 
 from plastax import methods
 from plastax.methods.effective_rank import mean_effective_rank
-from plastax.types import MethodArgs
+from plastax.types import MethodArgs, Model
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -161,6 +161,22 @@ def reference_effective_rank(w, g, w0, opt, t, xi, x):
     return ascent(w, new, x, 0.2) if t % 2 == 0 else new
 
 
+def reference_rank_in_the_loss(w, g, w0, opt, t, xi, x):
+    return moved(w, opt(ascent(w, g, x, -0.2) if t % 2 == 0 else g))
+
+
+class RankOfRecentBatches:
+    """At the end of every second step, of the last three batches."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def __call__(self, w, g, w0, opt, t, xi, x):
+        self.seen = [*self.seen, x][-3:]
+        new = moved(w, opt(g))
+        return ascent(w, new, np.concatenate(self.seen), 0.2) if t % 2 == 1 else new
+
+
 def reference_l2_er(w, g, w0, opt, t, xi, x):
     new = moved(w, opt(coupled(w, g, 0.3)))
     return ascent(w, new, x, 0.2) if t % 2 == 0 else new
@@ -188,15 +204,32 @@ CASES: dict[str, tuple[Any, Reference]] = {
 }
 
 
+# Static options of a method.
+VARIANTS: dict[str, tuple[Any, Any]] = {
+    "effective_rank in the loss": (
+        methods.EffectiveRank(er_lr=0.2, period=2, form="loss"),
+        reference_rank_in_the_loss,
+    ),
+    "effective_rank of recent batches": (
+        methods.EffectiveRank(er_lr=0.2, period=2, window=3),
+        RankOfRecentBatches,
+    ),
+}
+MODEL = Model(init_fn, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64))
+
+
 def test_every_method_has_a_reference() -> None:
     assert set(CASES) == set(methods.METHODS)
 
 
 # Adam tells a coupled term from a decoupled one; under SGD the two differ by the momentum alone.
-@pytest.mark.parametrize(("name", "inner"), [(n, Adam) for n in CASES] + [(n, Sgd) for n in ("l2", "weight_decay")])
+@pytest.mark.parametrize(
+    ("name", "inner"), [(n, Adam) for n in (*CASES, *VARIANTS)] + [(n, Sgd) for n in ("l2", "weight_decay")]
+)
 def test_steps_equal_numpy(name: str, inner: type) -> None:
-    config, reference = CASES[name]
-    method = config.build(inner.transform)
+    config, reference = (CASES | VARIANTS)[name]
+    reference = reference() if isinstance(reference, type) else reference
+    method = config.build(inner.transform, MODEL)
     params = random_tree(0)
     batches = np.random.default_rng(1).standard_normal((STEPS, EXAMPLES, 3))
 
