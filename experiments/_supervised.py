@@ -20,7 +20,7 @@ from plastax.data import Dataset
 from plastax.methods import METHODS, compose
 from plastax.models import SUPERVISED
 from plastax.probes import PROBES
-from plastax.train import Training
+from plastax.training import Training
 from plastax.types import ConfigError, MethodConfig, Model, Stream
 
 CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
@@ -118,8 +118,8 @@ def _check_boundaries(config: Any, name: str, method: MethodConfig, stream: Stre
         return
     if method.needs_boundary:
         raise ConfigError(
-            f"methods: {name} acts at task boundaries, and there are none in {stream.description}; give methods that do "
-            "not, or a stream that has them"
+            f"methods: {name} acts at task boundaries, and there are none in {stream.description}; give methods that "
+            "do not, or a stream that has them"
         )
     if config.training.head == "reset":
         raise ConfigError(

@@ -16,7 +16,7 @@ from experiments import _supervised as supervised
 from plastax import settings
 from plastax.models import CNN
 from plastax.streams import ContinualImageNet
-from plastax.train import Training
+from plastax.training import Training
 
 
 @dataclass(frozen=True)

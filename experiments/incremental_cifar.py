@@ -18,7 +18,7 @@ from experiments import _supervised as supervised
 from plastax import settings
 from plastax.models import ResNet18
 from plastax.streams import IncrementalCIFAR
-from plastax.train import Training
+from plastax.training import Training
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from experiments import _supervised as supervised
 from plastax import settings
 from plastax.streams import Permuted
-from plastax.train import Training
+from plastax.training import Training
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,22 @@ def shuffles(key: Key, count: int, size: int) -> Array:
     their order; with at least 20 random bits that is no bias that training could notice, and large sizes, which leave
     fewer, take `jax.random.permutation`.
     """
-    low = max(1, (size - 1).bit_length())
-    if low > 12:
+    if size > 2**12:
         return jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, count))
-    mask = jnp.uint32((1 << low) - 1)
-    words = jax.random.bits(key, (count, size), jnp.uint32) & ~mask | jnp.arange(size, dtype=jnp.uint32)[None]
+    return _sorted_words(key, (count, size))
+
+
+def some(key: Key, wanted: int, size: int) -> Array:
+    """``wanted`` different ones of ``0 .. size - 1`` in random order, int32 ``[wanted]``.
+
+    As `shuffles`, of one word up to sizes of 65,536: no number's chance to be among them is off by more than 2^-16.
+    """
+    return (_sorted_words(key, (size,)) if size <= 2**16 else jax.random.permutation(key, size))[:wanted]
+
+
+def _sorted_words(key: Key, shape: tuple[int, ...]) -> Array:
+    size = shape[-1]
+    mask = jnp.uint32((1 << max(1, (size - 1).bit_length())) - 1)
+    number = jnp.broadcast_to(jnp.arange(size, dtype=jnp.uint32), shape)
+    words = jax.random.bits(key, shape, jnp.uint32) & ~mask | number
     return (jnp.sort(words, axis=-1) & mask).astype(jnp.int32)

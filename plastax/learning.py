@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from plastax import tree
 from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
 from plastax.types import Array, Features, Key, LayerInputs, Loss, Params, Tree
 
@@ -76,6 +78,26 @@ def backward(
     return Pass(
         value, metrics, aside.features, grads, aside.inputs, tap_grads, outputs, lambda c: pull(c)[1], aside.stats
     )
+
+
+def grad_norm(seen: Pass) -> Array:
+    """Euclidean norm of the whole gradient, a scalar.
+
+    A kernel's gradient is ``sum_i a_i g_i^T`` over the rows that met it, a bias's ``sum_i g_i``. Where the rows are few
+    for the kernel's size, the squared norm of both is taken of them, ``sum_ij (a_i . a_j + 1) (g_i . g_j)``: to read
+    all entries once more could cost as much as the whole step, and for batches of one they need not even be written.
+    Rows that cancel leave a rounding error relative to ``(sum_i |a_i| |g_i|)^2``.
+    """
+    direct, squared = tree.named_leaves(seen.grads), jnp.zeros(())
+    for name, inputs in seen.inputs.items():
+        kernel = direct[f"{name}/kernel"]
+        a, g = (x.reshape(-1, x.shape[-1]) for x in (inputs.values, seen.tap_grads[name]))
+        if inputs.window is None and len(a) ** 2 * sum(kernel.shape) < kernel.size:
+            for part in ("kernel", "bias") if inputs.bias else ("kernel",):
+                del direct[f"{name}/{part}"]
+            with jax.default_matmul_precision("highest"):
+                squared += jnp.sum((a @ a.T + float(inputs.bias)) * (g @ g.T))
+    return jnp.sqrt(jnp.maximum(squared, 0) + jnp.square(tree.norm(direct)))
 
 
 def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dict[str, Factors]:

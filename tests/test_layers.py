@@ -12,12 +12,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 BASE = {"types", "tree", "linalg"}
 MIDDLE = BASE | {"data", "models", "curvature"}
 SHARED = {"keys", "learning", "segments"}  # of the programs
-LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train"}
+LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}
 LEAVES = {"environment", "record", "tracking", "parallel"}
 ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(MIDDLE, BASE),
     **dict.fromkeys(("keys", "segments"), BASE),
-    "learning": BASE | {"curvature"},
+    **dict.fromkeys(("learning", "training"), BASE | {"curvature"}),
     **dict.fromkeys(("streams", "probes"), MIDDLE | {"keys"}),
     "rl": MIDDLE | SHARED,
     "methods": MIDDLE - {"models"},

@@ -20,7 +20,7 @@ from plastax.methods import METHODS
 from plastax.models import MLP, ResNet18
 from plastax.parallel import over_seeds, seed_keys
 from plastax.streams import Permuted, SlowlyChangingRegression
-from plastax.train import Training
+from plastax.training import Training
 from plastax.types import Array, ConfigError, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
 from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
 

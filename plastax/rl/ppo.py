@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import learning, segments, tree
+from plastax import learning, segments
 from plastax.curvature import running
 from plastax.curvature.kronecker import Factors
 from plastax.keys import fold, shuffles
@@ -152,7 +152,7 @@ def program(
             model.init, boundary=False,
         )  # fmt: skip
         updates, opt_state = method.update(seen.grads, opt_state, params, **args._asdict())
-        metrics = seen.metrics | {"grad_norm": tree.norm(seen.grads)}
+        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
         return (optax.apply_updates(params, updates), opt_state, average), metrics
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:

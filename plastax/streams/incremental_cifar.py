@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from plastax.data import Dataset
-from plastax.keys import fold
-from plastax.streams.base import ImageStream, Sorted, per_class, pixels, sort, subset
+from plastax.keys import fold, some
+from plastax.streams.base import ImageStream, Sorted, per_class, pixels, sort
 from plastax.types import Array, ConfigError, Examples, Key, Stream
 
 _CLASSES, _SUBSET, _AUGMENT = range(3)
@@ -93,7 +93,7 @@ class IncrementalCIFAR(ImageStream):
         def task(key: Key, data: Sorted, index: Array) -> Task:
             order = jax.random.permutation(fold(key, _CLASSES), classes)
             known = jnp.minimum((index + 1) * self.new_classes, classes)
-            places = subset(fold(key, _SUBSET), available, kept_out + count)
+            places = some(fold(key, _SUBSET), kept_out + count, available)
             return Task(order, known, places[kept_out:], places[:kept_out])
 
         def masked(task: Task, values: Array, labels: Array) -> Examples:

@@ -50,8 +50,8 @@ class SlowlyChangingRegression:
     fast_bits: int = 5
     """Bits that are drawn for every example."""
     flip_one: bool = False
-    """One slow bit flips at a change, instead of all being drawn anew: too little for a boundary, so methods that act at
-    switches are refused."""
+    """One slow bit flips at a change, instead of all being drawn anew: too little for a boundary, so that methods that
+    act at switches are refused."""
     target_units: int = 100
     """Threshold units of the target."""
     beta: float = 0.7

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from plastax.data import Dataset
-from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, images, pixels, subset
+from plastax.keys import fold, some
+from plastax.streams.base import Images, ImageStream, images, pixels
 from plastax.types import Array, ConfigError, Examples, Key, Stream
 
 _SUBSET = 0
@@ -48,7 +48,7 @@ class WarmStart(ImageStream):
         part = max(1, round(self.share * count))
 
         def task(key: Key, data: Images, index: Array) -> Task:
-            return Task(subset(fold(key, _SUBSET), available, count), jnp.where(index == 0, part, count))
+            return Task(some(fold(key, _SUBSET), count, available), jnp.where(index == 0, part, count))
 
         def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
             del key

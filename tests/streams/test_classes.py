@@ -19,7 +19,7 @@ from plastax.models import MLP, ResNet18
 from plastax.parallel import over_seeds, seed_keys
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
 from plastax.streams.incremental_cifar import PAD, moved
-from plastax.train import Training
+from plastax.training import Training
 from plastax.types import Array, ConfigError, Model, Probe, ProbeInput, Program, Stream
 from tests.data.formats import cifar_members
 from tests.streams.tiny import DATASET
