@@ -92,7 +92,7 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
     for name in config.methods:
         method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
         _check_boundaries(config, name, method, stream)
-        options = dataclasses.replace(config.model_settings, **method.model_options)
+        options = settings.with_options(config.model_settings, config.model, name, method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
         model = model._replace(batch_like=train.batch_like(config.training, stream))
         _check_rank(config, name, model)

@@ -12,7 +12,6 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +82,7 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
     programs = {}
     for name in config.methods:
         method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
-        options = dataclasses.replace(config.model_settings, **method.model_options)
+        options = settings.with_options(config.model_settings, config.model, name, method.model_options)
         model = options.build(stream.environment.observation_shape, size, continuous=continuous)
         model = model._replace(batch_like=ppo.batch_like(config.ppo, stream.environment))
         program = ppo.program(

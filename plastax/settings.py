@@ -155,6 +155,27 @@ def members(name: str) -> tuple[str, ...]:
     return tuple(name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+"))
 
 
+def with_options(model: Any, name: str, method: str, options: Mapping[str, Any]) -> Any:
+    """The settings of a model with the options that a method asks for.
+
+    Args:
+      model: the settings, a frozen dataclass.
+      name: of the model.
+      method: as it was given, composed or not.
+      options: `types.MethodConfig.model_options`.
+
+    Raises:
+      ConfigError: the model has no such option.
+    """
+    missing = [option for option in options if not hasattr(model, option)]
+    if missing:
+        raise ConfigError(
+            f"methods: {method} needs the option {missing[0]!r} of the model, which the model {name!r} does not have; "
+            "name another method or model"
+        )
+    return dataclasses.replace(model, **options)
+
+
 def _value_of(args: Sequence[str], flag: str) -> str | None:
     """The value behind ``flag``, in either spelling; None where it is not given."""
     for i, arg in enumerate(args):

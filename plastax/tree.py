@@ -16,6 +16,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to; a normalisation's is the one before it: ``norm_dense_0/bias``: dense_0."""
+    return name.rpartition("/")[0].replace("norm_", "")
+
+
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """`jax.tree.map` whose function gets the leaf's path name first: ``fn(name, leaf, *rest_leaves)``."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest)

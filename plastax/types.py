@@ -87,6 +87,10 @@ class MethodConfig(Protocol):
     def off(self) -> Mapping[str, Any] | None:
         """Settings that make it the optimiser which it wraps, bit for bit between switches; None: there are none."""
 
+    @property
+    def replaces_optimizer(self) -> bool:
+        """Whether it is an optimiser itself and has no use for the one that it is given."""
+
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps the optimiser ``inner`` into the method.
 

@@ -23,6 +23,9 @@ class Settings:
     needs_boundary: ClassVar[bool] = False
     starts_anew: ClassVar[bool] = False
     off: ClassVar[Mapping[str, Any] | None] = {}
+    replaces_optimizer: ClassVar[bool] = False
+    below_one: ClassVar[tuple[str, ...]] = ()
+    """Fields that must be less than one: decays of running means."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -30,6 +33,9 @@ class Settings:
             # Traced values (a hyperparameter axis) cannot be checked; they come from checked settings.
             if isinstance(value, int | float) and not value >= 0:
                 message = f"{type(self).__name__}.{field.name}: {value} is not allowed; give 0 or more"
+                raise ConfigError(message)
+            if field.name in self.below_one and isinstance(value, int | float) and not value < 1:
+                message = f"{type(self).__name__}.{field.name}: {value} is not allowed; give a number below 1"
                 raise ConfigError(message)
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:

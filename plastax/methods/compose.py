@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import optax
 
-from plastax.types import ConfigError, Method, MethodConfig, Model
+from plastax.types import ConfigError, Key, Method, MethodConfig, Model, Params, Tree
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,42 @@ class Composed:
         return any(part.starts_anew for part in self.parts)
 
     @property
+    def replaces_optimizer(self) -> bool:
+        """Whether the innermost part does."""
+        return self.parts[0].replaces_optimizer
+
+    @property
     def off(self) -> None:
         """Set the parts' own."""
         return None
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps ``inner`` into the parts, one after the other."""
-        for part in self.parts:
-            inner = part.build(inner, model)
+        inner = self.parts[0].build(inner, model)
+        for part in self.parts[1:]:
+            inner = part.build(_with_own_key(inner), model)
         return optax.with_extra_args_support(inner)
+
+
+def _with_own_key(inner: optax.GradientTransformation) -> Method:
+    """``inner`` with random draws of its own, where what goes around it draws from the same key."""
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: Tree, state: Tree, params: Params, *, key: Key, **extra: Any) -> tuple[Tree, Tree]:
+        return inner.update(updates, state, params, key=jax.random.fold_in(key, 2), **extra)
+
+    # Of the same type: `base.at_boundary` knows by it what acts at switches.
+    return type(inner)(inner.init, update)
 
 
 def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     """One method of several: each wraps those before it, so the last one acts on what the others have done.
 
-    Those that act at task switches go around the others, whatever the order: see `base.at_boundary`.
+    Whatever the order, those that act at task switches go around the others (see `base.at_boundary`), and one that is
+    an optimiser itself goes below them. Every part draws from a key of its own.
 
     Raises:
-      ConfigError: two of them ask for different values of one option of the model.
+      ConfigError: two of them ask for different values of one option of the model, or both replace the optimiser.
     """
     if len(configs) == 1:
         return configs[0]
@@ -58,4 +77,8 @@ def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
             if options.setdefault(name, value) != value:
                 message = f"methods: one of them needs the model's {name} {options[name]!r}, another {value!r}"
                 raise ConfigError(message)
-    return Composed(tuple(sorted(configs, key=lambda config: config.needs_boundary)), options)
+    if sum(config.replaces_optimizer for config in configs) > 1:
+        message = "methods: two of them replace the optimiser; give one"
+        raise ConfigError(message)
+    order = sorted(configs, key=lambda config: (config.needs_boundary, not config.replaces_optimizer))
+    return Composed(tuple(order), options)

@@ -1,25 +1,28 @@
-"""Shrink and perturb, a little at a time."""
+"""Shrink and perturb: the five things that go by this name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import optax
 
-from plastax.methods.base import Periodic
-from plastax.types import Array, Key, Method, Model, Params, Tree
+from plastax import tree
+from plastax.methods.base import Periodic, add_scaled, at_boundary, without_norms
+from plastax.methods.l2 import l2
+from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree
+
+Variant = Literal["periodic", "l2i", "gaussian", "upgd", "ash_adams"]
 
 
 def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e-4, period: int = 16) -> Method:
     """Every ``period`` optimiser steps ``w <- (1 - shrink) w + perturb * xi``, ``xi`` a fresh draw of the initialiser.
 
     The continual form of Kumar et al. (arXiv 2308.11958, appendix): the noise has each layer's own scale and is drawn
-    anew every time (there at every step; an orthogonal draw at every step would cost more than the step). Others
-    differ: Dohare et al. add Gaussian noise of one scale to an L2-regularised network, and Plasticine pulls to one
-    frozen initial network, which is L2 Init.
+    anew every time. There it acts at every step, which is ``period=1`` (an orthogonal draw at every step costs more
+    than the step). To be chained behind the optimiser.
 
     References:
       Ash and Adams, "On warm-starting neural network training", arXiv 1910.08475, section 4 (at a boundary).
@@ -44,17 +47,94 @@ def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def gaussian_noise(scale: float | Array, *, norms: bool = False) -> Method:
+    """Adds ``scale * N(0, 1)`` to every weight and bias at every step; to be chained behind the optimiser.
+
+    Args:
+      scale: standard deviation.
+      norms: whether the scales and biases of normalisation layers get noise too.
+    """
+
+    def update(
+        updates: Tree, state: optax.EmptyState, params: Params, *, key: Key, **_: object
+    ) -> tuple[Tree, optax.EmptyState]:
+        noise = tree.normal_like(key, params)
+        return add_scaled(updates, scale, noise if norms else without_norms(noise)), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def shrink_weights(share: float | Array) -> Method:
+    """``update - share * w`` for every parameter; to be chained behind the optimiser."""
+
+    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
+        return add_scaled(updates, -share, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def shrink_and_perturb_at_boundary(
+    inner: optax.GradientTransformation, shrink: float | Array, perturb: float | Array
+) -> Method:
+    """At a task switch ``w <- (1 - shrink) w + perturb * xi``, ``xi`` a fresh draw of the initialiser.
+
+    The optimiser's state stays, as in Ash and Adams, whose experiments restart the optimiser with every round anyway.
+    """
+
+    def act(
+        params: Params, state: Tree, *, key: Key, init_fn: Callable[[Key], Params], **_: Any
+    ) -> tuple[Params, Tree]:
+        return jax.tree.map(lambda w, xi: (1 - shrink) * w + perturb * xi, params, init_fn(key)), state
+
+    return at_boundary(inner, act)
+
+
 @dataclass(frozen=True)
 class ShrinkAndPerturb(Periodic):
-    """Shrink and Perturb: again and again shrinks the weights and adds a little of a fresh initialisation."""
+    """Shrink and Perturb: again and again shrinks the weights and adds a little of a fresh initialisation.
+
+    Publications mean different things by it; ``variant`` names them (w: after the optimiser's step; xi: a fresh draw of
+    the initialiser; n: standard normal):
+
+    - ``periodic``: every `period` steps ``w <- (1 - shrink) w + perturb * xi``.
+    - ``l2i``: the same at every step, as Kumar et al. (arXiv 2308.11958) and their code have it.
+    - ``gaussian``: at every step ``w <- w + perturb * n``, and the shrink is coupled L2 of strength ``shrink``, as in
+      Dohare et al. (Nature 632, 2024) and in the code of arXiv 2509.22335, whose scale is 1e-5. Normalisation layers
+      are left alone.
+    - ``upgd``: at every step ``w <- w - shrink * w_before + perturb * n`` for all parameters: the baseline of Elsayed
+      and Mahmood (arXiv 2404.00781), whose numbers times the step size are ``shrink`` and ``perturb`` here.
+    - ``ash_adams``: ``w <- (1 - shrink) w + perturb * xi`` at task switches only (arXiv 1910.08475, section 4). The
+      survey arXiv 2411.04832 writes it with ``perturb = shrink``. The defaults are for the other forms, too small here.
+
+    Plasticine's pull towards one frozen initial network is L2 Init under another name.
+    """
 
     off: ClassVar[Mapping[str, Any] | None] = {"shrink": 0.0, "perturb": 0.0}
 
     shrink: float = 1e-4
-    """Share of every weight lost each time (Kumar et al., at every step: 1e-2 to 1e-5)."""
+    """Share of every weight lost each time (Kumar et al., at every step: 1e-2 to 1e-5); gaussian: strength of L2."""
     perturb: float = 1e-4
-    """Share of a freshly initialised network added each time."""
+    """Share of a freshly initialised network added each time; gaussian and upgd: standard deviation of the noise."""
+    variant: Variant = "periodic"
+    """periodic | l2i | gaussian | upgd (at every step) | ash_adams (at task switches)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise ConfigError.unknown(f"{type(self).__name__}.variant", self.variant, get_args(Variant))
+
+    @property
+    def needs_boundary(self) -> bool:  # type: ignore[override]
+        """Whether it is the form that acts at task switches."""
+        return self.variant == "ash_adams"
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(inner, shrink_and_perturb)``."""
-        return optax.chain(inner, shrink_and_perturb(self.shrink, self.perturb, self.period))
+        """The variant around ``inner``."""
+        if self.variant == "ash_adams":
+            return shrink_and_perturb_at_boundary(inner, self.shrink, self.perturb)
+        if self.variant == "gaussian":
+            return optax.chain(l2(self.shrink), inner, gaussian_noise(self.perturb))
+        if self.variant == "upgd":
+            return optax.chain(inner, shrink_weights(self.shrink), gaussian_noise(self.perturb, norms=True))
+        period = 1 if self.variant == "l2i" else self.period
+        return optax.chain(inner, shrink_and_perturb(self.shrink, self.perturb, period))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from plastax import linalg
 from plastax.models import taps
+from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
 from plastax.types import Array, ConfigError, Features, Key, LayerInputs, Model, Params, Tree
 
@@ -30,6 +31,10 @@ class ActorCritic:
     """LayerNorm with scale and bias before each nonlinearity."""
     initial_log_std: float = 0.0
     """Continuous actions only: start of the policy's log standard deviation, one parameter an action dimension."""
+    injections: int = 0
+    """Pairs of further heads, for the method plasticity_injection."""
+    head_layers: int = 2
+    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
         _check_widths("model.hidden", self.hidden)
@@ -160,4 +165,5 @@ def _as_model(
     def names(layers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"{head}/{layer}" for head in ("actor", "critic") for layer in layers)
 
-    return Model(init, apply, network.taps, tapped, names((*hidden, "output")), names(hidden))
+    model = Model(init, apply, network.taps, tapped, names((*hidden, "output")), names(hidden))
+    return with_injections(model, config.injections, config.head_layers)

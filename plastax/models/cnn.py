@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax.models import layers
+from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
 from plastax.types import Array, ConfigError, Features, Model
 
@@ -41,6 +42,10 @@ class CNN:
     """LayerNorm with scale and bias before each nonlinearity, over the channels of each place."""
     initializer: InitializerName = "lecun_normal"
     """How all kernels are drawn, the output layer's too (orthogonal: gain sqrt(2))."""
+    injections: int = 0
+    """Pairs of further heads, for the method plasticity_injection."""
+    head_layers: int = 2
+    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
         layers.check_counts("model.channels", self.channels, least=1)
@@ -80,7 +85,8 @@ class CNN:
             layer: layers.units(layer, width, (reader,), norm=self.layer_norm)
             for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.channels + self.hidden)
         }
-        return layers.as_model(_CNN(self, outputs), input_shape, hidden, units)
+        model = layers.as_model(_CNN(self, outputs), input_shape, hidden, units)
+        return with_injections(model, self.injections, self.head_layers)
 
 
 class _CNN(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 
 from plastax.models import layers
+from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
 from plastax.types import Array, Features, Model
 
@@ -33,6 +34,10 @@ class MLP:
     """LayerNorm with scale and bias before each nonlinearity."""
     initializer: InitializerName = "he_uniform"
     """How all kernels are drawn, the output layer's too (orthogonal: gain sqrt(2))."""
+    injections: int = 0
+    """Pairs of further heads, for the method plasticity_injection."""
+    head_layers: int = 2
+    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
         layers.check_counts("model.hidden", self.hidden)
@@ -47,7 +52,7 @@ class MLP:
           outputs: logits or regression targets.
 
         Raises:
-          ConfigError: if ``outputs`` is not positive.
+          ConfigError: if ``outputs`` is not positive, or heads cannot be injected.
         """
         layers.check_counts("model.outputs", (outputs,))
         hidden = tuple(f"dense_{i}" for i in range(len(self.hidden)))
@@ -55,7 +60,8 @@ class MLP:
             layer: layers.units(layer, width, (reader,), norm=self.layer_norm)
             for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.hidden)
         }
-        return layers.as_model(_MLP(self, outputs), input_shape, hidden, units)
+        model = layers.as_model(_MLP(self, outputs), input_shape, hidden, units)
+        return with_injections(model, self.injections, self.head_layers)
 
 
 class _MLP(nn.Module):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax.models import layers
+from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
 from plastax.types import Array, ConfigError, Features, Model
 
@@ -55,6 +56,10 @@ class ResNet18:
     """LayerNorm with scale and bias before the nonlinearities of the dense hidden layers."""
     momentum: float = 0.9
     """Of the running statistics of batch normalisation: what they keep of themselves in a step."""
+    injections: int = 0
+    """Pairs of further heads, for the method plasticity_injection."""
+    head_layers: int = 2
+    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
         layers.check_counts("model.channels", self.channels, least=1)
@@ -88,7 +93,8 @@ class ResNet18:
             units[inner] = layers.units(inner, width, (last,), norm=True)
         for (layer, reader), width in zip(itertools.pairwise((*dense, "output")), self.hidden):
             units[layer] = layers.units(layer, width, (reader,), norm=self.layer_norm)
-        return layers.as_model(_ResNet(self, outputs), input_shape, (*convs, *dense), units, batch_norm=True)
+        model = layers.as_model(_ResNet(self, outputs), input_shape, (*convs, *dense), units, batch_norm=True)
+        return with_injections(model, self.injections, self.head_layers)
 
     def _plan(self) -> list[tuple[tuple[int, int], int]]:
         """Stage and place of each block, and its channels."""

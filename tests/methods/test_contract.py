@@ -21,8 +21,16 @@ from plastax.types import ConfigError, MethodArgs, Model
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 INNER = optax.adam(1e-2)
 STEPS = 200
+SWITCH = 60
+"""The step before which a task switch comes, where the method acts at switches."""
 # Settings under which each of a method's fields matters to the small network below; others stay as they are.
-EXAGGERATED: dict[str, dict[str, Any]] = {}
+EXAGGERATED: dict[str, dict[str, Any]] = {
+    "weight_clipping": {"kappa": 1.0},
+    "hare_tortoise": {"period": 10, "mu": 0.9},
+    "trac": {"start": 1e-2, "eps": 1e-3},
+    "muon": {"learning_rate": 1e-2},
+    "plasticity_injection": {"injections": 2},
+}
 CONFIGS = {name: dataclasses.replace(config, **EXAGGERATED.get(name, {})) for name, config in METHODS.items()}
 FIELDS = {name: [f.name for f in dataclasses.fields(config)] for name, config in METHODS.items()}
 # What may be traced (types.MethodConfig); the rest is static.
@@ -38,7 +46,7 @@ NUMBERS = [
 ]
 
 every_method = pytest.mark.parametrize("name", METHODS)
-at_boundaries = pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.needs_boundary])
+AT_BOUNDARIES = [name for name, config in METHODS.items() if config.needs_boundary]
 
 
 class Network(NamedTuple):
@@ -79,7 +87,7 @@ STREAM = make_stream()
 
 @functools.cache
 def network_of(name: str) -> Network:
-    options = {"hidden": (8,), **METHODS[name].model_options}
+    options = {"hidden": (8,), **CONFIGS[name].model_options}
     return Network(MLP(**options).build((3,), 1))
 
 
@@ -102,6 +110,16 @@ def step(method: Any, network: Network, params: Any, state: Any, key: jax.Array,
     return optax.apply_updates(params, updates), state, args["value"]
 
 
+def switch(method: Any, network: Network, params: Any, state: Any, key: jax.Array, boundary: Any = True) -> Any:
+    """A task switch as the programs call it: no gradient, no batch, no features."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    batch = jax.tree.map(lambda x: jnp.zeros_like(x[0]), STREAM)
+    functions = network.loss, network.features, network.outputs, network.init
+    args = MethodArgs(key, jnp.int32(SWITCH), batch, jnp.zeros(()), {}, {}, *functions, boundary)
+    updates, state = method.update(zeros, state, params, **args._asdict())
+    return optax.apply_updates(params, updates), state
+
+
 def train(name: str, fields: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, jax.Array]:
     """Trains with ``fields`` in place of the configuration's own; parameters, state and losses."""
     network = network_of(name)
@@ -109,6 +127,10 @@ def train(name: str, fields: dict[str, jax.Array], key: jax.Array) -> tuple[Any,
     params = network.init(key)
 
     def body(carry: tuple[Any, Any], x: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], jax.Array]:
+        if name in AT_BOUNDARIES:
+            key, clock = x
+            act = functools.partial(switch, method, network, key=jax.random.fold_in(key, 1))
+            carry = jax.lax.cond(clock == SWITCH, act, lambda *same: same, *carry)
         params, state, value = step(method, network, *carry, *x)
         return (params, state), value
 
@@ -228,39 +250,42 @@ def test_period_is_at_least_one(name: str) -> None:
         dataclasses.replace(METHODS[name], period=0)
 
 
-@at_boundaries
-def test_boundary_starts_again(name: str) -> None:
+@pytest.mark.parametrize("name", AT_BOUNDARIES)
+def test_at_a_boundary_traced_or_not(name: str) -> None:
+    """The programs trace whether there is one; and something happens at one, to the network or the method's state."""
     network, method = network_of(name), build(name)
     params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
     key = jax.random.key(7)
 
     @jit
-    def switch(traced: jax.Array) -> list[tuple[Any, Any]]:
-        out = []
-        for boundary in (traced, True, False):
-            grads, args = arguments(network, params, key, jnp.int32(STEPS), boundary)
-            updates, later = method.update(jax.tree.map(jnp.zeros_like, grads), state, params, **args)
-            out.append((optax.apply_updates(params, updates), later))
-        return out
+    def both(traced: jax.Array) -> list[Any]:
+        return [switch(method, network, params, state, key, boundary) for boundary in (traced, True, False)]
 
-    traced_yes, yes, no = switch(jnp.asarray(True))
-    traced_no = switch(jnp.asarray(False))[0]
+    traced_yes, yes, no = both(jnp.asarray(True))
+    traced_no = both(jnp.asarray(False))[0]
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-7)
     jax.tree.map(close, traced_yes, yes)
     jax.tree.map(close, traced_no, no)
+    assert jax.tree.structure(yes) == jax.tree.structure((params, state))
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), yes, (params, state))
+    assert any(jax.tree.leaves(changed))
 
-    new, new_state = yes
+
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.starts_anew])
+def test_boundary_starts_again(name: str) -> None:
+    network, method = network_of(name), build(name)
+    params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
+    key = jax.random.key(7)
+    yes, no = jit(lambda: [switch(method, network, params, state, key, boundary) for boundary in (True, False)])()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-7)
+
     fresh = jit(network.init)(key)
-    jax.tree.map(close, new, fresh)
-    assert_equal(new_state, INNER.init(fresh))
+    jax.tree.map(close, yes[0], fresh)
+    assert_equal(yes[1], INNER.init(fresh))
     # Without a boundary it is the optimiser; here on a zero gradient.
     updates, expected_state = INNER.update(jax.tree.map(jnp.zeros_like, params), state, params)
     jax.tree.map(close, no, (optax.apply_updates(params, updates), expected_state))
 
-    # The new network learns.
-    run = jit(functools.partial(step, method, network))
-    losses = []
-    for clock in range(STEPS):
-        new, new_state, value = run(new, new_state, jax.random.key(clock), jnp.int32(clock))
-        losses.append(value)
-    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:20])
+    # What is learned before a switch and after it is learned by two networks that know nothing of one another.
+    _, _, losses = trainer(name)(pick(numbers(name), 0), jax.random.key(0))
+    assert losses[SWITCH] > 2 * losses[SWITCH - 20 : SWITCH].mean()

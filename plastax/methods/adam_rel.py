@@ -1,0 +1,115 @@
+"""Adam on local time, and the reset of moments: what the optimiser knows starts anew, the weights do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax.methods.base import Settings, at_boundary
+from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+
+_MOMENTS = (optax.ScaleByAdamState, optax.TraceState)
+
+
+def _is_moments(node: Any) -> bool:
+    return isinstance(node, _MOMENTS)
+
+
+def restart_count(state: Tree) -> Tree:
+    """The state of an optimiser with the step counts of every Adam in it at zero, and its moments kept."""
+
+    def restart(node: Any) -> Any:
+        return node._replace(count=jnp.zeros_like(node.count)) if isinstance(node, optax.ScaleByAdamState) else node
+
+    return jax.tree.map(restart, state, is_leaf=_is_moments)
+
+
+def restart_moments(state: Tree) -> Tree:
+    """The state of an optimiser with moments and step counts of every Adam in it at zero, and momenta of SGD."""
+
+    def restart(node: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, node) if _is_moments(node) else node
+
+    return jax.tree.map(restart, state, is_leaf=_is_moments)
+
+
+def restart_every(inner: optax.GradientTransformation, restart: Callable[[Tree], Tree], every: int) -> Method:
+    """Restarts the optimiser's state before every ``every``-th step, or, where that is 0, at task switches.
+
+    Args:
+      inner: the optimiser, or a method around it; chains and methods are searched through.
+      restart: `restart_count` or `restart_moments`.
+      every: gradient steps; 0: at task switches.
+    """
+    if not every:
+        return at_boundary(inner, lambda params, state, **_: (params, restart(state)))
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: Tree, state: Tree, params: Params, *, clock: Array, **extra: Any) -> tuple[Tree, Tree]:
+        state = jax.lax.cond(clock % every == 0, restart, lambda s: s, state)
+        return inner.update(updates, state, params, clock=clock, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _check(
+    inner: optax.GradientTransformation, model: Model | None, kinds: type | tuple[type, ...], method: str, what: str
+) -> None:
+    """Refuses an optimiser that has nothing to restart."""
+    if model is None:
+        return
+    state = jax.eval_shape(lambda key: inner.init(model.init(key)), jax.random.key(0))
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    if not any(isinstance(node, kinds) for node in nodes):
+        message = f"methods: {method} restarts {what}, and the optimiser has none; give another optimiser or method"
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class AdamRel(Settings):
+    """Adam-Rel: Adam's step count, not its moments, starts anew at every task switch.
+
+    With the count t at zero, ``m / (1 - b1^t)`` and ``v / (1 - b2^t)`` treat what is left of the old task as if it had
+    been seen since the switch, which keeps the first steps on a much larger gradient small. Adam's state is found in
+    whatever chain or method is around it.
+
+    References:
+      Ellis et al., "Adam on local time: addressing nonstationarity in RL with relative Adam timesteps", NeurIPS 2024,
+      arXiv 2412.17113, algorithm 1. There, PPO restarts with every batch of experience and DQN with every update of the
+      target network, switches that a task's are not: set ``every`` to an update's gradient steps.
+    """
+
+    off: ClassVar[None] = None
+
+    every: int = 0
+    """Gradient steps between restarts (PPO: epochs x minibatches); 0: at task switches."""
+
+    @property
+    def needs_boundary(self) -> bool:  # type: ignore[override]
+        """Whether it acts at task switches."""
+        return not self.every
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``restart_every(inner, restart_count)``; raises `ConfigError` for optimisers without Adam."""
+        _check(inner, model, optax.ScaleByAdamState, "adam_rel", "Adam's step count")
+        return restart_every(inner, restart_count, self.every)
+
+
+@dataclass(frozen=True)
+class MomentReset(AdamRel):
+    """Moment reset: the optimiser's moments and step count start anew at every task switch, the weights go on.
+
+    Adam's and the momentum of SGD; the state of methods around them (an initial network, a running mean) stays. The
+    comparison arm of Adam-Rel, and what Asadi et al. ("Resetting the optimizer in deep RL", NeurIPS 2023, arXiv
+    2306.17833) propose for target networks.
+    """
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``restart_every(inner, restart_moments)``; raises `ConfigError` for optimisers without moments."""
+        _check(inner, model, _MOMENTS, "moment_reset", "moments")
+        return restart_every(inner, restart_moments, self.every)

@@ -1,0 +1,114 @@
+"""Direction-aware shrinking: what the new data does not ask for is shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax import tree
+from plastax.methods.base import AtBoundary, Settings, at_boundary, is_norm
+from plastax.types import Array, Method, Model, Params, Tree
+
+
+class DashState(NamedTuple):
+    """State of the optimiser, running mean of the gradients since the switch, and batches that are still to come."""
+
+    inner: Tree
+    mean: Params
+    left: Array
+
+
+def factors(params: Params, mean: Params, floor: float | Array) -> Params:
+    """What each weight is multiplied by, broadcastable to it: ``max(floor, cos(w, -mean))``, unit by unit.
+
+    The weights that are compared as one vector: all that a unit reads (dense kernels ``[in, out]``: a column), of a
+    convolution ``[h, w, in, out]`` those of one input channel to one output channel, a bias vector as a whole.
+    Normalisation layers and parameters of no layer are left alone (1).
+    """
+
+    def factor(name: str, w: Array, g: Array) -> Array:
+        part = name.rpartition("/")[-1]
+        if is_norm(name) or part not in ("kernel", "bias"):
+            return jnp.ones((1,) * w.ndim, w.dtype)
+        axes = tuple(range(w.ndim - 2)) if w.ndim > 2 else (0,)
+        inner = jnp.sum(w * g, axes, keepdims=True)
+        norms = jnp.sqrt(jnp.sum(w * w, axes, keepdims=True) * jnp.sum(g * g, axes, keepdims=True))
+        return jnp.maximum(floor, -inner / jnp.maximum(norms, 1e-8))
+
+    return tree.map_named(factor, params, mean)
+
+
+def dash(
+    inner: optax.GradientTransformation,
+    floor: float | Array = 0.3,
+    alpha: float | Array = 0.3,
+    batches: int = 10,
+) -> AtBoundary:
+    """After a task switch looks at some batches of the new data, and then shrinks the weights that point elsewhere.
+
+    A method sees one batch at a time, so this is what happens: in the first ``batches`` calls after a switch the
+    network and the optimiser's state stand still while ``mean <- (1 - alpha) mean + alpha g``; with the last of them
+    the weights are multiplied by `factors`, and training goes on with the next batch. The gradients are thus all of the
+    weights from before the switch, as in the paper; those batches are not trained on. Between switches it is ``inner``,
+    and at the next one the mean starts from zero.
+
+    References:
+      Shin et al., "DASH: warm-starting neural network training in stationary settings without loss of plasticity",
+      NeurIPS 2024, arXiv 2410.23495, algorithm 1. Their code goes once through all data so far; of more than 10 batches
+      the first have a weight of 0.7^10 = 3 % together at alpha = 0.3, so the default looks at 10. The optimiser's state
+      stays, as there.
+    """
+    nested = isinstance(inner, AtBoundary)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> DashState:
+        return DashState(inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Tree, state: DashState, params: Params, *, boundary: bool = False, **extra: Any
+    ) -> tuple[Tree, DashState]:
+        if boundary:
+            # What acts at switches inside acts; an optimiser stands still.
+            if not nested:
+                return jax.tree.map(jnp.zeros_like, updates), state
+            moves, inner_state = inner.update(updates, state.inner, params, boundary=True, **extra)
+            return moves, state._replace(inner=inner_state)
+        looking, last = state.left > 0, state.left == 1
+        steps, inner_state = inner.update(updates, state.inner, params, boundary=False, **extra)
+        # Not a branch: the state is each seed's own.
+        mean = jax.tree.map(lambda m, g: jnp.where(looking, (1 - alpha) * m + alpha * g, m), state.mean, updates)
+        shrunk = jax.tree.map(lambda w, f: (f - 1) * w, params, factors(params, mean, floor))
+        moves = jax.tree.map(lambda s, u: jnp.where(last, s, jnp.where(looking, 0.0, u)), shrunk, steps)
+        kept = jax.tree.map(lambda old, new: jnp.where(looking, old, new), state.inner, inner_state)
+        return moves, DashState(kept, mean, jnp.maximum(state.left - 1, 0))
+
+    def look(params: Params, state: DashState, **_: Any) -> tuple[Params, DashState]:
+        return params, state._replace(
+            mean=jax.tree.map(jnp.zeros_like, state.mean), left=jnp.full_like(state.left, batches)
+        )
+
+    return at_boundary(AtBoundary(init, update), look)
+
+
+@dataclass(frozen=True)
+class Dash(Settings):
+    """DASH: at a task switch shrinks each unit's weights, the more the less the new data asks for them; see `dash`."""
+
+    needs_boundary: ClassVar[bool] = True
+    off: ClassVar[Mapping[str, Any] | None] = {"batches": 0}
+
+    floor: float = 0.3
+    """Least that a weight is multiplied by: the paper's lambda (the authors on CIFAR-10: 0.3)."""
+    alpha: float = 0.3
+    """Weight of the newest batch in the running mean of the gradients (the authors on CIFAR-10: 0.3)."""
+    batches: int = 10
+    """Batches of the new data that are looked at, and not trained on."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``dash`` around ``inner``."""
+        return dash(inner, self.floor, self.alpha, self.batches)

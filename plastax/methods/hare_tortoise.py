@@ -1,0 +1,65 @@
+"""Hare and tortoise: a fast network that is set back to its own slow average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax.methods.base import Periodic
+from plastax.types import Array, Method, Model, Params, Tree
+
+
+class HareTortoiseState(NamedTuple):
+    """The slow network's parameters."""
+
+    tortoise: Params
+
+
+def hare_tortoise(mu: float | Array = 0.999, period: int = 1000) -> Method:
+    """Keeps ``tortoise <- mu tortoise + (1 - mu) hare`` and sets ``hare <- tortoise`` every ``period`` steps.
+
+    The hare is the network that is trained, and here also the one that acts and is evaluated. To be chained behind the
+    optimiser; its state is left as it is when the hare is set back.
+
+    References:
+      Lee et al., "Slow and steady wins the race: maintaining plasticity with hare and tortoise networks", ICML 2024,
+      arXiv 2406.02596. There the tortoise is evaluated (in reinforcement learning it is also the target network).
+    """
+
+    def init(params: Params) -> HareTortoiseState:
+        # A copy: the caller may donate the parameters' buffers.
+        return HareTortoiseState(jax.tree.map(jnp.copy, params))
+
+    def update(
+        updates: Tree, state: HareTortoiseState, params: Params, *, clock: Array, **_: object
+    ) -> tuple[Tree, HareTortoiseState]:
+        tortoise = jax.tree.map(lambda slow, w, u: mu * slow + (1 - mu) * (w + u), state.tortoise, params, updates)
+        updates = jax.lax.cond(
+            clock % period == period - 1,
+            lambda: jax.tree.map(jnp.subtract, tortoise, params),
+            lambda: updates,
+        )
+        return updates, HareTortoiseState(tortoise)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclass(frozen=True)
+class HareTortoise(Periodic):
+    """Hare and Tortoise: every so often the network starts again from its own slow running mean."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+
+    period: int = 1000
+    """Gradient steps from one return to the tortoise to the next."""
+    mu: float = 0.999
+    """Decay of the running mean; 1: always back to the initial network."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(inner, hare_tortoise)``."""
+        return optax.chain(inner, hare_tortoise(self.mu, self.period))

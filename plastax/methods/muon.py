@@ -1,0 +1,54 @@
+"""Muon: steps whose matrices are orthogonalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import optax
+
+from plastax.methods.base import Settings
+from plastax.types import ConfigError, Method, Model
+
+
+@dataclass(frozen=True)
+class Muon(Settings):
+    """Muon, in place of the optimiser: momentum, each matrix orthogonalised by five Newton-Schulz iterations.
+
+    `optax.contrib.muon`. It takes the place of the experiment's optimiser, whose name, step size and moments are then
+    without effect (a schedule of the step size, ``training.drops``, holds as for any method); where methods are
+    composed it goes below all others. Dense kernels (two axes), the output layer's too, are stepped by Muon, scaled by
+    ``sqrt(max(1, fan out / fan in))``; biases, normalisation layers and convolutions by AdamW with Nesterov momentum
+    and the same step size, as optax does.
+
+    References:
+      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024, where Adam steps the first and the
+      last layer; the code of arXiv 2509.22335 sweeps step sizes 1e-2 to 1e-4, with the weight decay of its L2 arm.
+    """
+
+    replaces_optimizer: ClassVar[bool] = True
+    below_one: ClassVar[tuple[str, ...]] = ("beta",)
+    off: ClassVar[Mapping[str, Any] | None] = None
+
+    learning_rate: float = 1e-3
+    """Step size."""
+    beta: float = 0.95
+    """Decay of the momentum of matrices."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices: they lose the step size times this every step."""
+    iterations: int = 5
+    """Newton-Schulz iterations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1:
+            message = f"{type(self).__name__}.iterations: {self.iterations} is not allowed; give 1 or more"
+            raise ConfigError(message)
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """`optax.contrib.muon`; ``inner`` is not used."""
+        muon = optax.contrib.muon(
+            self.learning_rate, beta=self.beta, weight_decay=self.weight_decay, ns_steps=self.iterations
+        )
+        return optax.with_extra_args_support(muon)

@@ -1,0 +1,114 @@
+"""Plasticity injection: the head is frozen, and a new one learns what is to be added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax import tree
+from plastax.methods.base import AtBoundary, Settings, at_boundary
+from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+
+
+class InjectionState(NamedTuple):
+    """State of the optimiser, and the number of injections so far."""
+
+    inner: Tree
+    done: Array
+
+
+def trained(params: Params, head: tuple[str, ...], done: Array) -> Params:
+    """A boolean for each array: whether it is trained after ``done`` injections.
+
+    The shared layers always are; of the heads only the newest: the network's own before the first injection, then
+    ``injection_<done - 1>/new``.
+    """
+
+    def active(name: str, _: Array) -> Array:
+        if name.startswith("injection_"):
+            which, kind, *_rest = name.split("/")
+            return done == int(which.removeprefix("injection_")) + 1 if kind == "new" else jnp.zeros_like(done, bool)
+        return done == 0 if tree.layer_of(name) in head else jnp.ones_like(done, bool)
+
+    return tree.map_named(active, params)
+
+
+def plasticity_injection(inner: optax.GradientTransformation, injections: int = 1) -> AtBoundary:
+    """At each of the first ``injections`` task switches freezes the head and lets a fresh one learn beside it.
+
+    The network is ``h(x) + sum_i (new_i(x) - frozen_i(x))`` (`plastax.models.injection`), the heads of a pair equal and
+    fresh. An injection is therefore nothing but a change of what is trained: from then on h is frozen and ``new_i``
+    learns; the output at that moment does not change by a bit, and the number of trained parameters never does. Frozen
+    parameters get neither gradient nor step, whatever the methods inside do; methods around this one can move them.
+
+    References:
+      Nikishin et al., "Deep reinforcement learning with plasticity injection", NeurIPS 2023, arXiv 2305.15555,
+      expression 1. They inject once (and grow the network by further injections in one experiment); their encoder is
+      the convolutional part and the head all behind it.
+    """
+    nested = isinstance(inner, AtBoundary)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> InjectionState:
+        return InjectionState(inner.init(params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Tree, state: InjectionState, params: Params, *, boundary: bool = False, **extra: Any
+    ) -> tuple[Tree, InjectionState]:
+        if boundary:
+            # What acts at switches inside acts; an optimiser stands still.
+            if not nested:
+                return jax.tree.map(jnp.zeros_like, updates), state
+            moves, inner_state = inner.update(updates, state.inner, params, boundary=True, **extra)
+            return moves, state._replace(inner=inner_state)
+        copies = [name for name in tree.named_leaves(params) if name.startswith("injection_0/new/")]
+        head = tuple({tree.layer_of(name.removeprefix("injection_0/new/")) for name in copies})
+        active = trained(params, head, state.done)
+
+        def keep(x: Tree) -> Tree:
+            return jax.tree.map(lambda leaf, on: jnp.where(on, leaf, 0.0), x, active)
+
+        steps, inner_state = inner.update(keep(updates), state.inner, params, boundary=False, **extra)
+        return keep(steps), InjectionState(inner_state, state.done)
+
+    def inject(params: Params, state: InjectionState, **_: Any) -> tuple[Params, InjectionState]:
+        return params, state._replace(done=jnp.minimum(state.done + 1, injections))
+
+    return at_boundary(AtBoundary(init, update), inject)
+
+
+@dataclass(frozen=True)
+class PlasticityInjection(Settings):
+    """Plasticity injection: at a task switch the head is frozen, and a fresh one learns what is added to it.
+
+    Also a diagnosis: where it helps, plasticity was lost. The heads are in the network from the start, so that shapes
+    stay fixed: with n injections it costs the forward passes of 1 + 2 n heads, before the first one, too.
+    """
+
+    needs_boundary: ClassVar[bool] = True
+    off: ClassVar[None] = None
+
+    injections: int = 1
+    """Switches at which it acts, the first ones; after them the last head goes on learning."""
+    head_layers: int = 2
+    """Layers of the head, the output layer included: at least 2, as a linear layer would learn as before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.injections < 1:
+            message = f"{type(self).__name__}.injections: {self.injections} is not allowed; give 1 or more"
+            raise ConfigError(message)
+
+    @property
+    def model_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The heads."""
+        return {"injections": self.injections, "head_layers": self.head_layers}
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``plasticity_injection`` around ``inner``."""
+        return plasticity_injection(inner, self.injections)

@@ -1,0 +1,136 @@
+"""Utility-based perturbed gradient descent: useful weights move little, useless ones are shaken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax import tree
+from plastax.methods.base import Settings
+from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree
+
+Variant = Literal["global", "local", "released"]
+
+
+class UPGDState(NamedTuple):
+    """State of the optimiser, running mean of the utilities, and the number of steps in it."""
+
+    inner: Tree
+    utility: Params
+    steps: Array
+
+
+def upgd(
+    inner: optax.GradientTransformation,
+    noise: float | Array = 1e-5,
+    decay: float | Array = 0.0,
+    beta: float | Array = 0.999,
+    *,
+    variant: Variant = "global",
+    protecting: bool = True,
+) -> Method:
+    """Gates the steps of the optimiser ``inner`` by how useful each weight is, and adds noise where it is not.
+
+    With g the gradient, w the weight, u the step of ``inner`` and n standard normal, for every parameter::
+
+        U <- beta U + (1 - beta) (-g w)          utility: first-order estimate of the loss without the weight
+        U' = U / (1 - beta^t)
+        s = sigmoid(U' / max U')                 the largest of all parameters; local: see below
+        w <- w - decay w + (1 - s) (u + noise n)
+
+    With plain SGD below, u = -lr g, that is the paper's UPGD-W exactly, with ``noise`` for its lr * sigma and ``decay``
+    for lr * weight decay (the sign of the noise is of no account). With another optimiser its step is gated in place of
+    the gradient's, and its state sees the gradient alone.
+
+    Where no utility is positive, s is 1/2 everywhere: the formula has no meaning there.
+
+    Args:
+      inner: the optimiser, or a method around it.
+      noise: standard deviation of the noise.
+      decay: share of every weight lost a step, whatever its utility.
+      beta: decay of the running mean of the utilities.
+      variant: global, as above; local: U' is divided by its Euclidean norm over a unit's incoming weights (a bias
+        vector's over all of it), each kernel by itself; released: as global, but the largest utility is taken before
+        the bias correction, as the authors' code does, which makes s steeper by 1 / (1 - beta^t) early on.
+      protecting: False: the paper's non-protecting form, w <- w - decay w + u + (1 - s) noise n.
+
+    References:
+      Elsayed and Mahmood, "Addressing loss of plasticity and catastrophic forgetting in continual learning", ICLR 2024,
+      arXiv 2404.00781, algorithm 1. In the authors' code the local form normalises the last axis, which for
+      convolutions is a row of the kernel; here it is all that a unit reads. Their one-file version takes steps of twice
+      the step size.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> UPGDState:
+        return UPGDState(inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+
+    def gates(utility: Params, correction: Array) -> Params:
+        """1 - s."""
+        if variant == "local":
+
+            def scaled(u: Array) -> Array:
+                axes = tuple(range(u.ndim - 1)) if u.ndim > 1 else (0,)
+                return u / jnp.maximum(jnp.linalg.norm(u, axis=axes, keepdims=True), 1e-12)
+
+            # The bias correction is one factor of all and leaves the direction as it is.
+            scaled_utility = jax.tree.map(scaled, utility)
+        else:
+            top = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, utility))
+            top = top if variant == "released" else top / correction
+            scale = jnp.where(top > 0, 1 / (correction * jnp.where(top > 0, top, 1.0)), 0.0)
+            scaled_utility = jax.tree.map(lambda u: u * scale, utility)
+        return jax.tree.map(lambda u: jax.nn.sigmoid(-u), scaled_utility)
+
+    def update(updates: Tree, state: UPGDState, params: Params, *, key: Key, **extra: Any) -> tuple[Tree, UPGDState]:
+        utility = jax.tree.map(lambda u, g, w: beta * u - (1 - beta) * g * w, state.utility, updates, params)
+        count = optax.safe_increment(state.steps)
+        gate = gates(utility, 1 - beta**count)
+        steps, inner_state = inner.update(updates, state.inner, params, key=key, **extra)
+        # A key of its own: the optimiser may be a method that draws too.
+        drawn = tree.normal_like(jax.random.fold_in(key, 1), params)
+
+        def moved(u: Array, w: Array, n: Array, open_: Array) -> Array:
+            shaken = open_ * (u + noise * n) if protecting else u + open_ * noise * n
+            return shaken - decay * w
+
+        return jax.tree.map(moved, steps, params, drawn, gate), UPGDState(inner_state, utility, count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclass(frozen=True)
+class UPGD(Settings):
+    """UPGD: gates the optimiser's steps by each weight's utility and adds noise to useless weights; see `upgd`.
+
+    The paper's settings: SGD, one example a step; step sizes 1e-2 to 1e-5, beta .999 or .9999, sigma .01 to 1, weight
+    decay 0 to 0.1. The default noise is that of a step size 1e-2 with sigma 1e-3 (its README).
+    """
+
+    off: ClassVar[Mapping[str, Any] | None] = {"noise": 0.0, "decay": 0.0, "protecting": False}
+    below_one: ClassVar[tuple[str, ...]] = ("beta",)
+
+    noise: float = 1e-5
+    """Standard deviation of the noise: the paper's step size x sigma."""
+    decay: float = 0.0
+    """Share of every weight lost a step: the paper's step size x weight decay."""
+    beta: float = 0.999
+    """Decay of the running mean of the utilities."""
+    variant: Variant = "global"
+    """global | local (utilities compared within a unit) | released (global, as the authors' code has it)."""
+    protecting: bool = True
+    """Gate the step as well as the noise; otherwise only the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise ConfigError.unknown(f"{type(self).__name__}.variant", self.variant, get_args(Variant))
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``upgd`` around ``inner``."""
+        return upgd(inner, self.noise, self.decay, self.beta, variant=self.variant, protecting=self.protecting)
