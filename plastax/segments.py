@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax.types import Array, ConfigError, Key, Probe, Program, Record, Tree
+from plastax.types import Array, ConfigError, Key, Probe, ProbeInput, Program, Record, Tree
 
 Due = Callable[[Array, Array], Array]
 """``(number of updates done, whether a segment ends rather than starts here) -> bool``; must not depend on the seed."""
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
         too).
       update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; scalars.
       measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that no two measurements
-        share, for their keys.
+        share, for their keys: twice the number of updates done, and one more where a segment ends rather than starts.
     """
 
     init: Callable[[Key, Tree], Tree]
@@ -51,8 +51,11 @@ def program(
       due: when to measure, at the borders of segments; None: at both ends of every task.
 
     Raises:
-      ConfigError: if two probes label one axis differently.
+      ConfigError: if two probes label one axis differently or record under one name.
     """
+    for i, probe in enumerate(probes):
+        if any(probe.name == other.name for other in probes[:i]):
+            raise ConfigError(f"probes: two of them record as {probe.name!r}; leave one out")
     due = due or task_borders(updates_per_task)
 
     def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
@@ -96,6 +99,33 @@ def program(
                     "has one labelling of an axis"
                 )
     return Program(parts.init, segment, data, dims, coords)
+
+
+def look(probes: Sequence[Probe], seen: ProbeInput, task: Array) -> dict[str, Array]:
+    """What the probes measure, ``<probe>/<value>``; NaN of those that are not due in the task of this number.
+
+    Args:
+      probes: each gets a key of its own, folded from that of ``seen``.
+      seen: what they look at.
+      task: int32 scalar; must not depend on the seed.
+    """
+    values: dict[str, Array] = {}
+    for i, probe in enumerate(probes):
+        found = _due(probe, seen._replace(key=jax.random.fold_in(seen.key, i)), task)
+        values |= {f"{probe.name}/{name}": value for name, value in found.items()}
+    return values
+
+
+def _due(probe: Probe, seen: ProbeInput, task: Array) -> dict[str, Array]:
+    if probe.every == 1:
+        return probe.measure(seen)
+    nothing = missing(jax.eval_shape(lambda: probe.measure(seen)))
+    return jax.lax.cond(task % probe.every == 0, lambda: probe.measure(seen), lambda: nothing)
+
+
+def task_of(border: Array, updates_per_task: int) -> Array:
+    """Number of the task that a measurement at ``border`` (see `Parts.measure`) belongs to."""
+    return (border // 2 - border % 2) // updates_per_task
 
 
 def missing(shapes: Tree, *lead: int) -> Tree:

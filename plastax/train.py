@@ -50,6 +50,7 @@ class State(NamedTuple):
       opt_state: of the method.
       order: int32, the order of the examples in this epoch; empty where no update leaves an epoch unfinished.
       factors: running Kronecker factors of the task.
+      previous: parameters at the end of the previous task, for probes that need them; else empty.
     """
 
     key: Key
@@ -58,6 +59,7 @@ class State(NamedTuple):
     opt_state: Tree
     order: Array | tuple[()]
     factors: running.Running
+    previous: Params
 
 
 # Roles of a seed's key, see `keys.fold`.
@@ -183,6 +185,7 @@ def program(
     output_loss = losses.get(stream.loss)
     minibatch = batch_like(config, stream)
     probes_due = segments.task_borders(config.updates, probe_every)
+    needs_previous = any(probe.needs_previous for probe in probes)
 
     def factors_of(seen: Pass, batch: Examples, seed: Key, clock: Array) -> dict[str, Factors]:
         return learning.factors_of(seen, config.kronecker_kind, output_loss, batch, fold(seed, _FACTORS, clock))
@@ -240,6 +243,8 @@ def program(
         return state, jax.tree.map(jnp.mean, metrics)
 
     def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
+        if needs_previous:
+            state = state._replace(previous=state.params)
         # The very first task has no boundary: nothing has been learned that could be lost.
         state = jax.lax.cond(clock > 0, lambda s: switch(s, clock), lambda s: s, state)
         return state._replace(factors=running.start(state.factors.total))
@@ -275,7 +280,7 @@ def program(
             return values
 
         def look(state: State) -> dict[str, Array]:
-            return measure_probes(state, data, task, probe_key)
+            return measure_probes(state, data, task, border, probe_key)
 
         nothing = segments.missing(jax.eval_shape(look, state))
         return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
@@ -292,17 +297,14 @@ def program(
         means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
         return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
 
-    def measure_probes(state: State, data: Tree, task: Tree, key: Key) -> dict[str, Array]:
+    def measure_probes(state: State, data: Tree, task: Tree, border: Array, key: Key) -> dict[str, Array]:
         batch_key, key = jax.random.split(key)
         batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
-        values: dict[str, Array] = {}
-        for i, probe in enumerate(probes):
-            seen = ProbeInput(
-                state.params, batch, network.loss, network.features, network.outputs, output_loss, network.tapped,
-                network.taps, state.factors, jax.random.fold_in(key, i),
-            )  # fmt: skip
-            values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}
-        return values
+        seen = ProbeInput(
+            state.params, batch, network.loss, network.features, network.outputs, output_loss, network.tapped,
+            network.taps, state.factors, key, lambda: model.init(fold(state.key, _INIT)), state.previous,
+        )  # fmt: skip
+        return segments.look(probes, seen, segments.task_of(border, config.updates))
 
     def init(key: Key, data: Tree) -> State:
         params = model.init(fold(key, _INIT))
@@ -315,7 +317,9 @@ def program(
         # A copy of its own: the state is donated, and init may be called again.
         stats = jax.tree.map(jnp.copy, model.stats)
         order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
-        return State(key, params, stats, method.init(params), order, running.start(like))
+        # Copies, as above.
+        previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
+        return State(key, params, stats, method.init(params), order, running.start(like), previous)
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), data, index)

@@ -196,6 +196,7 @@ class Model(NamedTuple):
       evaluate: ``(params, stats, x) -> (outputs, features)``: normalised by the running statistics. None without.
       batch_like: shapes of the batches that it will be trained on (`jax.ShapeDtypeStruct`, leading axis ``B``), where
         whoever trains it says so: methods that keep examples in their state make room by them. None: not said.
+      activation: name of the hidden layers' nonlinearity: what their features say of single units depends on it.
     """
 
     init: Callable[[Key], Params]
@@ -211,6 +212,7 @@ class Model(NamedTuple):
     ) = None
     evaluate: Callable[[Params, Tree, Array], tuple[Tree, Features]] | None = None
     batch_like: Tree = None
+    activation: str = "relu"
 
 
 class Operator(NamedTuple):
@@ -314,6 +316,9 @@ class ProbeInput(NamedTuple):
       factors: what the training step's own backward passes have accumulated of the Kronecker factors during the task, a
         `plastax.curvature.running.Running` of layer name -> `kronecker.Factors`; empty where training takes none.
       key: the probe's own key.
+      initial: ``() -> params`` that training began with, drawn again.
+      previous: the parameters at the end of the previous task, those at the start in the first; empty unless a probe
+        says `Probe.needs_previous`.
     """
 
     params: Params
@@ -326,6 +331,8 @@ class ProbeInput(NamedTuple):
     taps_fn: Callable[[Tree], dict[str, Array]]
     factors: Tree
     key: Key
+    initial: Callable[[], Params]
+    previous: Params
 
 
 class Probe(NamedTuple):
@@ -336,12 +343,16 @@ class Probe(NamedTuple):
       measure: ``ProbeInput -> {value name: array}`` of fixed shapes.
       dims: value name -> names of its axes, for the labelled record; values not named here are scalars.
       coords: axis name -> labels.
+      every: tasks from one measurement to the next.
+      needs_previous: whether it looks at `ProbeInput.previous`, one more copy of the parameters in the state.
     """
 
     name: str
     measure: Callable[[ProbeInput], dict[str, Array]]
     dims: Mapping[str, tuple[str, ...]]
     coords: Mapping[str, tuple[Any, ...]]
+    every: int = 1
+    needs_previous: bool = False
 
 
 class Record(NamedTuple):

@@ -245,6 +245,28 @@ def test_probes_may_come_less_often_than_evaluations():
         assert np.isnan(record.probe["watch/loss"]).all() == bool(task % 2)
 
 
+def test_a_probe_may_come_less_often_than_others_and_see_where_its_task_began(reset):
+    def measure(seen: ProbeInput) -> dict[str, Array]:
+        return {name: ravel_pytree(x)[0] for name, x in (("initial", seen.initial()), ("previous", seen.previous))}
+
+    rare = Probe("rare", measure, {}, {}, every=2, needs_previous=True)
+    state, records, _ = run(make(method="reset", probes=(WATCH, rare)), (4, 4, 4))
+    # Neither changes a bit of the training, nor of what the other probe sees.
+    assert same(state._replace(previous=()), reset[0])
+    assert all(same({name: x for name, x in a.probe.items() if "rare" not in name}, b.probe)
+               for a, b in zip(records, reset[1], strict=True))  # fmt: skip
+    assert all(np.isnan(x).all() for name, x in records[1].probe.items() if name.startswith("rare/"))
+    first = records[0].probe["watch/params"][:, :1]
+    for task, previous in ((0, first), (2, records[1].probe["watch/params"][:, 1:])):
+        np.testing.assert_allclose(records[task].probe["rare/initial"], first.repeat(2, 1), rtol=1e-6)
+        np.testing.assert_array_equal(records[task].probe["rare/previous"], previous.repeat(2, 1))
+
+
+def test_two_probes_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="'watch'"):
+        make(probes=(WATCH, WATCH))
+
+
 def test_regression_has_no_accuracy():
     stream = SlowlyChangingRegression(period=12, target_units=3).build()
     config = Training(batch_size=4, kronecker_every=0)

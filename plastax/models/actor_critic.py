@@ -165,5 +165,6 @@ def _as_model(
     def names(layers: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"{head}/{layer}" for head in ("actor", "critic") for layer in layers)
 
-    model = Model(init, apply, network.taps, tapped, names((*hidden, "output")), names(hidden))
+    layers = names((*hidden, "output"))
+    model = Model(init, apply, network.taps, tapped, layers, names(hidden), activation=config.activation)
     return with_injections(model, config.injections, config.head_layers)

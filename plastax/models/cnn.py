@@ -85,7 +85,7 @@ class CNN:
             layer: layers.units(layer, width, (reader,), norm=self.layer_norm)
             for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.channels + self.hidden)
         }
-        model = layers.as_model(_CNN(self, outputs), input_shape, hidden, units)
+        model = layers.as_model(_CNN(self, outputs), input_shape, hidden, units, self.activation)
         return with_injections(model, self.injections, self.head_layers)
 
 

@@ -137,6 +137,7 @@ def as_model(
     input_shape: tuple[int, ...],
     hidden: tuple[str, ...],
     units: Mapping[str, Units],
+    activation: str,
     *,
     batch_norm: bool = False,
 ) -> Model:
@@ -148,6 +149,7 @@ def as_model(
       input_shape: of one example.
       hidden: names of the features, in the order of the forward pass.
       units: hidden layer -> its units.
+      activation: name of their nonlinearity.
       batch_norm: whether the module has running statistics, in Flax's collection ``batch_stats``.
     """
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
@@ -178,7 +180,7 @@ def as_model(
         given: Any = module.apply({"params": params, "batch_stats": stats}, x, train=False)
         return given
 
-    model = Model(init, apply, plain.taps, tapped, tuple(plain.taps(example)), hidden, units)
+    model = Model(init, apply, plain.taps, tapped, tuple(plain.taps(example)), hidden, units, activation=activation)
     if not batch_norm:
         return model
     stats = jax.jit(lambda: module.lazy_init(jax.random.key(0), example)["batch_stats"])()

@@ -93,7 +93,8 @@ class ResNet18:
             units[inner] = layers.units(inner, width, (last,), norm=True)
         for (layer, reader), width in zip(itertools.pairwise((*dense, "output")), self.hidden):
             units[layer] = layers.units(layer, width, (reader,), norm=self.layer_norm)
-        model = layers.as_model(_ResNet(self, outputs), input_shape, (*convs, *dense), units, batch_norm=True)
+        hidden = (*convs, *dense)
+        model = layers.as_model(_ResNet(self, outputs), input_shape, hidden, units, self.activation, batch_norm=True)
         return with_injections(model, self.injections, self.head_layers)
 
     def _plan(self) -> list[tuple[tuple[int, int], int]]:

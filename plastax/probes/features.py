@@ -1,71 +1,103 @@
-"""What the hidden units do on a batch: effective rank, dormancy, dead units, norm."""
+"""What the hidden layers do on a batch: ranks of their features, and what their units are up to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, get_args
 
+import jax
 import jax.numpy as jnp
 
-from plastax import linalg, tree
+from plastax import tree
+from plastax.probes import activity, ranks
+from plastax.probes.activity import dormant_fraction, feature_norm
+from plastax.probes.base import Settings
+from plastax.probes.ranks import SrankVariant, rows
 from plastax.types import Array, ConfigError, Features, Model, Params, Probe, ProbeInput
 
 
-def rows(features: Array) -> Array:
-    """``[B, d]`` as it is; convolutional ``[B, h, w, c]`` as ``[B h w, c]``: a channel is one unit."""
-    return features.reshape(-1, features.shape[-1])
-
-
-def dormant_fraction(features: Array, tau: float = 0.025) -> Array:
-    """Share of units whose mean absolute activation is at most ``tau`` times the layer's mean, a scalar.
-
-    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant; NaN where a unit is.
-
-    References:
-      Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning", arXiv 2302.12902, definition 3.1.
-    """
-    score = jnp.mean(jnp.abs(rows(features)), axis=0)
-    mean = jnp.mean(score)
-    # Comparisons with NaN are false, which would be a network without a dormant unit.
-    return jnp.where(jnp.isnan(mean), jnp.nan, jnp.mean(score <= tau * mean))
-
-
-def dead_units(features: Array) -> Array:
-    """Number of units that are exactly zero on every example, float32 scalar; it falls with the size of the batch."""
-    return jnp.sum(jnp.all(rows(features) == 0, axis=0)).astype(jnp.float32)
-
-
-def feature_norm(features: Array) -> Array:
-    """Mean over examples (and places) of the Euclidean norm of the features, a scalar."""
-    return jnp.mean(jnp.linalg.norm(rows(features), axis=-1))
-
-
 @dataclass(frozen=True)
-class FeatureProbe:
-    """Effective rank, dormant fraction, dead units and norm of every hidden layer's features."""
+class FeatureProbe(Settings):
+    """Ranks of every hidden layer's features; dormant, dead, linear and active units; feature norm."""
+
+    name: ClassVar[str] = "features"
 
     tau: float = 0.025
-    """A unit is dormant at or below this share of its layer's mean activation (ReDo: 0, 0.01, 0.025 or 0.1)."""
+    """A unit is dormant at or below this share of its layer's mean activation."""
+    taus: tuple[float, ...] = activity.TAUS
+    """Thresholds of the dormant fractions that are recorded beside that one."""
+    srank: SrankVariant = "kumar"
+    """Which code's srank: kumar (the paper's) | l2_init (one less) | plasticine (there called stable rank)."""
+    centred: bool = False
+    """Take the features' mean off before their singular values; public codes do not."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau < 1:
-            message = f"features.tau: {self.tau} is not allowed; give a number from 0 to below 1"
-            raise ConfigError(message)
+        super().__post_init__()
+        for name, values in (("tau", (self.tau,)), ("taus", self.taus)):
+            if not all(0 <= tau < 1 for tau in values):
+                message = f"features.{name}: {getattr(self, name)} is not allowed; give numbers from 0 to below 1"
+                raise ConfigError(message)
+        if self.srank not in get_args(SrankVariant):
+            raise ConfigError.unknown("features.srank", self.srank, get_args(SrankVariant))
 
     def build(self, model: Model) -> Probe:
-        """The probe; each of its values is ``[feature_layer]``."""
+        """The probe; see `plastax.probes.ranks` and `plastax.probes.activity` for what its values are.
+
+        ``[feature_layer]``: ``effective_rank`` (power 1), ``effective_rank_2`` (power 2), ``srank``, ``pca_rank``,
+        ``stable_rank``, ``numerical_rank``, ``pyoi_rank``; ``dormant_fraction`` (at ``tau``), ``dead_units``,
+        ``active_fraction``, ``sign_entropy`` (not for deep_fourier) and ``linearised`` (for activations with a linear
+        side); ``norm``; ``rows``, the number of rows behind all of them, which caps the ranks and on which dead and
+        linearised units depend. ``[feature_layer, tau]``: ``dormant``, the dormant fraction at ``taus``. ``[tau]``:
+        ``dormant_pooled`` over all units, and ``dormant_mean`` over layers.
+        """
+        per_layer = self._measures(model.activation)
+        taus = jnp.asarray(self.taus, jnp.float32)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             layers = seen.features_fn(seen.params, seen.batch)
             hidden = [layers[name] for name in model.hidden]
-            return {
-                "effective_rank": jnp.stack([linalg.effective_rank(rows(h)) for h in hidden]),
-                "dormant_fraction": jnp.stack([dormant_fraction(h, self.tau) for h in hidden]),
-                "dead_units": jnp.stack([dead_units(h) for h in hidden]),
-                "norm": jnp.stack([feature_norm(h) for h in hidden]),
+            found = [{name: fn(h) for name, fn in per_layer.items()} | self._ranks(h) for h in hidden]
+            values: dict[str, Array] = jax.tree.map(lambda *x: jnp.stack(x), *found)
+            dormant = jnp.stack([dormant_fraction(h, taus) for h in hidden])
+            widths = jnp.asarray([h.shape[-1] for h in hidden], jnp.float32)
+            return values | {
+                "dormant": dormant,
+                "dormant_pooled": activity.pooled(dormant, widths),
+                "dormant_mean": jnp.mean(dormant, axis=0),
             }
 
-        names = ("effective_rank", "dormant_fraction", "dead_units", "norm")
-        return Probe("features", measure, dict.fromkeys(names, ("feature_layer",)), {"feature_layer": model.hidden})
+        dims: dict[str, tuple[str, ...]] = dict.fromkeys((*per_layer, *_RANKS), ("feature_layer",))
+        dims |= {"dormant": ("feature_layer", "tau"), "dormant_pooled": ("tau",), "dormant_mean": ("tau",)}
+        return Probe(self.name, measure, dims, {"feature_layer": model.hidden, "tau": self.taus}, every=self.every)
+
+    def _measures(self, activation: str) -> dict[str, Callable[[Array], Array]]:
+        """What is measured of single units, by name."""
+        measures: dict[str, Callable[[Array], Array]] = {
+            "dormant_fraction": lambda h: dormant_fraction(h, self.tau),
+            "dead_units": activity.dead_units,
+            "active_fraction": lambda h: activity.active_fraction(h, activation),
+            "norm": feature_norm,
+            "rows": lambda h: jnp.asarray(rows(h).shape[0], jnp.float32),
+        }
+        if activity.has_signs(activation):
+            measures["sign_entropy"] = lambda h: activity.sign_entropy(h, activation)
+        if activity.linearises(activation):
+            measures["linearised"] = lambda h: activity.linearised_units(h, activation)
+        return measures
+
+    def _ranks(self, features: Array) -> dict[str, Array]:
+        h = rows(features)
+        values = ranks.singular_values(h, self.centred)
+        found = (
+            ranks.effective_rank(values), ranks.effective_rank(values, 2), ranks.srank(values, variant=self.srank),
+            ranks.pca_rank(values), ranks.stable_rank(values), ranks.numerical_rank(values, max(h.shape)),
+            ranks.pyoi_rank(values, h.shape[0]),
+        )  # fmt: skip
+        return dict(zip(_RANKS, found, strict=True))
+
+
+_RANKS = ("effective_rank", "effective_rank_2", "srank", "pca_rank", "stable_rank", "numerical_rank", "pyoi_rank")
 
 
 def monitor(params: Params, features: Features) -> dict[str, Array]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from plastax.curvature.kronecker import Eigenvalues, Factors, effective_rank, eigenvalues, factors, rank
+from plastax.probes.base import Settings
 from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class KroneckerSpectrum:
+class KroneckerSpectrum(Settings):
     """Spectra of every layer's Kronecker factors (KFAC, expand): input side A, output-gradient side G."""
+
+    name: ClassVar[str] = "kronecker"
 
     eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Thresholds of the eps-rank of the Kronecker product."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.eps or min(self.eps) < 0:
             message = f"kronecker.eps: {self.eps} is not allowed; give one or more numbers, none negative"
             raise ConfigError(message)
@@ -65,7 +70,7 @@ class KroneckerSpectrum:
             (*per_layer, *(f"running_{name}" for name in per_layer)), ("layer",)
         )
         dims |= {"rank": ("layer", "eps"), "a_eigenvalues": ("layer", "a_index"), "g_eigenvalues": ("layer", "g_index")}
-        return Probe("kronecker", measure, dims, {"layer": model.layers, "eps": self.eps})
+        return Probe(self.name, measure, dims, {"layer": model.layers, "eps": self.eps}, every=self.every)
 
 
 def _padded(rows: list[Array]) -> Array:

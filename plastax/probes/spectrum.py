@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-import jax
 import jax.numpy as jnp
 
-from plastax import curvature, tree
+from plastax import curvature
 from plastax.curvature.gram import Way
+from plastax.probes.base import Settings, order_within, thinned
 from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class _SpectrumProbe:
+class _SpectrumProbe(Settings):
     """What the two spectra share: how much to measure, and what is derived from the quadrature."""
-
-    name: ClassVar[str]
 
     order: int = 24
     """Lanczos steps of each probe vector: the resolution of the spectrum."""
@@ -29,10 +27,8 @@ class _SpectrumProbe:
     """Examples of the probe batch that the curvature is taken on (at most; it costs in proportion)."""
 
     def __post_init__(self) -> None:
-        for field in ("order", "probes", "examples"):
-            if getattr(self, field) < 1:
-                message = f"{self.name}.{field}: {getattr(self, field)} is not allowed; give 1 or more"
-                raise ConfigError(message)
+        super().__post_init__()
+        self._positive("order", "probes", "examples")
         if not self.eps or min(self.eps) < 0:
             message = f"{self.name}.eps: {self.eps} is not allowed; give one or more numbers, none negative"
             raise ConfigError(message)
@@ -46,9 +42,9 @@ class _SpectrumProbe:
 
         Its values: ``nodes``, ``weights``, ``residuals`` ``[probe, node]``, the raw quadrature, from which everything
         can be computed again; ``rank`` and ``relative_rank`` ``[eps]``, ``effective_rank``, ``stable_rank``, ``trace``,
-        ``frobenius`` norm and ``negative_mass`` with their standard errors ``<name>_se``; ``largest`` and ``smallest``
-        eigenvalue with residual bounds; ``breakdowns`` ``[probe]``; ``complete``, 1 where the nodes are the
-        eigenvalues; ``dim``.
+        ``frobenius`` norm and ``negative_mass`` with their standard errors ``<name>_se``; ``largest`` eigenvalue (the
+        Hessian's is the sharpness) and ``smallest``, with residual bounds; ``breakdowns`` ``[probe]``; ``complete``, 1
+        where the nodes are the eigenvalues; ``dim``.
         """
         del model
         eps = jnp.asarray(self.eps)
@@ -83,7 +79,7 @@ class _SpectrumProbe:
         quadrature = dict.fromkeys(("nodes", "weights", "residuals"), ("probe", "node"))
         ranks = dict.fromkeys(("rank", "rank_se", "relative_rank", "relative_rank_se"), ("eps",))
         dims = quadrature | ranks | {"breakdowns": ("probe",)}
-        return Probe(self.name, measure, dims, {"eps": self.eps})
+        return Probe(self.name, measure, dims, {"eps": self.eps}, every=self.every)
 
 
 @dataclass(frozen=True)
@@ -125,14 +121,3 @@ class GGN(_SpectrumProbe):
             self.probes,
             self.method,
         )
-
-
-def thinned(seen: ProbeInput, examples: int) -> ProbeInput:
-    """With at most so many examples, spread over the batch, whose order may be time."""
-    batch = jax.tree.map(lambda x: x[:: max(1, -(-x.shape[0] // examples))], seen.batch)
-    return seen._replace(batch=batch)
-
-
-def order_within(order: int, seen: ProbeInput) -> int:
-    """The order, no more than there are parameters."""
-    return min(order, tree.size(seen.params))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from plastax import curvature
-from plastax.probes.spectrum import order_within, thinned
+from plastax.probes.base import Settings, order_within, thinned
 from plastax.types import Array, ConfigError, Model, Params, Probe, ProbeInput, Tree
 
 
 @dataclass(frozen=True)
-class TrainabilityProbe:
+class TrainabilityProbe(Settings):
     """What a task's budget of gradient steps could fit of random targets, if the network stayed linear."""
+
+    name: ClassVar[str] = "trainability"
 
     learning_rate: float = 0.0
     """Step size of gradient descent; 0: the experiment's own. Adam's is not one: then compare networks, no more."""
@@ -30,10 +33,8 @@ class TrainabilityProbe:
     """Examples of the probe batch (at most)."""
 
     def __post_init__(self) -> None:
-        for name in ("order", "probes", "examples"):
-            if getattr(self, name) < 1:
-                message = f"trainability.{name}: {getattr(self, name)} is not allowed; give 1 or more"
-                raise ConfigError(message)
+        super().__post_init__()
+        self._positive("order", "probes", "examples")
         for name in ("learning_rate", "steps"):
             if not getattr(self, name) >= 0:
                 message = f"trainability.{name}: {getattr(self, name)} is not allowed; give 0 or more"
@@ -93,4 +94,4 @@ class TrainabilityProbe:
                     values[name] = value
             return values
 
-        return Probe("trainability", measure, {}, {})
+        return Probe(self.name, measure, {}, {}, every=self.every)

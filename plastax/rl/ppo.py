@@ -38,7 +38,10 @@ from plastax.types import (
 
 
 class State(NamedTuple):
-    """Everything that a seed's next update needs, apart from the clock."""
+    """Everything that a seed's next update needs, apart from the clock.
+
+    ``previous`` holds the parameters at the end of the previous task for probes that need them; else it is empty.
+    """
 
     key: Key
     params: Params
@@ -46,6 +49,7 @@ class State(NamedTuple):
     actors: Actors
     statistics: normalize.Statistics
     factors: running.Running
+    previous: Params
 
 
 # Roles of a seed's key, see `keys.fold`.
@@ -99,6 +103,7 @@ def program(
     minibatch = batch_like(config, environment)
     policy = policies.make(environment.action_space)
     objective = losses(config, model, policy)
+    needs_previous = any(probe.needs_previous for probe in probes)
 
     def loss_fn(params: Params, batch: Batch) -> Array:
         return objective.loss(params, batch)[0]
@@ -180,7 +185,7 @@ def program(
             # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.
             metrics |= monitor(params, features_fn(params, jax.tree.map(lambda x: x[:: config.minibatches], batch)))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
-        return State(state.key, params, opt_state, actors, statistics, average), metrics
+        return State(state.key, params, opt_state, actors, statistics, average, state.previous), metrics
 
     def begin_task(state: State, data: Tree, task: Tree, clock: Array) -> State:
         env_key, method_key = jax.random.split(fold(state.key, _SWITCH, clock))
@@ -200,7 +205,8 @@ def program(
         if config.normalize_observations == "reset":
             statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(environment, config.num_envs, env_key, task)
-        return State(state.key, params, opt_state, actors, statistics, running.start(state.factors.total))
+        previous = state.params if needs_previous else ()
+        return State(state.key, params, opt_state, actors, statistics, running.start(state.factors.total), previous)
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         """All probes on fresh on-policy data; nothing of it reaches the state."""
@@ -212,14 +218,11 @@ def program(
             value, (_, features, inputs) = objective.tapped(params, taps, batch)
             return value, (features, inputs)
 
-        values: dict[str, Array] = {}
-        for i, probe in enumerate(probes):
-            seen = ProbeInput(
-                state.params, batch, loss_fn, features_fn, objective.outputs, objective.output_loss, tapped_loss,
-                taps_fn, state.factors, jax.random.fold_in(key, i),
-            )  # fmt: skip
-            values |= {f"{probe.name}/{name}": value for name, value in probe.measure(seen).items()}
-        return values
+        seen = ProbeInput(
+            state.params, batch, loss_fn, features_fn, objective.outputs, objective.output_loss, tapped_loss, taps_fn,
+            state.factors, key, lambda: model.init(fold(state.key, _INIT)), state.previous,
+        )  # fmt: skip
+        return segments.look(probes, seen, segments.task_of(border, updates_per_task))
 
     def zeros_like(shapes: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -234,7 +237,9 @@ def program(
         if config.kronecker_every:
             batch = zeros_like(minibatch)
             like = jax.eval_shape(lambda: factors_of(objective.backward(params, batch), batch, key, jnp.int32(0)))
-        return State(key, params, method.init(params), actors, statistics, running.start(like))
+        # A copy of its own: the state is donated.
+        previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
+        return State(key, params, method.init(params), actors, statistics, running.start(like), previous)
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), index)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import linalg, tree
+from plastax import tree
 from plastax.curvature import running
 from plastax.curvature.kronecker import Factors, factors
 from plastax.models import ActorCritic
@@ -19,15 +19,20 @@ from plastax.probes import (
     GGN,
     PROBES,
     FeatureProbe,
+    GradientProbe,
     Hessian,
     KroneckerSpectrum,
+    NTKProbe,
     TrainabilityProbe,
-    dead_units,
-    dormant_fraction,
+    activity,
     monitor,
+    ranks,
 )
-from plastax.probes.features import feature_norm, participation_ratio
+from plastax.probes.features import participation_ratio
+from plastax.probes.gradient import gradient_covariance, off_diagonal_mean
+from plastax.probes.weights import root_mean_square, spectral_norm
 from plastax.types import ConfigError, Loss, Probe, ProbeInput
+from tests.probes.layers import KINDS, entropy_rank, features_of, orthogonal
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -35,103 +40,31 @@ EXAMPLES = 10
 MODEL = ActorCritic(hidden=(5, 4)).build((3,), 2, continuous=False)
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
-every_probe = pytest.mark.parametrize("name", PROBES)
-
-
-def features_of(kind: str) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    random = rng.standard_normal((12, 6))
-    return {
-        "random": random,
-        "wide": random.T,
-        "rank_one": np.outer(random[:, 0], 1 + np.abs(random[0])),
-        "relu": np.maximum(random, 0.0) * np.array([1.0, 0.0, 2.0, 1e-2, 1.0, 0.0]),
-        "maps": rng.standard_normal((3, 2, 4, 5)),
-        "zero": np.zeros((12, 6)),
-        "dead_maps": np.maximum(-np.abs(rng.standard_normal((3, 2, 4, 5))), 0.0),
-    }[kind]
-
-
-KINDS = ("random", "wide", "rank_one", "relu", "maps", "zero", "dead_maps")
-
-
-def entropy_rank(values: np.ndarray) -> float:
-    """Exponential of the entropy of non-negative values; 0 if they are all zero."""
-    if not values.sum():
-        return 0.0
-    p = values[values > 0] / values.sum()
-    return float(np.exp(-np.sum(p * np.log(p))))
-
-
-def numpy_effective_rank(h: np.ndarray) -> float:
-    s = np.linalg.svd(h, compute_uv=False)
-    return entropy_rank(np.where(s > 1e-12 * max(s[0], 1e-300), s, 0.0))
+every_probe = pytest.mark.parametrize("name", [name for name in PROBES if name != "spectrum"])
 
 
 def numpy_participation_ratio(h: np.ndarray) -> float:
-    s = np.linalg.svd(h, compute_uv=False)
+    s = np.linalg.svd(h.reshape(-1, h.shape[-1]), compute_uv=False)
     return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else 0.0
 
 
-def numpy_dormant_fraction(h: np.ndarray) -> float:
-    score = np.abs(h).mean(axis=0)
-    return float(np.mean([s <= 0.025 * score.mean() for s in score]))
-
-
-MEASUREMENTS: dict[str, tuple[Callable, Callable]] = {
-    "effective_rank": (
-        lambda h: linalg.effective_rank(h.reshape(-1, h.shape[-1])),
-        numpy_effective_rank,
-    ),
-    "participation_ratio": (participation_ratio, numpy_participation_ratio),
-    "dormant_fraction": (dormant_fraction, numpy_dormant_fraction),
-    "dead_units": (dead_units, lambda h: float((np.abs(h).sum(axis=0) == 0).sum())),
-    "feature_norm": (feature_norm, lambda h: float(np.mean([np.sqrt((row**2).sum()) for row in h]))),
-}
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MEASUREMENTS)
-def test_measurement_equals_numpy(name: str, kind: str) -> None:
-    measure, reference = MEASUREMENTS[name]
+def test_participation_ratio_equals_numpy(kind: str) -> None:
     h = features_of(kind)
-    got = jit(measure)(jnp.asarray(h, jnp.float32))
+    got = jit(participation_ratio)(jnp.asarray(h, jnp.float32))
     assert (got.shape, got.dtype) == ((), jnp.float32)
-    # Small singular values come from a Gram matrix, with the root of its rounding.
-    rtol = 2e-4 if (name, kind) == ("effective_rank", "relu") else 2e-5
-    np.testing.assert_allclose(got, reference(h.reshape(-1, h.shape[-1])), rtol=rtol, atol=1e-6)
+    np.testing.assert_allclose(got, numpy_participation_ratio(h), rtol=2e-5, atol=1e-6)
 
 
-def orthogonal(n: int, seed: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
-
-
-@pytest.mark.parametrize("name", ["effective_rank", "participation_ratio"])
-def test_ranks_know_no_basis_and_no_scale(name: str) -> None:
-    measure = jit(MEASUREMENTS[name][0])
+def test_participation_ratio_knows_no_basis_and_no_scale() -> None:
+    measure = jit(participation_ratio)
     h = features_of("random")
     before = float(measure(jnp.asarray(h, jnp.float32)))
     assert 1.0 < before < 6.0
     for other in (h @ orthogonal(6, 1), orthogonal(12, 2) @ h, 1e12 * h, 1e-12 * h, -h, h[::-1]):
         np.testing.assert_allclose(measure(jnp.asarray(other, jnp.float32)), before, rtol=1e-4)
     np.testing.assert_allclose(measure(jnp.asarray(orthogonal(6, 3), jnp.float32)), 6.0, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["dormant_fraction", "dead_units"])
-def test_dormancy_knows_no_order_and_no_scale(name: str) -> None:
-    measure = jit(MEASUREMENTS[name][0])
-    h = jnp.asarray(features_of("relu"), jnp.float32)
-    before = float(measure(h))
-    assert before in (3 / 6, 2.0)
-    for other in (h[:, ::-1], h[::-1], 1e6 * h, 1e-6 * h, -h):
-        assert float(measure(other)) == before
-    assert float(dormant_fraction(h, 0.0)) == pytest.approx(2 / 6)
-
-
-def test_measurements_of_nan_are_not_numbers() -> None:
-    h = jnp.asarray(features_of("relu"), jnp.float32).at[2, 3].set(jnp.nan)
-    for name in ("effective_rank", "participation_ratio", "dormant_fraction", "feature_norm"):
-        assert np.isnan(MEASUREMENTS[name][0](h)), name
+    assert np.isnan(measure(jnp.asarray(h, jnp.float32).at[2, 3].set(jnp.nan)))
 
 
 def loss_fn(params: Any, batch: dict) -> jax.Array:
@@ -185,6 +118,8 @@ def look(params: Any, batch: Any, factors: Any, seed: Any = 0) -> ProbeInput:
         taps_fn=lambda b: MODEL.taps(b["x"]),
         factors=factors,
         key=jax.random.key(seed),
+        initial=lambda: jax.tree.map(jnp.ones_like, params),
+        previous=jax.tree.map(jnp.zeros_like, params),
     )
 
 
@@ -256,40 +191,175 @@ def test_registered_probe(name: str, assert_no_retrace: Callable) -> None:
 
 
 def test_feature_probe_is_its_parts() -> None:
-    values = measure_of(FeatureProbe())(live_and_dead(), make_batch(), jnp.arange(2))
+    config = FeatureProbe(taus=(0.0, 0.1))
+    values = measure_of(config)(live_and_dead(), make_batch(), jnp.arange(2))
     features = jit(MODEL.apply)(make_params(), make_batch()["x"])[1]
-    for name in ("effective_rank", "dormant_fraction", "dead_units", "norm"):
-        reference = MEASUREMENTS["feature_norm" if name == "norm" else name][1]
-        expected = [reference(np.float64(features[layer])) for layer in MODEL.hidden]
-        np.testing.assert_allclose(values[name][0], expected, rtol=2e-5)
-    np.testing.assert_array_equal(values["effective_rank"][1], 0.0)
-    np.testing.assert_array_equal(values["norm"][1], 0.0)
-    np.testing.assert_array_equal(values["dormant_fraction"][1], 1.0)
-    np.testing.assert_array_equal(values["dead_units"][1], [5, 4, 5, 4])
+    hidden = [features[layer] for layer in MODEL.hidden]
+
+    @jit
+    def parts_of(h: jax.Array) -> dict[str, jax.Array]:
+        s = ranks.singular_values(h)
+        return {
+            "effective_rank": ranks.effective_rank(s), "effective_rank_2": ranks.effective_rank(s, 2),
+            "srank": ranks.srank(s), "pca_rank": ranks.pca_rank(s), "stable_rank": ranks.stable_rank(s),
+            "numerical_rank": ranks.numerical_rank(s, EXAMPLES), "pyoi_rank": ranks.pyoi_rank(s, EXAMPLES),
+            "dormant_fraction": activity.dormant_fraction(h), "dead_units": activity.dead_units(h),
+            "active_fraction": activity.active_fraction(h), "linearised": activity.linearised_units(h),
+            "sign_entropy": activity.sign_entropy(h), "norm": activity.feature_norm(h), "rows": EXAMPLES,
+        }  # fmt: skip
+
+    for i, h in enumerate(hidden):
+        for name, part in parts_of(h).items():
+            np.testing.assert_allclose(values[name][0, i], part, rtol=2e-5, err_msg=name)
+    dormant = np.array([[activity.dormant_fraction(h, tau) for tau in config.taus] for h in hidden])
+    np.testing.assert_allclose(values["dormant"][0], dormant, rtol=1e-6)
+    np.testing.assert_allclose(values["dormant_mean"][0], dormant.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(values["dormant_pooled"][0], np.array([5, 4, 5, 4]) @ dormant / 18, rtol=1e-6)
+    for name, expected in {"dormant_fraction": 1.0, "dead_units": [5, 4, 5, 4], "rows": EXAMPLES, "dormant": 1.0,
+                           "dormant_pooled": 1.0, "dormant_mean": 1.0}.items():  # fmt: skip
+        np.testing.assert_array_equal(values[name][1], np.broadcast_to(expected, values[name][1].shape), err_msg=name)
+        values.pop(name)
+    assert all((value[1] == 0.0).all() for value in values.values())
 
 
-def test_weight_and_gradient_probes_equal_numpy() -> None:
-    params = make_params()
-    leaves = {k: np.float64(v) for k, v in tree.named_leaves(params).items()}
+def test_feature_probe_takes_the_named_variants() -> None:
+    configs = (FeatureProbe(), FeatureProbe(srank="l2_init", centred=True))
+    measures = [config.build(MODEL).measure for config in configs]
+    seen = look(make_params(), make_batch(), no_factors())
+    kumar, other = jit(lambda p: [measure(seen._replace(params=p)) for measure in measures])(seen.params)
+    assert (other["srank"] < kumar["srank"]).all()
+    assert (other["effective_rank"] != kumar["effective_rank"]).all()
+
+
+def test_weight_probe_equals_numpy() -> None:
+    leaves = {k: np.float64(v) for k, v in tree.named_leaves(make_params()).items()}
     values = measure_of(PROBES["weights"])(live_and_dead(), make_batch(), jnp.arange(2))
     kernels = [leaves[f"{layer}/kernel"] for layer in MODEL.layers]
     np.testing.assert_allclose(values["norm"][0], [np.linalg.norm(k) for k in kernels], rtol=1e-5)
     np.testing.assert_allclose(values["mean_magnitude"][0], [np.abs(k).mean() for k in kernels], rtol=1e-5)
-    total = np.linalg.norm(np.concatenate([x.ravel() for x in leaves.values()]))
-    np.testing.assert_allclose(values["total_norm"][0], total, rtol=1e-5)
+    np.testing.assert_allclose(values["spectral_norm"][0], [np.linalg.norm(k, 2) for k in kernels], rtol=1e-5)
+    flat = np.concatenate([x.ravel() for x in leaves.values()])
+    np.testing.assert_allclose(values["total_norm"][0], np.linalg.norm(flat), rtol=1e-5)
+    np.testing.assert_allclose(values["total_mean_magnitude"][0], np.abs(flat).mean(), rtol=1e-5)
+    # Plasticine's magnitude is another number than everybody else's.
+    np.testing.assert_allclose(root_mean_square(make_params()), np.sqrt((flat**2).mean()), rtol=1e-5)
+    assert root_mean_square(make_params()) > 1.1 * values["total_mean_magnitude"][0]
 
-    values = measure_of(PROBES["gradient"])(live_and_dead(), make_batch(), jnp.arange(2))
+
+@pytest.mark.parametrize("scale", [1.0, 1e15, 1e-15])
+def test_spectral_norm_of_any_kernel(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    for kernel in (rng.standard_normal((3, 2, 2, 4)), np.outer(np.arange(1.0, 4.0), np.ones(5)), np.zeros((3, 2))):
+        expected = np.linalg.norm(scale * kernel.reshape(-1, kernel.shape[-1]), 2)
+        np.testing.assert_allclose(spectral_norm(jnp.asarray(scale * kernel, jnp.float32)), expected, rtol=1e-5)
+
+
+def test_movement_is_measured_from_both_origins() -> None:
+    params, initial = make_params(), jax.tree.map(lambda x: x + 0.5, make_params(dead=True))
+    previous = jax.tree.map(lambda x: 2.0 * x, params)
+    seen = look(params, make_batch(), no_factors())._replace(initial=lambda: initial, previous=previous)
+    probe = PROBES["movement"].build(MODEL)
+    assert probe.needs_previous
+    values = jit(lambda seen_params: probe.measure(seen._replace(params=seen_params)))(params)
+    for name, origin in (("from_init", initial), ("change", previous)):
+        moved = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), params, origin)
+        kernels = [tree.named_leaves(moved)[f"{layer}/kernel"] for layer in MODEL.layers]
+        np.testing.assert_allclose(values[name], [np.linalg.norm(k) for k in kernels], rtol=1e-5)
+        flat = np.concatenate([x.ravel() for x in jax.tree.leaves(moved)])
+        for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
+            np.testing.assert_allclose(values[f"{name}_{norm}"], np.linalg.norm(flat, order), rtol=1e-5)
+
+
+def numpy_gradients(params: Any, batch: Any) -> list[np.ndarray]:
+    return [np.float64(g) for g in jax.tree.leaves(jit(jax.grad(loss_fn))(params, batch))]
+
+
+def test_gradient_probe_equals_numpy() -> None:
+    params, batch = make_params(), make_batch()
+    values = measure_of(PROBES["gradient"])(live_and_dead(), batch, jnp.arange(2))
     # Of a network without a live unit only the output biases have a gradient: mean output minus mean target.
-    batch, dead = make_batch(), tree.named_leaves(make_params(dead=True))
+    dead = tree.named_leaves(make_params(dead=True))
     policy = np.float64(dead["actor/output/bias"]) - np.float64(batch["y"]).mean(axis=0)
     value = np.float64(dead["critic/output/bias"]) - np.float64(batch["v"]).mean()
     np.testing.assert_allclose(values["norm"][1], np.linalg.norm([*policy, *value]), rtol=1e-5)
-    size = sum(x.size for x in leaves.values())
+    np.testing.assert_allclose(values["l1"][1], np.abs([*policy, *value]).sum(), rtol=1e-5)
+    size = tree.size(params)
     np.testing.assert_allclose(values["zero_fraction"][1], (size - 3) / size, rtol=1e-6)
-    grads = jit(jax.grad(loss_fn))(params, make_batch())
+    np.testing.assert_array_equal(values["layer_zero_fraction"][1], 1.0)
+    np.testing.assert_array_equal(values["dormant"][1], 1.0)
+
+    grads = jit(jax.grad(loss_fn))(params, batch)
     flat = np.concatenate([np.float64(g).ravel() for g in jax.tree.leaves(grads)])
     np.testing.assert_allclose(values["norm"][0], np.linalg.norm(flat), rtol=1e-5)
+    np.testing.assert_allclose(values["l1"][0], np.abs(flat).sum(), rtol=1e-5)
     np.testing.assert_allclose(values["zero_fraction"][0], np.mean(flat == 0), rtol=1e-6)
+    kernels = [np.float64(tree.named_leaves(grads)[f"{layer}/kernel"]) for layer in MODEL.layers]
+    np.testing.assert_allclose(values["layer_norm"][0], [np.linalg.norm(k) for k in kernels], rtol=1e-5)
+    np.testing.assert_allclose(values["layer_l1"][0], [np.abs(k).sum() for k in kernels], rtol=1e-5)
+    np.testing.assert_allclose(values["layer_zero_fraction"][0], [np.mean(k == 0) for k in kernels], rtol=1e-6)
+
+    # A unit's bias gradient, of one example alone, is the gradient of its pre-activation.
+    single = example_gradients(params, jax.tree.map(lambda x: x[:, None], batch))
+    shares = []
+    for layer in MODEL.hidden:
+        score = np.abs(np.float64(tree.named_leaves(single)[f"{layer}/bias"])).mean(axis=0)
+        shares.append([np.mean(score <= tau * score.mean()) for tau in PROBES["gradient"].taus])
+    np.testing.assert_allclose(values["dormant"][0], shares, rtol=1e-6)
+    np.testing.assert_allclose(values["dormant_mean"][0], np.mean(shares, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(values["dormant_pooled"][0], np.array([5, 4, 5, 4]) @ shares / 18, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [3, 64])
+def test_gradient_covariance_equals_numpy(parts: int) -> None:
+    batch = make_batch()
+    probe = GradientProbe(minibatches=parts).build(MODEL)
+    values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), batch)
+    parts = min(parts, EXAMPLES)
+    size = EXAMPLES // parts
+    rows = []
+    for i in range(parts):
+        part = {name: x[i::parts][:size] for name, x in batch.items()}
+        rows.append(np.concatenate([g.ravel() for g in numpy_gradients(make_params(), part)]))
+    unit = np.array([row / np.linalg.norm(row) for row in rows])
+    expected = unit @ unit.T
+    np.testing.assert_allclose(values["covariance"], expected, atol=2e-5)
+    others = expected[~np.eye(parts, dtype=bool)]
+    np.testing.assert_allclose(values["cosine"], others.mean(), atol=2e-5)
+    np.testing.assert_allclose(values["cosine_magnitude"], np.abs(others).mean(), atol=2e-5)
+
+
+def test_gradient_covariance_of_zero_and_of_parallel_gradients() -> None:
+    rng = np.random.default_rng(0)
+    line = rng.standard_normal(7)
+    grads = np.array([line, -2 * line, 0 * line, 1e-12 * line])
+    cosines = gradient_covariance(
+        {"a": jnp.asarray(grads[:, :3], jnp.float32), "b": jnp.asarray(grads[:, 3:], jnp.float32)}
+    )
+    signs = np.array([1.0, -1.0, 0.0, 1.0])
+    np.testing.assert_allclose(cosines, np.outer(signs, signs), atol=1e-6)
+    assert np.isnan(off_diagonal_mean(cosines[:1, :1]))
+
+
+def test_ntk_probe_equals_the_jacobian() -> None:
+    params, batch = make_params(), make_batch()
+    config = NTKProbe(examples=5, delta=0.1)
+    values = jit(lambda p, b: config.build(MODEL).measure(look(p, b, no_factors())))(params, batch)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def outputs(w: jax.Array) -> jax.Array:
+        out = MODEL.apply(unravel(w), batch["x"][::2])[0]
+        return jnp.concatenate([out["policy"].ravel(), out["value"]])
+
+    singular = np.linalg.svd(np.float64(jit(jax.jacrev(outputs))(flat)), compute_uv=False)
+    np.testing.assert_allclose(values["eigenvalues"], singular**2, atol=1e-5 * singular[0] ** 2)
+    np.testing.assert_allclose(values["trace"], (singular**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(values["effective_rank"], entropy_rank(singular**2), rtol=1e-4)
+    assert values["numerical_rank"] == 15
+    # The kernel's srank is the Jacobian's PCA rank, and not the Jacobian's own srank.
+    s = jnp.asarray(singular, jnp.float32)
+    assert values["srank"] == ranks.pca_rank(s, 0.9) < ranks.srank(s, 0.1)
+    with pytest.raises(ConfigError, match="batch normalisation"):
+        config.build(MODEL._replace(train=lambda *a: a))
 
 
 example_gradients = jit(jax.vmap(jax.grad(loss_fn), in_axes=(None, 0)))
@@ -480,8 +550,12 @@ def test_monitor_averages_each_network_on_its_own() -> None:
     values = jit(monitor)(params, features | {"actor_target/dense_0": jnp.zeros((EXAMPLES, 3))})
     for network in ("actor", "critic"):
         hidden = [np.float64(h) for name, h in features.items() if name.startswith(f"{network}/")]
-        for name in ("participation_ratio", "dormant_fraction", "feature_norm"):
-            expected = np.mean([MEASUREMENTS[name][1](h) for h in hidden])
+        for name, one in (
+            ("participation_ratio", numpy_participation_ratio),
+            ("dormant_fraction", lambda h: np.mean(np.abs(h).mean(axis=0) <= 0.025 * np.abs(h).mean())),
+            ("feature_norm", lambda h: np.linalg.norm(h, axis=1).mean()),
+        ):
+            expected = np.mean([one(h) for h in hidden])
             np.testing.assert_allclose(values[f"{name}/{network}"], expected, rtol=2e-5)
     assert all(np.shape(value) == () for value in values.values())
     np.testing.assert_allclose(values["weight_norm"], tree.norm(params))
@@ -492,6 +566,13 @@ def test_monitor_averages_each_network_on_its_own() -> None:
     [
         (lambda: FeatureProbe(tau=1.0), "features.tau"),
         (lambda: FeatureProbe(tau=-0.1), "features.tau"),
+        (lambda: FeatureProbe(taus=(0.0, 2.0)), "features.taus"),
+        (lambda: FeatureProbe(srank="dohare"), "features.srank"),
+        (lambda: FeatureProbe(every=0), "features.every"),
+        (lambda: GradientProbe(minibatches=1), "gradient.minibatches"),
+        (lambda: GradientProbe(taus=(1.0,)), "gradient.taus"),
+        (lambda: NTKProbe(examples=0), "ntk.examples"),
+        (lambda: NTKProbe(delta=0.0), "ntk.delta"),
         (lambda: KroneckerSpectrum(eps=()), "kronecker.eps"),
         (lambda: KroneckerSpectrum(eps=(-1e-3,)), "kronecker.eps"),
         (lambda: Hessian(order=0), "hessian.order"),

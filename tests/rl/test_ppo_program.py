@@ -318,6 +318,8 @@ def spy_program(method: str = "backprop", **changes) -> Program:
         return {
             "task": seen.batch.observation,
             "params": ravel_pytree(seen.params)[0],
+            "initial": ravel_pytree(seen.initial())[0],
+            "previous": ravel_pytree(seen.previous)[0],
             "weight": weight,
             "key": jax.random.key_data(seen.key).astype(jnp.float32),
         }
@@ -329,7 +331,7 @@ def spy_program(method: str = "backprop", **changes) -> Program:
         spy_stream(),
         SPY_MODEL,
         chosen.build(config.optimizer()),
-        [Probe("spy", measure, {}, {})],
+        [Probe("spy", measure, {}, {}, needs_previous=True)],
         updates_per_task=SPY_UPDATES,
         needs_boundary=chosen.needs_boundary,
     )
@@ -422,6 +424,17 @@ def test_the_first_probe_of_a_task_sees_the_network_that_starts_it(spied):
         started = spied["reset"].records[task].probe["spy/params"][:, 0]
         np.testing.assert_allclose(started, flat(fresh(task * SPY_UPDATES)), rtol=1e-6, atol=1e-6)
         assert np.abs(started - spied["reset"].records[task - 1].probe["spy/params"][:, 1]).max() > 0.1
+
+
+def test_probes_see_where_the_run_and_the_task_began(spied):
+    for ran in spied.values():
+        first = ran.records[0].probe["spy/params"][:, :1]
+        previous = first
+        for record in ran.records:
+            # Drawn again, in another compiled program: to rounding.
+            np.testing.assert_allclose(record.probe["spy/initial"], first.repeat(2, 1), rtol=1e-5, atol=1e-8)
+            np.testing.assert_array_equal(record.probe["spy/previous"], previous.repeat(2, 1))
+            previous = record.probe["spy/params"][:, 1:]
 
 
 @pytest.mark.parametrize("name", ["reset", pytest.param("backprop", marks=pytest.mark.slow)])

@@ -88,6 +88,8 @@ def problem(request) -> Problem:
             lambda b: model.taps(b.observation),
             {},
             key,
+            lambda: params,
+            (),
         )
 
     def measure(order: int):

@@ -1,0 +1,126 @@
+"""Probes without the rest of plastax: of a network that somebody else trains."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from plastax import tree
+from plastax.curvature import losses, running
+from plastax.types import (
+    Array,
+    ConfigError,
+    Examples,
+    Features,
+    Key,
+    LayerInputs,
+    Loss,
+    Model,
+    Params,
+    ProbeInput,
+    Tapped,
+    Tree,
+)
+
+Apply = Callable[[Params, Array], Any]
+
+
+@functools.partial(jax.jit, static_argnames=("probes", "apply", "loss", "activation", "init"))
+def measure(
+    probes: tuple[Any, ...],
+    params: Params,
+    apply: Apply | Tapped,
+    batch: tuple[Array, Array],
+    key: Key,
+    *,
+    loss: Loss | str = "cross_entropy",
+    activation: str = "relu",
+    initial: Params = None,
+    previous: Params = None,
+    init: Callable[[Key], Params] | None = None,
+) -> dict[str, Array]:
+    """What some probes say of one network on one batch.
+
+    Compiled once for the same ``probes`` and the same ``apply``, ``loss`` and ``init`` objects: define them outside of
+    the training loop. It can be mapped over seeds and be part of a larger compiled function. Layers are the parameters
+    named ``<layer>/kernel``.
+
+    Args:
+      probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES`, each with its defaults.
+      params: a tree of the network's parameters.
+      apply: ``(params, x) -> outputs``, or ``-> (outputs, features)`` with a dict of hidden layers' features
+        ``[B, ..., units]``, in the order of the forward pass, which `FeatureProbe` needs. Or
+        ``plastax.models.tapped(module)`` of a Flax module that returns either: what `KroneckerSpectrum`, and the units
+        without gradient of `GradientProbe`, need.
+      batch: inputs ``[B, ...]`` and labels ``[B]`` or targets ``[B, D]``.
+      key: of what is random in the probes.
+      loss: a name of `plastax.curvature.losses`, or a loss.
+      activation: name of the hidden layers' nonlinearity, see `plastax.probes.activity`.
+      initial: parameters that training began with; for `MovementProbe`.
+      previous: parameters at the end of the last task; for `MovementProbe`.
+      init: ``key -> params``, the initialiser; for `PlasticityProbe`.
+
+    Returns:
+      ``<probe>/<value>``.
+
+    Raises:
+      ConfigError: an unknown name, or a probe that needs what is not given.
+    """
+    from plastax.probes import PROBES  # Here: that module imports this one.
+
+    unknown = [probe for probe in probes if isinstance(probe, str) and probe not in PROBES]
+    if unknown:
+        raise ConfigError.unknown("probes", unknown[0], PROBES)
+    configs: list[Any] = [PROBES[probe] if isinstance(probe, str) else probe for probe in probes]
+    output_loss = losses.get(loss)
+    examples = Examples(*batch)
+    # A plain network is one without taps.
+    network = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))
+
+    def forward(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
+        out, inputs = network.apply(params, taps, x)
+        outputs, features = out if isinstance(out, tuple) else (out, {})
+        return outputs, features, inputs
+
+    def tapped_loss(
+        params: Params, taps: Tree, data: Examples
+    ) -> tuple[Array, tuple[Features, dict[str, LayerInputs]]]:
+        outputs, features, inputs = forward(params, taps, data.x)
+        return output_loss.value(outputs, data), (features, inputs)
+
+    hidden: list[str] = []
+    # Read while it is traced: a dict that comes out of JAX is sorted.
+    jax.eval_shape(lambda p, x: hidden.extend(forward(p, {}, x)[1]), params, examples.x)
+    tapped = tuple(network.taps(examples.x))
+    given = {
+        "features": (hidden, "apply: it gives no features; let it return (outputs, features)"),
+        "kronecker": (tapped, "apply: its layers are not tapped; give plastax.models.tapped(module)"),
+        "movement": (initial is not None and previous is not None, "initial, previous: None is not allowed"),
+        "plasticity": (init, "init: None is not allowed; give the network's initialiser"),
+    }
+    for config in configs:
+        there, why = given.get(config.name, (True, ""))
+        if not there:
+            raise ConfigError(f"{why}, with the probe {config.name}")
+    kernels = tuple(name.removesuffix("/kernel") for name in tree.named_leaves(params) if name.endswith("/kernel"))
+    model = Model(
+        init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, tapped or kernels, tuple(hidden),
+        activation=activation,
+    )  # fmt: skip
+    seen = ProbeInput(
+        params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: forward(p, {}, data.x)[1],
+        lambda p, data: forward(p, {}, data.x)[0], output_loss, tapped_loss, lambda data: network.taps(data.x),
+        running.start({}), key, lambda: initial, previous,
+    )  # fmt: skip
+    values: dict[str, Array] = {}
+    for i, config in enumerate(configs):
+        found = config.build(model).measure(seen._replace(key=jax.random.fold_in(key, i)))
+        values |= {f"{config.name}/{name}": value for name, value in found.items()}
+    return values
+
+
+def _no_init(key: Key) -> Params:
+    raise NotImplementedError

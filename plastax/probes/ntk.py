@@ -1,0 +1,67 @@
+"""The empirical neural tangent kernel: how many directions of the outputs one gradient step can tell apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from plastax import curvature
+from plastax.probes import ranks
+from plastax.probes.base import Settings, thinned
+from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
+
+
+@dataclass(frozen=True)
+class NTKProbe(Settings):
+    """Rank and eigenvalues of the empirical neural tangent kernel of all outputs on a few examples, exact."""
+
+    name: ClassVar[str] = "ntk"
+
+    examples: int = 16
+    """Examples of the probe batch (at most); with C outputs the kernel has 16 C rows, each a backward pass."""
+    delta: float = 0.01
+    """The srank leaves out this share of the eigenvalues' sum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("examples")
+        if not 0 < self.delta < 1:
+            message = f"ntk.delta: {self.delta} is not allowed; give a number between 0 and 1"
+            raise ConfigError(message)
+
+    def build(self, model: Model) -> Probe:
+        """The probe, of ``K = J J^T``, ``[n C, n C]`` for n examples and C outputs, not divided by either.
+
+        ``eigenvalues`` ``[ntk_index]``, descending; ``srank`` of K, ``effective_rank`` (power 1 of K's eigenvalues) and
+        ``numerical_rank``, ``largest`` and ``trace``. K's eigenvalues are the squares of J's singular values, so its
+        srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of J that other papers mean. All ranks
+        are at most n C: compare at one number of examples.
+
+        Raises:
+          ConfigError: for a network with batch normalisation, whose outputs for an example depend on the others.
+
+        References:
+          Jacot, Gabriel and Hongler, "Neural tangent kernel", NeurIPS 2018; see `plastax.curvature.ntk_spectrum`.
+        """
+        if model.train is not None:
+            raise ConfigError(
+                "probes: ntk is not allowed for a network with batch normalisation, whose outputs have no kernel of "
+                "single examples; leave it out"
+            )
+
+        def measure(seen: ProbeInput) -> dict[str, Array]:
+            seen = thinned(seen, self.examples)
+            kernel = curvature.ntk_spectrum(seen.outputs_fn, seen.params, seen.batch)
+            values = kernel.nodes[0][::-1]
+            return {
+                "eigenvalues": values,
+                "srank": ranks.srank(values, self.delta),
+                "effective_rank": ranks.effective_rank(values),
+                "numerical_rank": ranks.numerical_rank(values, values.size),
+                "largest": values[0],
+                "trace": jnp.sum(values),
+            }
+
+        return Probe(self.name, measure, {"eigenvalues": ("ntk_index",)}, {}, every=self.every)

@@ -1,0 +1,93 @@
+"""Probes in a training loop of one's own: the README's example, and what it must agree with."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax import models, probes
+from plastax.probes import PlasticityProbe
+from plastax.types import ConfigError
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+class Net(nn.Module):
+    """Layers whose names do not sort in the order of the forward pass."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        b = nn.relu(nn.Dense(6, name="b")(x))
+        a = nn.relu(nn.Dense(5, name="a")(b))
+        return nn.Dense(3, name="output")(a), {"b": b, "a": a}
+
+
+def data() -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((12, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 12))
+
+
+def test_the_example_in_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(from plastax import probes\n.*?)```", README.read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    net, batch = Net(), data()
+    params = net.init(jax.random.key(0), batch[0])["params"]
+    scope = {"apply": lambda p, x: net.apply({"params": p}, x), "params": params, "batch": batch,
+             "key": jax.random.key(1)}  # fmt: skip
+    exec(compile(code, str(README), "exec"), scope)
+    values = scope["values"]
+    assert values["features/effective_rank"].shape == (2,)
+    for value in (values["features/effective_rank"], values["gradient/cosine"]):
+        assert np.isfinite(value).all()
+
+
+def test_probes_take_a_tapped_module_of_ones_own_and_compile_once(assert_no_retrace: Callable) -> None:
+    net, batch = Net(), data()
+    params = net.init(jax.random.key(0), batch[0])["params"]
+    chosen = ("features", "weights", "movement", "gradient", "kronecker", PlasticityProbe(steps=2, targets=1))
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    network, key = models.tapped(net), jax.random.key(0)
+
+    def draw(key: jax.Array) -> dict:
+        return net.init(key, batch[0])["params"]
+
+    options = {"initial": params, "previous": zeros, "init": draw}
+    values = probes.measure(chosen, params, network, batch, key, **options)
+    with assert_no_retrace():
+        probes.measure(chosen, zeros, network, batch, key, **options)
+    assert {name.split("/")[0] for name in values} == {
+        "features", "weights", "movement", "gradient", "kronecker", "plasticity",
+    }  # fmt: skip
+    features = net.apply({"params": params}, batch[0])[1]
+    # Layers in the order of the forward pass, as they are called.
+    norms = [np.linalg.norm(np.asarray(features[name]), axis=1).mean() for name in ("b", "a")]
+    np.testing.assert_allclose(values["features/norm"], norms, rtol=1e-5)
+    kernels = [np.linalg.norm(np.asarray(params[name]["kernel"])) for name in ("b", "a", "output")]
+    np.testing.assert_allclose(values["weights/norm"], kernels, rtol=1e-5)
+    np.testing.assert_array_equal(values["movement/from_init"], 0.0)
+    np.testing.assert_allclose(values["movement/change"], kernels, rtol=1e-5)
+    assert values["gradient/dormant"].shape == (2, 4)
+
+
+def test_what_is_missing_is_named() -> None:
+    net, batch = Net(), data()
+    params = net.init(jax.random.key(0), batch[0])["params"]
+
+    def outputs(params: dict, x: jax.Array) -> jax.Array:
+        return net.apply({"params": params}, x)[0]
+
+    for name, says in (("features", "outputs, features"), ("kronecker", "tapped"), ("movement", "initial"),
+                       ("plasticity", "init"), ("feature", "did you mean 'features'")):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            probes.measure((name,), params, outputs, batch, jax.random.key(0))
+    found = probes.measure(("gradient",), params, outputs, batch, jax.random.key(0))
+    assert "gradient/dormant" not in found
+    assert np.isfinite(found["gradient/norm"])
