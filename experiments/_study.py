@@ -55,8 +55,10 @@ def carry_out(
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
     sinks = tracking.sinks(config.wandb, console)
     saving = run.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep)
-    run.study(directory, described, programs, keys, plan, sinks, saving=saving)
+    shares = run.study(directory, described, programs, keys, plan, sinks, saving=saving)
     report.write(directory)
     report.print_table(directory, console)
+    for method, share in shares.items():
+        console.print(f"{method}: {share}", markup=False, highlight=False)
     tracking.publish_safely(directory, config.wandb)
     console.print(f"\nEverything is in [bold]{directory}[/bold]")

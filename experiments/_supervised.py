@@ -19,7 +19,7 @@ from plastax import data, parallel, run, settings, train
 from plastax.data import Dataset
 from plastax.methods import METHODS, compose
 from plastax.models import SUPERVISED
-from plastax.probes import PROBES
+from plastax.probes import PROBES, TrainabilityProbe
 from plastax.training import Training
 from plastax.types import ConfigError, MethodConfig, Model, Stream
 
@@ -88,6 +88,11 @@ def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Pla
     stream = config.stream.build() if dataset is None else config.stream.build(dataset)
     blocks = config.training.blocks(stream.examples)
     looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
+    steps = config.training.updates * blocks.steps_per_update
+    looks = [
+        look.within(config.training.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look
+        for look in looks
+    ]
     programs = {}
     for name in config.methods:
         method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])

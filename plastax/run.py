@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from plastax import compilation, memory, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
 from plastax.record import Segment
+from plastax.shares import ProbeCosts, Shares
 from plastax.stopping import Stopping
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import ConfigError, Key, Program, Record, RunError, Stopped, Tree
@@ -84,7 +86,7 @@ def train(
     *,
     saving: Saving | None = None,
     stopping: Stopping | None = None,
-) -> None:
+) -> Shares | None:
     """Runs one method's program to its end, from its newest checkpoint if there is one.
 
     Every segment leaves ``records/<method>/<segment>.npz`` before the checkpoint that goes on behind it, so a run that
@@ -102,11 +104,15 @@ def train(
         loss was not finite.
       stopping: where to ask, at every border of segments, whether to stop.
 
+    Returns:
+      Where the time of this call went; None if there was nothing left to do.
+
     Raises:
       Stopped: it was asked to.
       RunError: the directory cannot be written any more, or holds no state that this run can go on with.
     """
     plan.check()
+    begun = time.perf_counter()
     saving, stopping = saving or Saving(), stopping or Stopping()
     folder = directory / "records" / method
     like = jax.eval_shape(program.init, keys, program.data)
@@ -115,7 +121,7 @@ def train(
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
     if first == plan.segments or (not checkpoints and (folder / f"{plan.segments - 1:06d}.npz").exists()):
-        return
+        return None
     for note in restored.notes if restored else ():
         print(f"{note}; going on behind segment {first} of {plan.segments}")
     record.cut(folder, first)
@@ -142,7 +148,11 @@ def train(
         data = jax.device_put(program.data)
         state = from_host(restored.leaves, like) if restored else init(keys, data)
 
-        def finish(index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float) -> None:
+        costs, computed, probing = ProbeCosts(), 0.0, 0.0
+
+        def finish(
+            index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float, probes: float
+        ) -> None:
             """Everything that the host does about a finished segment, while the device is in the next one."""
             clock = index * plan.updates_per_segment
             task = clock // plan.updates_per_task
@@ -151,6 +161,7 @@ def train(
                 "length": plan.updates_per_segment,
                 "task": task,
                 "train_seconds": seconds,
+                "probe_seconds": probes,
                 "env_steps": plan.steps_per_update * plan.updates_per_segment,
             }
             if index == first:
@@ -163,7 +174,14 @@ def train(
             for sink in sinks:
                 sink.log(metrics, task)
 
-        pending: tuple[int, Record, Any, float] | None = None
+        def look(clock: int) -> None:
+            """What is due at the start of the task of update ``clock``, alone."""
+            nonlocal state
+            start = clock - clock % plan.updates_per_task
+            state, values = segment(state, data, jnp.int32(~start))
+            jax.block_until_ready(values)
+
+        pending: tuple[int, Record, Any, float, float] | None = None
         saved, frozen, asked_by = time.monotonic(), 0, ""
         for index in range(first, plan.segments):
             started = time.perf_counter()
@@ -172,13 +190,15 @@ def train(
                 finish(*pending)
             jax.block_until_ready(values)
             seconds = time.perf_counter() - started
+            probes = costs.of(values, functools.partial(look, index * plan.updates_per_segment))
+            computed, probing = computed + seconds, probing + probes
             last = index + 1 == plan.segments
             asked_by = "" if last else stopping.asked
             before, frozen = frozen, num_frozen(values)
             due = last or asked_by or frozen > before or saving.due(index + 1, time.monotonic() - saved)
             leaves = to_host(state) if checkpoints and due else None
             saved = time.monotonic() if due else saved
-            pending = (index, values, leaves, seconds)
+            pending = (index, values, leaves, seconds, probes)
             if asked_by:
                 break
         if pending:
@@ -187,6 +207,9 @@ def train(
             checkpoints.wait()
         if asked_by:
             raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {method}")
+    compiling = compiled["compile_seconds"]
+    idle = time.perf_counter() - begun - compiling - computed - costs.timing
+    return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
 
 
 def num_frozen(values: Record) -> int:
@@ -210,7 +233,7 @@ def study(
     sinks: Sequence[Sink] = (),
     *,
     saving: Saving | None = None,
-) -> None:
+) -> dict[str, Shares]:
     """Runs one program a method, one after another, into one run directory.
 
     Args:
@@ -221,6 +244,9 @@ def study(
       plan: the same for every method.
       sinks: see `train`.
       saving: see `train`.
+
+    Returns:
+      Method -> where its time went, of those that there was something left to do of.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; everything up to the next border of segments is on disk.
@@ -235,8 +261,11 @@ def study(
     try:
         with runs.hold(directory, dict.fromkeys(programs, plan.segments)), Stopping() as stopping:
             record.start_run(directory, config)
-            for method, program in programs.items():
-                train(directory, config, method, program, keys, plan, sinks, saving=saving, stopping=stopping)
+            shares = {
+                method: train(directory, config, method, program, keys, plan, sinks, saving=saving, stopping=stopping)
+                for method, program in programs.items()
+            }
+            return {method: share for method, share in shares.items() if share}
     except record.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:

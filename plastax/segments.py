@@ -59,10 +59,12 @@ def program(
     due = due or task_borders(updates_per_task)
 
     def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
+        training = clock >= 0
+        clock = jnp.where(training, clock, ~clock)
         task = parts.task(state, data, clock // updates_per_task)
         # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
         state = jax.lax.cond(
-            clock % updates_per_task == 0, lambda s: parts.begin(s, data, task, clock), lambda s: s, state
+            training & (clock % updates_per_task == 0), lambda s: parts.begin(s, data, task, clock), lambda s: s, state
         )
         train_shape = jax.eval_shape(parts.update, state, data, task, clock)[1]
         probe_shape = jax.eval_shape(parts.measure, state, data, task, clock)
@@ -86,7 +88,7 @@ def program(
             )
             return state, (train, seen)
 
-        state, (train, seen) = jax.lax.scan(phase, state, jnp.array([False, True]))
+        state, (train, seen) = jax.lax.scan(phase, state, jnp.stack([jnp.bool_(False), training]))
         return state, Record(jax.tree.map(lambda x: x[1], train), seen)
 
     dims = {f"{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}

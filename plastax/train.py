@@ -15,6 +15,7 @@ from plastax.curvature import losses, running
 from plastax.curvature.kronecker import Factors
 from plastax.keys import fold, shuffles
 from plastax.learning import Aside, Pass
+from plastax.probes.plasticity import sample_plasticity
 from plastax.training import Training
 from plastax.types import (
     Array,
@@ -161,7 +162,8 @@ def program(
     """Supervised training of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
 
     The record's training values are means over the gradient steps of an update, of the batch before its step: the
-    ``accuracy`` (of classes only) is thus the online accuracy; ``loss``; ``grad_norm``. Beside the probes' values there
+    ``accuracy`` (of classes only) is thus the online accuracy; ``loss``; ``grad_norm``; ``sample_plasticity`` where the
+    configuration asks for it. Beside the probes' values there
     are ``evaluation/{train,test}_{loss,accuracy}``, at both ends of every task, and ``evaluation/validation_...`` where
     the stream keeps examples out for it.
 
@@ -217,8 +219,10 @@ def program(
         if config.drops:
             updates = optax.tree.scale(share_of_rate(clock), updates)
         params = optax.apply_updates(state.params, updates)
-        state = state._replace(params=params, stats=seen.stats, opt_state=opt_state, factors=average)
-        return state, seen.metrics | {"grad_norm": learning.grad_norm(seen)}
+        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
+        if config.sample_plasticity:
+            metrics["sample_plasticity"] = sample_plasticity(seen.value, network.loss(params, batch))
+        return state._replace(params=params, stats=seen.stats, opt_state=opt_state, factors=average), metrics
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
         def draw(number: Array) -> Array:

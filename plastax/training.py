@@ -50,6 +50,8 @@ class Training:
     """Training examples, and held-out ones, that loss and accuracy are taken on at both ends of every task."""
     probe_examples: int = 256
     """Training examples that probes see, spread evenly over the task's."""
+    sample_plasticity: bool = False
+    """Record what each step gains on its own batch (Elsayed and Mahmood 2024); one more forward pass a step."""
     kronecker_every: int = 0
     """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
     kronecker_kind: Kind = "empirical"

@@ -373,7 +373,8 @@ class Program(NamedTuple):
     Attributes:
       init: ``(key, data) -> state``.
       segment: ``(state, data, clock, length) -> (state, Record)``: ``length`` (static) updates from update number
-        ``clock`` (int32 scalar, shared by all seeds) on.
+        ``clock`` (int32 scalar, shared by all seeds) on. With the clock's bits inverted (``~clock``, negative) only
+        what is due before update ``clock`` is measured, twice, and the state stays as it is: to time it.
       data: arrays that all seeds share and no update changes (images, say): an argument of the compiled program, so
         that it is neither a constant of it nor copied with the seeds. Empty if there are none.
       dims: ``<probe>/<value>`` -> names of the axes behind seed and mark.

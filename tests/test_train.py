@@ -262,6 +262,27 @@ def test_a_probe_may_come_less_often_than_others_and_see_where_its_task_began(re
         np.testing.assert_array_equal(records[task].probe["rare/previous"], previous.repeat(2, 1))
 
 
+def test_an_inverted_clock_measures_and_changes_nothing(reset):
+    state, records, segment = reset
+    after, record = segment(jax.tree.map(jnp.copy, state), STREAM.data, jnp.int32(~8), 4)
+    assert same(after, state)
+    # The network of now, on the task of then, twice.
+    values = host(record).probe
+    params = np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(state.params))
+    np.testing.assert_array_equal(values["watch/params"], params[:, None].repeat(2, 1))
+    np.testing.assert_array_equal(values["watch/x"], records[2].probe["watch/x"])
+    assert all(np.isnan(x).all() for x in record.train.values())
+
+
+def test_sample_plasticity_is_what_a_step_gains_on_its_batch(whole):
+    config = dataclasses.replace(CONFIG, batch_size=EXAMPLES, epochs=3, updates=3, sample_plasticity=True)
+    _, (record,), _ = run(make(config, probes=()), (3,))
+    # One batch, the same in every step: what was before the next step is what comes after this one.
+    loss, gained = record.train["loss"], record.train["sample_plasticity"]
+    np.testing.assert_allclose(gained[:, :-1], np.clip(1 - loss[:, 1:] / loss[:, :-1], 0, 1), atol=1e-5)
+    assert (gained > 0).any()
+
+
 def test_two_probes_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="'watch'"):
         make(probes=(WATCH, WATCH))
