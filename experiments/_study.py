@@ -3,16 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from plastax import compilation, memory, parallel, report, run, settings, tracking
-from plastax.types import Program
+from plastax import compilation, memory, parallel, report, run, settings, sweep, tracking
+from plastax.methods import METHODS, compose
+from plastax.types import ConfigError, MethodConfig, Program
 
-Build = Callable[[Any], tuple[dict[str, Program], run.Plan]]
-"""``(config) -> (one program a method, over seeds; the plan)``; raises `ConfigError` before anything compiles."""
+Make = Callable[[Mapping[str, Any]], Program]
+"""``(dotted setting -> value, maybe traced) -> program`` of one network."""
+
+Prepare = Callable[[Any, str], tuple[run.Plan, Make]]
+"""``(config, name of the method)`` -> how the run is cut, and its programs; raises `ConfigError`."""
+
+Build = Callable[[Any], tuple[list[parallel.Batch], run.Plan]]
+"""``(config) -> (the programs over all networks; the plan)``; raises `ConfigError` before anything compiles."""
+
+
+def method_of(config: Any, name: str) -> MethodConfig:
+    """The method of this name under its settings in a configuration."""
+    return compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
+
+
+def build(
+    config: Any,
+    groups: Mapping[str, settings.Registry],
+    prepare: Prepare,
+    *,
+    fixed: Sequence[str] = (),
+    static: Sequence[str] = (),
+) -> tuple[list[parallel.Batch], run.Plan]:
+    """The programs of all arms: one for all those that differ only in numbers which may be traced.
+
+    Args:
+      config: from `settings.parse`.
+      groups: of the settings.
+      prepare: the programs of one method.
+      fixed: groups of settings that no sweep may change.
+      static: settings that are constants of the programs whatever their type.
+
+    Raises:
+      ConfigError: from ``prepare``; or arms that cannot lie in one record.
+    """
+    groups_of_arms = sweep.together(sweep.arms(config, groups, fixed), static)
+    prepared = [prepare(group[0].config, group[0].method) for group in groups_of_arms]
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    batches: list[parallel.Batch] = []
+    first: dict[str, parallel.Batch] = {}
+    for group, (plan, make) in zip(groups_of_arms, prepared):
+        values = {arm.label: sweep.traced_values(arm, static) for arm in group}
+        batches.append(parallel.batch(make, values, seeds, config.seed_chunk, config.devices))
+        other = first.setdefault(group[0].method, batches[-1])
+        same = other.program.coords == batches[-1].program.coords
+        if plan != prepared[0][0] or not same:
+            raise ConfigError(
+                f"sweep: {batches[-1].name} has other {'updates' if same else 'axes'} than "
+                f"{(batches[0] if same else other).name}, and a record has them once; make it a run of its own"
+            )
+    return batches, prepared[0][0]
 
 
 def carry_out(
@@ -36,26 +86,27 @@ def carry_out(
     console = console or Console()
     if config.compilation_cache:
         compilation.use_cache()
-    programs, plan = build(config)
-    keys = parallel.seed_keys(range(config.first_seed, config.first_seed + config.seeds))
+    batches, plan = build(config)
     if config.auto_chunk:
         chunk = memory.fitting_chunk(
             lambda chunk: build(dataclasses.replace(config, seed_chunk=chunk))[0],
-            keys,
+            config.seeds,
             plan.updates_per_segment,
             settings.to_json(config, groups),
         )
         console.print(f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit side by side")
         config = dataclasses.replace(config, seed_chunk=chunk)
-        programs, plan = build(config)
+        batches, plan = build(config)
     chosen = settings.to_json(config, groups) | {"updates_per_task": plan.updates_per_task} | dict(extra or {})
     directory, run_id, note = settings.run_directory(config, experiment, chosen)
     if note:
         console.print(note, markup=False, soft_wrap=True)
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
+    if config.sweep:
+        described["arms"] = sweep.described(sweep.arms(config, groups))
     sinks = tracking.sinks(config.wandb, console)
     saving = run.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep)
-    shares = run.study(directory, described, programs, keys, plan, sinks, saving=saving)
+    shares = run.study(directory, described, batches, plan, sinks, saving=saving)
     report.write(directory)
     report.print_table(directory, console)
     for method, share in shares.items():

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from rich.console import Console
 from experiments import _study
 from plastax import data, parallel, run, settings, train
 from plastax.data import Dataset
-from plastax.methods import METHODS, compose
+from plastax.methods import METHODS
 from plastax.models import SUPERVISED
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.training import Training
-from plastax.types import ConfigError, MethodConfig, Model, Stream
+from plastax.types import ConfigError, MethodConfig, Model, Program, Stream
 
 CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
@@ -73,48 +74,61 @@ def load(config: Any) -> Dataset | None:
     return data.load(config.data, config.data_path or None, **options)
 
 
-def build(config: Any, dataset: Dataset | None) -> tuple[dict[str, Any], run.Plan]:
-    """One program a method, over seeds, and the plan of segments; raises `ConfigError` before anything compiles.
+def build(config: Any, dataset: Dataset | None) -> tuple[list[parallel.Batch], run.Plan]:
+    """The programs over all networks, and the plan of segments; raises `ConfigError` before anything compiles.
 
     Args:
       config: of the experiment.
       dataset: what `load` gives for it.
     """
-    if config.segments_per_task < 1 or config.training.updates % config.segments_per_task:
-        raise ConfigError(
-            f"segments_per_task: {config.segments_per_task} does not divide a task's {config.training.updates} updates "
-            "(training.updates)"
-        )
-    stream = config.stream.build() if dataset is None else config.stream.build(dataset)
-    blocks = config.training.blocks(stream.examples)
-    looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
-    steps = config.training.updates * blocks.steps_per_update
-    looks = [
-        look.within(config.training.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look
-        for look in looks
-    ]
-    programs = {}
-    for name in config.methods:
-        method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
+
+    @functools.cache
+    def stream_of(stream: Any) -> Stream:
+        """One for all arms that have the same, so that its data are there once."""
+        return stream.build() if dataset is None else stream.build(dataset)
+
+    def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make]:
+        updates = config.training.updates
+        if config.segments_per_task < 1 or updates % config.segments_per_task:
+            raise ConfigError(
+                f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates "
+                "(training.updates)"
+            )
+        stream = stream_of(config.stream)
+        blocks = config.training.blocks(stream.examples)
+        looks: list[Any] = [getattr(config, probe, PROBES[probe]) for probe in config.probes]
+        steps = updates * blocks.steps_per_update
+        looks = [
+            look.within(config.training.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look
+            for look in looks
+        ]
+        method = _study.method_of(config, name)
         _check_boundaries(config, name, method, stream)
         options = settings.with_options(config.model_settings, config.model, name, method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
         model = model._replace(batch_like=train.batch_like(config.training, stream))
         _check_rank(config, name, model)
-        program = train.program(
-            config.training,
-            stream,
-            model,
-            method.build(config.training.transformation(), model),
-            [probe.build(model) for probe in looks],
-            needs_boundary=method.needs_boundary,
-            starts_anew=method.starts_anew,
-            probe_every=config.probe_every,
-        )
-        programs[name] = parallel.over_seeds(program, config.seeds, config.seed_chunk)
-    examples = config.seeds * blocks.steps_per_update * config.training.batch_size
-    updates = config.training.updates
-    return programs, run.Plan(config.tasks, updates, updates // config.segments_per_task, examples)
+
+        def make(values: Mapping[str, Any]) -> Program:
+            own = settings.replaced(config, values)
+            method = _study.method_of(own, name)
+            return train.program(
+                own.training,
+                stream,
+                model,
+                method.build(own.training.transformation(), model),
+                [probe.build(model) for probe in looks],
+                needs_boundary=method.needs_boundary,
+                starts_anew=method.starts_anew,
+                probe_every=config.probe_every,
+            )
+
+        examples = config.seeds * blocks.steps_per_update * config.training.batch_size
+        return run.Plan(config.tasks, updates, updates // config.segments_per_task, examples), make
+
+    # The probe counts eigenvalues beyond what the step size allows: with it, the step size is a constant.
+    static = ("training.learning_rate",) if "trainability" in config.probes else ()
+    return _study.build(config, GROUPS, prepare, fixed=("synthetic",), static=static)
 
 
 def _check_boundaries(config: Any, name: str, method: MethodConfig, stream: Stream) -> None:

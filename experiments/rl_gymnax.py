@@ -18,11 +18,11 @@ from typing import Any
 
 from experiments import _study
 from plastax import parallel, run, segments, settings
-from plastax.methods import METHODS, compose
+from plastax.methods import METHODS
 from plastax.models import MODELS
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.rl import STREAMS, ppo
-from plastax.types import ConfigError
+from plastax.types import ConfigError, Program
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
 
 
-def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
-    """One program a method, over seeds, and the plan of segments; raises `ConfigError` before anything compiles."""
+def build(config: Any) -> tuple[list[parallel.Batch], run.Plan]:
+    """The programs over all networks, and the plan of segments; raises `ConfigError` before anything compiles."""
+    # The probe counts eigenvalues beyond what the step size allows: with it, the step size is a constant.
+    static = ("ppo.learning_rate",) if "trainability" in config.probes else ()
+    return _study.build(config, GROUPS, prepare, static=static)
+
+
+def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make]:
+    """The plan, and one network's program of the method ``name`` under values of settings that may be traced."""
     stream = config.stream_settings.build()
     if config.steps_per_task < 1 or config.steps_per_task % config.ppo.steps_per_update:
         per_update = config.ppo.steps_per_update
@@ -75,29 +82,32 @@ def build(config: Any) -> tuple[dict[str, Any], run.Plan]:
         raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
     size, continuous = ppo.action_size(stream.environment)
     steps = updates * config.ppo.epochs * config.ppo.minibatches
-    looks: list[Any] = [getattr(config, name, PROBES[name]) for name in config.probes]
+    looks: list[Any] = [getattr(config, probe, PROBES[probe]) for probe in config.probes]
     looks = [
         look.within(config.ppo.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in looks
     ]
-    programs = {}
-    for name in config.methods:
-        method = compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
-        options = settings.with_options(config.model_settings, config.model, name, method.model_options)
-        model = options.build(stream.environment.observation_shape, size, continuous=continuous)
-        model = model._replace(batch_like=ppo.batch_like(config.ppo, stream.environment))
-        program = ppo.program(
-            config.ppo,
+    options = _study.method_of(config, name).model_options
+    model = settings.with_options(config.model_settings, config.model, name, options).build(
+        stream.environment.observation_shape, size, continuous=continuous
+    )
+    model = model._replace(batch_like=ppo.batch_like(config.ppo, stream.environment))
+
+    def make(values: Mapping[str, Any]) -> Program:
+        own = settings.replaced(config, values)
+        method = _study.method_of(own, name)
+        return ppo.program(
+            own.ppo,
             stream,
             model,
-            method.build(config.ppo.optimizer(), model),
+            method.build(own.ppo.optimizer(), model),
             [probe.build(model) for probe in looks],
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,
             due=segments.task_borders(updates, config.probe_every),
         )
-        programs[name] = parallel.over_seeds(program, config.seeds, config.seed_chunk)
+
     per_update = config.seeds * config.ppo.steps_per_update
-    return programs, run.Plan(config.tasks, updates, updates // config.segments_per_task, per_update)
+    return run.Plan(config.tasks, updates, updates // config.segments_per_task, per_update), make
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from plastax.types import ConfigError, Key, Program, RunError, Tree
+from plastax.parallel import Batch
+from plastax.types import ConfigError, RunError, Tree
 
 ROOM = 0.9
 """Share of the device's memory that a program may need: allocations leave gaps."""
@@ -62,12 +63,23 @@ def available() -> int | None:
     return None
 
 
-def compile_segment(program: Program, keys: Key, length: int) -> tuple[Any, Any]:
-    """Compiles a program over seeds: ``init(keys, data)`` and ``segment(state, data, clock)``; nothing is run."""
-    init = jax.jit(program.init).lower(keys, program.data).compile()
-    state = jax.eval_shape(program.init, keys, program.data)
+def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
+    """Compiles a batch's program: ``init(start, data)`` and ``segment(state, data, clock)``; nothing is run.
+
+    Args:
+      batch: the networks.
+      data: its program's, placed.
+      length: updates in a segment.
+    """
+    program = batch.program
+    init = jax.jit(program.init).lower(batch.start, data).compile()
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(program.init, batch.start, data),
+        init.output_shardings,
+    )
     step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    return init, step.lower(state, program.data, jnp.int32(0), length).compile()
+    return init, step.lower(state, data, jnp.int32(0), length).compile()
 
 
 @contextlib.contextmanager
@@ -117,8 +129,8 @@ def _bytes(count: float) -> str:
 
 
 def fitting_chunk(
-    build: Callable[[int], Mapping[str, Program]],
-    keys: Key,
+    build: Callable[[int], Sequence[Batch]],
+    seeds: int,
     length: int,
     settings: Mapping[str, Any],
     limit: int | None = None,
@@ -128,8 +140,8 @@ def fitting_chunk(
     Each candidate is compiled, measured by XLA's own account, and its first segment is run.
 
     Args:
-      build: ``(seed_chunk) -> {method: program over seeds}``.
-      keys: PRNG keys ``[S]``.
+      build: ``(seed_chunk) -> programs over all networks``.
+      seeds: ``S``.
       length: updates in a segment.
       settings: of the run, for the message.
       limit: bytes that may be used; by default `ROOM` of what is free.
@@ -139,11 +151,10 @@ def fitting_chunk(
     """
     if limit is None and (there := available()) is not None:
         limit = int(ROOM * there)
-    seeds = len(keys)
     for chunk in [n for n in range(seeds, 0, -1) if seeds % n == 0]:
         try:
-            for method, program in build(chunk).items():
-                _try(method, program, keys, length, {**settings, "seed_chunk": chunk}, limit)
+            for batch in build(chunk):
+                _try(batch, length, {**settings, "seed_chunk": chunk}, limit)
         except OutOfMemory:
             if chunk == 1:
                 raise
@@ -152,13 +163,13 @@ def fitting_chunk(
     raise ConfigError(f"seeds: {seeds} is not allowed; give 1 or more")
 
 
-def _try(method: str, program: Program, keys: Key, length: int, settings: Mapping[str, Any], limit: int | None) -> None:
+def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | None) -> None:
     """Raises `OutOfMemory` unless the program fits."""
     needed: Need | None = None
-    with explained(method, settings, lambda: needed):
-        init, segment = compile_segment(program, keys, length)
+    with explained(batch.name, settings, lambda: needed):
+        data = batch.place(batch.program.data)
+        init, segment = compile_segment(batch, data, length)
         needed = need(segment)
         if limit is not None and needed is not None and needed.total > limit:
-            raise OutOfMemory(_advice(method, settings, needed, ""))
-        data: Tree = jax.device_put(program.data)
-        jax.block_until_ready(segment(init(keys, data), data, jnp.int32(0)))
+            raise OutOfMemory(_advice(batch.name, settings, needed, ""))
+        jax.block_until_ready(segment(init(batch.start, data), data, jnp.int32(0)))

@@ -1,13 +1,23 @@
-"""The seed axis: one network's program becomes many networks' program."""
+"""One network's program becomes many networks' program: seeds, values of settings, devices.
+
+Networks never talk to one another, so every axis here is the same one, the leading axis of the state: seed k under the
+values of setting j is one more network. A mesh of devices cuts that axis, and nothing crosses the cuts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastax.types import Array, ConfigError, Key, Program, Record, Tree
+
+AXIS = "networks"
+"""Name of the mesh's only axis."""
 
 
 def seed_keys(seeds: Sequence[int]) -> Key:
@@ -44,3 +54,155 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
         return jax.lax.map(one, state, batch_size=batch_size)
 
     return program._replace(init=init, segment=segment)
+
+
+class Swept(NamedTuple):
+    """A network under settings of its own.
+
+    Attributes:
+      settings: name -> float32 scalar.
+      network: the network's key, and after ``init`` its state.
+    """
+
+    settings: dict[str, Array]
+    network: Tree
+
+
+def over_settings(make: Callable[[Mapping[str, Any]], Program], settings: Mapping[str, float]) -> Program:
+    """The program of one network whose settings are no constants of it but ride in its state, as `Swept`.
+
+    Args:
+      make: the program under some values of the settings, numbers or traced scalars.
+      settings: any values; data and labels must not depend on them.
+
+    Returns:
+      A program whose ``init`` takes `Swept` of the settings and the key.
+    """
+
+    def init(start: Swept, data: Tree) -> Swept:
+        return Swept(start.settings, make(start.settings).init(start.network, data))
+
+    def segment(state: Swept, data: Tree, clock: Array, length: int) -> tuple[Swept, Record]:
+        network, record = make(state.settings).segment(state.network, data, clock, length)
+        return Swept(state.settings, network), record
+
+    return make(settings)._replace(init=cast(Any, init), segment=segment)
+
+
+def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
+    """Cuts the leading axis over the devices of a mesh; its size there must be a multiple of theirs.
+
+    Every device runs the same program on its own networks: the compiled program has no collective in it.
+
+    Args:
+      program: over the networks of one device.
+      mesh: with the axis `AXIS` only.
+    """
+    cut, whole = jax.P(AXIS), jax.P()
+
+    def on_each(fn: Callable[..., Any], *specs: jax.P) -> Callable[..., Any]:
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
+
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
+        return on_each(lambda s, d, c: program.segment(s, d, c, length), cut, whole, whole)(state, data, clock)
+
+    return program._replace(init=on_each(program.init, cut, whole), segment=segment)
+
+
+class Batch(NamedTuple):
+    """A program and all the networks that it trains at once: the seeds of one or several arms, arm after arm.
+
+    Attributes:
+      arms: their labels; each has ``networks / len(arms)``.
+      program: over ``padded`` networks.
+      start: what its ``init`` takes, keys or `Swept`, ``[padded]``.
+      networks: their number.
+      padded: the same rounded up so that devices have equally many: the rest are copies, trained and thrown away.
+      mesh: the devices; None: where JAX puts things.
+    """
+
+    arms: tuple[str, ...]
+    program: Program
+    start: Tree
+    networks: int
+    padded: int
+    mesh: jax.sharding.Mesh | None
+
+    @property
+    def name(self) -> str:
+        """The arm's label, or of several the first one's and how many more there are."""
+        return self.arms[0] + (f" (+{len(self.arms) - 1})" if len(self.arms) > 1 else "")
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder that no other batch of the study has."""
+        if len(self.arms) == 1:
+            return self.arms[0]
+        digest = hashlib.sha256("\n".join(self.arms).encode()).hexdigest()[:8]
+        return f"{self.arms[0].partition('@')[0]}@{len(self.arms)}-{digest}"
+
+    def place(self, shared: Tree) -> Tree:
+        """Puts what all networks share on every device, once."""
+        return jax.device_put(shared, self.mesh and jax.NamedSharding(self.mesh, jax.P()))
+
+    def spread(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Fills arrays ``[networks, ...]`` up to ``[padded, ...]``, by copies from the front."""
+        return {name: leaf[np.arange(self.padded) % self.networks] for name, leaf in leaves.items()}
+
+    def real(self, values: Tree) -> Tree:
+        """Takes what was filled up away again: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``."""
+        return jax.tree.map(lambda x: np.asarray(x)[: self.networks], values)
+
+    def split(self, values: Tree) -> dict[str, Tree]:
+        """Arm -> its rows of arrays ``[networks, ...]``."""
+        size = self.networks // len(self.arms)
+        return {
+            arm: jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], values) for i, arm in enumerate(self.arms)
+        }
+
+
+def batch(
+    make: Callable[[Mapping[str, Any]], Program],
+    arms: Mapping[str, Mapping[str, float]],
+    seeds: Sequence[int],
+    chunk: int = 0,
+    devices: int = 1,
+) -> Batch:
+    """All seeds of some arms, which differ in the values of settings only, as one program.
+
+    Args:
+      make: see `over_settings`; of one network.
+      arms: label -> setting -> value, of the same settings for all; without any settings there is one arm. Seed k has
+        the same key in all arms, so that differences are paired.
+      seeds: numbers of the seeds.
+      chunk: see `over_seeds`; on every device for itself.
+      devices: of this machine, to cut the networks over; 0: all. No more are used than there are networks.
+
+    Raises:
+      ConfigError: ``chunk`` does not divide the seeds, or there are fewer devices.
+    """
+    count = len(arms) * len(seeds)
+    there = jax.devices()
+    if devices < 0 or devices > len(there):
+        raise ConfigError(f"devices: {devices} is not allowed; give 0 (all) to {len(there)}, as many as there are")
+    if chunk < 0 or (chunk and len(seeds) % chunk):
+        raise ConfigError(f"seed_chunk: {chunk} does not divide the {len(seeds)} seeds")
+    used = min(devices or len(there), count)
+    each = -(-count // used)
+    each += -each % (chunk or 1)
+    index = np.arange(used * each) % count
+    keys = seed_keys(np.asarray(seeds)[index % len(seeds)].tolist())
+    values = [*arms.values()]
+    start: Tree
+    if values[0]:
+        columns = {name: np.asarray([v[name] for v in values], np.float32)[index // len(seeds)] for name in values[0]}
+        program, start = over_settings(make, values[0]), Swept(jax.tree.map(jnp.asarray, columns), keys)
+    else:
+        program, start = make({}), keys
+    program = over_seeds(program, each, chunk)
+    mesh = None
+    if used > 1:
+        mesh = jax.sharding.Mesh(np.asarray(there[:used]), (AXIS,))
+        program = over_devices(program, mesh)
+        start = jax.device_put(start, jax.NamedSharding(mesh, jax.P(AXIS)))
+    return Batch(tuple(arms), program, start, count, used * each, mesh)

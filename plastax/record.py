@@ -1,8 +1,9 @@
 """What a run leaves behind, and how it is read back as one labelled data set.
 
-A run directory holds one study: several methods, each a batch of vmapped seeds::
+A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
+configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
 
-    config.json                      experiment, run_id, hash, settings, dims, coords
+    config.json                      experiment, run_id, hash, settings, dims, coords; of a sweep: arms
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
 
@@ -290,12 +291,18 @@ class _Plan(NamedTuple):
     updates_per_task: int
 
 
-def _plan(directory: pathlib.Path, settings: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
+def labels(config: Mapping[str, Any]) -> list[str]:
+    """What records and curves of a run are called: its methods, or of a sweep its arms."""
+    return [str(label) for label in config.get("arms", config.get("settings", {}).get("methods", []))]
+
+
+def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
+    settings = config.get("settings", {})
     missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
     if missing:
         message = f"{directory / 'config.json'}: settings {missing} are missing"
         raise RecordError(message)
-    methods = [str(method) for method in settings.get("methods", [])]
+    methods = labels(config)
     methods += [method for method in found if method not in methods]
     sizes = {
         method: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
@@ -367,6 +374,20 @@ def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: 
     return dims
 
 
+def _swept(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
+    """The coordinates of a sweep along the axis of the methods."""
+    if not arms:
+        return {}
+    out: dict[str, list[Any]] = {"base": [arms.get(label, {}).get("method", label) for label in labels]}
+    for name in dict.fromkeys(name for arm in arms.values() for name in arm["settings"]):
+        values = [arms.get(label, {}).get("settings", {}).get(name) for label in labels]
+        if all(value is None or isinstance(value, int | float) for value in values):
+            out[name] = [np.nan if value is None else value for value in values]
+        else:
+            out[name] = ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
+    return out
+
+
 def read_run(path: PathLike) -> xr.Dataset:
     """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
 
@@ -376,6 +397,10 @@ def read_run(path: PathLike) -> xr.Dataset:
     What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
     product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``. One method is
     ``data.sel({"method": "reset"})``: ``data.sel(method=...)`` is xarray's own argument and selects nothing.
+
+    Of a sweep, ``method`` has the labels of the arms, and beside them the coordinates ``base`` (the method's name) and
+    the swept settings by their names: ``data.sel({"method": data["method.l2"] == 0.1})``. What an arm's method does not
+    have is NaN, or "" where the values are no numbers.
 
     Args:
       path: the run directory.
@@ -394,7 +419,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     config = read_json(directory / "config.json")
     folders = sorted(folder for folder in (directory / "records").glob("*") if folder.is_dir())
     found = {folder.name: segments for folder in folders if (segments := read_method(folder))}
-    plan = _plan(directory, config.get("settings", {}), found)
+    plan = _plan(directory, config, found)
     try:
         arrays = _collect(plan, found)
     except RecordError as error:
@@ -420,6 +445,7 @@ def read_run(path: PathLike) -> xr.Dataset:
         "update": updates,
         "update_task": ("update", updates // plan.updates_per_task),
     }
+    coords |= {name: ("method", values) for name, values in _swept(config.get("arms", {}), plan.methods).items()}
     for name, labels in config.get("coords", {}).items():
         if name not in coords and used.get(name) == len(labels):
             coords[name] = list(labels)

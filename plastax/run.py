@@ -16,11 +16,12 @@ import numpy as np
 
 from plastax import compilation, memory, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
+from plastax.parallel import Batch
 from plastax.record import Segment
 from plastax.shares import ProbeCosts, Shares
 from plastax.stopping import Stopping
-from plastax.tracking import Sink, reduce_segment
-from plastax.types import ConfigError, Key, Program, Record, RunError, Stopped, Tree
+from plastax.tracking import Metric, Sink, reduce_segment
+from plastax.types import ConfigError, Record, RunError, Stopped, Tree
 
 
 class Plan(NamedTuple):
@@ -78,26 +79,22 @@ class Saving(NamedTuple):
 def train(
     directory: Path,
     config: Mapping[str, Any],
-    method: str,
-    program: Program,
-    keys: Key,
+    batch: Batch,
     plan: Plan,
     sinks: Sequence[Sink] = (),
     *,
     saving: Saving | None = None,
     stopping: Stopping | None = None,
 ) -> Shares | None:
-    """Runs one method's program to its end, from its newest checkpoint if there is one.
+    """Runs one program to its end, from its newest checkpoint if there is one.
 
-    Every segment leaves ``records/<method>/<segment>.npz`` before the checkpoint that goes on behind it, so a run that
-    is killed at any moment repeats what came after its last checkpoint, and repeats it bit for bit.
+    Every segment leaves ``records/<arm>/<segment>.npz`` of every arm before the checkpoint that goes on behind it, so a
+    run that is killed at any moment repeats what came after its last checkpoint, and repeats it bit for bit.
 
     Args:
       directory: the run directory.
       config: the content of its ``config.json``.
-      method: name of the method, of its folders and of its curves.
-      program: over seeds, see `parallel.over_seeds`.
-      keys: PRNG keys ``[S]``.
+      batch: the program and its networks: the seeds of one or several arms, which name their folders and curves.
       plan: how many updates, and how many at a time.
       sinks: what else gets to see each segment; see `tracking`.
       saving: when to make checkpoints, by default as `Saving` has it; one more follows a segment in which a seed's
@@ -114,39 +111,48 @@ def train(
     plan.check()
     begun = time.perf_counter()
     saving, stopping = saving or Saving(), stopping or Stopping()
-    folder = directory / "records" / method
-    like = jax.eval_shape(program.init, keys, program.data)
-    checkpoints = Checkpoints(directory / "checkpoints" / method, config, saving.keep) if saving.enabled else None
-    restored = checkpoints.restore(like) if checkpoints else None
+    folders = {arm: directory / "records" / arm for arm in batch.arms}
+    like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
+    # Devices, and with them the number of copies that fill them up, may be others than before.
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
+    place = directory / "checkpoints" / batch.folder
+    checkpoints = Checkpoints(place, config, saving.keep) if saving.enabled else None
+    restored = checkpoints.restore(own) if checkpoints else None
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
-    if first == plan.segments or (not checkpoints and (folder / f"{plan.segments - 1:06d}.npz").exists()):
+    recorded = all((folder / f"{plan.segments - 1:06d}.npz").exists() for folder in folders.values())
+    if first == plan.segments or (not checkpoints and recorded):
         return None
     for note in restored.notes if restored else ():
         print(f"{note}; going on behind segment {first} of {plan.segments}")
-    record.cut(folder, first)
+    for folder in folders.values():
+        record.cut(folder, first)
     if stopping.asked:
-        raise _stopped(stopping.asked, directory, f"before {method}")
+        raise _stopped(stopping.asked, directory, f"before {batch.name}")
     with contextlib.ExitStack() as ending:
         if checkpoints:
             ending.callback(checkpoints.close)
-        for sink in sinks:
-            sink.start(config, directory, method)
+        watching = [one for sink in sinks for one in _watching(sink, batch)]
+        for arm, sink in watching:
+            sink.start(config, directory, arm or batch.name)
             ending.callback(sink.finish)
         needed: memory.Need | None = None
-        ending.enter_context(memory.explained(method, config.get("settings", {}), lambda: needed))
+        ending.enter_context(memory.explained(batch.name, config.get("settings", {}), lambda: needed))
         asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
-        init, segment = memory.compile_segment(program, keys, plan.updates_per_segment)
+        # On the devices once, beside the state and never donated: all segments read the same arrays.
+        data = batch.place(batch.program.data)
+        init, segment = memory.compile_segment(batch, data, plan.updates_per_segment)
         needed = memory.need(segment)
         compiled = {
-            "compile_seconds": time.perf_counter() - started,
+            "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
             "compilations": compilation.counts.asked - asked,
             "compilations_uncached": compilation.counts.missed - missed,
         }
         compilation.share()
-        # On the device once, beside the state and never donated: all segments read the same arrays.
-        data = jax.device_put(program.data)
-        state = from_host(restored.leaves, like) if restored else init(keys, data)
+        if restored:
+            state = jax.device_put(from_host(batch.spread(restored.leaves), like), init.output_shardings)
+        else:
+            state = init(batch.start, data)
 
         costs, computed, probing = ProbeCosts(), 0.0, 0.0
 
@@ -160,19 +166,26 @@ def train(
                 "clock": clock,
                 "length": plan.updates_per_segment,
                 "task": task,
-                "train_seconds": seconds,
-                "probe_seconds": probes,
+                "train_seconds": seconds / len(batch.arms),  # An arm's share: networks run side by side.
+                "probe_seconds": probes / len(batch.arms),
                 "env_steps": plan.steps_per_update * plan.updates_per_segment,
             }
             if index == first:
                 host |= compiled
-            record.write_segment(folder, index, values, host)
+            real = batch.real(values)
+            parts: dict[str, Any] = {"": real, **batch.split(real)}
+            for arm, folder in folders.items():
+                record.write_segment(folder, index, parts[arm], host)
             if checkpoints and leaves is not None:
                 checkpoints.save(index + 1, dict(leaves))
-            on_host = jax.tree.map(np.asarray, values)
-            metrics = reduce_segment(Segment(on_host.train, on_host.probe, host), config)
-            for sink in sinks:
-                sink.log(metrics, task)
+            metrics: dict[str, Mapping[str, Metric]] = {}
+            for arm, sink in watching:
+                if arm not in metrics:
+                    seen = parts[arm]
+                    # Of all arms together, the host's numbers are those of all.
+                    whole = {name: host[name] * len(batch.arms) for name in SHARED if not arm and name in host}
+                    metrics[arm] = reduce_segment(Segment(seen.train, seen.probe, host | whole), config)
+                sink.log(metrics[arm], task)
 
         def look(clock: int) -> None:
             """What is due at the start of the task of update ``clock``, alone."""
@@ -196,7 +209,7 @@ def train(
             asked_by = "" if last else stopping.asked
             before, frozen = frozen, num_frozen(values)
             due = last or asked_by or frozen > before or saving.due(index + 1, time.monotonic() - saved)
-            leaves = to_host(state) if checkpoints and due else None
+            leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
             pending = (index, values, leaves, seconds, probes)
             if asked_by:
@@ -206,10 +219,22 @@ def train(
         if checkpoints:
             checkpoints.wait()
         if asked_by:
-            raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {method}")
-    compiling = compiled["compile_seconds"]
+            raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {batch.name}")
+    compiling = compiled["compile_seconds"] * len(batch.arms)
     idle = time.perf_counter() - begun - compiling - computed - costs.timing
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
+
+
+SHARED = ("train_seconds", "probe_seconds", "compile_seconds", "env_steps")
+"""What the host measures that every arm of a batch has its share of."""
+
+
+def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:
+    """A sink for every arm; one for all of them, "", where there is but one."""
+    if len(batch.arms) == 1:
+        return [(batch.arms[0], sink)]
+    forks = [sink.fork() for _ in batch.arms]
+    return [(arm, fork) for arm, fork in zip(batch.arms, forks) if fork is not None] or [("", sink)]
 
 
 def num_frozen(values: Record) -> int:
@@ -227,21 +252,20 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 def study(
     directory: Path,
     config: Mapping[str, Any],
-    programs: Mapping[str, Program],
-    keys: Key,
+    batches: Sequence[Batch],
     plan: Plan,
     sinks: Sequence[Sink] = (),
     *,
     saving: Saving | None = None,
 ) -> dict[str, Shares]:
-    """Runs one program a method, one after another, into one run directory.
+    """Runs programs one after another into one run directory.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
-      config: ``experiment``, ``run_id``, ``hash`` and ``settings``; the labels of the record's axes are added.
-      programs: method -> program over seeds.
-      keys: PRNG keys ``[S]``.
-      plan: the same for every method.
+      config: ``experiment``, ``run_id``, ``hash`` and ``settings``, of a sweep ``arms``; the labels of the record's
+        axes are added.
+      batches: of networks; see `parallel.batch`.
+      plan: the same for all.
       sinks: see `train`.
       saving: see `train`.
 
@@ -254,18 +278,19 @@ def study(
     """
     plan.check()
     labels: dict[str, Tree] = {"dims": {}, "coords": {}}
-    for program in programs.values():
-        labels["dims"] |= {name: list(axes) for name, axes in program.dims.items()}
-        labels["coords"] |= {axis: list(names) for axis, names in program.coords.items()}
+    for batch in batches:
+        labels["dims"] |= {name: list(axes) for name, axes in batch.program.dims.items()}
+        labels["coords"] |= {axis: list(names) for axis, names in batch.program.coords.items()}
     config = {**config, **labels}
     try:
-        with runs.hold(directory, dict.fromkeys(programs, plan.segments)), Stopping() as stopping:
+        segments = {arm: plan.segments for batch in batches for arm in batch.arms}
+        with runs.hold(directory, segments), Stopping() as stopping:
             record.start_run(directory, config)
             shares = {
-                method: train(directory, config, method, program, keys, plan, sinks, saving=saving, stopping=stopping)
-                for method, program in programs.items()
+                batch.name: train(directory, config, batch, plan, sinks, saving=saving, stopping=stopping)
+                for batch in batches
             }
-            return {method: share for method, share in shares.items() if share}
+            return {name: share for name, share in shares.items() if share}
     except record.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:

@@ -25,7 +25,7 @@ from plastax.types import RunError, Stopped
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
-    "compilation_cache", "auto_chunk", "preset", "data_path", "data_card",
+    "compilation_cache", "auto_chunk", "devices", "preset", "data_path", "data_card",
 )  # fmt: skip
 """Settings that do not change a run's numbers and are not part of its identity."""
 

@@ -51,6 +51,10 @@ class Study:
     """Find the largest seed-chunk that fits into the device's memory."""
     tasks: int = 12
     """Tasks in the stream."""
+    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A setting and values for it, method.er-lr=1e-2,1e-3; again and again for a grid. Every combination is an arm."""
+    devices: int = 0
+    """Devices of this machine that networks (arms x seeds) are spread over; 0: all."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints, made at the next border of segments; 0: as checkpoint-every says."""
     checkpoint_every: int = 0
@@ -132,7 +136,7 @@ def parse(
         fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
     namespace: dict[str, Any] = {"__doc__": base.__doc__}
     cls = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
-    default = _with(cls(), overrides)
+    default = replaced(cls(), overrides)
     default = _from_json(default, stored) if stored else default
     config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
     for field, registry in groups.items():
@@ -212,11 +216,13 @@ def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]
     return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
 
 
-def _with(config: Any, values: Mapping[str, Any]) -> Any:
-    """``config`` with dotted settings replaced."""
+def replaced(config: Any, values: Mapping[str, Any]) -> Any:
+    """``config`` with dotted settings replaced (``{"training.learning_rate": 0.1}``)."""
     for name, value in values.items():
         head, _, rest = name.partition(".")
-        config = dataclasses.replace(config, **{head: _with(getattr(config, head), {rest: value}) if rest else value})
+        config = dataclasses.replace(
+            config, **{head: replaced(getattr(config, head), {rest: value}) if rest else value}
+        )
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import optax
 
@@ -17,6 +17,8 @@ Head = Literal["keep", "reset"]
 @dataclass(frozen=True)
 class Training:
     """How a network is trained on each task."""
+
+    traced: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
     optimizer: OptimizerName = "sgd"
     """sgd | adam, below the method."""
@@ -66,7 +68,8 @@ class Training:
                 message = f"training.{name}: {getattr(self, name)} is not allowed; give 1 or more"
                 raise ConfigError(message)
         for name in ("learning_rate", "eps", "drop_factor"):
-            if not getattr(self, name) > 0:
+            # A traced value (`plastax.sweep`) cannot be checked; it comes from checked settings.
+            if isinstance(getattr(self, name), int | float) and not getattr(self, name) > 0:
                 message = f"training.{name}: {getattr(self, name)} is not allowed; give a number above 0"
                 raise ConfigError(message)
         for name in ("momentum", "b1", "b2", "kronecker_decay"):

@@ -25,10 +25,12 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
     "dataset": {"record", "types"},
-    **dict.fromkeys(("compilation", "memory", "shares", "stopping"), BASE),
+    **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
+    "memory": BASE | {"parallel"},
     "runs": {"record", "types"},
     "checkpoint": BASE | {"record", "runs"},
     "settings": {"environment", "record", "runs", "types"},
+    "sweep": {"settings", "types"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
     "report": {"record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},

@@ -22,7 +22,7 @@ from experiments import (
     slowly_changing_regression,
     warm_start,
 )
-from plastax import parallel, run, settings
+from plastax import run, settings
 from plastax.types import ConfigError
 from tests.streams.tiny import DATASET
 
@@ -152,11 +152,11 @@ def test_a_study_leaves_a_labelled_record(tmp_path, monkeypatch):
         "--preset smoke --methods backprop --probes weights --tasks 2 --stream.examples 20 --training.batch-size 5 "
         "--training.epochs 4 --training.updates 2 --segments-per-task 2 --model.hidden 4",
     )
-    programs, plan = supervised.build(config, supervised.load(config))
+    batches, plan = supervised.build(config, supervised.load(config))
     assert plan == run.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
     chosen = settings.to_json(config, supervised.GROUPS) | {"updates_per_task": plan.updates_per_task}
     described = {"experiment": "random_label", "run_id": "x", "hash": "y", "settings": chosen}
-    run.study(tmp_path, described, programs, parallel.seed_keys(range(2)), plan)
+    run.study(tmp_path, described, batches, plan)
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["stream"] == {"examples": 20}
     data = plastax.load(tmp_path)
     assert dict(data.sizes) | {"seed": 2, "task": 2, "update": 4, "mark": 2} == dict(data.sizes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import jax.numpy as jnp
 import optax
@@ -28,6 +28,8 @@ class PPO:
 
     Defaults without a remark are CleanRL's and purejaxrl's for classic control.
     """
+
+    traced: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
     num_envs: int = 4
     """Environments a seed, stepped in parallel."""
@@ -84,7 +86,8 @@ class PPO:
             )
             raise ConfigError(message)
         for name in ("learning_rate", "eps", "reward_scale"):
-            if not getattr(self, name) > 0:
+            # A traced value (`plastax.sweep`) cannot be checked; it comes from checked settings.
+            if isinstance(getattr(self, name), int | float) and not getattr(self, name) > 0:
                 message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
                 raise ConfigError(message)
         for name in ("b1", "b2", "gamma", "gae_lambda", "kronecker_decay"):

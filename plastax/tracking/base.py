@@ -50,6 +50,9 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Ends the method, whether it is complete or was interrupted."""
 
+    def fork(self) -> Sink | None:
+        """Another one of its kind, for an arm that is trained at the same time; None: there is one for all of them."""
+
 
 def reduce_segment(segment: Segment, config: Mapping[str, Any]) -> dict[str, Metric]:
     """What a sink is told about a segment.

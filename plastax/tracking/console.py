@@ -90,3 +90,6 @@ class ConsoleSink:
         if self._bar is not None:
             bar, self._bar = self._bar, None
             bar.stop()
+
+    def fork(self) -> None:
+        """A terminal has one bar. See `Sink.fork`."""

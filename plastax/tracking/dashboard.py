@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from plastax.record import PathLike, read_json, read_method
+from plastax.record import PathLike, labels, read_json, read_method
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
 from plastax.types import ConfigError
@@ -87,7 +87,7 @@ def measured(directory: PathLike) -> set[str]:
     directory = pathlib.Path(directory)
     config = read_json(directory / "config.json")
     names: set[str] = set()
-    for method in config["settings"]["methods"]:
+    for method in labels(config):
         for segment in read_method(directory / "records" / method):
             names |= {name for name, value in reduce_segment(segment, config).items() if not isinstance(value, float)}
     return names

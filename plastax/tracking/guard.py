@@ -46,6 +46,11 @@ class Guarded:
         """See `Sink.finish`."""
         self._call("finish")
 
+    def fork(self) -> Sink | None:
+        """See `Sink.fork`."""
+        other = self._sink and self._sink.fork()
+        return Guarded(other) if other else None
+
 
 class Background:
     """A sink in a thread of its own, behind a bounded queue: it may be slow, hang or raise, the run goes on.
@@ -117,6 +122,11 @@ class Background:
         done = self._put("finish")
         if done is None or not (done.wait(self._patience) or self._left):
             self._leave(f"it is still busy after {self._patience:g} s" if done else "it is far behind")
+
+    def fork(self) -> Sink | None:
+        """See `Sink.fork`."""
+        other = self._sink.fork()
+        return Background(other, self._calls.maxsize, self._patience) if other else None
 
 
 def within(patience: float, name: str, action: Callable[[], Any]) -> bool:

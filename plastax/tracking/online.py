@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.stats
 
-from plastax.record import MARKS, PathLike, Segment, read_json, read_method
+from plastax.record import MARKS, PathLike, Segment, labels, read_json, read_method
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -57,7 +57,7 @@ def open_run(
     import wandb
 
     run_id = str(config["run_id"])
-    settings = config.get("settings", {})
+    settings, arm = config.get("settings", {}), config.get("arms", {}).get(name)
     place = pathlib.Path(directory) / "environment.json"
     environment = read_json(place) if place.is_file() else {}
     told = {name: environment.get(name) for name in ("git_revision", "git_dirty", "versions", "devices", "command")}
@@ -74,8 +74,10 @@ def open_run(
         # A later method of the study is another W&B run in the same process.
         reinit="create_new",
         config={
-            "method": name,
             **settings,
+            # An arm of a sweep: the values of its own, beside what the settings say for all.
+            **({"arm": name, **arm["settings"]} if arm else {}),
+            "method": arm["method"] if arm else name,
             "hash": config.get("hash"),
             "environment": told,
             **(extra or {}),
@@ -168,6 +170,10 @@ class WandbSink:
                     run.log({**_densities(self._spectra), "task": last})
             finally:
                 run.finish()
+
+    def fork(self) -> WandbSink:
+        """See `Sink.fork`."""
+        return WandbSink(self.mode, self.project, self._group, **self._options)
 
 
 def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -262,7 +268,7 @@ def replay(directory: PathLike, mode: Mode = "offline", project: str | None = No
     config = read_json(directory / "config.json")
     first = int(config.get("settings", {}).get("first_seed", 0))
     count = 0
-    for method in config["settings"]["methods"]:
+    for method in labels(config):
         segments = read_method(directory / "records" / method)
         arrays = [array for segment in segments for array in (*segment.train.values(), *segment.probe.values())]
         seeds = len(arrays[0]) if arrays else 0

@@ -1,0 +1,201 @@
+"""Settings that take several values in one study: what ``--sweep`` says becomes the arms of a grid.
+
+An arm is what has a label in the record: a method, or a method under certain values, ``l2_er@er_lr=0.1,l2=0``. Arms
+that differ in nothing but numbers which may be traced (`traceable`) are networks of one compiled program, see
+`plastax.parallel.batch`; others are programs of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tyro
+
+from plastax.settings import Registry, members, replaced
+from plastax.types import ConfigError
+
+
+class Arm(NamedTuple):
+    """A method under certain values of the swept settings.
+
+    Attributes:
+      label: of its record, unique.
+      method: its name.
+      config: the experiment's configuration with these values.
+      named: setting, as the sweep names it -> value.
+      values: setting, dotted from the configuration's root -> value.
+    """
+
+    label: str
+    method: str
+    config: Any
+    named: dict[str, Any]
+    values: dict[str, Any]
+
+
+class Axis(NamedTuple):
+    """A swept setting and its values, as they are written."""
+
+    name: str
+    texts: tuple[str, ...]
+
+
+def axes(specs: Iterable[str]) -> list[Axis]:
+    """Reads ``name=value,value,...``; in names ``-`` and ``_`` are the same.
+
+    Raises:
+      ConfigError: something is missing, or given twice.
+    """
+    found: dict[str, Axis] = {}
+    for spec in specs:
+        name, equals, text = spec.partition("=")
+        name, texts = name.removeprefix("--").replace("-", "_"), tuple(part.strip() for part in text.split(","))
+        if not equals or not name or not all(texts):
+            raise ConfigError(f"sweep: {spec!r} is not allowed; give a setting and its values, method.er-lr=1e-2,1e-3")
+        if name in found or len(set(texts)) < len(texts):
+            raise ConfigError(f"sweep: {spec!r} names a setting or a value twice")
+        found[name] = Axis(name, texts)
+    return list(found.values())
+
+
+def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ()) -> list[Arm]:
+    """The arms of a study: for every method the grid of the swept settings that it has, without any: itself.
+
+    Args:
+      config: from `plastax.settings.parse`; its ``sweep`` says what to sweep. ``method.X`` is the setting X of every
+        method that has one; ``l2_er.X`` that of one method; ``training.X``, ``model.X``, ... are those of all.
+      groups: registries of the settings, see `plastax.settings.parse`.
+      fixed: groups of settings that are the same for all arms.
+
+    Raises:
+      ConfigError: a name or a value that there is not, or that a setting's own check refuses.
+    """
+    swept = axes(config.sweep)
+    # Whose settings can be swept: the methods', and what else is a group, but what looks at them.
+    outside = {*fixed, *(name for field, registry in groups.items() if field != "methods" for name in registry)}
+    known = _settings(config, groups, outside)
+    for axis in swept:
+        if axis.name not in known:
+            raise ConfigError.unknown("sweep", axis.name, known)
+    out: list[Arm] = []
+    for method in config.methods:
+        own = [(axis, path) for axis in swept if (path := _path(config, groups, method, axis.name))]
+        short = {axis.name: axis.name.rpartition(".")[2] for axis, _ in own}
+        if len(set(short.values())) < len(short):
+            short = {name: name for name in short}
+        for texts in itertools.product(*(axis.texts for axis, _ in own)):
+            values = {path: _value(config, axis.name, path, text) for (axis, path), text in zip(own, texts)}
+            named = {axis.name: values[path] for axis, path in own}
+            shown = ",".join(f"{short[name]}={_shown(value)}" for name, value in named.items())
+            label = f"{method}@{shown.replace('/', '-')}" if shown else method
+            out.append(Arm(label, method, replaced(config, values), named, values))
+    if len({arm.label for arm in out}) < len(out):
+        raise ConfigError(f"sweep: two of the values of {', '.join(config.sweep)} are the same number")
+    return out
+
+
+def _settings(config: Any, groups: Mapping[str, Registry], outside: Iterable[str]) -> list[str]:
+    """Names of all settings that can be swept."""
+    used = {name for method in config.methods for name in members(method)}
+    names = []
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        if not dataclasses.is_dataclass(group) or field.name in outside:
+            continue
+        if field.name not in groups["methods"]:
+            names += [f"{field.name.removesuffix('_settings')}.{f.name}" for f in dataclasses.fields(group)]
+        elif field.name in used:
+            names += [f"{field.name}.{f.name}" for f in dataclasses.fields(group)]
+            names += [f"method.{f.name}" for f in dataclasses.fields(group)]
+    return list(dict.fromkeys(names))
+
+
+def _path(config: Any, groups: Mapping[str, Registry], method: str, name: str) -> str:
+    """The dotted setting of a method's configuration that a swept name stands for; "" if it has none."""
+    group, _, setting = name.partition(".")
+    if group == "method":
+        having = [m for m in members(method) if _has(getattr(config, m, None), setting)]
+        if len(having) > 1:
+            raise ConfigError(
+                f"sweep: {name} is {' and '.join(f'{m}.{setting}' for m in having)} of {method}; say which"
+            )
+        return f"{having[0]}.{setting}" if having else ""
+    if group in groups["methods"]:
+        return name if group in members(method) else ""
+    return (
+        name
+        if hasattr(config, group) and not isinstance(getattr(config, group), str)
+        else f"{group}_settings.{setting}"
+    )
+
+
+def _has(group: Any, setting: str) -> bool:
+    return dataclasses.is_dataclass(group) and setting in {field.name for field in dataclasses.fields(group)}
+
+
+def _at(config: Any, path: str) -> tuple[Any, str]:
+    group, _, setting = path.partition(".")
+    return getattr(config, group), setting
+
+
+def _type(group: Any, setting: str) -> Any:
+    return typing.get_type_hints(type(group), include_extras=True)[setting]
+
+
+def _value(config: Any, name: str, path: str, text: str) -> Any:
+    """The value that a text is, for the setting's type; several words for one that is a sequence."""
+    group, setting = _at(config, path)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            value = tyro.cli(_type(group, setting), args=text.split(), prog="")
+    except SystemExit:
+        value = None
+    if value is None or value != value:
+        kind = getattr(_type(group, setting), "__name__", _type(group, setting))
+        raise ConfigError(f"sweep: {text!r} is not a value of {name} ({kind}, now {getattr(group, setting)!r})")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def traceable(config: Any, path: str) -> bool:
+    """Whether a setting may be a traced scalar: of methods every float, of other groups those in their ``traced``."""
+    group, setting = _at(config, path)
+    if hasattr(group, "model_options"):
+        return _type(group, setting) is float
+    return setting in getattr(group, "traced", ())
+
+
+def together(arms: Sequence[Arm], static: Sequence[str] = ()) -> list[list[Arm]]:
+    """Arms grouped into those of equal structure, which one compiled program can train.
+
+    Args:
+      arms: of a study.
+      static: dotted settings that must not be traced here.
+    """
+    groups: dict[Any, list[Arm]] = {}
+    for arm in arms:
+        traced = {path for path in arm.values if path not in static and traceable(arm.config, path)}
+        rest = [(path, repr(value)) for path, value in arm.values.items() if path not in traced]
+        groups.setdefault((arm.method, tuple(sorted(traced)), tuple(rest)), []).append(arm)
+    return list(groups.values())
+
+
+def traced_values(arm: Arm, static: Sequence[str] = ()) -> dict[str, float]:
+    """The values of an arm's settings that are traced; the same settings for all arms of a group of `together`."""
+    return {p: v for p, v in arm.values.items() if p not in static and traceable(arm.config, p)}
+
+
+def described(arms: Sequence[Arm]) -> dict[str, Any]:
+    """What ``config.json`` says of the arms: label -> method and swept settings."""
+    return {arm.label: {"method": arm.method, "settings": arm.named} for arm in arms}

@@ -1,0 +1,119 @@
+"""Many networks in one program: values of settings and devices against one network's own program."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax import parallel, train
+from plastax.checkpoint import to_host
+from plastax.methods import L2ER
+from plastax.models import MLP
+from plastax.parallel import Batch
+from plastax.probes import PROBES
+from plastax.streams import Permuted
+from plastax.train import Training
+from plastax.types import ConfigError, Program
+from tests.streams.tiny import CLASSES, DATASET, SHAPE
+
+# These tests compile much and compute little.
+QUICK = {"xla_backend_optimization_level": 0}
+STREAM = Permuted(examples=20).build(DATASET)
+MODEL = MLP((6,)).build(SHAPE, CLASSES)
+SEEDS = (4, 7, 9)
+ARMS = {"weak": {"lr": 0.1, "er_lr": 1e-3, "l2": 0.0}, "strong": {"lr": 0.2, "er_lr": 3e-3, "l2": 0.1}}
+COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast")
+
+
+def make(values: Mapping[str, Any]) -> Program:
+    """L2-ER with probes: everything that is hard to batch, decompositions and branches."""
+    config = Training(learning_rate=values["lr"], batch_size=5, updates=2, evaluation_examples=15, probe_examples=8)
+    method = L2ER(er_lr=values["er_lr"], period=1, l2=values["l2"]).build(config.transformation(), MODEL)
+    return train.program(config, STREAM, MODEL, method, [PROBES["weights"].build(MODEL)])
+
+
+@functools.cache
+def trained(swept: bool, devices: int = 1) -> tuple[Batch, dict[str, np.ndarray], dict[str, np.ndarray], str]:
+    """The batch, two tasks' records joined, the last state, and the text of the compiled program."""
+    if swept:
+        batch = parallel.batch(make, ARMS, SEEDS, devices=devices)
+    else:
+        batch = parallel.batch(lambda _: make(ARMS["strong"]), {"strong": {}}, SEEDS, devices=devices)
+    data = batch.place(batch.program.data)
+    state = jax.jit(batch.program.init, compiler_options=QUICK)(batch.start, data)
+    step = jax.jit(batch.program.segment, static_argnums=3, compiler_options=QUICK)
+    segment = step.lower(state, data, jnp.int32(0), 2).compile()
+    records = []
+    for clock in (0, 2):
+        state, record = segment(state, data, jnp.int32(clock))
+        records.append(batch.real({**record.train, **record.probe}))
+    joined = {name: np.concatenate([r[name] for r in records], axis=1) for name in records[0]}
+    return batch, joined, batch.real(to_host(state)), segment.as_text()
+
+
+def close(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert len(expected) > 5
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_an_arm_of_a_sweep_is_the_run_of_its_settings():
+    batch, records, state, _ = trained(swept=True)
+    _, expected, plain, _ = trained(swept=False)
+    close(batch.split(records)["strong"], expected)
+    close(batch.split(state)["strong"], {f"network.{name}": value for name, value in plain.items()})
+    # The same seeds are the same networks in all arms, and only the settings tell them apart.
+    weak, strong = (batch.split(state)[arm] for arm in ARMS)
+    np.testing.assert_array_equal(weak["network.key"], strong["network.key"])
+    np.testing.assert_array_equal(strong["settings.er_lr"], np.float32([3e-3] * 3))
+    first = [batch.split(records)[arm]["evaluation/train_loss"][:, 0] for arm in ARMS]
+    np.testing.assert_allclose(*first, rtol=1e-6)
+    assert not np.allclose(batch.split(records)["weak"]["loss"][:, -1], expected["loss"][:, -1], rtol=1e-2)
+
+
+def test_devices_change_nothing_but_rounding():
+    one, four = trained(swept=True), trained(swept=True, devices=4)
+    assert (one[0].padded, four[0].padded, four[0].networks) == (6, 8, 6)
+    for got, expected in zip(four[1:3], one[1:3]):
+        assert {len(value) for value in got.values()} == {6}
+        close(got, expected)
+
+
+def test_nothing_crosses_devices():
+    assert not COLLECTIVE.findall(trained(swept=True, devices=4)[3])
+    # What would be found, were there something.
+    mesh = trained(swept=True, devices=4)[0].mesh
+    total = jax.shard_map(
+        lambda x: jax.lax.psum(x, parallel.AXIS), mesh=mesh, in_specs=jax.P(parallel.AXIS), out_specs=jax.P()
+    )
+    text = jax.jit(total).lower(jnp.zeros(4)).compile().as_text()
+    assert COLLECTIVE.findall(text)
+
+
+def test_every_device_has_equally_many_networks_in_whole_chunks():
+    batch = parallel.batch(make, ARMS, SEEDS, chunk=3, devices=4)
+    assert (batch.networks, batch.padded) == (6, 12)
+    np.testing.assert_array_equal(batch.start.settings["l2"], np.float32([0, 0, 0, 0.1, 0.1, 0.1] * 2))
+    assert parallel.batch(make, {"a": ARMS["weak"]}, (1,), devices=0).mesh is None
+    leaf = np.arange(6.0)
+    np.testing.assert_array_equal(batch.spread({"x": leaf})["x"], [0, 1, 2, 3, 4, 5] * 2)
+    np.testing.assert_array_equal(batch.real(batch.spread({"x": leaf}))["x"], leaf)
+    assert {arm: list(part["x"]) for arm, part in batch.split({"x": leaf}).items()} == {
+        "weak": [0, 1, 2],
+        "strong": [3, 4, 5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"devices": 99}, "devices: 99 .* 0 .all. to"), ({"chunk": 2}, "seed_chunk: 2 .* 3 seeds")]
+)
+def test_refusals(options, message):
+    with pytest.raises(ConfigError, match=message):
+        parallel.batch(make, ARMS, SEEDS, **options)
