@@ -39,7 +39,7 @@ class State(NamedTuple):
     environment: jax.Array
 
 
-def program(optimizer: optax.GradientTransformation, *, width: int = 3, steps: int = 1, nan_at: int = -1) -> Program:
+def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: int = 1, nan_at: int = -1) -> Program:
     """Regression on what a chaotic environment shows; seed 1's loss is not a number from update ``nan_at`` on."""
 
     def init(key: jax.Array, data: Any) -> State:
@@ -72,7 +72,12 @@ def program(optimizer: optax.GradientTransformation, *, width: int = 3, steps: i
     parts = segments.Parts(
         init, lambda state, data, index: jax.random.normal(fold(state.key, 4, index)), begin, update, measure
     )
-    return parallel.over_seeds(segments.program(parts, (), updates_per_task=UPDATES), SEEDS)
+    return segments.program(parts, (), updates_per_task=UPDATES)
+
+
+def program(optimizer: optax.GradientTransformation, **options: Any) -> Program:
+    """`network` over seeds."""
+    return parallel.over_seeds(network(optimizer, **options), SEEDS)
 
 
 def config(**others: Any) -> dict[str, Any]:
@@ -81,12 +86,13 @@ def config(**others: Any) -> dict[str, Any]:
 
 
 def study(directory: pathlib.Path, sinks: Any = (), saving: run.Saving | None = None, **options: Any) -> None:
-    """The study, in ``directory``; ``options`` go to `program`, those of ``width`` into the settings too."""
+    """The study, in ``directory``; ``options`` go to `network`, those of ``width`` into the settings too."""
     chosen = config(**{name: value for name, value in options.items() if name == "width"})
-    programs = {name: program(optimizer, **options) for name, optimizer in OPTIMIZERS.items()}
-    run.study(
-        directory, chosen, programs, parallel.seed_keys(range(SEEDS)), PLAN, sinks, saving=saving or run.Saving(1)
-    )
+    batches = [
+        parallel.batch(lambda _, optimizer=optimizer: network(optimizer, **options), {name: {}}, range(SEEDS))
+        for name, optimizer in OPTIMIZERS.items()
+    ]
+    run.study(directory, chosen, batches, PLAN, sinks, saving=saving or run.Saving(1))
 
 
 class Order(NamedTuple):
