@@ -22,7 +22,7 @@ import rich.console
 
 from plastax import __main__ as cli
 from plastax import parallel, run, tracking
-from plastax.checkpoint import Checkpoints, to_host
+from plastax.checkpoint import Checkpoints
 from plastax.record import Segment, read_segment, write_json, write_segment
 from plastax.tracking import Background, ConsoleSink, Guarded, Histogram, WandbSink, dashboard, reduce_segment
 from plastax.types import ConfigError, Program, Record
@@ -320,8 +320,7 @@ def tiny_program() -> Program:
         state, loss = jax.lax.scan(step, state, length=length)
         return state, Record({"loss": loss}, {"x/norm": jnp.stack([loss[0], loss[-1]])})
 
-    program = Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
-    return parallel.over_seeds(program, 2, 0)
+    return Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
 
 
 class Slow:
@@ -351,14 +350,16 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
 
     def trained(name: str, sinks: list[Any]) -> tuple[dict[str, np.ndarray], float]:
         started = time.monotonic()
-        keys = parallel.seed_keys(range(2))
+        batch = parallel.batch(lambda _: tiny_program(), {"sgd": {}}, range(2))
         settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
         config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
-        run.study(tmp_path / name, config, {"sgd": tiny_program()}, keys, run.Plan(3, 4, 4, 1), sinks)
+        run.study(tmp_path / name, config, [batch], run.Plan(3, 4, 4, 1), sinks)
         seconds = time.monotonic() - started
-        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd")
-        leaves = to_host(checkpoints.restore(3, tiny_program().init(keys, ())))
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd", config)
+        restored = checkpoints.restore(batch.program.init(batch.start, ()))
         checkpoints.close()
+        assert restored is not None
+        leaves = restored.leaves
         losses = [read_segment(path).train["loss"] for path in sorted((tmp_path / name).glob("records/sgd/*.npz"))]
         return {**leaves, "loss": np.stack(losses)}, seconds
 
