@@ -1,7 +1,8 @@
 """Updates, task switches and probes of one network, put together to the segments of a `Program`.
 
 Supervised streams and reinforcement learning differ in what an update is; when a task begins, when a probe is due and
-what a segment returns is the same for both, and is here.
+what a segment returns is the same for both, and is here. So is what happens to a seed whose training breaks down: it
+stays as it was before the update that did it, and the others, in the same compiled program, do not notice.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ class Parts(NamedTuple):
     """What a kind of training consists of, for one seed; ``data`` is `Program.data`, shared by all seeds.
 
     Attributes:
-      init: ``(key, data) -> state``.
+      init: ``(key, data) -> state``, a NamedTuple with a field ``alive``, true.
       task: ``(state, data, index) -> task``: what is particular to the task of this number.
       begin: ``(state, data, task, clock) -> state``: the switch to a task, before its first update (of the first task
         too).
       update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; scalars.
+      healthy: ``(state, metrics) -> bool``: whether an update went well, by what it left and recorded: a loss that is
+        not finite, say, did not.
       measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that no two measurements
         share, for their keys: twice the number of updates done, and one more where a segment ends rather than starts.
     """
@@ -35,6 +38,7 @@ class Parts(NamedTuple):
     task: Callable[[Tree, Tree, Array], Tree]
     begin: Callable[[Tree, Tree, Tree, Array], Tree]
     update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, dict[str, Array]]]
+    healthy: Callable[[Tree, dict[str, Array]], Array]
     measure: Callable[[Tree, Tree, Tree, Array], dict[str, Array]]
 
 
@@ -42,6 +46,10 @@ def program(
     parts: Parts, probes: Sequence[Probe], *, updates_per_task: int, data: Tree = (), due: Due | None = None
 ) -> Program:
     """A program that switches tasks every ``updates_per_task`` updates and measures where it is due.
+
+    A seed is frozen by its first update that is not `Parts.healthy`: its state stays what it was before, for good. The
+    record has that update's metrics as they were and NaN from then on (0 for counts), NaN for what probes measure, and
+    ``alive``: 1 for every healthy update, 0 from the first other one on.
 
     Args:
       parts: the training.
@@ -58,22 +66,35 @@ def program(
             raise ConfigError(f"probes: two of them record as {probe.name!r}; leave one out")
     due = due or task_borders(updates_per_task)
 
+    def update(state: Tree, data: Tree, task: Tree, clock: Array) -> tuple[Tree, dict[str, Array]]:
+        new, metrics = parts.update(state, data, task, clock)
+        alive = state.alive & parts.healthy(new, metrics)
+        metrics = {name: where(state.alive, value, absent(value)) for name, value in metrics.items()}
+        return where(alive, new, state)._replace(alive=alive), metrics | {"alive": alive.astype(jnp.float32)}
+
+    def begin(state: Tree, data: Tree, task: Tree, clock: Array) -> Tree:
+        return where(state.alive, parts.begin(state, data, task, clock), state)
+
+    def measure(state: Tree, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
+        values = parts.measure(state, data, task, border)
+        return where(state.alive, values, jax.tree.map(absent, values))
+
     def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
         training = clock >= 0
         clock = jnp.where(training, clock, ~clock)
         task = parts.task(state, data, clock // updates_per_task)
         # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
         state = jax.lax.cond(
-            training & (clock % updates_per_task == 0), lambda s: parts.begin(s, data, task, clock), lambda s: s, state
+            training & (clock % updates_per_task == 0), lambda s: begin(s, data, task, clock), lambda s: s, state
         )
-        train_shape = jax.eval_shape(parts.update, state, data, task, clock)[1]
-        probe_shape = jax.eval_shape(parts.measure, state, data, task, clock)
+        train_shape = jax.eval_shape(update, state, data, task, clock)[1]
+        probe_shape = jax.eval_shape(measure, state, data, task, clock)
 
         def phase(state: Tree, trained: Array) -> tuple[Tree, tuple[Tree, Tree]]:
             """First nothing, then ``length`` updates; then the probes, if due. One compiled copy serves both."""
             state, train = jax.lax.cond(
                 trained,
-                lambda s: jax.lax.scan(lambda s, c: parts.update(s, data, task, c), s, clock + jnp.arange(length)),
+                lambda s: jax.lax.scan(lambda s, c: update(s, data, task, c), s, clock + jnp.arange(length)),
                 lambda s: (s, missing(train_shape, length)),
                 state,
             )
@@ -82,7 +103,7 @@ def program(
             border = 2 * now + trained
             seen = jax.lax.cond(
                 due(now, trained),
-                lambda s: parts.measure(s, data, task, border),
+                lambda s: measure(s, data, task, border),
                 lambda _: missing(probe_shape),
                 state,
             )
@@ -128,6 +149,16 @@ def _due(probe: Probe, seen: ProbeInput, task: Array) -> dict[str, Array]:
 def task_of(border: Array, updates_per_task: int) -> Array:
     """Number of the task that a measurement at ``border`` (see `Parts.measure`) belongs to."""
     return (border // 2 - border % 2) // updates_per_task
+
+
+def where(condition: Array, yes: Tree, no: Tree) -> Tree:
+    """One of two trees, whole."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def absent(value: Array) -> Array:
+    """What is recorded in place of a value that there is not: NaN, of counts 0."""
+    return jnp.full_like(value, jnp.nan if jnp.issubdtype(value.dtype, jnp.inexact) else 0)
 
 
 def missing(shapes: Tree, *lead: int) -> Tree:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plastax import learning, segments
+from plastax import learning, segments, tree
 from plastax.curvature import losses, running
 from plastax.curvature.kronecker import Factors
 from plastax.keys import fold, shuffles
@@ -52,6 +52,7 @@ class State(NamedTuple):
       order: int32, the order of the examples in this epoch; empty where no update leaves an epoch unfinished.
       factors: running Kronecker factors of the task.
       previous: parameters at the end of the previous task, for probes that need them; else empty.
+      alive: whether training has not broken down, see `segments.program`.
     """
 
     key: Key
@@ -61,6 +62,7 @@ class State(NamedTuple):
     order: Array | tuple[()]
     factors: running.Running
     previous: Params
+    alive: Array
 
 
 # Roles of a seed's key, see `keys.fold`.
@@ -246,6 +248,9 @@ def program(
         state, metrics = jax.lax.scan(part, state, clock * blocks.epochs + jnp.arange(blocks.epochs))
         return state, jax.tree.map(jnp.mean, metrics)
 
+    def healthy(state: State, metrics: dict[str, Array]) -> Array:
+        return jnp.isfinite(metrics["loss"]) & tree.finite(state.params)
+
     def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
         if needs_previous:
             state = state._replace(previous=state.params)
@@ -323,7 +328,7 @@ def program(
         order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
         # Copies, as above.
         previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
-        return State(key, params, stats, method.init(params), order, running.start(like), previous)
+        return State(key, params, stats, method.init(params), order, running.start(like), previous, jnp.bool_(True))
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), data, index)
@@ -331,5 +336,5 @@ def program(
     def zeros_of(shapes: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    parts = segments.Parts(init, task_of, begin, update, measure)
+    parts = segments.Parts(init, task_of, begin, update, healthy, measure)
     return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)

@@ -47,6 +47,11 @@ def norm(tree: Tree) -> Array:
     return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree), jnp.zeros(())))
 
 
+def finite(tree: Tree) -> Array:
+    """Whether all entries are, a bool scalar."""
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), jnp.bool_(True))
+
+
 def normal_like(key: Key, like: Tree) -> Tree:
     """Independent standard normal entries of the shapes and dtypes of ``like``; each leaf has its own folded key."""
     leaves, structure = jax.tree.flatten(like)

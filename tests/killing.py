@@ -37,6 +37,7 @@ class State(NamedTuple):
     params: dict[str, jax.Array]
     opt_state: Any
     environment: jax.Array
+    alive: jax.Array
 
 
 def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: int = 1, nan_at: int = -1) -> Program:
@@ -44,7 +45,7 @@ def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: i
 
     def init(key: jax.Array, data: Any) -> State:
         params = {"kernel": jax.random.normal(fold(key, 0), (width,))}
-        return State(key, params, optimizer.init(params), jax.random.uniform(fold(key, 1), (width,)))
+        return State(key, params, optimizer.init(params), jax.random.uniform(fold(key, 1), (width,)), jnp.bool_(True))
 
     def update(state: State, data: Any, task: jax.Array, clock: jax.Array) -> Any:
         def step(_: Any, environment: jax.Array) -> jax.Array:
@@ -61,7 +62,10 @@ def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: i
         value, grads = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.key, params, opt_state, environment), {"loss": value}
+        return State(state.key, params, opt_state, environment, state.alive), {"loss": value}
+
+    def healthy(state: State, metrics: dict[str, jax.Array]) -> jax.Array:
+        return jnp.isfinite(metrics["loss"])
 
     def begin(state: State, data: Any, task: jax.Array, clock: jax.Array) -> State:
         return state._replace(environment=jax.random.uniform(fold(state.key, 3, clock), (width,)))
@@ -70,7 +74,7 @@ def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: i
         return {"kernel/norm": jnp.linalg.norm(state.params["kernel"])}
 
     parts = segments.Parts(
-        init, lambda state, data, index: jax.random.normal(fold(state.key, 4, index)), begin, update, measure
+        init, lambda state, data, index: jax.random.normal(fold(state.key, 4, index)), begin, update, healthy, measure
     )
     return segments.program(parts, (), updates_per_task=UPDATES)
 

@@ -193,7 +193,7 @@ def test_segments_that_do_not_fit_are_refused(run: pathlib.Path) -> None:
 
 def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
     directory = record.start_run(tmp_path / "run", CONFIG)
-    assert record.read_json(directory / "config.json") == CONFIG
+    assert record.read_json(directory / "config.json") == {**CONFIG, "format": record.FORMAT}
     first = record.read_json(directory / "environment.json")
     assert first["python"] == platform.python_version()
     assert first["versions"]["jax"] == jax.__version__
@@ -202,6 +202,9 @@ def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
     assert len(record.read_json(directory / "environment.json")["resumed"]) == 1
     with pytest.raises(record.RecordError, match="another run"):
         record.start_run(directory, {**CONFIG, "hash": "other"})
+    record.write_json(directory / "config.json", {**CONFIG, "format": record.FORMAT + 1})
+    with pytest.raises(record.RecordError, match=f"format {record.FORMAT + 1}"):
+        record.start_run(directory, CONFIG)
 
 
 def test_json(tmp_path: pathlib.Path) -> None:

@@ -167,7 +167,9 @@ def test_it_is_a_plain_loop(whole, epochs, updates):
                     index = order[3 * step : 3 * step + 3]
                     params, seen = plain_step(params, batch.x[index].astype(np.float64), batch.y[index])
                     metrics.append(seen)
-        for name, values in recorded.items():
+        np.testing.assert_array_equal(recorded["alive"], 1)
+        for name in metrics[0]:
+            values = recorded[name]
             means = np.array([m[name] for m in metrics]).reshape(2 * updates, steps).mean(1)
             np.testing.assert_allclose(values[k], means, rtol=1e-4, err_msg=name)
         got = jax.tree.map(lambda x, k=k: np.asarray(x[k]), state.params)
@@ -188,6 +190,27 @@ def test_factors_and_probes_change_no_bit(whole):
     assert same(joined(records), joined(whole[1]))
     assert same(state._replace(factors=()), whole[0]._replace(factors=()))
     assert all((np.asarray(x) != 0).any() for x in jax.tree.leaves(whole[0].factors.total))
+
+
+def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(whole):
+    program, data = make(), STREAM.data
+    state = jax.jit(program.init, compiler_options=QUICK)(seed_keys(SEEDS), data)
+    bias = state.params["output"]["bias"].at[1, 0].set(jnp.inf)
+    state = state._replace(params=state.params | {"output": state.params["output"] | {"bias": bias}})
+    before, records = host(state), []
+    for clock in (0, 4):
+        state, record = whole[2](state, data, jnp.int32(clock), 4)
+        records.append(host(record))
+    first, second = (lambda tree, k=k: jax.tree.map(lambda x: x[k], host(tree)) for k in range(2))
+    assert same(first(state), first(whole[0]))
+    assert same([first(r) for r in records], [first(r) for r in whole[1]])
+    assert same(second(state)._replace(alive=np.True_), second(before))
+    np.testing.assert_array_equal(joined(records)["alive"], [[1] * 8, [0] * 8])
+    assert np.isnan(joined(records)["loss"][1]).all()
+    # Measured before its first update it still is; afterwards there is nothing to measure.
+    assert np.isfinite(records[0].probe["watch/x"][1, 0]).all()
+    assert np.isnan(records[0].probe["watch/x"][1, 1]).all()
+    assert np.isnan(records[1].probe["watch/x"][1]).all()
 
 
 @pytest.mark.slow
@@ -292,7 +315,7 @@ def test_regression_has_no_accuracy():
     stream = SlowlyChangingRegression(period=12, target_units=3).build()
     config = Training(batch_size=4, kronecker_every=0)
     _, records, _ = run(make(config, stream=stream, model=MLP((3,)).build((20,), 1), probes=()), (1, 1))
-    assert set(records[0].train) == {"loss", "grad_norm"}
+    assert set(records[0].train) == {"loss", "grad_norm", "alive"}
     assert {name.split("_")[-1] for name in records[0].probe} == {"loss"}
 
 

@@ -45,7 +45,29 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
     else:
         values = data[quantity.variable].groupby("update_task").mean().rename(update_task="task")
         values = values.assign_coords(task=data.task).where(finished(data))
+        # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
+        values = values if (alive := alive_in(data)) is None else values.where(alive)
     return None if values is None else values.transpose("method", "seed", "task")
+
+
+def alive_in(data: xr.Dataset) -> xr.DataArray | None:
+    """Whether a seed's training did not break down up to the end of a task (method, seed, task), bool; None: not known.
+
+    See `plastax.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
+    """
+    if "train/alive" not in data:
+        return None
+    dead = (data["train/alive"] == 0).groupby("update_task").any().rename(update_task="task")
+    return ~dead.assign_coords(task=data.task)
+
+
+def frozen(data: xr.Dataset) -> list[str]:
+    """The seeds that were frozen, in words: ``<method>: seed <k> since task <t>``, tasks counted from 1."""
+    if (alive := alive_in(data)) is None:
+        return []
+    since = alive.sum("task").where(~alive.all("task"))
+    table = since.to_series().dropna()
+    return [f"{method}: seed {k} since task {int(task) + 1}" for (method, k), task in table.items()]
 
 
 def reference(data: xr.Dataset) -> str | None:
@@ -149,6 +171,7 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     ``<name>_high`` the ends of its 95 % bootstrap interval.
 
     - ``tasks``: finished tasks; ``seeds``: seeds.
+    - ``frozen_seeds``: only if there are any, seeds whose loss was not finite; their tasks from then on are left out.
     - Reinforcement learning: ``return``: mean over all finished tasks but the first; ``return_first_task``;
       ``return_last_third``: of the planned tasks. A task's return is the mean over its updates.
     - Supervised learning: ``<quantity>_early``, ``<quantity>_late`` and ``<quantity>_change``, late minus early, paired
@@ -177,6 +200,8 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     score = score_of(data)
     columns: dict[str, xr.DataArray] = {"tasks": finished(data).sum("task")}
     columns["seeds"] = xr.full_like(columns["tasks"], data.sizes["seed"])
+    if (alive := alive_in(data)) is not None and not alive.all():
+        columns["frozen_seeds"] = (~alive).any("task").sum("seed")
     if score is not None:
         _add_score(columns, data, score)
     if (rank := rank_at(data, eps)) is not None:
@@ -202,6 +227,7 @@ def _speed_column(score: Score | None) -> str:
 
 HEADINGS = {
     "tasks": "finished tasks",
+    "frozen_seeds": "frozen seeds (loss not finite)",
     "rank_first_third": "Hessian ε-rank at task start, first third",
     "rank_last_third": "Hessian ε-rank at task start, last third",
     "feature_rank": "feature effective rank",
@@ -274,6 +300,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
     caption = f"mean over {data.sizes['seed']} seeds [95 % bootstrap interval]"
     if score is not None and not score.higher_is_better:
         caption += f"; lower {score.name} is better"
+    if seeds := frozen(data):
+        caption += f"\nfrozen, and left out from then on: {'; '.join(seeds)}"
     if text := data.attrs.get("notice"):
         title, caption = f"[bold red]{text}[/bold red]\n{title}", f"[bold red]{text}[/bold red]\n{caption}"
     headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import learning, segments
+from plastax import learning, segments, tree
 from plastax.curvature import running
 from plastax.curvature.kronecker import Factors
 from plastax.keys import fold, shuffles
@@ -41,6 +41,7 @@ class State(NamedTuple):
     """Everything that a seed's next update needs, apart from the clock.
 
     ``previous`` holds the parameters at the end of the previous task for probes that need them; else it is empty.
+    ``alive``: see `segments.program`.
     """
 
     key: Key
@@ -50,6 +51,7 @@ class State(NamedTuple):
     statistics: normalize.Statistics
     factors: running.Running
     previous: Params
+    alive: Array
 
 
 # Roles of a seed's key, see `keys.fold`.
@@ -185,7 +187,14 @@ def program(
             # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.
             metrics |= monitor(params, features_fn(params, jax.tree.map(lambda x: x[:: config.minibatches], batch)))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
-        return State(state.key, params, opt_state, actors, statistics, average, state.previous), metrics
+        state = state._replace(
+            params=params, opt_state=opt_state, actors=actors, statistics=statistics, factors=average
+        )
+        return state, metrics
+
+    def healthy(state: State, metrics: dict[str, Array]) -> Array:
+        loss = metrics["policy_loss"] + metrics["value_loss"]
+        return jnp.isfinite(loss) & tree.finite(state.params)
 
     def begin_task(state: State, data: Tree, task: Tree, clock: Array) -> State:
         env_key, method_key = jax.random.split(fold(state.key, _SWITCH, clock))
@@ -205,8 +214,10 @@ def program(
         if config.normalize_observations == "reset":
             statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(environment, config.num_envs, env_key, task)
-        previous = state.params if needs_previous else ()
-        return State(state.key, params, opt_state, actors, statistics, running.start(state.factors.total), previous)
+        return state._replace(
+            params=params, opt_state=opt_state, actors=actors, statistics=statistics,
+            factors=running.start(state.factors.total), previous=state.params if needs_previous else (),
+        )  # fmt: skip
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         """All probes on fresh on-policy data; nothing of it reaches the state."""
@@ -239,12 +250,14 @@ def program(
             like = jax.eval_shape(lambda: factors_of(objective.backward(params, batch), batch, key, jnp.int32(0)))
         # A copy of its own: the state is donated.
         previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
-        return State(key, params, method.init(params), actors, statistics, running.start(like), previous)
+        return State(
+            key, params, method.init(params), actors, statistics, running.start(like), previous, jnp.bool_(True)
+        )
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), index)
 
-    parts = segments.Parts(init, task_of, begin_task, update, measure)
+    parts = segments.Parts(init, task_of, begin_task, update, healthy, measure)
     return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)
 
 

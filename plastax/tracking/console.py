@@ -42,6 +42,8 @@ class ConsoleSink:
         self._updates = self._tasks * int(settings["updates_per_task"])
         self._seconds = 0.0
         self._seen = 0.0
+        self._first_seed = int(settings.get("first_seed", 0))
+        self._frozen: set[int] = set()
         if text := notice(settings):
             self.console.print(f"{method}: {text}", style="bold red", highlight=False, soft_wrap=True)
         if self.console.is_terminal:
@@ -66,6 +68,7 @@ class ConsoleSink:
         if numbers.get("compile_seconds", 0.0) > 0.0:
             self.console.print(f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s", highlight=False)
         length = numbers.get("length", self._updates / self._tasks)
+        self._tell_frozen(metrics, numbers.get("clock", self._seen), length, step)
         done = numbers.get("clock", self._seen) + length
         train = numbers.get("train_seconds", 0.0)
         self._seen += length
@@ -84,6 +87,19 @@ class ConsoleSink:
             self.console.print(f"{self._method}: {line}", highlight=False, soft_wrap=True)
         else:
             self._bar.update(self._task, completed=done, description=line)
+
+    def _tell_frozen(self, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
+        """Says once of every seed when it was frozen, see `plastax.segments`."""
+        shares = np.atleast_1d(np.asarray(metrics.get("train/alive", 1.0), np.float64))
+        for k in np.flatnonzero(shares < 1.0):
+            if k not in self._frozen:
+                self._frozen.add(int(k))
+                update = round(clock + shares[k] * length)
+                self.console.print(
+                    f"{self._method}: seed {self._first_seed + k} is frozen: its loss was not finite in update "
+                    f"{update}, in task {step + 1}",
+                    style="bold red", highlight=False, soft_wrap=True,
+                )  # fmt: skip
 
     def finish(self) -> None:
         """Leaves the bar as it is. See `Sink.finish`."""

@@ -211,6 +211,25 @@ def test_another_order_of_seeds_changes_no_bit(cartpole, bare):
     assert same(bare.state, jax.tree.map(lambda x: x[::-1], host(state)))
 
 
+def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(cartpole, bare):
+    state = jax.jit(cartpole().init)(seed_keys(SEEDS), ())
+    params = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.params)
+    state = state._replace(params=params)
+    before, records = host(state), []
+    for task in range(2):
+        state, record = bare.segment(state, (), jnp.int32(task * UPDATES), UPDATES)
+        records.append(host(record))
+    for k in (0, 2):
+        assert same(seed(host(state), k), seed(bare.state, k))
+        assert same(seed(joined(records), k), seed(joined(bare.records), k))
+    # Its environments began the first task anew, which is no update; then nothing moves.
+    assert same(seed(host(state).opt_state, 1), seed(before.opt_state, 1))
+    recorded = joined(records)
+    np.testing.assert_array_equal(recorded["alive"], np.outer([1, 0, 1], np.ones(2 * UPDATES)))
+    assert np.isnan(recorded["value_loss"][1]).all()
+    assert np.isnan(recorded["episodes"][1, 1:]).all()
+
+
 def test_chunks_must_divide_the_seeds(cartpole):
     with pytest.raises(ConfigError, match=r"seed_chunk: 2 is not allowed.*divisor of the 3 seeds"):
         cartpole(chunk=2)
