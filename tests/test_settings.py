@@ -103,6 +103,7 @@ def test_refusals_name_setting_value_and_what_is_allowed(line, names):
         ("--steps-per-task 1000", ("steps_per_task", "1000", "512")),
         ("--segments-per-task 7", ("segments_per_task", "7")),
         ("--model conv", ("model", "conv", "height")),
+        ("--method orthogonal", ("methods", "orthogonal", "'initializer'", "'mlp'")),
     ],
 )
 def test_refusals_of_the_study_come_before_compilation(line, names, assert_no_retrace):
@@ -119,6 +120,28 @@ def test_what_tyro_refuses_ends_with_status_2(line, capsys):
         parse(line)
     assert error.value.code == 2
     assert line.split()[0].split(".")[-1].strip("-").replace("-", "_")[:5] in capsys.readouterr().err.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("--method weight_clipping --method.kapa 3", ("--weight-clipping.kappa",)),
+        ("--methods l2 upgd --upgd.noize 3", ("--upgd.noise",)),
+        ("--method upgd --method.variant globl", ("'globl'", "'global'")),
+        ("--method upgd --method.beta 1", ("UPGD.beta", "below 1")),
+        ("--method shrink_and_perturb --method.shrink -0.1", ("ShrinkAndPerturb.shrink", "0 or more")),
+        ("--method normalize_and_project --method.period 0", ("period", "1 or more")),
+        ("--method trac --method.betas 0.9 1.0", ("Trac.betas", "below 1")),
+    ],
+)
+def test_a_methods_settings_are_refused_by_name(line, parts, capsys):
+    """And the nearest name is suggested."""
+    with pytest.raises(SystemExit) as error:
+        parse(line)
+    assert error.value.code == 2
+    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for part in parts:
+        assert part in text
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):

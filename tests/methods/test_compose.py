@@ -67,6 +67,29 @@ def test_switches_within_switches_all_act_the_inner_first():
     np.testing.assert_allclose(got["w"], expected["w"], rtol=1e-6)
 
 
+def test_an_optimiser_goes_below_the_rest_and_only_one():
+    both = compose([methods.L2(l2=0.5), methods.Muon(learning_rate=0.1)])
+    assert both.replaces_optimizer
+    got, _ = update(both.build(optax.sgd(1.0)), both.build(optax.sgd(1.0)).init(PARAMS), boundary=False)
+    # No matrix, so it is Adam with Nesterov momentum, whose first step has one size: in the direction of g + l2 w.
+    expected = PARAMS["w"] - 0.1 * (0.9 * 0.1 / (1 - 0.9**2) + 1) * jnp.sign(GRADS["w"] + 0.5 * PARAMS["w"])
+    np.testing.assert_allclose(got["w"], expected, rtol=1e-4)
+    with pytest.raises(ConfigError, match="replace the optimiser"):
+        compose([methods.Muon(), methods.L2(), methods.Muon()])
+
+
+def test_every_part_draws_from_a_key_of_its_own():
+    noise = methods.ShrinkAndPerturb(shrink=0.0, perturb=1.0, variant="upgd")
+
+    def moved(method):
+        zeros = {"w": jnp.zeros(2)}
+        return update(method, method.init(PARAMS), boundary=False, grads=zeros)[0]["w"] - PARAMS["w"]
+
+    one, two = moved(noise.build(optax.sgd(1.0))), moved(compose([noise, noise]).build(optax.sgd(1.0)))
+    assert not np.allclose(two, 2 * one)
+    np.testing.assert_allclose(two - one, moved(compose([noise, methods.L2(l2=0.0)]).build(optax.sgd(1.0))), rtol=1e-5)
+
+
 def test_contradicting_models_are_refused():
     class Other(methods.LayerNorm):
         model_options = {"layer_norm": False}  # noqa: RUF012
