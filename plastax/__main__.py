@@ -83,18 +83,23 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
         print(f"{name:<{width}}  {line}".rstrip())
 
 
-def report(run: Annotated[pathlib.Path, tyro.conf.Positional], /) -> None:
-    """Writes the report of a run and prints its table.
+def report(runs: Runs, /, out: pathlib.Path = pathlib.Path("comparison.html")) -> None:
+    """Writes the report of a run into its directory and prints its table; of several runs, one page side by side.
 
     Args:
-      run: the directory of a run, ``runs/<experiment>/<run id>``.
+      runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
+      out: the page of several runs.
     """
-    if not run.is_dir():
-        message = f"run={str(run)!r} is not a directory; give one of runs/<experiment>/<run id>"
-        raise ConfigError(message)
     written = importlib.import_module("plastax.report")
-    written.write(run)
-    written.print_table(run)
+    found = _found(runs)
+    if len(found) == 1:
+        written.write(found[0])
+        written.print_table(found[0])
+        print(found[0] / "report.html")
+    else:
+        written.write_side_by_side(found, out)
+        written.print_comparison(found)
+        print(out)
 
 
 def compare(

@@ -32,7 +32,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "settings": {"environment", "record", "runs", "types"},
     "sweep": {"settings", "types"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
-    "report": {"record", "types"},
+    "report": {"dataset", "record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {
         "data",

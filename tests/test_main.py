@@ -43,7 +43,7 @@ def test_list_experiments_finds_the_checkout_from_elsewhere(tmp_path, monkeypatc
     ("args", "named"),
     [
         (["list", "colours"], ["kind='colours'", "experiments, methods, streams, probes, models"]),
-        (["report", "no/such/run"], ["run='no/such/run'", "runs/<experiment>/<run id>"]),
+        (["report", "no/such/run"], ["'no/such/run'", "runs/<experiment>/<run id>"]),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(args, named, capsys):
@@ -69,5 +69,14 @@ def test_report_writes_and_prints(tmp_path, monkeypatch):
     report = importlib.import_module("plastax.report")
     monkeypatch.setattr(report, "write", lambda run: calls.append(("write", run)))
     monkeypatch.setattr(report, "print_table", lambda run: calls.append(("print", run)))
-    cli.main(["report", str(tmp_path)])
-    assert calls == [("write", tmp_path), ("print", tmp_path)]
+    monkeypatch.setattr(report, "write_side_by_side", lambda runs, out: calls.append((runs, out)))
+    monkeypatch.setattr(report, "print_comparison", lambda runs: calls.append(("compare", runs)))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        run.mkdir()
+        (run / "config.json").touch()
+    cli.main(["report", str(one)])
+    assert calls == [("write", one), ("print", one)]
+    calls.clear()
+    cli.main(["report", str(one), str(two), "--out", "x.html"])
+    assert calls == [([one, two], pathlib.Path("x.html")), ("compare", [one, two])]

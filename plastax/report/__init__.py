@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from plastax.report.compare import Statistic
 
-__all__ = ["print_comparison", "print_table", "read", "write"]
+__all__ = ["print_comparison", "print_table", "read", "write", "write_side_by_side"]
 
 
 def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
@@ -37,7 +37,7 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes ``summary.csv`` and ``figures/`` (PNG, PDF and the numbers behind each as CSV) into the run directory.
+    """Writes ``report.html``, ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV) into the run directory.
 
     Works on a run that was killed or still goes on; a figure without data is left out.
 
@@ -52,12 +52,20 @@ def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
-    from plastax.report import figures, table
+    from plastax.report import figures, html, table
 
     directory = pathlib.Path(run_dir)
     data = read(directory)
     table.summary(data).to_csv(directory / "summary.csv")
+    html.write([directory], directory / "report.html")
     return figures.write(data, directory / "figures")
+
+
+def write_side_by_side(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes one HTML report of several runs; see `plastax.report.html.write`."""
+    from plastax.report import html
+
+    return html.write(run_dirs, path)
 
 
 def print_table(run_dir: str | os.PathLike[str], console: Console | None = None) -> None:

@@ -32,7 +32,8 @@ def histogram(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.n
     """Share of the eigenvalues in every bin, from the quadratures of any number of probes and seeds.
 
     Args:
-      nodes: ``[..., K]`` quadrature nodes (Ritz values); a quadrature with a NaN in it is left out.
+      nodes: ``[..., K]`` quadrature nodes (Ritz values); a quadrature with a NaN in it is left out, unless
+        it is at the end of a shorter one, in nodes and weights alike.
       weights: ``[..., K]``, non-negative, summing to one for every quadrature.
       edges: ``[bins + 1]`` ascending.
 
@@ -42,15 +43,19 @@ def histogram(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.n
     """
     nodes = np.asarray(nodes, np.float64).reshape(-1, np.shape(nodes)[-1])
     weights = np.asarray(weights, np.float64).reshape(nodes.shape)
-    usable = np.isfinite(nodes).all(axis=-1) & np.isfinite(weights).all(axis=-1)
+    # A study with more nodes beside this one fills its quadratures up with pairs of NaN.
+    filled = np.isnan(nodes) & np.isnan(weights)
+    usable = np.all(np.isfinite(nodes) & np.isfinite(weights) | filled, axis=-1) & ~np.all(filled, axis=-1)
     if not usable.any():
         return np.full(len(edges) - 1, np.nan)
-    inside = np.clip(nodes[usable], edges[0], edges[-1])
-    counts, _ = np.histogram(inside, edges, weights=weights[usable])
+    there = usable[:, None] & ~filled
+    counts, _ = np.histogram(np.clip(nodes[there], edges[0], edges[-1]), edges, weights=weights[there])
     return counts / usable.sum()
 
 
-def density(data: xr.Dataset, operator: str = "hessian", mark: str = "init", decades: int = 6) -> xr.DataArray | None:
+def density(
+    data: xr.Dataset, operator: str = "hessian", mark: str = "init", decades: int = 6, per_decade: int = 8
+) -> xr.DataArray | None:
     """Spectral densities of all methods and tasks, over common bins.
 
     Args:
@@ -58,6 +63,7 @@ def density(data: xr.Dataset, operator: str = "hessian", mark: str = "init", dec
       operator: ``hessian`` or ``ggn``.
       mark: ``init`` or ``end`` of the task.
       decades: how far down from the largest absolute eigenvalue of the study the bins go.
+      per_decade: bins in each.
 
     Returns:
       Share of the eigenvalues (method, task, bin), pooled over seeds and probes, NaN where not measured; coordinates
@@ -71,7 +77,7 @@ def density(data: xr.Dataset, operator: str = "hessian", mark: str = "init", dec
     if not 0.0 < largest < np.inf:
         return None
     top = 10.0 ** np.ceil(np.log10(largest))
-    edges = symlog_edges(top / 10.0**decades, top)
+    edges = symlog_edges(top / 10.0**decades, top, per_decade)
     out = np.full((nodes.sizes["method"], nodes.sizes["task"], len(edges) - 1), np.nan)
     for m, t in np.ndindex(out.shape[:2]):
         out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)

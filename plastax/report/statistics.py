@@ -93,19 +93,20 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples:
     return Interval(*(array.reshape(shape) for array in (mean, ends[0], ends[1], count)))
 
 
-def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset:
+def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE, resamples: int = RESAMPLES) -> xr.Dataset:
     """`mean_interval` over the dimension ``seed`` of a labelled array.
 
     Args:
       data: any dimensions, one of them ``seed``.
       confidence: of the interval.
+      resamples: number of bootstrap resamples.
 
     Returns:
       Variables ``mean``, ``low``, ``high`` and ``seeds`` (how many had a value), without the dimension ``seed``.
     """
     data = data.transpose("seed", ...)
     kept = data.isel(seed=0, drop=True)
-    interval = mean_interval(data.values, confidence)
+    interval = mean_interval(data.values, confidence, resamples)
     names = ("mean", "low", "high", "seeds")
     return xr.Dataset({name: (kept.dims, array) for name, array in zip(names, interval)}, kept.coords)
 

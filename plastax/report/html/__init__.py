@@ -1,0 +1,123 @@
+"""The report as one self-contained HTML file: what the study found, and every figure to touch."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from plastax import dataset
+from plastax.record import read_json
+from plastax.report.compare import letters
+from plastax.report.html import learning, network, provenance, relation, spectra, verdict
+from plastax.report.html.look import over_tasks
+from plastax.report.html.page import Chart, render, table
+from plastax.report.score import notice
+from plastax.report.table import task_values
+from plastax.types import ConfigError
+
+Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
+
+
+def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Configs]:
+    """Some runs as one study: a single run as it is, of several the methods are called ``A: reset``, ``B: reset``.
+
+    Args:
+      runs: run directories.
+
+    Raises:
+      ConfigError: the tasks of the runs have different numbers of updates.
+      FileNotFoundError: there is no ``config.json``.
+      plastax.record.RecordError: a record cannot be used; the message names the file.
+    """
+    folders = [pathlib.Path(run) for run in runs]
+    configs = {}
+    for letter, folder in zip(letters(len(folders)), folders):
+        place = folder / "environment.json"
+        configs[letter] = read_json(folder / "config.json"), read_json(place) if place.is_file() else {}
+    said = list(dict.fromkeys(notice(config.get("settings", {})) for config, _ in configs.values()))
+    if len(folders) == 1:
+        return dataset.load(folders[0]).assign_attrs(notice=said[0]), configs
+    data = dataset.load(folders)
+    if "run" in data.update_task.dims:
+        lengths = ", ".join(f"{k}: {c['settings'].get('updates_per_task')}" for k, (c, _) in configs.items())
+        raise ConfigError(f"runs whose tasks differ in updates ({lengths}) have no common axis; use plastax compare")
+    shown = data.drop_vars([name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)])
+    arms = [
+        (letter, i, str(method))
+        for i, (letter, (config, _)) in enumerate(configs.items())
+        for method in config.get("settings", {}).get("methods", [])
+        if method in data.method.values
+    ]
+    parts = [shown.isel(run=i, drop=True).sel({"method": method}, drop=True) for _, i, method in arms]
+    joined = xr.concat(parts, "method").assign_coords(method=[f"{letter}: {method}" for letter, _, method in arms])
+    return joined.assign_attrs(notice=" ".join(text for text in said if text)), configs
+
+
+def page(data: xr.Dataset, configs: Configs) -> str:
+    """The report as HTML.
+
+    Args:
+      data: a study, see `side_by_side`.
+      configs: what the runs are.
+    """
+    found = verdict.findings(data)
+    charts = []
+    if found is not None:
+        made = over_tasks(task_values(data, found.score.main), found.score.main.label, bars=True)
+        if made is not None:
+            charts.append(Chart("answer-score", f"{found.score.main.label} in each task", made))
+        if found.measure is not None:
+            made = over_tasks(found.measure.values, found.measure.label, bars=True)
+            if made is not None:
+                charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made))
+    ids = {letter: f"{c.get('experiment', '')} {c.get('run_id', '')}".strip() for letter, (c, _) in configs.items()}
+    title = next(iter(ids.values())) if len(ids) == 1 else f"{len(ids)} runs side by side"
+    sizes = f"{data.sizes['method']} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
+    several = "; ".join(f"{letter}: {text}" for letter, text in ids.items()) if len(ids) > 1 else ""
+    first = ""
+    if found is not None:
+        first = table(verdict.table(found)) + f'<p class="note">{verdict.NOTE}</p>'
+    return render(
+        title,
+        f"{sizes}. {several}".strip(),
+        str(data.attrs.get("notice", "")),
+        verdict.answers(found),
+        first,
+        charts,
+        provenance.warnings(data, found),
+        [
+            learning.section(data),
+            spectra.section(data, "hessian"),
+            spectra.section(data, "ggn"),
+            relation.section(data),
+            network.section(data),
+            network.kronecker(data),
+            network.others(data),
+            provenance.section(data, configs),
+        ],
+    )
+
+
+def write(runs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the report of one run, or of several side by side.
+
+    Args:
+      runs: run directories.
+      path: the file.
+
+    Returns:
+      The file.
+
+    Raises:
+      ConfigError: the runs cannot be drawn side by side.
+      FileNotFoundError: there is no ``config.json``.
+      plastax.record.RecordError: a record cannot be used; the message names the file.
+    """
+    path = pathlib.Path(path)
+    path.write_text(page(*side_by_side(runs)), encoding="utf-8")
+    return path

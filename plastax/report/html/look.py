@@ -1,0 +1,182 @@
+"""How charts look: colours and lines of the methods, bands, axes. One place, so that all charts agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from plastax.report.spectra import signed_log
+from plastax.report.statistics import over_seeds
+from plastax.report.style import method_styles
+
+RESAMPLES = 2000
+"""Bootstrap resamples of bands along curves of hundreds of points; single numbers take more."""
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
+
+
+def base(method: str) -> str:
+    """The method without the letter of its run, ``A: l2_er``."""
+    return method.partition(": ")[2] or method
+
+
+def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Method -> ``color``, ``dash`` and ``symbol``: a colour a method, of several runs a dash a run."""
+    names = [str(method) for method in methods]
+    colours = method_styles(list(dict.fromkeys(map(base, names))))
+    runs = list(dict.fromkeys(name.partition(": ")[0] if ": " in name else "" for name in names))
+    out = {}
+    for name in names:
+        of_method = colours[base(name)]
+        # Black, which reset has in print, cannot be seen on a dark page.
+        colour = "#7d868f" if of_method["color"] == "#000000" else of_method["color"]
+        k = runs.index(name.partition(": ")[0] if ": " in name else "")
+        k += 0 if of_method["linestyle"] == "-" else 1
+        out[name] = {"color": colour, "dash": _DASHES[k % len(_DASHES)], "symbol": _MARKERS[k % len(_MARKERS)]}
+    return out
+
+
+def faded(colour: str, alpha: float) -> str:
+    """A colour ``#rrggbb`` with transparency."""
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},{alpha})"
+
+
+def figure(x: str, y: str, **layout: Any) -> go.Figure:
+    """An empty chart with labelled axes, transparent, so that the page's colours show."""
+    made = go.Figure()
+    made.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 12.5, "family": "system-ui, sans-serif"},
+        margin={"l": 62, "r": 12, "t": 8, "b": 44},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0, "font": {"size": 12}},
+        hovermode="closest",
+        dragmode=False,
+        xaxis={"title": {"text": x, "font": {"size": 13}}, "zeroline": False, "showgrid": False},
+        yaxis={"title": {"text": y, "standoff": 6, "font": {"size": 13}}, "zeroline": False, "gridwidth": 1},
+    )
+    made.update_layout(**layout)
+    return made
+
+
+def small(values: np.ndarray) -> np.ndarray:
+    """float32: half the file, and more digits than any of these numbers has."""
+    return np.asarray(values, np.float32)
+
+
+def band(
+    made: go.Figure,
+    x: np.ndarray,
+    interval: xr.Dataset,
+    name: str,
+    style: dict[str, Any],
+    *,
+    group: str = "",
+    markers: bool = True,
+    legend: bool = True,
+    **line: Any,
+) -> None:
+    """A line with its interval as a band, one entry of the legend that shows and hides both.
+
+    Args:
+      made: the chart.
+      x: ``[n]``.
+      interval: ``mean``, ``low`` and ``high`` ``[n]``.
+      name: in the legend.
+      style: from `styles`.
+      group: what is shown and hidden together; by default what has the same name.
+      markers: whether the points are marked.
+      legend: whether it has an entry in the legend.
+      **line: over the style's.
+    """
+    mean, low, high = (small(interval[part].values) for part in ("mean", "low", "high"))
+    if np.isfinite(low).any():
+        edges = {
+            "legendgroup": group or name,
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "mode": "lines",
+            "line": {"width": 0},
+        }
+        made.add_scatter(x=x, y=low, **edges)
+        made.add_scatter(x=x, y=high, fill="tonexty", fillcolor=faded(style["color"], 0.17), **edges)
+    made.add_scatter(
+        x=x,
+        y=mean,
+        name=name,
+        legendgroup=group or name,
+        showlegend=legend,
+        mode="lines+markers" if markers else "lines",
+        line={"color": style["color"], "dash": style["dash"], "width": 2} | line,
+        marker={"size": 5, "symbol": style["symbol"]},
+        customdata=np.stack([low, high], axis=-1),
+        hovertemplate=f"{name}<br>%{{x}}: %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]<extra></extra>",
+    )
+
+
+def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
+    """Mean over seeds in each task with its 95 % interval, a line a method.
+
+    Args:
+      values: (method, seed, task), NaN where not measured; None if it was not measured at all.
+      label: of the vertical axis.
+      bars: error bars instead of bands.
+
+    Returns:
+      The chart, None without data.
+    """
+    if values is None or not bool(values.notnull().any()):
+        return None
+    made = figure("task", label)
+    interval = over_seeds(values.reset_coords(drop=True))
+    of = styles(values.method.values.tolist())
+    for method, style in of.items():
+        one = interval.sel({"method": method}).dropna("task", subset=["mean"])
+        if not one.sizes["task"]:
+            continue
+        if not bars:
+            band(made, one.task.values, one, method, style, markers=one.sizes["task"] <= 60)
+            continue
+        mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
+        made.add_scatter(
+            x=one.task.values,
+            y=mean,
+            name=method,
+            mode="lines+markers",
+            line={"color": style["color"], "dash": style["dash"], "width": 2},
+            marker={"size": 6, "symbol": style["symbol"]},
+            error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.2, "width": 3},
+            customdata=np.stack([low, high], axis=-1),
+            hovertemplate=f"{method}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
+            "<extra></extra>",
+        )
+    return made if made.data else None
+
+
+def symlog_axis(smallest: float, low: float, high: float) -> dict[str, Any]:
+    """Settings of an axis on which eigenvalues stand at their `signed_log`: ticks at decades, from low to high."""
+    top = int(np.ceil(np.log10(max(abs(low), abs(high)) / smallest)))
+    # Two or three ticks on each side: a phone has no room for more.
+    step = max(1, -(-top // 3))
+    exponents = range(0 if step == 1 else top % step, top + 1, step)
+    labels: list[tuple[float, str]] = [(0.0, "0")]
+    for k in exponents:
+        value = smallest * 10.0**k
+        text = f"10<sup>{round(np.log10(value))}</sup>"
+        labels += [(value, text), (-value, f"-{text}")]
+    labels = sorted(pair for pair in labels if low * 1.001 <= pair[0] <= high * 1.001)
+    ends = signed_log(np.array([low, high]), smallest)
+    return {
+        "tickmode": "array",
+        "tickangle": 0,
+        "tickvals": signed_log(np.array([value for value, _ in labels]), smallest),
+        "ticktext": [text for _, text in labels],
+        "range": [float(ends[0]) - 0.1, float(ends[1]) + 0.1],
+    }

@@ -1,0 +1,151 @@
+"""The network itself: features, dormancy, norms; Kronecker factors layer by layer; whatever else was measured."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from plastax.report.html.look import figure, over_tasks, small, styles
+from plastax.report.html.page import Chart, Section
+from plastax.report.statistics import over_seeds
+from plastax.report.table import layer_mean
+
+SHOWN = {
+    "features/effective_rank": ("feature effective rank", "end"),
+    "features/dormant_fraction": ("dormant units, share", "end"),
+    "features/norm": ("feature norm", "end"),
+    "weights/mean_magnitude": ("mean weight magnitude", "end"),
+    "gradient/norm": ("gradient norm", "init"),
+}
+"""Probe value -> its label and where in a task it is taken; the mean over layers is shown."""
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the intervals in the chart of everything else: there are a hundred values in it."""
+
+LAYERS = 12
+"""Layers whose Kronecker factors are drawn, at most."""
+
+
+def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
+    """The norm of all kernels together at the end of every task (method, seed, task); None if it was not measured."""
+    norm = data.get("probe/weights/norm")
+    if norm is None:
+        return None
+    layers = [dim for dim in norm.dims if dim not in ("method", "seed", "task", "mark")]
+    # A layer that one of several runs does not have is no layer of the others.
+    there = norm.sel(mark="end").notnull().any(layers)
+    return ((norm.sel(mark="end") ** 2).sum(layers) ** 0.5).where(there)
+
+
+def section(data: xr.Dataset) -> Section:
+    """Features, dormancy and norms over tasks, the mean over layers."""
+    shown = {
+        key: (label, mark, layer_mean(data, f"probe/{key}", mark))
+        for key, (label, mark) in SHOWN.items()
+        if f"probe/{key}" in data
+    }
+    shown["weights/norm"] = "weight norm", "end", weight_norm(data)
+    charts = []
+    for key, (label, mark, values) in shown.items():
+        if (made := over_tasks(values, label)) is not None:
+            where = "start" if mark == "init" else "end"
+            charts.append(Chart(f"network-{key.replace('/', '-')}", f"{label} at task {where}", made))
+    text = ["Mean over layers. None of these alone ranks methods: a large rank can go with poor learning."]
+    return Section("network", "Features, dormancy, norms", text, charts)
+
+
+def kronecker(data: xr.Dataset) -> Section:
+    """Effective ranks of both Kronecker factors of every layer."""
+    sides = {side: data.get(f"probe/kronecker/{side}_effective_rank") for side in ("a", "g")}
+    if any(value is None or "layer" not in value.dims for value in sides.values()):
+        return Section("kronecker", "Kronecker factors")
+    intervals = {side: over_seeds(value.sel(mark="init")) for side, value in sides.items() if value is not None}
+    layers = intervals["a"].layer.values.tolist()
+    charts = []
+    for i, layer in enumerate(layers[:LAYERS]):
+        made = figure("task", "effective rank")
+        for method, style in styles(data.method.values.tolist()).items():
+            for side, dash in (("a", "solid"), ("g", "dot")):
+                one = intervals[side].sel({"method": method, "layer": layer}).dropna("task", subset=["mean"])
+                mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
+                name = f"{method} {side.upper()}"
+                made.add_scatter(
+                    x=one.task.values,
+                    y=mean,
+                    name=name,
+                    legendgroup=method,
+                    mode="lines",
+                    line={"color": style["color"], "dash": dash, "width": 2},
+                    error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 0.8, "width": 0},
+                    hovertemplate=f"{name}, task %{{x}}: %{{y:.3g}}<extra></extra>",
+                )
+        charts.append(Chart(f"kronecker-{i}", str(layer), made))
+    text = [
+        "Effective rank of the input side A (solid) and the output-gradient side G (dotted) at each task's start, with "
+        "95 % intervals over seeds."
+    ]
+    if len(layers) > LAYERS:
+        text.append(f"The first {LAYERS} of {len(layers)} layers; the record has the others.")
+    return Section("kronecker", "Kronecker factors, layer by layer", text, charts)
+
+
+def others(data: xr.Dataset) -> Section:
+    """Everything else that was measured, one value at a time in one chart with a menu."""
+    hidden = ("nodes", "weights", "residuals", "eigenvalues", "dim", "complete", "breakdowns")
+    chosen: list[tuple[str, xr.DataArray]] = []
+    for name, value in data.data_vars.items():
+        key = str(name).removeprefix("probe/")
+        kind = str(name).partition("/")[0]
+        if kind == "train":
+            per_task = value.groupby("update_task").mean().rename(update_task="task").assign_coords(task=data.task)
+            chosen.append((f"{name}, mean of the task", per_task))
+        elif kind == "probe" and not key.endswith((*hidden, "_se", "_residual")):
+            for mark in data.mark.values.tolist():
+                one = layer_mean(data.assign({name: _middle(value)}), str(name), mark)
+                if one is not None and bool(one.notnull().any()):
+                    chosen.append((f"{key}, task {'start' if mark == 'init' else 'end'}", one))
+    chosen = [(name, one.transpose("method", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]
+    if not chosen:
+        return Section("others", "All other measurements", folded=True)
+    together = xr.concat(
+        [one.reset_coords(drop=True) for _, one in chosen], "value", coords="minimal", compat="override"
+    )
+    interval = over_seeds(together, resamples=RESAMPLES)
+    made = figure("task", "")
+    of = styles(data.method.values.tolist())
+    owner = []
+    for i in range(len(chosen)):
+        for method, style in of.items():
+            row = interval.isel(value=i).sel({"method": method})
+            mean, low, high = (small(row[part].values) for part in ("mean", "low", "high"))
+            made.add_scatter(
+                x=row.task.values,
+                y=mean,
+                name=method,
+                visible=i == 0,
+                mode="lines+markers" if len(mean) <= 60 else "lines",
+                connectgaps=True,
+                line={"color": style["color"], "dash": style["dash"], "width": 2},
+                marker={"size": 5},
+                error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1, "width": 2},
+                hovertemplate=f"{method}, task %{{x}}: %{{y:.4g}}<extra></extra>",
+            )
+            owner.append(i)
+    menu = [
+        {"label": name, "method": "restyle", "args": ["visible", [mine == i for mine in owner]]}
+        for i, (name, _) in enumerate(chosen)
+    ]
+    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "showactive": True}
+    made.update_layout(
+        updatemenus=[{"buttons": menu, **place}], legend={"y": -0.18, "yanchor": "top"}, margin={"t": 44}
+    )
+    note = "Mean over layers, and the middle one where there are several thresholds; 95 % intervals over seeds."
+    return Section(
+        "others",
+        f"All {len(chosen)} other measurements",
+        charts=[Chart("others-menu", "Choose what to see", made, note, 460, wide=True)],
+        folded=True,
+    )
+
+
+def _middle(value: xr.DataArray) -> xr.DataArray:
+    return value.isel(eps=value.sizes["eps"] // 2) if "eps" in value.dims else value

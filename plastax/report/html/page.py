@@ -1,0 +1,196 @@
+"""One self-contained page: charts, tables, words; plotly.js is embedded once, and no request leaves the file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.offline
+
+
+class Chart(NamedTuple):
+    """A figure in a section.
+
+    Attributes:
+      name: of its element, unique in the page.
+      title: above it.
+      figure: by `look`.
+      note: below it: how it is to be read.
+      height: in pixels.
+      wide: whether it takes a row for itself.
+    """
+
+    name: str
+    title: str
+    figure: go.Figure
+    note: str = ""
+    height: int = 330
+    wide: bool = False
+
+
+class Section(NamedTuple):
+    """A part of the page; parts without anything in them are left out.
+
+    Attributes:
+      name: its anchor.
+      title: its heading.
+      text: paragraphs, plain text.
+      charts: its figures.
+      tables: title -> table.
+      folded: whether it opens at a touch only.
+    """
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[tuple[str, pd.DataFrame]] = ()
+    folded: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show but words."""
+        return not self.charts and not self.tables
+
+
+_STYLE = """
+:root { color-scheme: light dark; --fg: #1c2024; --soft: #5c6670; --bg: #fcfcfd; --card: #ffffff; --line: #dfe3e8;
+  --grid: #e8ebef; --accent: #0067a8; --warn: #b3410e; --warn-bg: #fff4ec; }
+@media (prefers-color-scheme: dark) { :root { --fg: #e6e9ec; --soft: #9aa5b0; --bg: #121518; --card: #191d21;
+  --line: #2d343b; --grid: #2a3037; --accent: #6bb8f0; --warn: #ffa977; --warn-bg: #2c2019; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1240px; padding: 20px 20px 60px; background: var(--bg); color: var(--fg);
+  font: 16px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 2px; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 44px 0 6px; }
+h3 { font-size: .95rem; margin: 0 0 2px; font-weight: 600; }
+p { margin: 6px 0; max-width: 80ch; } p.note, .sub { color: var(--soft); font-size: .86rem; }
+nav { margin: 6px 0 14px; font-size: .9rem; } nav a { margin-right: 14px; color: var(--accent); white-space: nowrap; }
+.answer { border-left: 4px solid var(--accent); padding: 4px 0 4px 16px; margin: 14px 0; }
+.answer p { font-size: 1.06rem; }
+.warn { background: var(--warn-bg); border-left: 4px solid var(--warn); padding: 8px 14px; margin: 14px 0;
+  font-size: .92rem; } .warn ul { margin: 2px 0; padding-left: 18px; }
+.loud { color: var(--warn); font-weight: 700; font-size: 1.1rem; }
+/* auto-fill: how wide a chart is must not depend on whether the next one is there yet when it is drawn. */
+html { overflow-y: scroll; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 370px), 1fr)); gap: 14px;
+  margin: 12px 0; }
+.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); }
+.chart { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 10px 6px;
+  min-width: 0; overflow: hidden; }
+.wide { grid-column: 1 / -1; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; margin: 4px 0 14px; }
+th, td { padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
+thead th { white-space: normal; min-width: 76px; }
+.text td { white-space: normal; overflow-wrap: anywhere; text-align: left; } .text thead { display: none; }
+summary { cursor: pointer; } summary h2 { display: inline-block; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px;
+  font-size: .84rem; }
+/* Charts follow the reader's colours: plotly writes its own inline, which only !important overrides. */
+.js-plotly-plot text { fill: var(--fg) !important; }
+.js-plotly-plot .hoverlayer .hovertext text { fill: inherit !important; }
+.js-plotly-plot .hoverlayer .axistext text { fill: var(--bg) !important; }
+.js-plotly-plot .hoverlayer .axistext path { fill: var(--fg) !important; }
+.js-plotly-plot .hoverlayer .legend rect { fill: var(--card) !important; stroke: var(--line) !important; }
+.js-plotly-plot .xgrid, .js-plotly-plot .ygrid { stroke: var(--grid) !important; }
+.js-plotly-plot .zerolinelayer path { stroke: var(--line) !important; }
+.js-plotly-plot :is(.updatemenu-item-rect, .slider-rail-rect, .updatemenu-dropdown-button rect)
+  { fill: var(--card) !important; stroke: var(--line) !important; }
+.js-plotly-plot .slider-grip-rect { fill: var(--accent) !important; stroke: var(--card) !important; }
+.js-plotly-plot .slider-tick-rect { fill: var(--line) !important; }
+"""
+
+_CONFIG = {
+    "responsive": True,
+    # A finger that scrolls the page must not zoom a chart, and buttons would cover the legend on a phone.
+    "scrollZoom": False,
+    "displayModeBar": False,
+}
+
+
+def _chart(chart: Chart) -> str:
+    drawn = chart.figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config=_CONFIG,
+        default_height=f"{chart.height}px",
+        div_id=chart.name,
+        auto_play=False,
+    )
+    note = f'<p class="note">{html.escape(chart.note)}</p>' if chart.note else ""
+    kind = "chart wide" if chart.wide else "chart"
+    return f'<div class="{kind}"><h3>{html.escape(chart.title)}</h3>{drawn}{note}</div>'
+
+
+def table(frame: pd.DataFrame, *, words: bool = False) -> str:
+    """A table as HTML; ``words``: of text, which wraps, not of numbers."""
+    drawn = frame.to_html(border=0, na_rep="", index_names=False, classes="text" if words else None, justify="unset")
+    return f'<div class="scroll">{drawn}</div>'
+
+
+def _section(section: Section) -> str:
+    parts = [f"<p>{html.escape(text)}</p>" for text in section.text]
+    for title, frame in section.tables:
+        words = list(frame.columns) == ["value"]
+        parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + table(frame, words=words))
+    if section.charts:
+        parts.append(f'<div class="grid">{"".join(map(_chart, section.charts))}</div>')
+    heading = f'<h2 id="{section.name}">{html.escape(section.title)}</h2>'
+    if section.folded:
+        return f"<details><summary>{heading}</summary>{''.join(parts)}</details>"
+    return f"<section>{heading}{''.join(parts)}</section>"
+
+
+def render(
+    title: str,
+    subtitle: str,
+    notice: str,
+    answer: Sequence[tuple[str, str]],
+    first: str,
+    charts: Sequence[Chart],
+    warnings: Sequence[str],
+    sections: Sequence[Section],
+) -> str:
+    """The page.
+
+    Args:
+      title: its heading.
+      subtitle: a line below.
+      notice: what must be said with every number; "": nothing.
+      answer: questions, and what the study found.
+      first: HTML behind them, the table of the findings.
+      charts: the figures of the findings.
+      warnings: what to beware of.
+      sections: the rest; empty ones are left out.
+    """
+    kept = [section for section in sections if not section.empty]
+    links = " ".join(f'<a href="#{s.name}">{html.escape(s.title)}</a>' for s in kept)
+    said = "".join(f"<p><b>{html.escape(question)}</b> {html.escape(text)}</p>" for question, text in answer)
+    beware = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>{_STYLE}</style>",
+            f"<script>{plotly.offline.get_plotlyjs()}</script>",
+            "</head><body>",
+            f"<h1>{html.escape(title)}</h1>",
+            f'<p class="sub">{html.escape(subtitle)}</p>',
+            f'<p class="loud">{html.escape(notice)}</p>' if notice else "",
+            f'<div class="answer">{said}</div>',
+            f'<div class="grid two">{"".join(map(_chart, charts))}</div>' if charts else "",
+            first,
+            f'<div class="warn"><b>Before you cite this</b><ul>{beware}</ul></div>' if warnings else "",
+            f"<nav>{links}</nav>",
+            *map(_section, kept),
+            "<noscript><p>The figures need JavaScript; the numbers behind them lie in figures/*.csv.</p></noscript>",
+            "</body></html>",
+        ]
+    )

@@ -1,0 +1,121 @@
+"""What was run, where, how long, how to repeat it; and what to beware of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from plastax.report.html.look import base
+from plastax.report.html.page import Section
+from plastax.report.html.verdict import Findings
+from plastax.report.table import finished, rank_at
+
+FEW = 10
+"""Seeds below which a bootstrap interval is clearly too short, see `plastax.report.statistics`."""
+
+
+def warnings(data: xr.Dataset, found: Findings | None) -> list[str]:
+    """What a reader has to know before citing a number."""
+    said = []
+    if data.attrs.get("notice"):
+        said.append(f"{data.attrs['notice']}.")
+    seeds = data.sizes["seed"]
+    if seeds < FEW:
+        said.append(
+            f"{seeds} seed{'s' * (seeds > 1)}: with fewer than {FEW}, bootstrap intervals are too short (four seeds: "
+            "about 80 % in place of 95 %)."
+        )
+    done = finished(data).sum("task")
+    unfinished = {m: int(n) for m, n in zip(data.method.values.tolist(), done.values) if n < data.sizes["task"]}
+    if unfinished:
+        named = ", ".join(f"{method} {n}" for method, n in unfinished.items())
+        said.append(f"Unfinished: of {data.sizes['task']} tasks there are, by method: {named}.")
+    said += _measurement(data)
+    if any(base(m) == "reset" for m in data.method.values.tolist()):
+        said.append("reset starts every task anew: a reference without history, not an upper bound.")
+    if found is not None and found.measure is not None:
+        said.append(
+            "Rank alone does not rank methods: published networks with the largest feature rank were not the best, "
+            "and a rank depends on its threshold and on the loss's scale. Read it beside the score, and over eps."
+        )
+    if "probe/features/dormant_fraction" in data:
+        said.append(
+            "Dormant units depend on the batch they are measured on and on the threshold; few are no sign of health."
+        )
+    return said
+
+
+def _measurement(data: xr.Dataset) -> list[str]:
+    """Whether the spectra were measured well enough."""
+    rank, error = rank_at(data), data.get("probe/hessian/rank_se")
+    if rank is None or error is None or "eps" not in rank.coords:
+        return []
+    error = error.sel(mark="init", eps=float(rank.eps))
+    values, errors = (v.transpose("method", "seed", "task").values for v in (rank, error))
+    good = np.isfinite(values) & np.isfinite(errors)
+    bad = float((errors[good] > 0.5 * values[good]).mean()) if good.any() else 0.0
+    if bad <= 0.05:
+        return []
+    return [
+        f"In {bad:.0%} of its measurements the Hessian eps-rank has a standard error above half its value: finer "
+        "spectra (--hessian.order 64 --hessian.probes 4) or a larger eps would say more."
+    ]
+
+
+def section(data: xr.Dataset, configs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Section:
+    """What was run.
+
+    Args:
+      data: the study.
+      configs: letter of the run ("": the only one) -> content of its ``config.json`` and ``environment.json``.
+    """
+    tables = [("How long", _seconds(data))]
+    for letter, (config, environment) in configs.items():
+        name = f"Run {letter}: " if letter else ""
+        tables.append((f"{name}what and where", _what(config, environment)))
+    if len(configs) > 1:
+        tables.append(("Settings that differ", _differing({k: c for k, (c, _) in configs.items()})))
+    for letter, (config, _) in configs.items():
+        rows = {k: json.dumps(v) for k, v in config.get("settings", {}).items()}
+        tables.append((f"{f'Run {letter}: ' if letter else ''}all settings", pd.DataFrame({"value": rows})))
+    return Section("run", "What was run, where, how long; how to repeat it", tables=tables)
+
+
+def _seconds(data: xr.Dataset) -> pd.DataFrame:
+    """Seconds of each method by what they were spent on."""
+    rows = {}
+    for name in data.data_vars:
+        if str(name).startswith("host/") and str(name).endswith("_seconds"):
+            label = str(name).removeprefix("host/").removesuffix("_seconds")
+            rows[label] = [f"{value:,.1f} s" for value in data[name].sum("segment").values]
+    return pd.DataFrame(rows, index=data.method.values)
+
+
+def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataFrame:
+    devices = [device.get("kind", "") for device in environment.get("devices", ())]
+    settings = config.get("settings", {})
+    rows = {
+        "run": f"{config.get('experiment', '')} {config.get('run_id', '')}",
+        "started": environment.get("time"),
+        "on": f"{environment.get('backend', '')}: {', '.join(dict.fromkeys(devices))}, "
+        f"{environment.get('cpus_usable')} CPUs, {environment.get('platform', '')}",
+        "versions": ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items() if v),
+        "precision": f"matmul {environment.get('matmul_precision')}, x64 {environment.get('x64')}",
+        "code": f"{environment.get('git_revision')}{' and uncommitted changes' * bool(environment.get('git_dirty'))}",
+        "repeat by": environment.get("command"),
+        "resumed": f"{len(environment['resumed'])} times" if environment.get("resumed") else None,
+        "data": json.dumps(settings["data_card"]) if settings.get("data_card") else None,
+    }
+    return pd.DataFrame({"value": {key: value for key, value in rows.items() if value}})
+
+
+def _differing(configs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    from plastax.dataset import differing
+
+    rows = differing(list(configs.values()))
+    return pd.DataFrame({name: [str(v) for v in values] for name, values in rows.items()}, index=list(configs)).T

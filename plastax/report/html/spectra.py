@@ -1,0 +1,277 @@
+"""Spectral density over tasks: with a slider, as a ridgeline, as heat maps; eigenvalues above eps, against eps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from plastax.report.html.look import RESAMPLES, band, faded, figure, over_tasks, small, styles, symlog_axis
+from plastax.report.html.page import Chart, Section
+from plastax.report.score import thirds
+from plastax.report.spectra import density, signed_log
+from plastax.report.statistics import over_seeds
+from plastax.report.table import layer_mean, rank_at
+
+FRAMES = 60
+"""Tasks that the slider stops at, at most."""
+
+ROWS = 8
+"""Tasks in the ridgeline, at most."""
+
+NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton"}
+
+
+class Density(NamedTuple):
+    """Spectral densities, ready to be drawn.
+
+    Attributes:
+      counts: (method, task, bin): eigenvalues in each bin, or their share if the size of the network is not known.
+      unit: what they are.
+      middle: ``[bin]``, places of the bins on the symmetric-log axis; edges ``[bin + 1]``.
+      edges: of the bins, likewise.
+      axis: settings of that axis.
+      least: counts below this are rounding of the quadrature.
+    """
+
+    counts: xr.DataArray
+    unit: str
+    middle: np.ndarray
+    edges: np.ndarray
+    axis: dict[str, Any]
+    least: float
+
+
+def densities(data: xr.Dataset, operator: str, per_decade: int) -> Density | None:
+    """What `plastax.report.spectra.density` finds, in numbers of eigenvalues; None without spectra."""
+    shares = density(data, operator, per_decade=per_decade)
+    if shares is None:
+        return None
+    unit = "share of the eigenvalues per bin"
+    if (name := f"probe/{operator}/dim") in data:
+        sizes = data[name].max([dim for dim in data[name].dims if dim != "method"])
+        shares, unit = shares * sizes, "eigenvalues per bin"
+    edges = np.append(shares.low.values, shares.high.values[-1])
+    smallest = float(np.abs(edges).min())
+    least = float(shares.max()) * 1e-6
+    occupied = np.flatnonzero((shares > least).any(["method", "task"]).values)
+    axis = symlog_axis(smallest, float(edges[occupied[0]]), float(edges[occupied[-1] + 1]))
+    places = signed_log(edges, smallest)
+    return Density(shares, unit, (places[1:] + places[:-1]) / 2, places, axis, least)
+
+
+def _measured(shown: Density) -> list[int]:
+    there = shown.counts.notnull().any(["method", "bin"])
+    return shown.counts.task.values[there.values].tolist()
+
+
+def _chosen(tasks: list[int], most: int) -> list[int]:
+    """At most so many tasks, spread evenly, first and last among them."""
+    return [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, most).round().astype(int))]
+
+
+def slider(shown: Density, name: str) -> go.Figure:
+    """All methods' densities in one task; the slider goes from task to task."""
+    of = styles(shown.counts.method.values.tolist())
+    tasks = _chosen(_measured(shown), FRAMES)
+    top = np.log10(float(shown.counts.max()))
+    floor = 10.0 ** (top - 5)
+
+    def lines(task: int) -> list[go.Scatter]:
+        drawn = []
+        for method, style in of.items():
+            counts = shown.counts.sel({"method": method, "task": task}).values
+            line = {"color": style["color"], "dash": style["dash"], "width": 2, "shape": "hvh"}
+            text = f"{method}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
+            drawn.append(
+                go.Scatter(
+                    x=small(shown.middle),
+                    # Empty bins are drawn below the axis, so that a line comes down instead of breaking off.
+                    y=small(np.fmax(counts, floor)),
+                    customdata=small(counts),
+                    name=method,
+                    mode="lines",
+                    line=line,
+                    hovertemplate=text,
+                )
+            )
+        return drawn
+
+    made = figure(f"{name} eigenvalue (symmetric-log)", f"{shown.unit} (log)")
+    made.add_traces(lines(tasks[-1]))
+    made.frames = [go.Frame(name=str(task), data=lines(task)) for task in tasks]
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    steps = [{"label": str(task), "method": "animate", "args": [[str(task)], now]} for task in tasks]
+    places = {"currentvalue": {"prefix": "task ", "xanchor": "left"}, "pad": {"t": 46, "b": 4}, "len": 0.98, "x": 0.01}
+    made.update_layout(sliders=[{"steps": steps, "active": len(steps) - 1, "tickcolor": "rgba(0,0,0,0)", **places}])
+    made.update_xaxes(**shown.axis)
+    made.update_yaxes(type="log", range=[top - 4.5, top + 0.3], exponentformat="power", dtick=1)
+    made.update_layout(margin={"b": 96})
+    return made
+
+
+def ridgeline(shown: Density, name: str) -> go.Figure:
+    """A row a task, from the first below to the last on top, each with all methods' densities."""
+    of = styles(shown.counts.method.values.tolist())
+    tasks = _chosen(_measured(shown), ROWS)
+    counts = shown.counts.where(shown.counts > shown.least, 0.0)
+    height = counts.copy(data=np.log10(1.0 + counts.values))
+    height = 1.3 * height / float(height.max())
+    made = figure(f"{name} eigenvalue (symmetric-log)", "task")
+    x = np.concatenate([shown.middle, shown.middle[::-1]])
+    # From the last task to the first: rows in front are drawn over those behind.
+    for row, task in reversed(list(enumerate(tasks))):
+        for method, style in of.items():
+            y = height.sel({"method": method, "task": task}).values
+            if np.isnan(shown.counts.sel({"method": method, "task": task})).all():
+                continue
+            made.add_scatter(
+                x=small(x),
+                y=small(np.concatenate([row + y, np.full(len(y), row)])),
+                name=method,
+                legendgroup=method,
+                showlegend=row == 0,
+                mode="lines",
+                fill="toself",
+                fillcolor=faded(style["color"], 0.14),
+                line={"color": style["color"], "dash": style["dash"], "width": 1.4},
+                hoveron="points",
+                hovertemplate=f"{method}, task {task}<extra></extra>",
+            )
+    made.update_yaxes(tickmode="array", tickvals=list(range(len(tasks))), ticktext=[str(task) for task in tasks])
+    made.update_xaxes(**shown.axis)
+    return made
+
+
+def heat_map(shown: Density, name: str, method: str, eps: float | None) -> go.Figure:
+    """One method's density over tasks; lines at +-eps."""
+    one = shown.counts.sel({"method": method}).dropna("task", how="all")
+    tasks = one.task.values.astype(float)
+    middle = (tasks[1:] + tasks[:-1]) / 2.0
+    across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
+    values = one.transpose("bin", "task").values
+    top = np.ceil(np.log10(float(shown.counts.max())))
+    logs = np.log10(np.maximum(values, 10.0 ** (top - 5)))
+    made = figure("task", f"{name} eigenvalue")
+    made.add_heatmap(
+        x=across,
+        y=shown.edges,
+        z=small(logs),
+        customdata=small(values),
+        colorscale="Magma",
+        zmin=top - 5,
+        zmax=top,
+        colorbar={"thickness": 10, "title": {"text": f"log<sub>10</sub> {shown.unit}", "side": "right"}},
+        hovertemplate="task %{x}<br>%{customdata:.3g} " + shown.unit + "<extra></extra>",
+    )
+    made.update_yaxes(**shown.axis, showgrid=False)
+    if eps is not None:
+        smallest = float(np.abs(np.append(one.low.values, one.high.values[-1])).min())
+        for place in signed_log(np.array([-eps, eps]), smallest) if eps > smallest else ():
+            made.add_hline(float(place), line={"width": 1, "dash": "dash", "color": "white"})
+    return made
+
+
+def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
+    """How many eigenvalues are larger than eps, against eps: in the first and in the last third of the tasks."""
+    if f"probe/{operator}/nodes" not in data or f"probe/{operator}/dim" not in data:
+        return None
+    nodes, weights, dim = (data[f"probe/{operator}/{part}"].sel(mark="init") for part in ("nodes", "weights", "dim"))
+    largest = float(np.abs(nodes).max())
+    if not 0.0 < largest < np.inf:
+        return None
+    eps = np.logspace(np.log10(largest) - 6, np.log10(largest), 49)
+    # A loop over eps: all at once would be a hundred times the record.
+    above = [(weights.where(np.abs(nodes) > e, 0.0)).sum("node").mean("probe").where(dim.notnull()) for e in eps]
+    ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose(
+        "method", "seed", "task", "eps"
+    )
+    first, last = thirds(data.sizes["task"])
+    made = figure("eps (log)", "eigenvalues with |e| > eps (log)")
+    for method, style in styles(data.method.values.tolist()).items():
+        for where, tasks in (("first third", first), ("last third", last)):
+            one = ranks.sel({"method": method}).isel(task=tasks).mean("task")
+            if not bool(one.notnull().any()):
+                continue
+            late = where == "last third"
+            name = method if late else f"{method}, {where}"
+            interval = over_seeds(one, resamples=RESAMPLES).where(lambda x: x["mean"] > 0)
+            look = style if late else style | {"dash": "dot"}
+            width = 2.0 if late else 1.3
+            band(made, eps, interval, name, look, group=method, markers=False, legend=late, width=width)
+    made.update_xaxes(type="log", exponentformat="power", dtick=1)
+    made.update_yaxes(type="log", exponentformat="power", dtick=1)
+    return made
+
+
+def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:
+    """The eps of the eps-rank in all other charts; None if it is not known."""
+    rank = rank_at(data, operator=operator)
+    return float(rank.eps) if rank is not None and "eps" in rank.coords else None
+
+
+def numbers(data: xr.Dataset, operator: str) -> list[Chart]:
+    """Functionals of the spectrum at each task's start, with error bars, beside the score."""
+    name, eps = NAMES[operator], threshold(data, operator)
+    eps_text = "" if eps is None else f" (eps = {eps:g})"
+    relative = data.get(f"probe/{operator}/relative_rank")
+    if relative is not None and "eps" in relative.dims:
+        relative = relative.sel(mark="init").isel(eps=relative.sizes["eps"] // 2)
+    shown = {
+        f"{operator}-rank": (f"{name} eps-rank{eps_text}", rank_at(data, operator=operator)),
+        f"{operator}-relative-rank": (f"{name} rank relative to its largest eigenvalue{eps_text}", relative),
+    }
+    for value, label in {
+        "effective_rank": "effective rank",
+        "largest": "largest eigenvalue",
+        "trace": "trace",
+        "negative_mass": "share of negative curvature",
+    }.items():
+        shown[f"{operator}-{value}"] = f"{name} {label}", layer_mean(data, f"probe/{operator}/{value}", "init")
+    charts = []
+    for key, (title, values) in shown.items():
+        made = over_tasks(values, title.replace(name, "").split(" (")[0].strip(), bars=True)
+        if made is not None:
+            charts.append(Chart(key, f"{title} at task start", made, _measurement_error(data, operator, key)))
+    return charts
+
+
+def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
+    """The Lanczos estimate's own error, which the bars over seeds contain only in part."""
+    value = key.removeprefix(f"{operator}-").replace("-", "_")
+    error = data.get(f"probe/{operator}/{value}_se")
+    if error is None:
+        return ""
+    error = error.sel(mark="init")
+    error = error.isel(eps=error.sizes["eps"] // 2) if "eps" in error.dims else error
+    median = float(error.median())
+    return f"Median standard error of one measurement: {median:.3g}." if median > 0 else ""
+
+
+def section(data: xr.Dataset, operator: str) -> Section:
+    """Everything about one operator's spectrum."""
+    name, shown, fine = NAMES[operator], densities(data, operator, 4), densities(data, operator, 8)
+    charts = []
+    if shown is not None and fine is not None and _measured(shown):
+        methods = [m for m in data.method.values.tolist() if bool(shown.counts.sel({"method": m}).notnull().any())]
+        charts.append(
+            Chart(
+                f"{operator}-slider", "The spectrum at each task's start: move the slider", slider(shown, name),
+                "Pooled over seeds and probe vectors. A click on a method hides it, a double click hides the others.",
+                460, wide=True,
+            )
+        )  # fmt: skip
+        ridge = ridgeline(shown, name)
+        note = f"Height: log10(1 + {shown.unit}). First task below, last on top."
+        charts.append(Chart(f"{operator}-ridge", "The same, task above task", ridge, note, 560, wide=True))
+        eps = threshold(data, operator)
+        for i, method in enumerate(methods):
+            made = heat_map(fine, name, method, eps)
+            charts.append(Chart(f"{operator}-heat-{i}", method, made, "" if eps is None else f"Dashed: +-{eps:g}"))
+    if (made := rank_curve(data, operator)) is not None and made.data:
+        note = "Solid: last third of the tasks; dotted: first. Where solid lies below dotted the spectrum has shrunk."
+        charts.append(Chart(f"{operator}-eps", "How many eigenvalues exceed eps", made, note, 400))
+    charts += numbers(data, operator)
+    return Section(operator, f"{name} spectrum over tasks", charts=charts)

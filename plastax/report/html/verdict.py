@@ -1,0 +1,265 @@
+"""The first thing on the page: which method keeps its plasticity, and does its spectrum collapse first?
+
+Everything said here is computed, and hedged by its interval: "losing" where the 95 % interval of the paired change
+lies on the worse side of zero, "no clear change" where it contains zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from plastax.report.html.look import base
+from plastax.report.score import Score, Window, score_of, thirds
+from plastax.report.statistics import over_seeds, paired_difference
+from plastax.report.table import cell, layer_mean, rank_at, reference, task_values
+
+_THIRDS = (
+    Window("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
+    Window("_late", "last {n}", lambda tasks: thirds(tasks)[1]),
+)
+
+
+class Measure(NamedTuple):
+    """What stands for the spectrum: its label, and values (method, seed, task) at the start of each task."""
+
+    label: str
+    values: xr.DataArray
+
+
+def spectrum(data: xr.Dataset) -> Measure | None:
+    """The Hessian's eps-rank; without one the Gauss-Newton matrix's; without spectra the rank of the features."""
+    for operator, name in (("hessian", "Hessian"), ("ggn", "Gauss-Newton")):
+        rank = rank_at(data, operator=operator)
+        if rank is not None and bool(rank.notnull().any()):
+            eps = f" at {float(rank.eps):g}" if "eps" in rank.coords else ""
+            return Measure(f"{name} eps-rank{eps}", rank.reset_coords(drop=True))
+    features = layer_mean(data, "probe/features/effective_rank", "init")
+    if features is not None and bool(features.notnull().any()):
+        return Measure("feature effective rank", features)
+    return None
+
+
+def windows(score: Score) -> tuple[Window, Window]:
+    """The early and the late tasks: the score's own, else the first and the last third."""
+    return score.change[0] if score.change else _THIRDS
+
+
+def first_drop(values: xr.DataArray, higher_is_better: bool = True) -> dict[str, int | None]:
+    """The first task of each method from which a value lies clearly below where it started.
+
+    Args:
+      values: (method, seed, task).
+      higher_is_better: otherwise above.
+
+    Returns:
+      Method -> the first task in which, and in the next measured one too, the 95 % interval of the change since the
+      method's first measured task (paired by seed) lies below zero; None if there is none. Two in a row, because of
+      many intervals that are looked at some miss zero by chance.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    out: dict[str, int | None] = {}
+    for method in values.method.values.tolist():
+        one = sign * values.sel({"method": method}, drop=True).dropna("task", how="all")
+        out[method] = None
+        if one.sizes["task"] < 2:
+            continue
+        below = (over_seeds((one - one.isel(task=0, drop=True)).isel(task=slice(1, None)))["high"] < 0).values
+        lasting = below & np.append(below[1:], True)
+        if lasting.any():
+            out[method] = int(one.task.values[1:][lasting.argmax()])
+    return out
+
+
+class Findings(NamedTuple):
+    """What the study found, one row a method.
+
+    Attributes:
+      frame: index ``method``; ``late``, ``change`` and ``rank_change`` with their ends, ``minus`` (late, minus the
+        reference's), ``lead`` (late, the best method's minus this one's); ``drop`` and ``rank_drop``, the first task
+        below the start.
+      score: what the study is judged by.
+      measure: what stands for the spectrum, None if there is nothing.
+      tasks: numbers of early and of late tasks.
+      reference: what methods are compared with.
+      best: the method with the best late score, ``reset`` left out.
+      seeds: number of seeds.
+    """
+
+    frame: pd.DataFrame
+    score: Score
+    measure: Measure | None
+    tasks: tuple[int, int]
+    reference: str | None
+    best: str
+    seeds: int
+
+
+def findings(data: xr.Dataset) -> Findings | None:
+    """None if no task is finished or nothing is recorded that a study could be judged by."""
+    score = score_of(data)
+    values = None if score is None else task_values(data, score.main)
+    if score is None or values is None or not bool(values.notnull().any()):
+        return None
+    count = data.sizes["task"]
+    early, late = (window.tasks(count) for window in windows(score))
+    measure, name = spectrum(data), _reference(data)
+    parts = {"late": over_seeds(values.isel(task=late).mean("task"))}
+    if count > 1:
+        parts["change"] = paired_difference(values.isel(task=late).mean("task"), values.isel(task=early).mean("task"))
+    if name is not None:
+        other = values.sel({"method": name}, drop=True)
+        parts["minus"] = paired_difference(values.isel(task=late).mean("task"), other.isel(task=late).mean("task"))
+    means = parts["late"]["mean"].to_series().dropna()
+    ranked = means[[m for m in means.index if base(m) != "reset"] or means.index]
+    best = ranked.idxmax() if score.higher_is_better else ranked.idxmin()
+    ours = values.sel({"method": best}, drop=True).isel(task=late).mean("task")
+    parts["lead"] = paired_difference(ours, values.isel(task=late).mean("task"))
+    drops: dict[str, Any] = {"drop": first_drop(values, score.higher_is_better)}
+    if measure is not None:
+        ranks = measure.values
+        parts["rank_change"] = paired_difference(
+            ranks.isel(task=late).mean("task"), ranks.isel(task=early).mean("task")
+        )
+        drops["rank_drop"] = first_drop(ranks)
+    columns = {f"{key}{end}": part[name_].values for key, part in parts.items() for name_, end in _ENDS.items()}
+    frame = pd.DataFrame(columns | {"method": data.method.values}).set_index("method")
+    for key, found in drops.items():
+        frame[key] = pd.Series(found, dtype=object)
+    sizes = len(range(count)[early]), len(range(count)[late])
+    return Findings(frame, score, measure, sizes, name, best, data.sizes["seed"])
+
+
+_ENDS = {"mean": "", "low": "_low", "high": "_high"}
+
+
+def _reference(data: xr.Dataset) -> str | None:
+    """The reference; of several runs side by side, that of the first."""
+    names = data.method.values.tolist()
+    return reference(data) or next((m for r in ("reset", "backprop") for m in names if base(m) == r), None)
+
+
+def answers(found: Findings | None) -> list[tuple[str, str]]:
+    """Questions, and what the study says to them."""
+    if found is None:
+        return [("", "No task is finished yet: there is nothing to say.")]
+    frame, score = found.frame, found.score
+    if found.seeds < 2:
+        return [("", "One seed has no interval: nothing here tells a difference from chance. Run more (--seeds 8).")]
+    learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
+    kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, score, found.tasks)]
+    return [
+        ("Which method keeps its plasticity?", " ".join(kept)),
+        ("Does its spectrum collapse first?", _order(frame.loc[learners], found)),
+    ]
+
+
+def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
+    """The best of the methods that train on, by how much, and how far each is from starting anew."""
+    if frame.empty:
+        return []
+    score, best = found.score, found.best
+    text = f"In the last {found.tasks[1]} tasks {best} does best of those that train on: "
+    text += f"{score.main.label} {cell(frame.loc[best], 'late')}"
+    ahead: dict[bool, list[str]] = {True: [], False: []}
+    for method, row in frame.drop(best).iterrows():
+        ahead[_side(row, "lead", score) > 0].append(f"{method} ({_signed(row, 'lead')})")
+    text += f"; clearly ahead of {', '.join(ahead[True])}" if ahead[True] else ""
+    text += f"; not clearly ahead of {', '.join(ahead[False])}" if ahead[False] else ""
+    said = [f"{text}."]
+    if found.reference is not None and base(found.reference) == "reset":
+        verbs = {-1: "falling short", 0: "not clearly different", 1: "better"}
+        rows = frame.drop(found.reference, errors="ignore").dropna(subset=["minus_low"])
+        each = _grouped(rows, "minus", verbs, score)
+        said += [f"Against starting anew in every task ({found.reference}), {each}."] if each else []
+    return said
+
+
+def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Score) -> str:
+    """``falling short: a (-3), b (-2); better: c (+1)``; the table has the intervals."""
+    groups: dict[int, list[str]] = {}
+    for method, row in rows.iterrows():
+        groups.setdefault(_side(row, name, score), []).append(f"{method} ({_signed(row[[name]], name)})")
+    return "; ".join(f"{verbs[side]}: {', '.join(groups[side])}" for side in verbs if side in groups)
+
+
+def _side(row: pd.Series, name: str, score: Score) -> int:
+    """1 where an interval lies on the better side of zero, -1 on the worse, 0 where it contains zero."""
+    ends = (row[f"{name}_low"], row[f"{name}_high"])
+    low, high = ends if score.higher_is_better else (-ends[1], -ends[0])
+    return int(low > 0) - int(high < 0)
+
+
+def _signed(row: pd.Series, name: str) -> str:
+    return f"{'+' if float(row[name]) > 0 else ''}{cell(row, name)}"
+
+
+def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[str]:
+    """How each method's score changes over the stream."""
+    if "change" not in frame:
+        return []
+    said = _grouped(
+        frame.dropna(subset=["change_low"]), "change", {-1: "losing", 0: "no clear change", 1: "gaining"}, score
+    )
+    return [f"From the first {tasks[0]} to the last {tasks[1]} tasks, {said}."] if said else []
+
+
+def _order(frame: pd.DataFrame, found: Findings) -> str:
+    """Which fell first, performance or spectrum."""
+    if found.measure is None:
+        return "Not measured: add --probes hessian."
+    fell = frame[frame["drop"].notna() | frame["rank_drop"].notna()]
+    label = found.measure.label
+    if fell.empty:
+        return f"Neither {found.score.name} nor {label} falls below its start."
+    said = [f"{method}: {_reading(row, found.score.name)}" for method, row in fell.iterrows()]
+    hint = "" if label.startswith(("Hessian", "Gauss")) else " No spectrum was measured; --probes hessian does."
+    return f"By the {label}: {'; '.join(said)}.{hint}"
+
+
+def _reading(row: pd.Series, score: str) -> str:
+    drop, rank = row["drop"], row["rank_drop"]
+    if pd.isna(rank):
+        return f"no, {score} falls from task {drop} on, the rank does not fall"
+    if pd.isna(drop):
+        return f"the rank falls from task {rank} on, {score} does not fall"
+    if drop == rank:
+        return f"not resolved, both fall from task {drop} on"
+    order = "yes, the rank falls first" if rank < drop else f"no, {score} falls first"
+    return f"{order} (rank from task {rank} on, {score} from task {drop} on)"
+
+
+def table(found: Findings) -> pd.DataFrame:
+    """The findings for the page, one row a method."""
+    label = found.score.main.label
+    headings = {
+        "late": f"{label}, last {found.tasks[1]} tasks",
+        "change": f"change from the first {found.tasks[0]}",
+        "minus": f"minus {found.reference}",
+        "rank_change": f"change of {found.measure.label if found.measure else ''}",
+    }
+    out = {}
+    for key, heading in headings.items():
+        if key in found.frame:
+            out[heading] = [
+                "" if key == "minus" and method == found.reference else cell(row, key)
+                for method, row in found.frame.iterrows()
+            ]
+    for key, heading in {
+        "drop": f"{found.score.name} below start from task",
+        "rank_drop": "rank below start from task",
+    }.items():
+        if key in found.frame:
+            out[heading] = ["never" if pd.isna(task) else str(task) for task in found.frame[key]]
+    return pd.DataFrame(out, index=found.frame.index)
+
+
+NOTE = (
+    "Means over seeds with 95 % bootstrap intervals; changes and differences are paired by seed. Tasks are numbered "
+    "from 0. Below start: the interval of the change since task 0 lies on the worse side of zero, in that and in the "
+    "next measured task. The rank of task 0 is that of the network before any training. An order in time is no cause."
+)
