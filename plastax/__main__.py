@@ -2,8 +2,9 @@
 
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
 of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;
-``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax data NAME`` fetches a data set
-and prints its card; ``wandb-export`` and ``wandb-dashboard`` are for Weights & Biases.
+``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax runs`` lists runs and what has
+become of them; ``python -m plastax data NAME`` fetches a data set and prints its card; ``wandb-export`` and
+``wandb-dashboard`` are for Weights & Biases.
 """
 
 from __future__ import annotations
@@ -189,6 +190,17 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
     print(importlib.import_module("plastax.data").load(name, path).card)
 
 
+def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("runs"), /) -> None:
+    """Lists runs: running, finished, stopped, failed or killed; progress, time left, best method so far.
+
+    Args:
+      directory: where runs are; one experiment's, or a single run, too.
+    """
+    import rich.console
+
+    rich.console.Console().print(importlib.import_module("plastax.listing").table(directory))
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
     commands: dict[str, Callable[..., Any]] = {
@@ -199,6 +211,7 @@ def main(args: list[str] | None = None) -> None:
         "wandb-export": wandb_export,
         "wandb-dashboard": wandb_dashboard,
         "data": data,
+        "runs": runs,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

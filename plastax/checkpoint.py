@@ -190,6 +190,7 @@ class Checkpoints:
         shapes = jax.eval_shape(_without_keys, like)
         here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}
         if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+            differing.sort(key=lambda name: "params" not in name)  # What says most.
             some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
             raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")
 

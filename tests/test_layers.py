@@ -30,6 +30,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "runs": {"record", "types"},
     "checkpoint": BASE | {"record", "runs"},
     "settings": {"environment", "record", "runs", "types"},
+    "listing": {"record", "runs", "tracking", "types"},
     "sweep": {"settings", "types"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
     "report": {"dataset", "record", "types"},
@@ -37,6 +38,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "__main__": {
         "data",
         "dataset",
+        "listing",
         "methods",
         "models",
         "probes",

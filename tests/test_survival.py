@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import json
 import os
 import pathlib
@@ -17,9 +19,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from rich.console import Console
 
-from plastax import parallel, runs
+from plastax import __main__ as cli
+from plastax import listing, parallel, runs
 from plastax.checkpoint import Checkpoints
+from plastax.record import read_json, write_json
 from plastax.types import RunError
 from tests import killing
 
@@ -229,6 +234,42 @@ def test_a_sign_of_life_from_another_machine_counts(copy):
     os.utime(copy / "lock", (0, 0))
     assert runs.status(copy).state == "finished"
     killing.study(copy)
+
+
+def test_runs_are_listed_with_what_has_become_of_them(whole, tmp_path, capsys):
+    """One of each kind, one without ``status.json``, and a running one half-way with its time left."""
+    state = read_json(whole[0] / "status.json")
+    for name in ("finished", "stopped", "failed", "killed", "old"):
+        directory = pathlib.Path(shutil.copytree(whole[0], tmp_path / "tiny" / name))
+        word = {**state, "state": name.replace("killed", "running"), "error": "no luck" if name == "failed" else ""}
+        write_json(directory / "status.json", word)
+    (directory / "status.json").unlink()
+    shutil.rmtree(tmp_path / "tiny" / "killed" / "records" / "momentum")
+    running = pathlib.Path(shutil.copytree(tmp_path / "tiny" / "killed", tmp_path / "tiny" / "running"))
+    for index in range(3, SEGMENTS):
+        (running / "records" / "adam" / f"{index:06d}.npz").unlink()
+    with runs.hold(running, dict.fromkeys(killing.OPTIMIZERS, SEGMENTS)):
+        (running / "records" / "adam" / "000003.npz").touch()
+        ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=100)
+        write_json(running / "status.json", {**read_json(running / "status.json"), "started": ago.isoformat()})
+        shutil.copy(running / "records" / "adam" / "000002.npz", running / "records" / "adam" / "000003.npz")
+        status = runs.status(running)
+        table = listing.table(tmp_path)
+    assert status[:3] == ("running", 4, 2 * SEGMENTS)
+    assert status.left == pytest.approx(800, abs=100)  # one new segment in 100 s, eight to go
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    lines = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "tiny/" in line}
+    assert list(lines) == [f"tiny/{name}" for name in ("failed", "finished", "killed", "old", "running", "stopped")]
+    for name, parts in {
+        "failed": ("failed", "100 % (12/12)", "no luck"), "killed": ("killed", "50 % (6/12)"),
+        "finished": ("finished", "100 % (12/12)", "online loss", "(momentum)"), "stopped": ("stopped",),
+        "old": ("killed", "12 segments"), "running": ("running", "33 % (4/12)", f"process {os.getpid()} on"),
+    }.items():  # fmt: skip
+        for part in parts:
+            assert part in lines[f"tiny/{name}"]
+    cli.main(["runs", str(tmp_path / "tiny" / "failed")])
+    assert "no luck" in capsys.readouterr().out
 
 
 def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
