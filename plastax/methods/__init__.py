@@ -7,12 +7,14 @@ optimiser into the method; `compose` makes one of several. The transformations t
 
 from plastax.methods.adam_rel import AdamRel, MomentReset
 from plastax.methods.backprop import Backprop
+from plastax.methods.c_chain import CChain, c_chain
 from plastax.methods.compose import compose
 from plastax.methods.crelu import CReLU
 from plastax.methods.dash import Dash, dash
 from plastax.methods.deep_fourier import DeepFourier
 from plastax.methods.effective_rank import EffectiveRank, effective_rank, mean_effective_rank
 from plastax.methods.hare_tortoise import HareTortoise, hare_tortoise
+from plastax.methods.isometry import Isometry, isometry
 from plastax.methods.l2 import L2, l2
 from plastax.methods.l2_er import L2ER
 from plastax.methods.l2_init import L2Init, l2_init
@@ -20,12 +22,15 @@ from plastax.methods.layernorm import LayerNorm, LayerNormL2
 from plastax.methods.muon import Muon
 from plastax.methods.normalize_and_project import NormalizeAndProject, project
 from plastax.methods.orthogonal import Orthogonal
+from plastax.methods.parseval import Parseval, parseval
 from plastax.methods.plasticity_injection import PlasticityInjection, plasticity_injection
 from plastax.methods.reset import Reset, reset
 from plastax.methods.shrink_and_perturb import ShrinkAndPerturb, shrink_and_perturb
 from plastax.methods.smooth_leaky import SmoothLeaky
+from plastax.methods.spectral_norm import SpectralNorm, spectral_norm
 from plastax.methods.trac import Trac, trac
 from plastax.methods.upgd import UPGD, upgd
+from plastax.methods.wasserstein_init import WassersteinInit, wasserstein_init
 from plastax.methods.weight_clipping import WeightClipping, weight_clipping
 from plastax.methods.weight_decay import WeightDecay, weight_decay
 from plastax.types import MethodConfig
@@ -35,6 +40,11 @@ METHODS: dict[str, MethodConfig] = {
     "l2": L2(),
     "weight_decay": WeightDecay(),
     "l2_init": L2Init(),
+    "wasserstein_init": WassersteinInit(),
+    "spectral_norm": SpectralNorm(),
+    "parseval": Parseval(),
+    "isometry": Isometry(),
+    "c_chain": CChain(),
     "effective_rank": EffectiveRank(),
     "l2_er": L2ER(),
     "layernorm": LayerNorm(),
@@ -64,11 +74,13 @@ __all__ = [
     "UPGD",
     "AdamRel",
     "Backprop",
+    "CChain",
     "CReLU",
     "Dash",
     "DeepFourier",
     "EffectiveRank",
     "HareTortoise",
+    "Isometry",
     "L2Init",
     "LayerNorm",
     "LayerNormL2",
@@ -76,26 +88,34 @@ __all__ = [
     "Muon",
     "NormalizeAndProject",
     "Orthogonal",
+    "Parseval",
     "PlasticityInjection",
     "Reset",
     "ShrinkAndPerturb",
     "SmoothLeaky",
+    "SpectralNorm",
     "Trac",
+    "WassersteinInit",
     "WeightClipping",
     "WeightDecay",
+    "c_chain",
     "compose",
     "dash",
     "effective_rank",
     "hare_tortoise",
+    "isometry",
     "l2",
     "l2_init",
     "mean_effective_rank",
+    "parseval",
     "plasticity_injection",
     "project",
     "reset",
     "shrink_and_perturb",
+    "spectral_norm",
     "trac",
     "upgd",
+    "wasserstein_init",
     "weight_clipping",
     "weight_decay",
 ]

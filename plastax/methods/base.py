@@ -169,6 +169,22 @@ def is_norm(name: str) -> bool:
     return "norm_" in name
 
 
+def is_kernel(name: str) -> bool:
+    """Whether a parameter is the kernel of a layer, by its path name."""
+    return name.rpartition("/")[2] == "kernel"
+
+
+def map_hidden_kernels(fn: Callable[[Array], Array], params: Tree) -> Tree:
+    """``fn`` of every kernel but the output layers' as ``[inputs, units]``; zeros for all other parameters."""
+
+    def one(name: str, x: Array) -> Array:
+        if is_kernel(name) and not name.endswith("output/kernel"):
+            return fn(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        return jnp.zeros_like(x)
+
+    return tree.map_named(one, params)
+
+
 def without_norms(params: Tree) -> Tree:
     """``params`` with zeros for the scales and biases of normalisation layers, whose natural centre is not zero."""
     return tree.map_named(lambda name, x: jnp.zeros_like(x) if is_norm(name) else x, params)

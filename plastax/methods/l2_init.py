@@ -4,40 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from plastax.methods.base import Settings, add_scaled
-from plastax.types import Array, Method, Model, Params, Tree
+from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+
+Variant = Literal["l2", "l1", "huber", "resampled"]
 
 
 class L2InitState(NamedTuple):
-    """The parameters that training started from."""
+    """The parameters that training started from; None where they are drawn anew every time."""
 
-    initial: Params
+    initial: Params | None
 
 
-def l2_init(strength: float | Array = 1e-3) -> Method:
-    """Adds the gradient of ``strength * sum (w - w_0)^2`` before the optimiser: ``g + 2 * strength * (w - w_0)``.
+def l2_init(strength: float | Array = 1e-3, variant: Variant = "l2", delta: float | Array = 1.0) -> Method:
+    """Adds the gradient of ``strength * sum rho(w - w_0)`` to the gradient, before the optimiser.
 
-    The paper's form, without the factor 1/2 of its released code. All parameters are included: those of normalisation
-    layers are pulled to their start as well.
+    ========= ============================================================= ==============
+    variant   rho(d)                                                        its derivative
+    ========= ============================================================= ==============
+    l2        ``d^2``                                                       ``2 d``
+    l1        ``|d|``                                                       ``sign d``
+    huber     ``d^2 / 2`` up to ``|d| = delta``, then linear                ``clip(d, +-delta)``
+    resampled ``d^2``, ``w_0`` a fresh draw of the initialiser at each step ``2 d``
+    ========= ============================================================= ==============
+
+    L2 Init is the paper's form, without the factor 1/2 of its released code. All parameters are included: those of
+    normalisation layers are pulled to their start as well. An orthogonal initialiser makes the resampled variant dearer
+    than a step; the paper finds it worse.
 
     References:
       Kumar, Marklund and Van Roy, "Maintaining plasticity in continual learning via regenerative regularization",
-      arXiv 2308.11958, eq. 1.
+      arXiv 2308.11958, eq. 1 and the comparison of its variants.
     """
 
     def init(params: Params) -> L2InitState:
         # A copy: the caller may donate the parameters' buffers.
-        return L2InitState(jax.tree.map(jnp.copy, params))
+        return L2InitState(None if variant == "resampled" else jax.tree.map(jnp.copy, params))
 
-    def update(updates: Tree, state: L2InitState, params: Params, **_: object) -> tuple[Tree, L2InitState]:
-        away = jax.tree.map(jnp.subtract, params, state.initial)
-        return add_scaled(updates, 2 * strength, away), state
+    def slope(away: Array) -> Array:
+        if variant == "l1":
+            return jnp.sign(away)
+        return jnp.clip(away, -delta, delta) if variant == "huber" else 2 * away
+
+    def update(updates: Tree, state: L2InitState, params: Params, **extra: Any) -> tuple[Tree, L2InitState]:
+        start = extra["init_fn"](extra["key"]) if variant == "resampled" else state.initial
+        away = jax.tree.map(jnp.subtract, params, start)
+        return add_scaled(updates, strength, jax.tree.map(slope, away)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -50,7 +68,16 @@ class L2Init(Settings):
 
     strength: float = 1e-3
     """The loss gains this times the squared distance from the initial parameters (paper: 1e-2 to 1e-5)."""
+    variant: Variant = "l2"
+    """Distance: l2 | l1 | huber | resampled (l2 from a fresh draw of the initialiser at every step)."""
+    delta: float = 1.0
+    """Of huber: the pull grows up to this distance (paper: 1); without effect on others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise ConfigError.unknown("L2Init.variant", self.variant, get_args(Variant))
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(l2_init, inner)``."""
-        return optax.chain(l2_init(self.strength), inner)
+        return optax.chain(l2_init(self.strength, self.variant, self.delta), inner)

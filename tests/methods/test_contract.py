@@ -30,6 +30,8 @@ EXAGGERATED: dict[str, dict[str, Any]] = {
     "trac": {"start": 1e-2, "eps": 1e-3},
     "muon": {"learning_rate": 1e-2},
     "plasticity_injection": {"injections": 2},
+    "l2_init": {"variant": "huber", "delta": 0.05},
+    "c_chain": {"target": 5e-4},
 }
 CONFIGS = {name: dataclasses.replace(config, **EXAGGERATED.get(name, {})) for name, config in METHODS.items()}
 FIELDS = {name: [f.name for f in dataclasses.fields(config)] for name, config in METHODS.items()}
@@ -88,7 +90,8 @@ STREAM = make_stream()
 @functools.cache
 def network_of(name: str) -> Network:
     options = {"hidden": (8,), **CONFIGS[name].model_options}
-    return Network(MLP(**options).build((3,), 1))
+    shapes = {field: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for field, x in STREAM.items()}
+    return Network(MLP(**options).build((3,), 1)._replace(batch_like=shapes))
 
 
 def build(name: str, **fields: Any) -> Any:

@@ -19,7 +19,7 @@ from plastax.methods.dash import factors
 from plastax.methods.trac import erfi
 from plastax.models import CNN, MLP
 from plastax.types import MethodArgs
-from tests.methods.test_reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
+from tests.methods.reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -1,0 +1,133 @@
+"""C-CHAIN: what the network says of examples that it is not being trained on shall not change with every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax.methods.base import Ring, Settings, add_scaled, batch_like_of, empty_ring, keep
+from plastax.types import Array, Method, Model, Params, Tree
+
+EPS = 1e-8
+"""Added to the running churn that is divided by."""
+
+
+class CChainState(NamedTuple):
+    """What the churn of the last step is measured with.
+
+    Attributes:
+      previous: parameters before the last step.
+      batches: the last two batches; the older one is the reference.
+      loss: running mean of the loss's magnitude, not yet corrected for its start at zero.
+      churn: that of the churn.
+      weight: what the two sum up to of their weights: the correction.
+    """
+
+    previous: Params
+    batches: Ring
+    loss: Array
+    churn: Array
+    weight: Array
+
+
+def churn(new: Tree, old: Tree, batch: Tree) -> Array:
+    """How far outputs are from what they were, a mean over the batch whose gradient is that of a divergence.
+
+    Of policies (outputs with an entry ``policy``): the cross-entropy of old against new action distribution,
+    categorical from logits, or of a diagonal Gaussian with ``log_std`` its divergence KL(old | new); values take no
+    part, as in the authors' agents. Of classifiers (a batch with integer ``y``): the cross-entropy of the class
+    distributions. Else half the squared change, summed over outputs.
+    """
+    if isinstance(new, dict) and "log_std" in new:
+        ratio = jnp.exp(2 * (old["log_std"] - new["log_std"]))
+        z = (old["policy"] - new["policy"]) * jnp.exp(-new["log_std"])
+        divergence = new["log_std"] - old["log_std"] + 0.5 * (ratio + jnp.square(z) - 1)
+        return jnp.mean(jnp.sum(divergence, -1))
+    logits = (new["policy"], old["policy"]) if isinstance(new, dict) else (new, old)
+    labels = getattr(batch, "y", None)
+    if isinstance(new, dict) or (labels is not None and jnp.issubdtype(labels.dtype, jnp.integer)):
+        return jnp.mean(optax.softmax_cross_entropy(logits[0], jax.nn.softmax(logits[1])))
+    return 0.5 * jnp.mean(jnp.sum(jnp.square(new - old).reshape(len(new), -1), -1))
+
+
+def c_chain(
+    target: float | Array = 0.05, least: float | Array = 1.0, decay: float | Array = 0.98, batch_like: Tree = None
+) -> Method:
+    """Adds the gradient of ``c * churn(f_theta(x_ref), f_before(x_ref))`` to the gradient, before the optimiser.
+
+    ``f_before`` has the parameters before the last step, and ``x_ref`` is the batch before the last one: of the three
+    batches that the last step, this step and the churn are taken on no two are the same (within an epoch they share no
+    example). The coefficient keeps the term at a share of the loss:
+    ``c = max(target * mean |loss| / (mean churn + 1e-8), least)``, both means exponential with ``decay`` and corrected
+    for their start. The first two steps have no reference and are the optimiser's.
+
+    Takes a forward and backward pass on the reference batch and a forward pass with the earlier parameters at every
+    step, and keeps those parameters and two batches.
+
+    Differs from the authors' code: there the reference is another shuffle of the same rollout, which may hold the
+    training batch's examples; the loss is the policy's alone and the means are over up to 50 rollouts, forgotten at
+    every task switch, with c = 1 for the first ten; here it is the whole loss, step by step, and no switch is needed.
+
+    References:
+      Tang et al., "Mitigating plasticity loss in continual reinforcement learning by reducing churn", ICML 2025, arXiv
+      2506.00592 (eq. 8: values and regression).
+    """
+
+    def init(params: Params) -> CChainState:
+        zeros = [jnp.zeros(()) for _ in range(3)]
+        return CChainState(jax.tree.map(jnp.copy, params), empty_ring(batch_like, 2), *zeros)
+
+    def update(
+        updates: Tree,
+        state: CChainState,
+        params: Params,
+        *,
+        clock: Array,
+        batch: Tree,
+        value: Array,
+        outputs_fn: Callable[[Params, Tree], Tree],
+        **_: object,
+    ) -> tuple[Tree, CChainState]:
+        there = state.batches.held == 2
+        reference = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, clock % 2, keepdims=False), state.batches.batches
+        )
+        before = outputs_fn(state.previous, reference)
+        amount, slope = jax.value_and_grad(lambda p: churn(outputs_fn(p, reference), before, reference))(params)
+
+        def mean(old: Array, new: Array | float) -> Array:
+            return jnp.where(there, decay * old + (1 - decay) * new, old)
+
+        loss, moved, weight = mean(state.loss, jnp.abs(value)), mean(state.churn, amount), mean(state.weight, 1.0)
+        corrected = jnp.where(there, weight, 1)
+        c = jnp.maximum(target * (loss / corrected) / (moved / corrected + EPS), least)
+        slope = jax.tree.map(lambda g: jnp.where(there, g, 0), slope)
+        kept = CChainState(params, keep(state.batches, batch, clock), loss, moved, weight)
+        return add_scaled(updates, jnp.where(there, c, 0), slope), kept
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclass(frozen=True)
+class CChain(Settings):
+    """C-CHAIN: reduces churn, the change of outputs on examples that a step was not taken on."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"target": 0.0, "least": 0.0}
+    below_one: ClassVar[tuple[str, ...]] = ("decay",)
+
+    target: float = 0.05
+    """Share of the loss that the churn's term is held at (authors: 0.02 to 0.05 of the policy's loss on DeepMind
+    control, 1e4 on Gym control)."""
+    least: float = 1.0
+    """Smallest coefficient of the churn (authors: 1)."""
+    decay: float = 0.98
+    """Of the running means of loss and churn, a gradient step."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(c_chain, inner)``."""
+        return optax.chain(c_chain(self.target, self.least, self.decay, batch_like_of(model, "c_chain")), inner)

@@ -1,0 +1,64 @@
+"""Regularisation towards the distribution of the initial parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax.methods.base import Settings, add_scaled
+from plastax.types import Array, Method, Model, Params, Tree
+
+
+class WassersteinInitState(NamedTuple):
+    """The initial entries of every parameter array, ascending, flat."""
+
+    quantiles: Params
+
+
+def wasserstein_init(strength: float | Array = 1e-3) -> Method:
+    """Adds the gradient of ``strength * sum_l sum_i (w_(i) - w_0(i))^2`` to the gradient, before the optimiser.
+
+    ``w_(i)`` is the i-th smallest entry of array l (a kernel, a bias), so that the sum is its size times the squared
+    2-Wasserstein distance of its entries from the initial ones: they may change places for nothing. The entry of rank i
+    gets ``2 * strength * (w_(i) - w_0(i))``; equal entries rank in their order. All arrays are included, those of
+    normalisation layers too. It sorts all parameters at every step, which on CPU costs more than a step at small
+    batches.
+
+    References:
+      Lewandowski et al., "Directions of curvature as an explanation for loss of plasticity", arXiv 2312.00246, and the
+      first version of arXiv 2406.06811; as given in the survey of Klein et al., arXiv 2411.04832.
+    """
+
+    def init(params: Params) -> WassersteinInitState:
+        return WassersteinInitState(jax.tree.map(lambda w: jnp.sort(w.reshape(-1)), params))
+
+    def slope(w: Array, quantiles: Array) -> Array:
+        order = jnp.argsort(w.reshape(-1))
+        rank = jnp.argsort(order)
+        return 2 * (w - quantiles[rank].reshape(w.shape))
+
+    def update(
+        updates: Tree, state: WassersteinInitState, params: Params, **_: object
+    ) -> tuple[Tree, WassersteinInitState]:
+        return add_scaled(updates, strength, jax.tree.map(slope, params, state.quantiles)), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclass(frozen=True)
+class WassersteinInit(Settings):
+    """Wasserstein regularisation: a pull of each array's distribution of weights towards its initial one."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+
+    strength: float = 1e-3
+    """The loss gains this times the squared distance of the sorted weights from the sorted initial ones."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(wasserstein_init, inner)``."""
+        return optax.chain(wasserstein_init(self.strength), inner)
