@@ -98,11 +98,11 @@ class GradientProbe(Settings):
         """The probe.
 
         ``norm`` (L2), ``l1`` and ``zero_fraction``, over all parameters, are scalars; ``layer_norm``, ``layer_l1``,
-        ``layer_zero_fraction``, of kernels, ``[layer]``. ``dormant`` ``[gradient_layer, tau]``, ``dormant_pooled``
-        ``[tau]`` over all units and ``dormant_mean`` ``[tau]`` over layers: see `activity.gradient_dormant_fraction`,
-        of hidden layers whose pre-activations are tapped (in front of their normalisation, if any). ``covariance``
-        ``[minibatch, other_minibatch]``, see `gradient_covariance`, the mean ``cosine`` of two minibatches' gradients
-        and its mean absolute value ``cosine_magnitude``.
+        ``layer_zero_fraction``, of kernels, ``[layer]``. ``dormant`` ``[gradient_layer, gradient_tau]``, and over all
+        units or the mean over layers ``dormant_pooled`` and ``dormant_mean`` ``[gradient_tau]``: see
+        `activity.gradient_dormant_fraction`, of hidden layers whose pre-activations are tapped (in front of their
+        normalisation, if any). ``covariance`` ``[minibatch, other_minibatch]``, see `gradient_covariance`, the mean
+        ``cosine`` of two minibatches' gradients and its mean absolute value ``cosine_magnitude``.
         """
         taus = jnp.asarray(self.taus, jnp.float32)
         tapped = tuple(layer for layer in model.hidden if layer in model.layers)
@@ -144,8 +144,12 @@ class GradientProbe(Settings):
         dims: dict[str, tuple[str, ...]] = dict.fromkeys(("layer_norm", "layer_l1", "layer_zero_fraction"), ("layer",))
         coords: dict[str, tuple[object, ...]] = {"layer": model.layers}
         if tapped:
-            dims |= {"dormant": ("gradient_layer", "tau"), "dormant_pooled": ("tau",), "dormant_mean": ("tau",)}
-            coords |= {"gradient_layer": tapped, "tau": self.taus}
+            dims |= {
+                "dormant": ("gradient_layer", "gradient_tau"),
+                "dormant_pooled": ("gradient_tau",),
+                "dormant_mean": ("gradient_tau",),
+            }
+            coords |= {"gradient_layer": tapped, "gradient_tau": self.taus}
         if self.minibatches:
             dims["covariance"] = ("minibatch", "other_minibatch")
         return Probe(self.name, measure, dims, coords, every=self.every)

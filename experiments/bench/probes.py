@@ -1,0 +1,129 @@
+"""What the default probes cost: a task of an experiment with them, against the same task without any.
+
+Both sides are the experiment's own program at its default settings, for one method, and train the same networks to the
+last bit. A round is one task of each, in turn, in one process. Evaluations stay on both sides: they are the result.
+``--each`` adds what every registered probe takes alone, at both ends of a task, by `Program.segment` with an inverted
+clock.
+
+    make bench BENCH=probes ARGS="--rounds 7 --each"
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import dataclasses
+import functools
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import _supervised, random_label, rl_gymnax
+from experiments.bench._measure import Side, Times, rounds_of
+from plastax import memory, parallel, settings
+from plastax.models import MODELS
+from plastax.probes import PROBES
+from plastax.rl import STREAMS
+from plastax.types import ConfigError, Tree
+
+MOST = 0.15
+"""Largest share by which the default probes may lengthen a task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    experiments: tuple[str, ...] = ("random_label", "rl_gymnax")
+    """Of these."""
+    method: str = "backprop"
+    """Whose program."""
+    rounds: int = 7
+    """Timed tasks of each side."""
+    each: bool = False
+    """Whether to time every probe alone, too."""
+    settings: tuple[str, ...] = ()
+    """Further settings of the experiments, as on their command lines."""
+
+
+def built(experiment: str, args: list[str]) -> tuple[Any, Callable[[Any], Any]]:
+    """The experiment's configuration and what builds its programs and plan from one."""
+    if experiment == "rl_gymnax":
+        chosen = {"stream": STREAMS, "model": MODELS}
+        return settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, args), rl_gymnax.build
+    if experiment != "random_label":
+        raise ConfigError.unknown("experiments", experiment, ("random_label", "rl_gymnax"))
+    config = settings.parse(random_label.Config, random_label.PRESETS, _supervised.CHOSEN, _supervised.GROUPS, args)
+    dataset = _supervised.load(config)
+    return config, lambda config: _supervised.build(config, dataset)
+
+
+class Tasks:
+    """A program that runs one task a call, or only what is due at the start of its first."""
+
+    def __init__(self, config: Any, build: Callable[[Any], Any]) -> None:
+        (program,), plan = build(config)[0].values(), build(config)[1]
+        self.updates = plan.updates_per_task
+        keys = parallel.seed_keys(range(config.seeds))
+        init, self.segment = memory.compile_segment(program, keys, self.updates)
+        self.data = jax.device_put(program.data)
+        self.state: Tree = init(keys, self.data)
+        self.task = 0
+
+    def call(self, clock: int) -> Any:
+        """One call of the compiled program, to completion."""
+        self.state, record = jax.block_until_ready(self.segment(self.state, self.data, jnp.int32(clock)))
+        return record
+
+    def next(self) -> Any:
+        """The next task."""
+        self.task += 1
+        return self.call((self.task - 1) * self.updates)
+
+
+def percent(times: Times, base: Times) -> str:
+    """How much longer than the base: wall, processor seconds, and the range of the latter over rounds."""
+    ratio = times.ratio(base)
+    wall, cpu = ratio.median()
+    return f"{wall - 1:+.1%} wall, {cpu - 1:+.1%} processor [{min(ratio.cpu) - 1:+.1%}, {max(ratio.cpu) - 1:+.1%}]"
+
+
+def main(config: Config) -> None:
+    """Times all sides and prints the table."""
+    warnings.simplefilter("ignore")
+    console = Console()
+    table = Table(title=f"load {os.getloadavg()[0]:.1f}, {config.rounds} rounds, {config.method}")
+    for column in ("experiment", "a task without probes", "with", "longer by"):
+        table.add_column(column, overflow="fold")
+    for experiment in config.experiments:
+        base, build = built(experiment, ["--methods", config.method, *config.settings])
+        bare = Tasks(dataclasses.replace(base, probes=()), build)
+        probed = Tasks(base, build)
+        sides = [Side("none", bare.next), Side("default", probed.next)]
+        rounds_of(sides, 1)
+        none, default = rounds_of(sides, config.rounds)
+        times = [f"{t.median()[0]:.2f} s wall, {t.median()[1]:.2f} s processor" for t in (none, default)]
+        table.add_row(f"{experiment}: {' '.join(base.probes)}", *times, percent(default, none))
+        for name in PROBES if config.each else ():
+            alone = Tasks(dataclasses.replace(base, probes=(name,)), build)
+            # What is due anyway comes off: evaluations. The rollout that probes of PPO look at stays in.
+            pair = [Side(n, functools.partial(tasks.call, ~0)) for n, tasks in ((name, alone), ("none", bare))]
+            rounds_of(pair, 1)
+            mine, rest = rounds_of(pair, config.rounds)
+            cpu = statistics.median(a - b for a, b in zip(mine.cpu, rest.cpu, strict=True))
+            table.add_row(f"  {name}", "", f"{cpu:.3f} s processor", f"{cpu / none.median()[1]:+.1%}")
+    console.print(table)
+    console.print(f"Bar: the default probes lengthen a task by at most {MOST:.0%}.")
+
+
+if __name__ == "__main__":
+    settings.main(lambda: main(tyro.cli(Config)))
