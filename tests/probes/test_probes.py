@@ -358,6 +358,11 @@ def test_ntk_probe_equals_the_jacobian() -> None:
     # The kernel's srank is the Jacobian's PCA rank, and not the Jacobian's own srank.
     s = jnp.asarray(singular, jnp.float32)
     assert values["srank"] == ranks.pca_rank(s, 0.9) < ranks.srank(s, 0.1)
+    # Of a dead network the outputs are their biases, the same for every example: one eigenvalue n an output.
+    dead = {name: value[1] for name, value in measure_of(PROBES["ntk"])(live_and_dead(), batch, jnp.arange(2)).items()}
+    np.testing.assert_allclose(dead["eigenvalues"], [EXAMPLES] * 3 + [0] * 27, atol=1e-5 * EXAMPLES)
+    for name in ("srank", "effective_rank", "numerical_rank"):
+        np.testing.assert_allclose(dead[name], 3.0, rtol=1e-4)
     with pytest.raises(ConfigError, match="batch normalisation"):
         config.build(MODEL._replace(train=lambda *a: a))
 
