@@ -50,6 +50,12 @@ class Config(supervised.ImageConfig):
 _IMAGENET: dict[str, Any] = {"data": "imagenet32", "methods": ("backprop", "l2", "reset"), "tasks": 2000,
                              "training.batch_size": 100, "training.evaluation_examples": 1200}  # fmt: skip
 
+# What arXiv 2509.22335 gives its methods; its effective rank is that of the last epoch, once an epoch.
+_METHODS: dict[str, Any] = {
+    "l2.l2": 1e-3, "effective_rank.er_lr": 1e-5, "effective_rank.period": 12, "effective_rank.window": 12,
+    "l2_er.l2": 1e-3, "l2_er.er_lr": 1e-4, "l2_er.period": 12, "l2_er.window": 12, "layernorm_l2.l2": 1e-5,
+}  # fmt: skip
+
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 4, "synthetic.train_per_class": 20,
@@ -58,8 +64,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # XLA runs convolutions inside loops slowly on CPU: few and small ones end within minutes.
     "default": {"model_settings": CNN((8, 8, 8), (3, 3, 3), (32, 32))},
     # arXiv 2509.22335: 20 epochs of 12 steps, the head kept. Its code reads pixels as the files have them, up to 255;
-    # here they end at 1, so its step sizes (1e-2 to 1e-4) do not carry over.
-    "paper": {**_IMAGENET, "seeds": 20, "training.epochs": 20},
+    # here they end at 1, so its step sizes (one a method, 1e-2 to 1e-4) do not carry over: all have the default.
+    # Its effective rank is that of the two dense layers; here of all hidden layers.
+    "paper": {**_IMAGENET, **_METHODS, "methods": ("backprop", "l2", "effective_rank", "l2_er", "reset"), "seeds": 20,
+              "training.epochs": 20},
     # Dohare et al. (Nature 632, 2024): 250 epochs, the output layer anew every task (zeros there), no padding.
     "dohare": {**_IMAGENET, "seeds": 30, "training.epochs": 250, "training.updates": 25, "training.head": "reset",
                "model_settings": CNN(padding="VALID")},

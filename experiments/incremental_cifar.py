@@ -53,6 +53,13 @@ _CIFAR: dict[str, Any] = {"data": "cifar100", "seeds": 5, "training.batch_size":
                           "training.updates": 20, "training.evaluation_examples": 1000,
                           "segments_per_task": 4}  # fmt: skip
 
+# What arXiv 2509.22335 gives its methods, all of them at a step size of 1e-2; its effective rank is that of the two
+# dense layers (here: of all hidden layers) on the last 5 batches, every 5 steps.
+_METHODS: dict[str, Any] = {
+    "l2.l2": 1e-4, "effective_rank.er_lr": 1e-4, "effective_rank.period": 5, "effective_rank.window": 5,
+    "l2_er.l2": 1e-3, "l2_er.er_lr": 1e-3, "l2_er.period": 5, "l2_er.window": 5, "layernorm_l2.l2": 1e-4,
+}  # fmt: skip
+
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 6, "synthetic.train_per_class": 10, "synthetic.test_per_class": 5,
@@ -60,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # XLA runs convolutions inside loops slowly on CPU: few and small ones end within minutes.
     "default": {"stream.new_classes": 1, "model_settings": ResNet18((4, 8, 16), (1, 1, 1), (16,))},
     # arXiv 2509.22335: constant step size, no augmentation, pixels from 0 to 1. There, images come in one fixed order.
-    "paper": {**_CIFAR, "training.learning_rate": 1e-2},
+    "paper": {**_CIFAR, **_METHODS, "training.learning_rate": 1e-2},
     # Dohare et al. (Nature 632, 2024): flips and crops, the step size cut by 5 at epochs 60, 120 and 160 of 200, and 50
     # images a class for validation. Their weight decay of 5e-4 is the method l2 (normalisation layers excepted). Not
     # here: random rotations, pixels standardised by channel, and going on with the weights that validated best (the
