@@ -50,7 +50,7 @@ def table(directory: Path) -> rich.table.Table:
             best = _best(run, read_json(run / "config.json"))
         except (RecordError, OSError) as error:
             best = str(error)
-        name = str(run) if run == directory else str(run.relative_to(directory))
+        name = run.name if run == directory else str(run.relative_to(directory))
         cells = (name, status.state, done, left, best, status.detail)
         texts = [rich.text.Text(cell) for cell in cells]
         texts[1].stylize(_STYLES.get(status.state, ""))
