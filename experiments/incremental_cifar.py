@@ -68,12 +68,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"stream.new_classes": 1, "model_settings": ResNet18((4, 8, 16), (1, 1, 1), (16,))},
     # arXiv 2509.22335: constant step size, no augmentation, pixels from 0 to 1. There, images come in one fixed order.
     "paper": {**_CIFAR, **_METHODS, "training.learning_rate": 1e-2},
-    # Dohare et al. (Nature 632, 2024): flips and crops, the step size cut by 5 at epochs 60, 120 and 160 of 200, and 50
-    # images a class for validation. Their weight decay of 5e-4 is the method l2 (normalisation layers excepted). Not
-    # here: random rotations, pixels standardised by channel, and going on with the weights that validated best (the
-    # validation accuracy is recorded at both ends of a task).
+    # Dohare et al. (Nature 632, 2024) and their code: pixels standardised by channel; flips, crops and rotations;
+    # batches of 90; the step size cut by 5 at epochs 60, 120 and 160 of 200; 50 images a class for validation, after
+    # every epoch, and the best weights at a task's end. Their weight decay of 5e-4 is the method l2 (normalisation
+    # layers excepted). Their code augments held-out images as well; here they stay as they are. See `IncrementalCIFAR`
+    # on what an epoch is.
     "dohare": {**_CIFAR, "seeds": 15, "methods": ("l2", "reset"), "l2.l2": 5e-4, "stream.augment": True,
-               "stream.validation_per_class": 50, "training.learning_rate": 0.1, "training.drops": (0.3, 0.6, 0.8),
+               "stream.rotate": 15.0, "stream.standardise": True, "stream.validation_per_class": 50,
+               "training.batch_size": 90, "training.updates": 200, "training.evaluation_examples": 5000,
+               "training.restore_best": True, "training.learning_rate": 0.1, "training.drops": (0.3, 0.6, 0.8),
                "training.drop_factor": 5.0, "model_settings": ResNet18(hidden=())},
 }  # fmt: skip
 

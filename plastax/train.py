@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from plastax.probes.plasticity import sample_plasticity
 from plastax.training import Training
 from plastax.types import (
     Array,
+    ConfigError,
     Examples,
     Features,
     Key,
@@ -41,6 +43,14 @@ INACTIVE = -1e9
 """Logit of a class that there is not: its probability is exactly zero, and so are its gradient and curvature."""
 
 
+class Best(NamedTuple):
+    """The weights of a task's best update, and their validation accuracy; -1 before its first."""
+
+    params: Params
+    stats: Tree
+    score: Array
+
+
 class State(NamedTuple):
     """Everything that a seed's next update needs, apart from the clock.
 
@@ -52,6 +62,7 @@ class State(NamedTuple):
       order: int32, the order of the examples in this epoch; empty where no update leaves an epoch unfinished.
       factors: running Kronecker factors of the task.
       previous: parameters at the end of the previous task, for probes that need them; else empty.
+      best: what the task's end goes back to; empty where it does not.
       alive: whether training has not broken down, see `segments.program`.
     """
 
@@ -62,6 +73,7 @@ class State(NamedTuple):
     order: Array | tuple[()]
     factors: running.Running
     previous: Params
+    best: Best | tuple[()]
     alive: Array
 
 
@@ -181,9 +193,15 @@ def program(
       probe_every: tasks from one probed task to the next; evaluations are taken in all.
 
     Raises:
-      ConfigError: batches and updates do not fit the task, see `Training.blocks`; probes that label an axis
-        differently.
+      ConfigError: batches and updates do not fit the task, see `Training.blocks`; the best weights are asked for, and
+        nothing is kept to judge them by; probes that label an axis differently.
     """
+    if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
+        message = (
+            f"training.restore_best: True is not allowed for {stream.description}: no images are kept for validation; "
+            "give False, or stream.validation_per_class where there is that"
+        )
+        raise ConfigError(message)
     blocks = config.blocks(stream.examples)
     network = _network(model, stream.loss)
     output_loss = losses.get(stream.loss)
@@ -246,16 +264,30 @@ def program(
             return state, jax.tree.map(jnp.mean, metrics)
 
         state, metrics = jax.lax.scan(part, state, clock * blocks.epochs + jnp.arange(blocks.epochs))
+        if isinstance(state.best, Best):
+            state = keep_best(state, state.best, data, task, clock)
         return state, jax.tree.map(jnp.mean, metrics)
 
     def healthy(state: State, metrics: dict[str, Array]) -> Array:
         return jnp.isfinite(metrics["loss"]) & tree.finite(state.params)
+
+    def keep_best(state: State, best: Best, data: Tree, task: Tree, clock: Array) -> State:
+        """Compares the weights with the task's best so far; after its last update, goes on with those."""
+        score = validation(state, data, task)["evaluation/validation_accuracy"]
+        now = Best(state.params, state.stats, score)
+        best = jax.tree.map(lambda a, b: jnp.where(score > best.score, a, b), now, best)
+        params, stats = jax.lax.cond(
+            (clock + 1) % config.updates == 0, lambda: (best.params, best.stats), lambda: (state.params, state.stats)
+        )
+        return state._replace(params=params, stats=stats, best=best)
 
     def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
         if needs_previous:
             state = state._replace(previous=state.params)
         # The very first task has no boundary: nothing has been learned that could be lost.
         state = jax.lax.cond(clock > 0, lambda s: switch(s, clock), lambda s: s, state)
+        if isinstance(state.best, Best):
+            state = state._replace(best=state.best._replace(score=-jnp.ones(())))
         return state._replace(factors=running.start(state.factors.total))
 
     def switch(state: State, clock: Array) -> State:
@@ -280,11 +312,7 @@ def program(
         values = evaluation("train", state, stream.examples, lambda i, k: stream.train(task, data, i, k), train_key)
         if stream.held_out:
             values |= evaluation("test", state, stream.held_out, lambda i, _: stream.test(task, data, i), test_key)
-        if stream.validation is not None:
-            validation = stream.validation
-            values |= evaluation(
-                "validation", state, stream.validated, lambda i, _: validation(task, data, i), test_key
-            )
+        values |= validation(state, data, task)
         if not probes:
             return values
 
@@ -293,6 +321,13 @@ def program(
 
         nothing = segments.missing(jax.eval_shape(look, state))
         return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
+
+    def validation(state: State, data: Tree, task: Tree) -> dict[str, Array]:
+        """Nothing where the stream keeps no examples for it."""
+        if stream.validation is None:
+            return {}
+        take = functools.partial(stream.validation, task, data)
+        return evaluation("validation", state, stream.validated, lambda i, _: take(i), state.key)
 
     def evaluation(
         part: str, state: State, available: int, take: Callable[[Array, Key], Examples], key: Key
@@ -328,7 +363,9 @@ def program(
         order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
         # Copies, as above.
         previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
-        return State(key, params, stats, method.init(params), order, running.start(like), previous, jnp.bool_(True))
+        best = jax.tree.map(jnp.copy, Best(params, stats, -jnp.ones(()))) if config.restore_best else ()
+        averages = running.start(like)
+        return State(key, params, stats, method.init(params), order, averages, previous, best, jnp.bool_(True))
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), data, index)

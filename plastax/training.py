@@ -48,6 +48,9 @@ class Training:
     head: Head = "keep"
     """Output layer at a task switch: keep, or reset: its weights are drawn anew, the optimiser's state of them is kept
     (Dohare et al. 2024, who set them to zero)."""
+    restore_best: bool = False
+    """At the end of a task, go back to the weights that had the best validation accuracy after one of its updates (the
+    optimiser's state stays), as Dohare et al. 2024 do. Needs a stream that keeps images for validation."""
     evaluation_examples: int = 1000
     """Training examples, and held-out ones, that loss and accuracy are taken on at both ends of every task."""
     probe_examples: int = 256

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from plastax.data import Dataset
 from plastax.keys import some
@@ -59,6 +61,30 @@ def images(dataset: Dataset) -> Images:
 def pixels(values: Array) -> Array:
     """uint8 0 .. 255 as float32 0 .. 1, made in the step, so that images stay as small as they are."""
     return values.astype(jnp.float32) / 255.0
+
+
+def rotation(shape: tuple[int, ...], angle: Array) -> Array:
+    """Where the pixels of an image ``(height, width, ...)`` come from that is turned anticlockwise around its centre.
+
+    Args:
+      shape: of the image.
+      angle: radians, a scalar.
+
+    Returns:
+      Rows and columns, ``[2, height, width]``.
+    """
+    centre = jnp.array([(side - 1) / 2 for side in shape[:2]]).reshape(2, 1, 1)
+    y, x = jnp.stack(jnp.meshgrid(*(jnp.arange(side) for side in shape[:2]), indexing="ij")) - centre
+    return jnp.stack([jnp.cos(angle) * y + jnp.sin(angle) * x, jnp.cos(angle) * x - jnp.sin(angle) * y]) + centre
+
+
+def resampled(image: Array, source: Array) -> Array:
+    """``[height, width, channels]`` with pixels from the places ``source``, bilinearly; zeros outside."""
+
+    def plane(values: Array) -> Array:
+        return map_coordinates(values, list(source), order=1)
+
+    return jax.vmap(plane, in_axes=-1, out_axes=-1)(image)
 
 
 def subset(key: Key, available: int, wanted: int) -> Array:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastax.data import Dataset
 from plastax.keys import fold, some
-from plastax.streams.base import ImageStream, Sorted, per_class, pixels, sort
+from plastax.streams.base import ImageStream, Sorted, per_class, pixels, resampled, rotation, sort
 from plastax.types import Array, ConfigError, Examples, Key, Stream
 
 _CLASSES, _SUBSET, _AUGMENT = range(3)
 
 PAD = 4
-"""Pixels that a random crop may move an image by, in both directions."""
+"""Pixels that a random crop may move an image by, in both directions; fewer where an image is smaller."""
 
 
 class Task(NamedTuple):
@@ -49,7 +51,8 @@ class IncrementalCIFAR(ImageStream):
 
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods: class-incremental
-      CIFAR-100. Crops and flips: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+      CIFAR-100, and its released code for the augmentation. Crops and flips: He et al., "Deep residual learning for
+      image recognition", CVPR 2016, section 4.2.
     """
 
     new_classes: int = 5
@@ -57,14 +60,23 @@ class IncrementalCIFAR(ImageStream):
     validation_per_class: int = 0
     """Training images a class that are kept out of training, drawn for each seed, for an evaluation of their own."""
     augment: bool = False
-    """Mirror half of the training images and move them by up to 4 pixels both ways, with zeros around; drawn anew at
-    every look, those of probes and of the evaluation of training examples among them."""
+    """Mirror half of the training images and move them by up to 4 pixels both ways, with their own reflection around;
+    drawn anew at every look, those of probes and of the evaluation of training examples among them."""
+    rotate: float = 0.0
+    """Turn each training image by a random angle from 0 to so many degrees, drawn anew at every look as well; zeros
+    around. 0: leave them upright."""
+    standardise: bool = False
+    """Take off the mean of each channel and divide by its standard deviation, those of all training images of the data
+    set; pixels are from 0 to 1 otherwise."""
 
     def __post_init__(self) -> None:
         for name, least in (("new_classes", 1), ("validation_per_class", 0)):
             if getattr(self, name) < least:
                 message = f"stream.{name}: {getattr(self, name)} is not allowed; give {least} or more"
                 raise ConfigError(message)
+        if not 0 <= self.rotate <= 360:
+            message = f"stream.rotate: {self.rotate} is not allowed; give degrees from 0 to 360"
+            raise ConfigError(message)
 
     def build(self, dataset: Dataset) -> Stream:
         """The stream; see `ImageStream.build`.
@@ -89,6 +101,13 @@ class IncrementalCIFAR(ImageStream):
             raise ConfigError(message)
         count = per_class(self.examples, classes, available - kept_out, dataset.card.name)
         total = classes * count
+        scale = channels(dataset.train_images) if self.standardise else None
+
+        def look(values: Array) -> Array:
+            if scale is None:
+                return pixels(values)
+            mean, deviation = (x.reshape(1, 1, 1, -1) for x in scale)
+            return (pixels(values) - mean) / deviation
 
         def task(key: Key, data: Sorted, index: Array) -> Task:
             order = jax.random.permutation(fold(key, _CLASSES), classes)
@@ -107,10 +126,15 @@ class IncrementalCIFAR(ImageStream):
             left = jax.random.randint(known_key, index.shape, 0, known)
             at = jnp.where(index < looks * known, index // looks, left)
             label = task.order[at // count]
-            values = pixels(
+            values = look(
                 jnp.asarray(data.images.train_images)[jnp.asarray(data.train_of)[label, task.places[at % count]]]
             )
-            return masked(task, moved(values, augment_key) if self.augment else values, label)
+            crop_key, turn_key = jax.random.split(augment_key)
+            if self.augment:
+                values = moved(values, crop_key)
+            if self.rotate:
+                values = turned(values, turn_key, self.rotate)
+            return masked(task, values, label)
 
         def evenly(task: Task, index: Array, each: int) -> tuple[Array, Array]:
             """Labels, and places within ``each`` of a class: the indices of all classes, brought to the known ones."""
@@ -121,12 +145,12 @@ class IncrementalCIFAR(ImageStream):
         def test(task: Task, data: Sorted, index: Array) -> Examples:
             label, place = evenly(task, index, held_out)
             at = jnp.asarray(data.test_of)[label, place]
-            return masked(task, pixels(jnp.asarray(data.images.test_images)[at]), label)
+            return masked(task, look(jnp.asarray(data.images.test_images)[at]), label)
 
         def validation(task: Task, data: Sorted, index: Array) -> Examples:
             label, place = evenly(task, index, kept_out)
             at = jnp.asarray(data.train_of)[label, task.validation[place]]
-            return masked(task, pixels(jnp.asarray(data.images.train_images)[at]), label)
+            return masked(task, look(jnp.asarray(data.images.train_images)[at]), label)
 
         return Stream(
             data, "cross_entropy", dataset.card.shape, classes, total, classes * held_out, task, train, test,
@@ -135,11 +159,32 @@ class IncrementalCIFAR(ImageStream):
         )  # fmt: skip
 
 
+def channels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of uint8 images, on the scale from 0 to 1, float32 ``[channels]``.
+
+    A channel that is the same everywhere has a deviation of one here: it is taken off and not divided.
+    """
+    levels = np.arange(256) / 255
+    shares = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(images.shape[-1])]
+    means = np.array([share @ levels for share in shares])
+    deviations = np.sqrt([share @ (levels - mean) ** 2 for share, mean in zip(shares, means)])
+    return means.astype(np.float32), np.where(deviations > 0, deviations, 1).astype(np.float32)
+
+
 def moved(images: Array, key: Key) -> Array:
-    """``[B, height, width, channels]``: mirrored or not, and a crop of its size from the image with zeros around."""
+    """``[B, height, width, channels]``: mirrored or not, and a crop of its size from the image amid its reflection."""
     flip_key, crop_key = jax.random.split(key)
     count, *shape = images.shape
+    around = tuple(min(PAD, side - 1) for side in shape[:2])
     flip = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
-    padded = jnp.pad(jnp.where(flip, images[:, :, ::-1], images), ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
-    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * PAD + 1)
+    padded = jnp.pad(
+        jnp.where(flip, images[:, :, ::-1], images), ((0, 0), *((side, side) for side in around), (0, 0)), "reflect"
+    )
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * jnp.asarray([around]) + 1)
     return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)
+
+
+def turned(images: Array, key: Key, degrees: float) -> Array:
+    """``[B, height, width, channels]``, each turned by an angle of its own from 0 to ``degrees``."""
+    angles = jax.random.uniform(key, (len(images),), maxval=math.radians(degrees))
+    return jax.vmap(lambda image, angle: resampled(image, rotation(image.shape, angle)))(images, angles)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
 from plastax.data import Dataset
 from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, images, pixels, subset
+from plastax.streams.base import Images, ImageStream, images, pixels, resampled, rotation, subset
 from plastax.types import Array, ConfigError, Examples, Key, Stream
 
 _SUBSET = 0
@@ -47,21 +46,14 @@ class Rotating(ImageStream):
     def build(self, dataset: Dataset) -> Stream:
         """The stream; see `ImageStream.build`."""
         count, available, shape = self.count(dataset), len(dataset.train_images), dataset.card.shape
-        centre = jnp.array([(side - 1) / 2 for side in shape[:2]]).reshape(2, 1, 1)
 
         def task(key: Key, data: Images, index: Array) -> Task:
             # Whole turns are taken off before the float product could round.
             turn = jnp.deg2rad(jnp.mod(index * jnp.float32(self.severity), 360.0))
-            y, x = jnp.stack(jnp.meshgrid(*(jnp.arange(side) for side in shape[:2]), indexing="ij")) - centre
-            source = jnp.stack([jnp.cos(turn) * y + jnp.sin(turn) * x, jnp.cos(turn) * x - jnp.sin(turn) * y])
-            return Task(subset(fold(key, _SUBSET), available, count), source + centre)
+            return Task(subset(fold(key, _SUBSET), available, count), rotation(shape, turn))
 
         def look(task: Task, values: Array, labels: Array) -> Examples:
-            def turned(plane: Array) -> Array:
-                return map_coordinates(plane, list(task.source), order=1)
-
-            over_channels = jax.vmap(turned, in_axes=-1, out_axes=-1)
-            return Examples(jax.vmap(over_channels)(pixels(values)), labels)
+            return Examples(jax.vmap(lambda image: resampled(image, task.source))(pixels(values)), labels)
 
         def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
             del key

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from plastax import train
 from plastax.data import Card, Dataset, cifar, load
+from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import MLP, ResNet18
 from plastax.parallel import over_seeds, seed_keys
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
-from plastax.streams.incremental_cifar import PAD, moved
+from plastax.streams.incremental_cifar import PAD, channels, moved, turned
 from plastax.training import Training
 from plastax.types import Array, ConfigError, Model, Probe, ProbeInput, Program, Stream
 from tests.data.formats import cifar_members
@@ -156,18 +158,18 @@ def test_what_an_epoch_leaves_over_is_drawn_anew():
 
 def test_augmentation_mirrors_and_crops():
     rng = np.random.default_rng(0)
-    images = rng.uniform(0.1, 1, (64, 6, 5, 2)).astype(np.float32)
+    images = rng.uniform(0.1, 1, (64, 10, 12, 2)).astype(np.float32)
     found = np.asarray(moved(jnp.asarray(images), jax.random.key(0)))
     assert found.shape == images.shape
-    padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
-    mirrored = np.pad(images[:, :, ::-1], ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
+    around = ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))
+    padded, mirrored = (np.pad(some, around, "reflect") for some in (images, images[:, :, ::-1]))
     drawn = set()
     for i, image in enumerate(found):
         offsets = itertools.product((False, True), range(2 * PAD + 1), range(2 * PAD + 1))
         fits = [
             (flip, y, x)
             for flip, y, x in offsets
-            if np.array_equal((mirrored if flip else padded)[i, y : y + 6, x : x + 5], image)
+            if np.array_equal((mirrored if flip else padded)[i, y : y + 10, x : x + 12], image)
         ]
         assert len(fits) == 1
         drawn.add(fits[0])
@@ -177,11 +179,38 @@ def test_augmentation_mirrors_and_crops():
 
 
 def test_augmentation_is_of_training_examples_alone():
-    plain, augmented = (looks(dataclasses.replace(INCREMENTAL, augment=augment))(0, 3) for augment in (False, True))
-    np.testing.assert_array_equal(plain[0].y, augmented[0].y)
-    assert not np.array_equal(plain[0].x, augmented[0].x)
-    for a, b in zip(jax.tree.leaves(plain[1:]), jax.tree.leaves(augmented[1:]), strict=True):
-        np.testing.assert_array_equal(a, b)
+    plain = looks(INCREMENTAL)(0, 3)
+    for changes in ({"augment": True}, {"rotate": 90.0}):
+        augmented = looks(dataclasses.replace(INCREMENTAL, **changes))(0, 3)
+        np.testing.assert_array_equal(plain[0].y, augmented[0].y)
+        assert not np.array_equal(plain[0].x, augmented[0].x)
+        for a, b in zip(jax.tree.leaves(plain[1:]), jax.tree.leaves(augmented[1:]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_images_turn_by_angles_of_their_own():
+    """Against SciPy's rotation."""
+    images, key = np.random.default_rng(0).uniform(0, 1, (8, 9, 7, 2)).astype(np.float32), jax.random.key(0)
+    found = jax.jit(turned, static_argnums=2, compiler_options=QUICK)(jnp.asarray(images), key, 15.0)
+    angles = np.rad2deg(jax.random.uniform(key, (8,), maxval=np.deg2rad(15)))
+    assert 0 <= angles.min() < 5 < 10 < angles.max() <= 15
+    for image, angle, turned_image in zip(images, angles, found):
+        expected = scipy.ndimage.rotate(image, angle, reshape=False, order=1, mode="grid-constant")
+        np.testing.assert_allclose(turned_image, expected, atol=1e-4)
+
+
+def test_standardised_channels_have_mean_zero_and_deviation_one():
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.integers(0, 100, (50, 6, 6)), rng.integers(90, 256, (50, 6, 6))], -1).astype(np.uint8)
+    mean, deviation = channels(images)
+    scaled = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(deviation, scaled.std((0, 1, 2)), rtol=1e-6)
+    assert channels(np.full((2, 3, 3, 1), 51, np.uint8)) == (np.float32(0.2), 1)
+    mean, deviation = channels(COLOURS.train_images)
+    plain, found = (looks(dataclasses.replace(INCREMENTAL, standardise=on))(0, 3) for on in (False, True))
+    for a, b in zip(plain, found, strict=True):
+        np.testing.assert_allclose(b.x, (a.x - mean) / deviation, atol=1e-5)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -255,6 +284,52 @@ def test_the_step_size_falls_within_a_task_and_starts_anew():
         assert 0.2 < ratio < 0.6
 
 
+def test_the_best_weights_come_back_at_the_end_of_a_task():
+    """Per seed, by a validation accuracy computed by hand; the optimiser's state stays."""
+    stream, updates, seeds = dataclasses.replace(INCREMENTAL, new_classes=5).build(COLOURS), 4, 6
+    model = MLP((8,)).build(SHAPE, CLASSES)
+    plain = Training(
+        learning_rate=0.02, momentum=0.9, batch_size=10, epochs=4, updates=updates, evaluation_examples=TRAIN * CLASSES
+    )
+    programs = [make(dataclasses.replace(plain, restore_best=on), stream, model, seeds=seeds) for on in (False, True)]
+    segments = [jax.jit(p.segment, static_argnums=3, compiler_options=QUICK) for p in programs]
+    data, keys = programs[0].data, seed_keys(range(seeds))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.vmap
+    def accuracy(key, params, index):
+        task = stream.task(fold(key, train._TASKS), data, index)
+        batch = stream.validation(task, data, jnp.arange(stream.validated))
+        outputs = jnp.where(batch.active, model.apply(params, batch.x)[0], -jnp.inf)
+        return jnp.mean(jnp.argmax(outputs, -1) == batch.y)
+
+    states, ends = [jax.jit(p.init, compiler_options=QUICK)(keys, data) for p in programs], []
+    for clock in range(updates):
+        results = [segment(state, data, jnp.int32(clock), 1) for segment, state in zip(segments, states)]
+        states = [state for state, _ in results]
+        ends.append(states[0])
+    numbers = jnp.zeros(seeds, jnp.int32)
+    scores = np.array([accuracy(keys, end.params, numbers) for end in ends])
+    best = scores.argmax(0)  # the first of several
+    assert len(set(best)) > 1
+    assert (best < updates - 1).any()
+    after, record = results[1]
+    np.testing.assert_allclose(record.probe["evaluation/validation_accuracy"][:, 1], scores.max(0), atol=1e-6)
+    for seed, number in enumerate(best):
+        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(ends[number].params), strict=True):
+            np.testing.assert_array_equal(a[seed], b[seed])
+    for a, b in zip(jax.tree.leaves(after.opt_state), jax.tree.leaves(ends[-1].opt_state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The next task starts with no best: ten classes are harder than five.
+    after, _ = segments[1](after, data, jnp.int32(updates), 1)
+    np.testing.assert_allclose(after.best.score, accuracy(keys, after.params, numbers + 1), atol=1e-6)
+
+
+def test_the_best_weights_need_something_to_judge_them_by():
+    with pytest.raises(ConfigError, match=r"training\.restore_best: True .*stream\.validation_per_class"):
+        make(Training(batch_size=2, restore_best=True), IncrementalCIFAR().build(COLOURS), MLP((4,)).build(SHAPE, 20))
+
+
 # --- files in the published formats -----------------------------------------------------------------------------------
 
 
@@ -286,7 +361,9 @@ def test_incremental_cifar_trains_on_the_published_pickles(tmp_path):
         (tmp_path / cifar.FOLDER / name).write_bytes(content)
     dataset = load("cifar100", tmp_path, verify=False)
     model = MLP((4,)).build(dataset.card.shape, 100)
-    stream = IncrementalCIFAR(examples=300, validation_per_class=2, augment=True).build(dataset)
+    stream = IncrementalCIFAR(examples=300, validation_per_class=2, augment=True, rotate=15.0, standardise=True).build(
+        dataset
+    )
     assert (stream.examples, stream.outputs, stream.validated) == (300, 100, 200)
     seen = trained(stream, model)
     assert all(np.isfinite(value).all() for value in seen.values())
@@ -313,7 +390,7 @@ def test_what_the_data_do_not_have_is_refused(config, said):
         config.build(COLOURS)
 
 
-@pytest.mark.parametrize(("name", "value"), [("new_classes", 0), ("validation_per_class", -1)])
+@pytest.mark.parametrize(("name", "value"), [("new_classes", 0), ("validation_per_class", -1), ("rotate", -1.0)])
 def test_bad_counts_are_named(name, value):
     with pytest.raises(ConfigError, match=f"stream.{name}: {value}"):
         IncrementalCIFAR(**{name: value})
