@@ -203,7 +203,8 @@ def train(
                 finish(*pending)
             jax.block_until_ready(values)
             seconds = time.perf_counter() - started
-            probes = costs.of(values, functools.partial(look, index * plan.updates_per_segment))
+            alone = functools.partial(look, index * plan.updates_per_segment)
+            probes = costs.of(values, None if stopping.asked else alone)
             computed, probing = computed + seconds, probing + probes
             last = index + 1 == plan.segments
             asked_by = "" if last else stopping.asked

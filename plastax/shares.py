@@ -58,17 +58,18 @@ class ProbeCosts:
         """Seconds that these calls took."""
         self._seconds: dict[frozenset[str], float] = {}
 
-    def of(self, record: Record, look: Callable[[], None]) -> float:
+    def of(self, record: Record, look: Callable[[], None] | None) -> float:
         """Seconds that a segment's measurements took.
 
         Args:
           record: what it recorded.
-          look: measures twice what was due in the segment's task, and waits for it.
+          look: measures twice what was due in the segment's task, and waits for it; None: there is no time for that,
+            and a set that was never timed counts as nothing.
         """
         total = 0.0
         for mark in range(2):
             probes = measured(record, mark)
-            if probes and probes not in self._seconds and len(self._seconds) < MOST_SETS:
+            if look and probes and probes not in self._seconds and len(self._seconds) < MOST_SETS:
                 started = time.perf_counter()
                 look()
                 seconds = time.perf_counter() - started

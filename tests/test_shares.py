@@ -37,6 +37,7 @@ def test_every_set_of_probes_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
         return look
 
+    assert costs.of(record(evaluation=(1.0, 1.0)), None) == 0.0
     both, one = record(evaluation=(1.0, 1.0), hessian=(1.0, 1.0)), record(evaluation=(1.0, 1.0), hessian=(NAN, NAN))
     # A call measures twice, and so does a segment with both ends of its task.
     assert costs.of(both, look_for(8.0)) == 8.0

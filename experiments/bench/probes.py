@@ -29,7 +29,7 @@ from rich.table import Table
 
 from experiments import _supervised, random_label, rl_gymnax
 from experiments.bench._measure import Side, Times, rounds_of
-from plastax import memory, parallel, settings
+from plastax import memory, settings
 from plastax.models import MODELS
 from plastax.probes import PROBES
 from plastax.rl import STREAMS
@@ -71,12 +71,11 @@ class Tasks:
     """A program that runs one task a call, or only what is due at the start of its first."""
 
     def __init__(self, config: Any, build: Callable[[Any], Any]) -> None:
-        (program,), plan = build(config)[0].values(), build(config)[1]
+        (batch,), plan = build(config)
         self.updates = plan.updates_per_task
-        keys = parallel.seed_keys(range(config.seeds))
-        init, self.segment = memory.compile_segment(program, keys, self.updates)
-        self.data = jax.device_put(program.data)
-        self.state: Tree = init(keys, self.data)
+        self.data = batch.place(batch.program.data)
+        init, self.segment = memory.compile_segment(batch, self.data, self.updates)
+        self.state: Tree = init(batch.start, self.data)
         self.task = 0
 
     def call(self, clock: int) -> Any:

@@ -43,13 +43,13 @@ def gradient_dormant_fraction(gradients: Array, tau: float | Array = 0.025) -> A
 
     Args:
       gradients: of the loss with respect to one layer's pre-activations, of the shape of its features. A constant
-        factor (the mean's ``1 / B``) changes nothing.
+        factor (the mean's ``1 / B``) changes nothing. For the other variant that of its kernel, ``[..., units]``.
       tau: as in `dormant_fraction`.
 
     References:
       Liu et al., "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement learning",
-      arXiv 2505.24061. With the gradient of the pre-activation; implementations for PyTorch average that of the unit's
-      incoming weights, which is this one times the layer's inputs.
+      arXiv 2505.24061. With the gradient of the pre-activation, example by example; public implementations for PyTorch
+      average that of the unit's incoming weights instead, in which examples of opposite sign cancel.
     """
     return _share_within(jnp.mean(jnp.abs(rows(gradients)), axis=0), tau)
 
