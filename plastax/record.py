@@ -141,11 +141,11 @@ def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
     path = directory / "config.json"
     if path.exists():
         old = read_json(path)
-        if old.get("hash") != config.get("hash"):
-            message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
-            raise RecordError(message)
         if old.get("format", 0) != FORMAT:
             message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
+            raise RecordError(message)
+        if old.get("hash") != config.get("hash"):
+            message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
             raise RecordError(message)
     else:
         write_json(path, {**config, "format": FORMAT})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import pytest
 
 from experiments import rl_gymnax
-from plastax import settings
+from plastax import record, runs, settings
 from plastax.types import ConfigError
 
 
@@ -149,6 +150,48 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     config = dataclasses.replace(parse(), runs_dir=pathlib.Path(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"runs_dir: .*file.* cannot be written"):
         settings.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
+
+
+def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
+    """The same settings again: of a finished or a running run a new one, of another the same, if nothing has changed."""
+    config = dataclasses.replace(parse(), runs_dir=tmp_path)
+    chosen = settings.to_json(config, rl_gymnax.GROUPS)
+
+    def start(config: Any = config, state: str = "") -> tuple[pathlib.Path, str]:
+        """Where the run goes and what is said; then ends it so."""
+        directory, run_id, note = settings.run_directory(
+            config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS)
+        )
+        assert directory.name == run_id
+        described = {"experiment": "rl_gymnax", "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
+        record.start_run(directory, described)
+        record.write_json(directory / "status.json", {"state": state, "started": "2026-01-01T00:00:00+00:00"})
+        return directory, note
+
+    first, note = start(state="running")
+    assert note == ""
+    for state, word in (("stopped", "killed"), ("failed", "stopped"), ("running", "failed")):
+        again, note = start(state=state)
+        assert again == first
+        assert note == f"going on with {first}, which was {word} (--fresh starts anew)"
+    fresh, note = start(dataclasses.replace(config, fresh=True), "running")
+    assert (fresh == first, note) == (False, "")
+    # What does not change numbers may be another; what does may not.
+    assert start(dataclasses.replace(config, wandb="disabled", checkpoint_every=7), "running")[0] == fresh
+    assert start(dataclasses.replace(config, seeds=5), "running")[0] not in (first, fresh)
+    with runs.hold(fresh, {}):
+        other, note = start(state="finished")
+        assert other not in (first, fresh)
+        assert note == f"starting anew: {fresh} of the same settings is running"
+    newest, note = start(state="running")
+    assert newest not in (first, fresh, other)
+    assert note == ""
+    monkeypatch.setattr("plastax.environment.source", lambda: "other")
+    changed, note = start()
+    assert changed != newest
+    assert note == f"starting anew: {newest} was killed, but since then the code changed"
+    resumed = dataclasses.replace(config, resume=newest)
+    assert settings.run_directory(resumed, "rl_gymnax", chosen)[2].startswith("not what this run began with: the code;")
 
 
 def test_every_setting_has_a_help_text(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import io
 import json
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,11 +23,12 @@ import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
+import plastax
 from plastax import __main__ as cli
-from plastax import listing, parallel, runs
+from plastax import listing, parallel, runs, settings
 from plastax.checkpoint import Checkpoints
 from plastax.record import read_json, write_json
-from plastax.types import RunError
+from plastax.types import ConfigError, RunError
 from tests import killing
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -85,8 +88,8 @@ def whole(serve: Server) -> tuple[pathlib.Path, float]:
     return serve.folder / "whole", done["seconds"]
 
 
-def contents(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every recorded number, and every leaf of the last checkpoints."""
+def contents(directory: pathlib.Path, last: int = SEGMENTS) -> dict[str, np.ndarray]:
+    """Every recorded number, and every leaf of the last checkpoints, which go on with segment ``last``."""
     found: dict[str, np.ndarray] = {}
     for path in sorted((directory / "records").rglob("*")):
         assert path.suffix in ("", ".npz"), path
@@ -95,8 +98,8 @@ def contents(directory: pathlib.Path) -> dict[str, np.ndarray]:
                 found |= {f"{path.parent.name}/{path.stem}/{k}": arrays[k] for k in arrays if k[:5] != "host/"}
     for method in killing.OPTIMIZERS:
         with ocp.CheckpointManager((directory / "checkpoints" / method).absolute()) as manager:
-            assert manager.latest_step() == SEGMENTS
-            state = manager.restore(SEGMENTS, args=ocp.args.StandardRestore())
+            assert manager.latest_step() == last
+            state = manager.restore(last, args=ocp.args.StandardRestore())
         found |= {f"{method}/{name}": np.asarray(leaf) for name, leaf in state.items()}
     return found
 
@@ -214,6 +217,39 @@ def test_checkpoints_of_another_configuration_or_model_are_refused_by_name(copy)
     with pytest.raises(RunError, match=r"another model .*params\.kernel: float32\[2, 3\] there, float32\[2, 4\] here"):
         checkpoints.restore(like)
     checkpoints.close()
+
+
+def unpacked(name: str, directory: pathlib.Path) -> pathlib.Path:
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / f"{name}.zip") as archive:
+        archive.extractall(directory)
+    return directory
+
+
+def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
+    """What plastax wrote before runs had a format: one of its checkpoints would be taken for one never finished."""
+    directory = unpacked("format-0", tmp_path)
+    with pytest.raises(RunError, match="is of format 0, and this plastax goes on with 1 only"):
+        killing.study(directory)
+    config = dataclasses.replace(settings.Study(), resume=directory)
+    with pytest.raises(ConfigError, match="resume: .* is of format 0 .* go on with the version that began it"):
+        settings.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
+    assert list((directory / "checkpoints" / "adam").iterdir())
+    assert np.isfinite(plastax.load(directory)["train/loss"]).all()
+
+
+def test_a_run_of_format_1_is_gone_on_with(tmp_path):
+    """Stored in tests/fixtures: its last segment is recorded, but the checkpoint behind it is missing."""
+    directory = unpacked("format-1", tmp_path)
+    kept = {path: path.read_bytes() for path in (directory / "records").rglob("*.npz") if path.stem != "000005"}
+    state = contents(directory, last=SEGMENTS - 1)
+    killing.study(directory)
+    assert all(path.read_bytes() == old for path, old in kept.items())
+    assert runs.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+    final = contents(directory)
+    assert final.keys() == state.keys()
+    # To the last bits: this may be another machine than the one that wrote the first part.
+    for name in ("adam/000005/train/loss", "momentum/000005/train/loss"):
+        np.testing.assert_allclose(final[name], state[name], rtol=1e-4)
 
 
 def test_a_run_that_is_running_is_never_joined(copy):
