@@ -84,6 +84,10 @@ class MethodConfig(Protocol):
         """Whether nothing of the network survives a switch: running statistics of batch normalisation go as well."""
 
     @property
+    def replaces_units(self) -> bool:
+        """Whether the method gives units new parameters in a step: it then acts behind all that add to the step."""
+
+    @property
     def off(self) -> Mapping[str, Any] | None:
         """Settings that make it the optimiser which it wraps, bit for bit between switches; None: there are none."""
 
@@ -166,11 +170,14 @@ class Units(NamedTuple):
       width: number of units (of a convolution: channels).
       incoming: what computes a unit: kernel, bias, the scale and bias of its normalisation.
       outgoing: what reads it: the kernels of the layers behind. Where these are zero, the unit has no effect.
+      copies: features that a unit has: 2 where the nonlinearity doubles, feature ``i`` of them being unit ``i mod
+        width``'s.
     """
 
     width: int
     incoming: tuple[Entries, ...]
     outgoing: tuple[Entries, ...]
+    copies: int = 1
 
 
 class Model(NamedTuple):

@@ -5,10 +5,12 @@ optimiser into the method; `compose` makes one of several. The transformations t
 ``optax.chain(l2(1e-3), optax.adam(1e-3), effective_rank(1e-4))`` is L2-ER.
 """
 
+from plastax.methods.adam import adam_per_parameter
 from plastax.methods.adam_rel import AdamRel, MomentReset
 from plastax.methods.backprop import Backprop
 from plastax.methods.c_chain import CChain, c_chain
 from plastax.methods.compose import compose
+from plastax.methods.continual_backprop import ContinualBackprop, continual_backprop
 from plastax.methods.crelu import CReLU
 from plastax.methods.dash import Dash, dash
 from plastax.methods.deep_fourier import DeepFourier
@@ -24,7 +26,11 @@ from plastax.methods.normalize_and_project import NormalizeAndProject, project
 from plastax.methods.orthogonal import Orthogonal
 from plastax.methods.parseval import Parseval, parseval
 from plastax.methods.plasticity_injection import PlasticityInjection, plasticity_injection
+from plastax.methods.redo import ReDo, redo
+from plastax.methods.regrama import ReGraMa, regrama
 from plastax.methods.reset import Reset, reset
+from plastax.methods.reset_head import ResetHead, reset_head
+from plastax.methods.self_normalized_resets import SelfNormalizedResets, self_normalized_resets
 from plastax.methods.shrink_and_perturb import ShrinkAndPerturb, shrink_and_perturb
 from plastax.methods.smooth_leaky import SmoothLeaky
 from plastax.methods.spectral_norm import SpectralNorm, spectral_norm
@@ -50,6 +56,7 @@ METHODS: dict[str, MethodConfig] = {
     "layernorm": LayerNorm(),
     "layernorm_l2": LayerNormL2(),
     "reset": Reset(),
+    "reset_head": ResetHead(),
     "shrink_and_perturb": ShrinkAndPerturb(),
     "upgd": UPGD(),
     "weight_clipping": WeightClipping(),
@@ -65,6 +72,10 @@ METHODS: dict[str, MethodConfig] = {
     "deep_fourier": DeepFourier(),
     "smooth_leaky": SmoothLeaky(),
     "orthogonal": Orthogonal(),
+    "continual_backprop": ContinualBackprop(),
+    "redo": ReDo(),
+    "regrama": ReGraMa(),
+    "self_normalized_resets": SelfNormalizedResets(),
 }
 
 __all__ = [
@@ -76,6 +87,7 @@ __all__ = [
     "Backprop",
     "CChain",
     "CReLU",
+    "ContinualBackprop",
     "Dash",
     "DeepFourier",
     "EffectiveRank",
@@ -90,7 +102,11 @@ __all__ = [
     "Orthogonal",
     "Parseval",
     "PlasticityInjection",
+    "ReDo",
+    "ReGraMa",
     "Reset",
+    "ResetHead",
+    "SelfNormalizedResets",
     "ShrinkAndPerturb",
     "SmoothLeaky",
     "SpectralNorm",
@@ -98,8 +114,10 @@ __all__ = [
     "WassersteinInit",
     "WeightClipping",
     "WeightDecay",
+    "adam_per_parameter",
     "c_chain",
     "compose",
+    "continual_backprop",
     "dash",
     "effective_rank",
     "hare_tortoise",
@@ -110,7 +128,11 @@ __all__ = [
     "parseval",
     "plasticity_injection",
     "project",
+    "redo",
+    "regrama",
     "reset",
+    "reset_head",
+    "self_normalized_resets",
     "shrink_and_perturb",
     "spectral_norm",
     "trac",

@@ -22,6 +22,7 @@ class Settings:
     model_options: ClassVar[Mapping[str, Any]] = {}
     needs_boundary: ClassVar[bool] = False
     starts_anew: ClassVar[bool] = False
+    replaces_units: ClassVar[bool] = False
     off: ClassVar[Mapping[str, Any] | None] = {}
     replaces_optimizer: ClassVar[bool] = False
     below_one: ClassVar[tuple[str, ...]] = ()

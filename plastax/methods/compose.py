@@ -32,6 +32,11 @@ class Composed:
         return any(part.starts_anew for part in self.parts)
 
     @property
+    def replaces_units(self) -> bool:
+        """Whether any part does."""
+        return any(part.replaces_units for part in self.parts)
+
+    @property
     def replaces_optimizer(self) -> bool:
         """Whether the innermost part does."""
         return self.parts[0].replaces_optimizer
@@ -63,8 +68,9 @@ def _with_own_key(inner: optax.GradientTransformation) -> Method:
 def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     """One method of several: each wraps those before it, so the last one acts on what the others have done.
 
-    Whatever the order, those that act at task switches go around the others (see `base.at_boundary`), and one that is
-    an optimiser itself goes below them. Every part draws from a key of its own.
+    Whatever the order, those that act at task switches go around the others (see `base.at_boundary`), then come those
+    that replace units, so that nothing is added to a new unit's parameters, and one that is an optimiser itself goes
+    below all. Every part draws from a key of its own.
 
     Raises:
       ConfigError: two of them ask for different values of one option of the model, or both replace the optimiser.
@@ -80,5 +86,5 @@ def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     if sum(config.replaces_optimizer for config in configs) > 1:
         message = "methods: two of them replace the optimiser; give one"
         raise ConfigError(message)
-    order = sorted(configs, key=lambda config: (config.needs_boundary, not config.replaces_optimizer))
+    order = sorted(configs, key=lambda config: (config.needs_boundary, config.replaces_units, not config.replaces_optimizer))
     return Composed(tuple(order), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax import linalg
-from plastax.models import taps
+from plastax.models import layers, taps
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
 from plastax.types import Array, ConfigError, Features, Key, LayerInputs, Model, Params, Tree
@@ -162,9 +163,16 @@ def _as_model(
 
     hidden = (*(f"conv_{i}" for i in range(len(channels))), *(f"dense_{i}" for i in range(len(config.hidden))))
 
-    def names(layers: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f"{head}/{layer}" for head in ("actor", "critic") for layer in layers)
+    def names(own: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{head}/{layer}" for head in ("actor", "critic") for layer in own)
 
-    layers = names((*hidden, "output"))
-    model = Model(init, apply, network.taps, tapped, layers, names(hidden), activation=config.activation)
+    units = {
+        f"{head}/{layer}": layers.units(
+            f"{head}/{layer}", width, (f"{head}/{reader}",), norm=config.layer_norm, activation=config.activation
+        )
+        for head in ("actor", "critic")
+        for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), channels + config.hidden)
+    }
+    own = names((*hidden, "output"))
+    model = Model(init, apply, network.taps, tapped, own, names(hidden), units, activation=config.activation)
     return with_injections(model, config.injections, config.head_layers)

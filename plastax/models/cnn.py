@@ -82,7 +82,7 @@ class CNN:
         convs = tuple(f"conv_{i}" for i in range(len(self.channels)))
         hidden = (*convs, *(f"dense_{i}" for i in range(len(self.hidden))))
         units = {
-            layer: layers.units(layer, width, (reader,), norm=self.layer_norm)
+            layer: layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
             for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.channels + self.hidden)
         }
         model = layers.as_model(_CNN(self, outputs), input_shape, hidden, units, self.activation)

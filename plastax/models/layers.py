@@ -118,7 +118,7 @@ def activate(name: str, z: Array, activation: str, layer_norm: bool) -> Array:
     return ACTIVATIONS[activation](z)
 
 
-def units(layer: str, width: int, readers: Sequence[str], *, norm: bool) -> Units:
+def units(layer: str, width: int, readers: Sequence[str], *, norm: bool, activation: str) -> Units:
     """The units of a dense or convolutional layer.
 
     Args:
@@ -126,10 +126,12 @@ def units(layer: str, width: int, readers: Sequence[str], *, norm: bool) -> Unit
       width: its number of units, before an activation that doubles.
       readers: the layers that get its features, and nothing else in between but pooling and flattening.
       norm: whether it is normalised.
+      activation: its nonlinearity, a name of `ACTIVATIONS`.
     """
     last = [f"{layer}/bias"] + ([f"{norm_name(layer)}/{part}" for part in ("scale", "bias")] if norm else [])
     incoming = (Entries(f"{layer}/kernel", -1), *(Entries(name, -1) for name in last))
-    return Units(width, incoming, tuple(Entries(f"{reader}/kernel", -2) for reader in readers))
+    copies = jax.eval_shape(ACTIVATIONS[activation], jax.ShapeDtypeStruct((1,), jnp.float32)).shape[0]
+    return Units(width, incoming, tuple(Entries(f"{reader}/kernel", -2) for reader in readers), copies)
 
 
 def as_model(

@@ -57,7 +57,7 @@ class MLP:
         layers.check_counts("model.outputs", (outputs,))
         hidden = tuple(f"dense_{i}" for i in range(len(self.hidden)))
         units = {
-            layer: layers.units(layer, width, (reader,), norm=self.layer_norm)
+            layer: layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
             for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.hidden)
         }
         model = layers.as_model(_MLP(self, outputs), input_shape, hidden, units, self.activation)

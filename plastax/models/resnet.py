@@ -90,9 +90,9 @@ class ResNet18:
         for (stage, i), width in self._plan():
             inner, last = f"block_{stage}_{i}/conv_0", f"block_{stage}_{i}/conv_1"
             convs += [inner, last]
-            units[inner] = layers.units(inner, width, (last,), norm=True)
+            units[inner] = layers.units(inner, width, (last,), norm=True, activation=self.activation)
         for (layer, reader), width in zip(itertools.pairwise((*dense, "output")), self.hidden):
-            units[layer] = layers.units(layer, width, (reader,), norm=self.layer_norm)
+            units[layer] = layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
         hidden = (*convs, *dense)
         model = layers.as_model(_ResNet(self, outputs), input_shape, hidden, units, self.activation, batch_norm=True)
         return with_injections(model, self.injections, self.head_layers)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from plastax import tree
 from plastax.methods import METHODS
 from plastax.models import MLP
 from plastax.types import ConfigError, MethodArgs, Model
@@ -32,6 +33,10 @@ EXAGGERATED: dict[str, dict[str, Any]] = {
     "plasticity_injection": {"injections": 2},
     "l2_init": {"variant": "huber", "delta": 0.05},
     "c_chain": {"target": 5e-4},
+    "continual_backprop": {"replacement_rate": 2e-3, "maturity": 20},
+    "redo": {"period": 50, "threshold": 0.3},
+    "regrama": {"period": 50, "threshold": 0.7},
+    "self_normalized_resets": {"level": 0.2, "decay": 0.8, "first_gap": 8.0, "patience": 2},
 }
 CONFIGS = {name: dataclasses.replace(config, **EXAGGERATED.get(name, {})) for name, config in METHODS.items()}
 FIELDS = {name: [f.name for f in dataclasses.fields(config)] for name, config in METHODS.items()}
@@ -91,7 +96,11 @@ STREAM = make_stream()
 def network_of(name: str) -> Network:
     options = {"hidden": (8,), **CONFIGS[name].model_options}
     shapes = {field: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for field, x in STREAM.items()}
-    return Network(MLP(**options).build((3,), 1)._replace(batch_like=shapes))
+    model = MLP(**options).build((3,), 1)._replace(batch_like=shapes)
+    if name == "self_normalized_resets":  # It needs units that are silent for whole batches.
+        drawn = model.init
+        model = model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
+    return Network(model)
 
 
 def build(name: str, **fields: Any) -> Any:

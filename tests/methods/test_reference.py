@@ -14,7 +14,7 @@ import pytest
 from plastax import methods
 from plastax.methods.effective_rank import mean_effective_rank
 from plastax.types import MethodArgs, Model
-from tests.methods import loss_space, test_update_space
+from tests.methods import loss_space, test_surgery_reference, test_update_space
 from tests.methods.reference import (
     EXAMPLES,
     WITH_CONV,
@@ -67,7 +67,7 @@ MODEL = Model(init, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPL
 
 
 def test_every_method_has_a_reference() -> None:
-    assert set(CASES) | test_update_space.NAMES == set(methods.METHODS)
+    assert set(CASES) | test_update_space.NAMES | test_surgery_reference.NAMES == set(methods.METHODS)
 
 
 # Adam tells a coupled term from a decoupled one; under SGD the two differ by the momentum alone.

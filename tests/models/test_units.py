@@ -1,7 +1,8 @@
-"""The contract of the supervised models: names, taps, units, seeds."""
+"""The contract of the models: names, taps, units, seeds."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,13 +14,36 @@ import pytest
 from plastax import tree
 from plastax.curvature.kronecker import rows
 from plastax.methods.base import is_norm
-from plastax.models import CNN, MLP, SUPERVISED, ResNet18
+from plastax.models import CNN, MLP, SUPERVISED, ActorCritic, ConvActorCritic, ResNet18
 from plastax.types import Entries, Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 EXAMPLES, OUTPUTS = 4, 3
 IMAGE = (9, 8, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """An actor-critic as a network with one array of outputs: the logits, then the value."""
+
+    config: ActorCritic
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> Model:
+        model = self.config.build(shape, outputs - 1, continuous=False)
+
+        def joined(outputs: dict[str, jax.Array], *rest: Any) -> Any:
+            return jnp.concatenate([outputs["policy"], outputs["value"][:, None]], -1), *rest
+
+        return model._replace(
+            apply=lambda params, x: joined(*model.apply(params, x)),
+            tapped=lambda params, taps, x: joined(*model.tapped(params, taps, x)),
+        )
+
+
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": (MLP(hidden=(6, 5)), (3, 2)),
     "mlp_layer_norm": (MLP(hidden=(6, 5), layer_norm=True, activation="leaky_relu"), (4,)),
@@ -28,6 +52,8 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "cnn": (CNN(channels=(3, 4), kernels=(3, 2), hidden=(5,), activation="tanh"), IMAGE),
     "cnn_crelu": (CNN(channels=(3,), kernels=(2,), hidden=(5, 4), padding="VALID", activation="crelu"), IMAGE),
     "resnet": (ResNet18(channels=(3, 4), blocks=(1, 1), hidden=(5,)), IMAGE),
+    "actor_critic": (Joined(ActorCritic(hidden=(4, 5), activation="silu", layer_norm=True)), (3,)),
+    "actor_critic_conv": (Joined(ConvActorCritic(hidden=(5,), channels=(3, 3), activation="crelu")), IMAGE),
     "resnet_crelu": (ResNet18(channels=(3,), blocks=(1,), hidden=(5,), activation="crelu", layer_norm=True), IMAGE),
 }
 every_case = pytest.mark.parametrize("case", CASES)
@@ -95,6 +121,7 @@ def test_names_agree_with_the_parameters(case: str) -> None:
     for layer, units in model.units.items():
         assert layer in model.hidden
         assert leaves[f"{layer}/kernel"].shape[-1] == units.width
+        assert features[layer].shape[-1] == units.copies * units.width
         for entry in units.incoming:
             assert leaves[entry.name].shape[entry.axis] == units.width
         for entry in units.outgoing:
@@ -113,7 +140,7 @@ def test_a_unit_is_its_incoming_entries_and_acts_through_its_outgoing_ones(case:
     model, params, x = build(case)
     apply = model.apply
     plain = apply(params, x)
-    for layer, (width, incoming, outgoing) in model.units.items():
+    for layer, (width, incoming, outgoing, _) in model.units.items():
         # A LayerNorm mixes the units: what is one unit's alone comes behind it.
         mixed = CASES[case][0].layer_norm and ("resnet" not in case or layer.startswith("dense"))
         own = tuple(entry for entry in incoming if is_norm(entry.name)) if mixed else incoming
