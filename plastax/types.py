@@ -50,6 +50,8 @@ class MethodArgs(NamedTuple):
       boundary: bool scalar, shared by all seeds. True exactly once per task switch, in a call of its own that comes
         before the new task's first batch, with zero gradients, a batch of zeros, and neither features nor tap
         gradients. Only methods whose config says ``needs_boundary`` get that call.
+      rate: what the program will multiply the update by, shared by all seeds: 1, or less where the step size falls
+        within a task. What has to arrive whole (a replaced unit's parameters) is divided by it.
     """
 
     key: Key
@@ -63,6 +65,7 @@ class MethodArgs(NamedTuple):
     outputs_fn: Callable[[Params, Tree], Tree]
     init_fn: Callable[[Key], Params]
     boundary: Array | bool
+    rate: Array | float = 1.0
 
 
 class MethodConfig(Protocol):

@@ -86,5 +86,7 @@ def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     if sum(config.replaces_optimizer for config in configs) > 1:
         message = "methods: two of them replace the optimiser; give one"
         raise ConfigError(message)
-    order = sorted(configs, key=lambda config: (config.needs_boundary, config.replaces_units, not config.replaces_optimizer))
+    order = sorted(
+        configs, key=lambda config: (config.needs_boundary, config.replaces_units, not config.replaces_optimizer)
+    )
     return Composed(tuple(order), options)

@@ -182,8 +182,9 @@ def continual_backprop(
         )
         if not features:  # A call at a task switch.
             return updates, state._replace(inner=moved)
+        rate = extra.get("rate", 1.0)
         spare = surgery.renewed(units, state.spare, clock % (maturity + 1) == 0, init_fn, key)
-        stepped = tree.named_leaves(jax.tree.map(jnp.add, params, updates))
+        stepped = surgery.after(params, updates, rate)
         layers, means, chosen = {}, {}, {}
         for i, (name, seen) in enumerate(state.layers.items()):
             drawn = jax.random.fold_in(key, i)
@@ -197,7 +198,9 @@ def continual_backprop(
             )
         updates, moved = surgery.when(
             surgery.any_of(chosen),
-            lambda x: surgery.replace(units, chosen, spare, params, x[0], x[1], inner, means if compensate else None),
+            lambda x: surgery.replace(
+                units, chosen, spare, params, x[0], x[1], inner, means if compensate else None, rate
+            ),
             (updates, moved),
         )
         return updates, ContinualBackpropState(moved, spare, layers)

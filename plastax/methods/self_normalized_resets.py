@@ -133,7 +133,7 @@ def self_normalized_resets(
         chosen = {name: mask for name, (_, mask) in looked.items()}
         updates, moved = surgery.when(
             surgery.any_of(chosen),
-            lambda x: surgery.replace(units, chosen, spare, params, x[0], x[1], inner),
+            lambda x: surgery.replace(units, chosen, spare, params, x[0], x[1], inner, rate=extra.get("rate", 1.0)),
             (updates, moved),
         )
         return updates, SelfNormalizedResetsState(moved, spare, {name: gaps for name, (gaps, _) in looked.items()})

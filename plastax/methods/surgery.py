@@ -116,6 +116,7 @@ def replace(
     state: Tree,
     inner: optax.GradientTransformation,
     means: Mapping[str, Array] | None = None,
+    rate: float | Array = 1.0,
 ) -> tuple[Tree, Tree]:
     """Replaces units, behind a step of the optimiser.
 
@@ -129,18 +130,20 @@ def replace(
       state: of ``inner`` after the step.
       inner: the optimiser, for what its state starts with.
       means: layer -> ``[copies * width]``, the mean of each feature, that the biases behind are to make up for.
+      rate: see `MethodArgs`. Updates are divided by it, so that with one other than 1 new values are right up to
+        rounding.
 
     Returns:
       Updates and state.
     """
     leaves = tree.named_leaves(params)
     found = touched(units, chosen, leaves)
-    shift = {} if means is None else _shift(units, chosen, leaves, tree.named_leaves(updates), means)
+    shift = {} if means is None else _shift(units, chosen, after(params, updates, rate), means)
 
     def entry(name: str, w: Array, u: Array) -> Array:
-        u = u + shift[name] if name in shift else u
-        u = jnp.where(found.outgoing[name], -w, u) if name in found.outgoing else u
-        return jnp.where(found.incoming[name], fresh[name] - w, u) if name in found.incoming else u
+        u = u + shift[name] / rate if name in shift else u
+        u = jnp.where(found.outgoing[name], -w / rate, u) if name in found.outgoing else u
+        return jnp.where(found.incoming[name], (fresh[name] - w) / rate, u) if name in found.incoming else u
 
     return tree.map_named(entry, params, updates), clear(state, inner.init(params), found, leaves)
 
@@ -209,6 +212,11 @@ def moment_of(path: tuple[Any, ...], names: Mapping[str, Any]) -> str | None:
     return None
 
 
+def after(params: Params, updates: Tree, rate: float | Array = 1.0) -> dict[str, Array]:
+    """The parameters after a step, by name."""
+    return tree.named_leaves(jax.tree.map(lambda w, u: w + rate * u, params, updates))
+
+
 def bias_behind(kernel: str) -> str:
     """The bias of the layer of a kernel, by name."""
     return kernel.removesuffix("kernel") + "bias"
@@ -218,20 +226,18 @@ def _shift(
     units: Mapping[str, Units],
     chosen: Chosen,
     leaves: Mapping[str, Array],
-    updates: Mapping[str, Array],
     means: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Bias name -> what the chosen units gave the layer on average, with the weights after the step."""
+    """Bias name -> what the chosen units gave the layer on average, with the weights ``leaves`` after the step."""
     shift: dict[str, Array] = {}
     for layer, mask in chosen.items():
         lost = jnp.where(jnp.tile(mask, units[layer].copies), means[layer], 0)
         for name, axis in units[layer].outgoing:
-            w = leaves[name] + updates[name]
+            w = leaves[name]
             given = jnp.sum(w * along(lost, axis, w), tuple(range(w.ndim - 1)))
             bias = bias_behind(name)
             shift[bias] = shift[bias] + given if bias in shift else given
     return shift
-
 
 
 def mean_size(x: Array, width: int) -> Array:
@@ -269,7 +275,7 @@ def replace_dormant(
             fresh = tree.named_leaves(extra["init_fn"](key))
             # Without the mean's division: a dead layer's is zero.
             chosen = {name: score <= threshold * jnp.mean(score) for name, score in scores(**extra).items()}
-            return replace(units, chosen, fresh, params, updates, state, inner)
+            return replace(units, chosen, fresh, params, updates, state, inner, rate=extra.get("rate", 1.0))
 
         due = (clock > 0) & (clock % period == 0)
         return jax.lax.cond(due, act, lambda updates, state: (updates, state), updates, state)

@@ -210,8 +210,9 @@ def test_a_new_head_and_its_moments(name: str) -> None:
     st.integers(0, 14),
 )
 def test_the_lowest_eligible_ones_are_chosen_and_exactly_so_many(units: list[tuple[int, bool]], count: int) -> None:
+    units = units + [(0, False)] * (12 - len(units))  # One size, one compilation.
     scores, eligible = np.array([s for s, _ in units], np.float32), np.array([e for _, e in units])
-    got = np.asarray(surgery.lowest(jnp.asarray(scores), jnp.asarray(eligible), jnp.int32(count)))
+    got = np.asarray(jit(surgery.lowest)(scores, eligible, np.int32(count)))
     expected = sorted(np.flatnonzero(eligible), key=lambda i: (scores[i], i))[:count]
     np.testing.assert_array_equal(np.flatnonzero(got), np.sort(expected))
 
@@ -232,6 +233,59 @@ def test_when_is_a_branch_under_vmap() -> None:
     np.testing.assert_array_equal(f(jnp.array([False, True]), jnp.array([3.0, 4.0])), [3.0, 8.0])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [methods.ContinualBackprop(replacement_rate=0.0, maturity=1), methods.SelfNormalizedResets(level=0.0, patience=1)],
+)
+def test_off_replaces_nothing_however_old_or_silent(config: Any) -> None:
+    model = MODELS["mlp"]
+    params = random_like(SHAPES["mlp"], 0)
+    method = config.build(optax.identity(), model)
+    features = {n: -jnp.ones((2, u.width)) for n, u in model.units.items()}
+
+    @jit
+    def step(state: Any, clock: jax.Array) -> Any:
+        extra = {"features": features, "init_fn": model.init, "boundary": False}
+        return method.update(params, state, params, key=jax.random.key(0), clock=clock, **extra)
+
+    state = method.init(params)
+    for clock in range(5):
+        updates, state = step(state, jnp.int32(clock))
+        jax.tree.map(np.testing.assert_array_equal, updates, params)
+
+
+def test_new_values_arrive_whole_where_the_step_size_has_fallen() -> None:
+    """The program multiplies all of an update by the share of the step size that is left."""
+    model, rate = MODELS["mlp_crelu"], 0.2
+    params, fresh = random_like(SHAPES["mlp_crelu"], 0), random_like(SHAPES["mlp_crelu"], 1)
+    inner, ones = optax.identity(), jax.tree.map(np.ones_like, params)
+    chosen = {n: jnp.arange(u.width) == 1 for n, u in model.units.items()}
+    means = {n: jnp.full(u.copies * u.width, 2.0) for n, u in model.units.items()}
+    results = []
+    # A step of which a fifth is taken, and that fifth.
+    for step, share in ((ones, rate), (jax.tree.map(lambda x: rate * x, ones), 1.0)):
+        args = model.units, chosen, tree.named_leaves(fresh), params, step, inner.init(params), inner, means, share
+        results.append(jax.tree.map(lambda w, u, share=share: w + share * u, params, surgery.replace(*args)[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *results)
+
+
+@pytest.mark.parametrize("order", [("redo", "weight_decay"), ("weight_decay", "redo")])
+def test_nothing_is_added_to_a_new_unit(order: tuple[str, str]) -> None:
+    """Composed in any order: what is replaced is as the replacement says."""
+    parts = {"redo": methods.ReDo(period=1), "weight_decay": methods.WeightDecay(decay=0.5)}
+    model = MODELS["mlp"]
+    method = methods.compose([parts[name] for name in order]).build(optax.sgd(0.1), model)
+    params = random_like(SHAPES["mlp"], 0)
+    features = {n: jnp.arange(2.0 * u.width).reshape(2, -1) % u.width for n, u in model.units.items()}
+    fresh = random_like(SHAPES["mlp"], 1)
+    extra = {"key": jax.random.key(0), "clock": jnp.int32(1), "features": features, "boundary": False}
+    grads = jax.tree.map(np.ones_like, params)
+    updates, _ = method.update(grads, method.init(params), params, init_fn=lambda key: fresh, **extra)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(new["dense_1"]["kernel"][0, 1:], 0.0)
+    np.testing.assert_allclose(new["dense_0"]["kernel"][:, 0], fresh["dense_0"]["kernel"][:, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["continual_backprop", "redo", "regrama", "self_normalized_resets"])
 @pytest.mark.parametrize("model", [None, MLP(hidden=()).build((3,), 2)])
 def test_models_without_units_are_refused(name: str, model: Any) -> None:
@@ -242,7 +296,10 @@ def test_models_without_units_are_refused(name: str, model: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: methods.ContinualBackprop(utility="contributoin"), "utility: 'contributoin' .*did you mean 'contribution'"),
+        (
+            lambda: methods.ContinualBackprop(utility="contributoin"),
+            "utility: 'contributoin' .*did you mean 'contribution'",
+        ),
         (lambda: methods.ContinualBackprop(decay=1.0), "decay: 1.0"),
         (lambda: methods.ContinualBackprop(replacement_rate=1.5), "replacement_rate: 1.5"),
         (lambda: methods.SelfNormalizedResets(patience=0), "patience: 0"),

@@ -1,4 +1,4 @@
-"""The methods that replace units against NumPy in float64, step by step: weights, moments, utilities, ages, counters."""
+"""Methods that replace units against NumPy in float64, step by step: weights, moments, utilities, ages, counters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ Index = tuple[str, Any]
 
 
 class Net:
-    """What is whose, written down by hand: units of each layer, features of each unit, and places behind a flattening."""
+    """What is whose, written down by hand: a layer's units, their features, and rows behind a flattening."""
 
     model: Model
     widths: ClassVar[dict[str, int]]
     copies: int
     places: tuple[int, ...]
+
+    def draw(self, key: jax.Array) -> Any:
+        # Rounded: initialisers are in float32, whose last bit differs between compilations.
+        return jax.tree.map(lambda x: jnp.round(jnp.float64(x), 4), self.model.init(key))
 
     def incoming(self, layer: str, j: int) -> list[Index]:
         raise NotImplementedError
@@ -153,7 +157,7 @@ class ContinualBackprop:
     def __call__(self, w: Flat, opt: Any, h: Flat, taps: Flat, key: jax.Array) -> int:
         c, eta = self.config, self.config.decay
         if self.clock % (c.maturity + 1) == 0:
-            self.spare = flat(self.net.model.init(key))
+            self.spare = flat(self.net.draw(key))
         self.clock += 1
         new, fhats = {}, {}
         for i, (layer, width) in enumerate(self.net.widths.items()):
@@ -221,7 +225,7 @@ class Dormant:
             x = abs((h if redo else taps)[layer]).reshape(-1, (h if redo else taps)[layer].shape[-1]).mean(0)
             score = x.reshape(-1, width).mean(0)
             new[layer] = [j for j in range(width) if score[j] / score.mean() <= self.config.threshold]
-        replace(self.net, w, opt, new, flat(self.net.model.init(key)))
+        replace(self.net, w, opt, new, flat(self.net.draw(key)))
         return sum(map(len, new.values()))
 
     def check(self, state: Any, opt: Any, close: Any) -> None:
@@ -244,7 +248,7 @@ class SelfNormalizedResets:
 
     def __call__(self, w: Flat, opt: Any, h: Flat, taps: Flat, key: jax.Array) -> int:
         if self.clock % self.config.patience == 0:
-            self.spare = flat(self.net.model.init(key))
+            self.spare = flat(self.net.draw(key))
         self.clock += 1
         new: dict[str, list[int]] = {}
         for layer, width in self.net.widths.items():
@@ -316,12 +320,12 @@ def test_steps_equal_numpy(network: Any, config: Any, reference: Any, optimiser:
     expected = reference(net, config)
     method = config.build(opt.transform, net.model)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), net.model.init(jax.random.key(5)))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), net.draw(jax.random.key(5)))
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(params: Any, state: Any, grads: Any, key: Any, clock: Any, h: Any, taps: Any) -> Any:
         none: Any = None
-        args = MethodArgs(key, clock, none, none, h, taps, none, none, none, net.model.init, boundary=False)._asdict()
+        args = MethodArgs(key, clock, none, none, h, taps, none, none, none, net.draw, boundary=False)._asdict()
         updates, state = method.update(grads, state, params, **args)
         return optax.apply_updates(params, updates), state
 
