@@ -153,7 +153,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
-    """The same settings again: of a finished or a running run a new one, of another the same, if nothing has changed."""
+    """The same settings again: the newest run, unless it is finished or running or something has changed since."""
     config = dataclasses.replace(parse(), runs_dir=tmp_path)
     chosen = settings.to_json(config, rl_gymnax.GROUPS)
 

@@ -231,7 +231,7 @@ def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
     with pytest.raises(RunError, match="is of format 0, and this plastax goes on with 1 only"):
         killing.study(directory)
     config = dataclasses.replace(settings.Study(), resume=directory)
-    with pytest.raises(ConfigError, match="resume: .* is of format 0 .* go on with the version that began it"):
+    with pytest.raises(ConfigError, match=r"resume: .* is of format 0 .* go on with the version that began it"):
         settings.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
     assert list((directory / "checkpoints" / "adam").iterdir())
     assert np.isfinite(plastax.load(directory)["train/loss"]).all()
