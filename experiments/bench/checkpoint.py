@@ -108,7 +108,7 @@ def never_frozen() -> Iterator[None]:
     """Programs traced in here select nothing and look at no parameter."""
     with (
         mock.patch.object(segments, "where", lambda _condition, yes, _no: yes),
-        mock.patch.object(tree, "finite", lambda _tree: jnp.bool_(True)),
+        mock.patch.object(tree, "finite", return_value=jnp.bool_(True)),
     ):
         yield
 
