@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from plastax.record import PathLike, RecordError, read_json, read_run
+from plastax.runs import IO
 from plastax.types import ConfigError
 
 if TYPE_CHECKING:
@@ -119,12 +120,9 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     left out.
     """
     flat = [dict(_flat(config.get("settings", {}))) for config in configs]
-    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in _PLACES)
+    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in IO)
     rows = {name: [one.get(name, "") for one in flat] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
-
-
-_PLACES = {"runs_dir", "resume", "wandb", "compilation_cache", "checkpoint_every", "data_path", "data_card"}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

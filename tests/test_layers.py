@@ -24,7 +24,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
-    "dataset": {"record", "types"},
+    "dataset": {"record", "runs", "types"},
     **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
     "memory": BASE | {"parallel"},
     "runs": {"record", "types"},

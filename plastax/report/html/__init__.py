@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from plastax import dataset
-from plastax.record import read_json
+from plastax.record import labels, read_json
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
@@ -50,7 +50,7 @@ def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Co
     arms = [
         (letter, i, str(method))
         for i, (letter, (config, _)) in enumerate(configs.items())
-        for method in config.get("settings", {}).get("methods", [])
+        for method in labels(config)
         if method in data.method.values
     ]
     parts = [shown.isel(run=i, drop=True).sel({"method": method}, drop=True) for _, i, method in arms]

@@ -16,6 +16,9 @@ from plastax.report.style import method_styles
 RESAMPLES = 2000
 """Bootstrap resamples of bands along curves of hundreds of points; single numbers take more."""
 
+WIDE = 30.0
+"""Ratio of the largest to the smallest mean in a chart from which on its axis is logarithmic."""
+
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 
@@ -56,7 +59,7 @@ def figure(x: str, y: str, **layout: Any) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 12.5, "family": "system-ui, sans-serif"},
         margin={"l": 62, "r": 12, "t": 8, "b": 44},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0, "font": {"size": 12}},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0, "font": {"size": 12}, "entrywidth": 0},
         hovermode="closest",
         dragmode=False,
         xaxis={"title": {"text": x, "font": {"size": 13}}, "zeroline": False, "showgrid": False},
@@ -134,8 +137,13 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
     """
     if values is None or not bool(values.notnull().any()):
         return None
-    made = figure("task", label)
     interval = over_seeds(values.reset_coords(drop=True))
+    means = interval["mean"].values[np.isfinite(interval["mean"].values)]
+    # One method far above the others would flatten them.
+    log = bool(means.min() > 0 and means.max() > WIDE * means.min())
+    made = figure("task", f"{label} (log)" if log else label)
+    if log:
+        made.update_yaxes(type="log", exponentformat="power", dtick=1)
     of = styles(values.method.values.tolist())
     for method, style in of.items():
         one = interval.sel({"method": method}).dropna("task", subset=["mean"])

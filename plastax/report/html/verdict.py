@@ -24,6 +24,10 @@ _THIRDS = (
 )
 
 
+FEW = 3
+"""Methods up to which sentences have all the numbers; of more, the table does."""
+
+
 class Measure(NamedTuple):
     """What stands for the spectrum: its label, and values (method, seed, task) at the start of each task."""
 
@@ -153,7 +157,7 @@ def answers(found: Findings | None) -> list[tuple[str, str]]:
     learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
     kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, score, found.tasks)]
     return [
-        ("Which method keeps its plasticity?", " ".join(kept)),
+        *((question, text) for question, text in zip(["Which method keeps its plasticity?", "", ""], kept)),
         ("Does its spectrum collapse first?", _order(frame.loc[learners], found)),
     ]
 
@@ -167,7 +171,9 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
     text += f"{score.main.label} {cell(frame.loc[best], 'late')}"
     ahead: dict[bool, list[str]] = {True: [], False: []}
     for method, row in frame.drop(best).iterrows():
-        ahead[_side(row, "lead", score) > 0].append(f"{method} ({_signed(row, 'lead')})")
+        # Of many methods the numbers would hide the sentence.
+        number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
+        ahead[_side(row, "lead", score) > 0].append(f"{method}{number}")
     text += f"; clearly ahead of {', '.join(ahead[True])}" if ahead[True] else ""
     text += f"; not clearly ahead of {', '.join(ahead[False])}" if ahead[False] else ""
     said = [f"{text}."]
@@ -212,25 +218,30 @@ def _order(frame: pd.DataFrame, found: Findings) -> str:
     """Which fell first, performance or spectrum."""
     if found.measure is None:
         return "Not measured: add --probes hessian."
-    fell = frame[frame["drop"].notna() | frame["rank_drop"].notna()]
+    score, groups = found.score.name, dict[str, list[str]]()
+    for method, row in frame.iterrows():
+        verdict, when = _reading(row, score)
+        groups.setdefault(verdict, []).append(f"{method}{when}")
     label = found.measure.label
-    if fell.empty:
-        return f"Neither {found.score.name} nor {label} falls below its start."
-    said = [f"{method}: {_reading(row, found.score.name)}" for method, row in fell.iterrows()]
     hint = "" if label.startswith(("Hessian", "Gauss")) else " No spectrum was measured; --probes hessian does."
-    return f"By the {label}: {'; '.join(said)}.{hint}"
+    said = "; ".join(f"{verdict}: {', '.join(groups[verdict])}" for verdict in groups)
+    return f"By the {label}: {said}.{hint}"
 
 
-def _reading(row: pd.Series, score: str) -> str:
+def _reading(row: pd.Series, score: str) -> tuple[str, str]:
+    """Which of the two fell first, and in which tasks."""
     drop, rank = row["drop"], row["rank_drop"]
+    if pd.isna(drop) and pd.isna(rank):
+        return "neither falls", ""
     if pd.isna(rank):
-        return f"no, {score} falls from task {drop} on, the rank does not fall"
+        return f"{score} falls, the rank does not", f" (task {drop})"
     if pd.isna(drop):
-        return f"the rank falls from task {rank} on, {score} does not fall"
+        return f"the rank falls, {score} does not", f" (task {rank})"
     if drop == rank:
-        return f"not resolved, both fall from task {drop} on"
-    order = "yes, the rank falls first" if rank < drop else f"no, {score} falls first"
-    return f"{order} (rank from task {rank} on, {score} from task {drop} on)"
+        return "not resolved, both fall together", f" (task {drop})"
+    if rank < drop:
+        return "yes, the rank falls first", f" (task {rank}, {score} in {drop})"
+    return f"no, {score} falls first", f" (task {drop}, the rank in {rank})"
 
 
 def table(found: Findings) -> pd.DataFrame:

@@ -1,0 +1,233 @@
+"""The HTML report: what it says against the study's known truth, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from plastax import report
+from plastax.record import read_json, write_json
+from plastax.report import figures, html
+from plastax.report.html import relation, verdict
+from plastax.report.score import score_of
+from plastax.types import ConfigError
+from tests.report.test_figures import METHODS, SEEDS, TASKS, make_study
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr "
+    "--virtual-time-budget=20000 --host-resolver-rules=MAP~NOTFOUND"
+)
+
+OF_PAGES = 101845102
+"""Chromium's number for requests that a page makes (the hash of ``blink_resource_loader``)."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def page(study: pathlib.Path) -> pathlib.Path:
+    return html.write([study], study / "report.html")
+
+
+@pytest.fixture(scope="module")
+def data(study: pathlib.Path) -> xr.Dataset:
+    return html.side_by_side([study])[0]
+
+
+class Seen:
+    """What a browser made of a page: its DOM after the scripts, console messages, addresses that were asked for."""
+
+    def __init__(self, path: pathlib.Path, profile: pathlib.Path):
+        browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+        if browser is None:
+            message = "needs Chromium: apt-get install chromium"
+            if os.environ.get("CI"):
+                pytest.fail(message, pytrace=False)
+            pytest.skip(message)
+        log = profile / "net.json"
+        flags = [flag.replace("MAP~NOTFOUND", "MAP * ~NOTFOUND") for flag in FLAGS.split()]
+        done = subprocess.run(
+            [browser, *flags, f"--user-data-dir={profile}", f"--log-net-log={log}", "--dump-dom", path.as_uri()],
+            capture_output=True, text=True, check=True, timeout=240,
+        )  # fmt: skip
+        self.dom = done.stdout
+        self.console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        # By the browser's own count of what for: it asks for updates and the time itself. Read as text, because a
+        # browser that ends at once may not close the log's last bracket.
+        asked = re.findall(rf'"traffic_annotation":{OF_PAGES},"url":"([^"]+)"', log.read_text())
+        self.asked = sorted({url for url in asked if not url.startswith(("file:", "data:", "blob:"))})
+
+    @property
+    def drawn(self) -> set[str]:
+        """Names of the charts in which there are lines, fillings or cells."""
+        parts = re.split(r'<div id="([\w-]+)" class="plotly-graph-div', self.dom)
+        return {
+            name
+            for name, part in zip(parts[1::2], parts[2::2])
+            if re.search(r'<svg class="main-svg', part)
+            and re.search(r'class="(js-line|js-fill|point|hm)|<image ', part)
+        }
+
+
+CHARTS = {
+    "answer-score", "answer-rank", "curve", "task-return", "hessian-slider", "hessian-ridge", "hessian-heat-0",
+    "hessian-heat-1", "hessian-heat-2", "hessian-eps", "hessian-rank", "hessian-effective_rank",
+    "relation-hessian-rank", "relation-hessian-effective", "relation-features", "network-features-effective_rank",
+    "network-features-dormant_fraction", "network-weights-norm",
+}  # fmt: skip
+
+
+def test_a_browser_draws_every_figure_and_asks_for_nothing(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    seen = Seen(page, tmp_path)
+    assert seen.drawn >= CHARTS
+    assert seen.console == []
+    assert seen.asked == []
+    # The slider has a step a task.
+    assert len(re.findall(r'class="slider-tick-rect"', seen.dom)) == TASKS
+
+
+def test_the_browser_test_can_fail(tmp_path: pathlib.Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text('<script>console.error("broken")</script><img src="http://example.test/x.png">')
+    (tmp_path / "profile").mkdir()
+    seen = Seen(bad, tmp_path / "profile")
+    assert "broken" in " ".join(seen.console)
+    assert seen.asked == ["http://example.test/x.png"]
+    assert seen.drawn == set()
+
+
+def test_the_page_is_one_small_enough_file(page: pathlib.Path) -> None:
+    text = page.read_text()
+    assert len(text) < 7e6
+    assert text.count("plotly.js v") == 1
+    # Nothing but the library is loaded, and there is no script of our own.
+    assert not re.findall(r'<(?:link|img|iframe)[^>]*(?:src|href)="http', text)
+    assert not re.findall(r"<script[^>]* src=", text)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_the_answer_is_that_of_the_study(data: xr.Dataset) -> None:
+    # backprop loses 90 % of its return and of its curvature, l2_er 35 %, reset nothing.
+    found = verdict.findings(data)
+    assert found is not None
+    assert (found.best, found.reference) == ("l2_er", "reset")
+    questions, texts = zip(*verdict.answers(found))
+    assert questions == ("Which method keeps its plasticity?", "", "", "Does its spectrum collapse first?")
+    *keeps, order = texts
+    keeps = " ".join(keeps)
+    assert "In the last 2 tasks l2_er does best of those that train on" in keeps
+    assert re.search(r"clearly ahead of backprop by \d", keeps)
+    assert re.search(r"Against .* falling short: backprop \(-[\d.]+\), l2_er \(-[\d.]+\)", keeps)
+    assert re.search(r"losing: backprop \(-[\d.]+\), l2_er \(-[\d.]+\); no clear change: reset", keeps)
+    assert re.fullmatch(r"By the Hessian eps-rank at 0.01: .*backprop \(task [1-4].*l2_er .*", order)
+    row = found.frame.loc["backprop"]
+    values = data["train/episode_return"].sel({"method": "backprop"}).values.reshape(SEEDS, TASKS, -1)
+    per_task = np.nanmean(values, axis=2)
+    assert row["change"] == pytest.approx((per_task[:, 3:].mean(1) - per_task[:, :2].mean(1)).mean(), rel=1e-5)
+    shown = verdict.table(found)
+    assert list(shown.index) == list(METHODS)
+    assert shown.loc["reset", "return below start from task"] == "never"
+
+
+@pytest.mark.parametrize(
+    ("path", "better", "expected"),
+    [
+        ([1.0, 0.99, 0.2, 0.2, 0.2], True, 2),
+        ([1.0, 0.99, 0.2, 0.99, 0.99], True, None),
+        ([1.0, 0.99, 0.99, 0.99, 0.2], True, 4),
+        ([1.0, 1.0, 1.5, 1.5, 1.5], False, 2),
+        ([1.0, np.nan, 0.2, np.nan, 0.1], True, 2),
+    ],
+)
+def test_a_fall_is_one_that_lasts(path: list[float], better: bool, expected: int | None) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.03, (6, 5))
+    values = xr.DataArray(
+        [np.array(path) + noise], dims=("method", "seed", "task"), coords={"method": ["m"], "task": range(5)}
+    )
+    assert verdict.first_drop(values, better) == {"m": expected}
+
+
+def test_correlation_within_and_between_methods() -> None:
+    # Between methods both rise together; within each, one rises as the other falls.
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (2, 6, 8)) + np.array([0.0, 20.0])[:, None, None]
+    y = -x + 60.0 * np.array([0.0, 1.0])[:, None, None]
+    labels = {"dims": ("method", "seed", "task"), "coords": {"method": ["a", "b"]}}
+    found = relation.correlations(xr.DataArray(x, **labels), xr.DataArray(y, **labels))
+    assert [found["a"].value, found["b"].value] == pytest.approx([-1.0, -1.0])
+    assert found["all methods, within each"].value == pytest.approx(-1.0)
+    assert 0.3 < found["all methods, pooled"].value < 0.6
+    assert found["all methods, pooled"].points == 96
+    # Against a reference without SciPy's bootstrap: independent noise has an interval around zero.
+    z = xr.DataArray(rng.normal(size=(2, 6, 8)), **labels)
+    one = relation.correlations(xr.DataArray(x, **labels), z)["all methods, within each"]
+    assert one.low < 0.15
+    assert one.high > -0.15
+
+
+def test_what_was_not_measured_is_left_out(study: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    data, configs = html.side_by_side([study])
+    bare = data.drop_vars([name for name in data if name.startswith("probe/")])
+    text = html.page(bare, configs)
+    for gone in ("Hessian spectrum", "Kronecker factors", "Does curvature go"):
+        assert gone not in text
+    assert "Not measured: add --probes hessian." in text
+    assert "Learning curves" in text
+    one = html.page(data.isel(seed=[0]), configs)
+    assert "One seed has no interval" in one
+
+
+def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    other = make_study(tmp_path / "other", {"reset": 4})
+    config = read_json(other / "config.json")
+    write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
+    data, _ = html.side_by_side([study, other])
+    assert data.method.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
+    path = html.write([study, other], tmp_path / "both.html")
+    text = path.read_text()
+    assert "2 runs side by side" in text
+    assert "A: synthetic s0; B: synthetic s1" in text
+    assert "Settings that differ" in text
+    assert "Unfinished: of 5 tasks there are, by method: B: reset 2." in text
+    assert score_of(data) is not None
+    longer = config["settings"] | {"updates_per_task": 99}
+    write_json(tmp_path / "longer" / "config.json", config | {"settings": longer})
+    with pytest.raises(ConfigError, match=r"A: 40, B: 99\) have no common axis"):
+        html.side_by_side([study, tmp_path / "longer"])
+
+
+def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, page: pathlib.Path) -> None:
+    write_json(
+        study / "environment.json", {"command": "python -m experiments.x --seeds 4 <b>", "git_revision": "c0ffee"}
+    )
+    settings = read_json(study / "config.json")
+    data, configs = html.side_by_side([study])
+    text = html.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
+    assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
+    assert "c0ffee" in text
+    assert '<p class="loud">SYNTHETIC DATA</p>' in text
+    assert "4 seeds: with fewer than 10" in text
+    assert "Rank alone does not rank methods" in text
+    assert json.dumps(settings["settings"]["seeds"]) in text
+
+
+def test_write_puts_it_into_the_run(study: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(html, "write", lambda runs, path: asked.append((runs, path)))
+    monkeypatch.setattr(figures, "write", lambda data, folder: folder)
+    report.write(study)
+    assert asked == [([study], study / "report.html")]
