@@ -33,7 +33,7 @@ class Shares(NamedTuple):
     def __str__(self) -> str:
         total = sum(self)
         parts = zip(("training", "probes and evaluation", "compilation", "host"), self, strict=True)
-        return ", ".join(f"{name} {value / total:.0%}" for name, value in parts) + f" of {total:.1f} s"
+        return ", ".join(f"{name} {value:.1f} s ({value / total:.0%})" for name, value in parts)
 
 
 def measured(record: Record, mark: int) -> frozenset[str]:

@@ -50,5 +50,5 @@ def test_every_set_of_probes_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_shares_are_of_all_the_time() -> None:
     assert str(Shares(6.0, 1.5, 2.0, 0.5)) == (
-        "training 60%, probes and evaluation 15%, compilation 20%, host 5% of 10.0 s"
+        "training 6.0 s (60%), probes and evaluation 1.5 s (15%), compilation 2.0 s (20%), host 0.5 s (5%)"
     )

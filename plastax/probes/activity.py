@@ -86,8 +86,8 @@ def active_fraction(features: Array, activation: str = "relu") -> Array:
     """Share of activations (examples times units) that are on, or not saturated; NaN where one is NaN.
 
     * ``relu``: not zero. ``crelu`` too, of which one half is always zero: it is 1/2 and says nothing.
-    * ``tanh`` and ``deep_fourier``: ``|h| <= 0.99``. Plasticine's bound for its Fourier features, which it scales by
-      sqrt(2), is sqrt(2) - 0.01; its sigmoid's is 0.01 to 0.99.
+    * ``tanh`` and ``deep_fourier``: ``|h| <= 0.99``. Plasticine's bound for Fourier features is sqrt(2) - 0.01, which
+      features between -1 and 1, as ours, never reach.
     * all others (``leaky_relu``, ``silu``, ``smooth_leaky``): positive, the side of the larger slope. Public codes have
       no definition for them.
 
