@@ -29,7 +29,7 @@ from rich.table import Table
 
 from experiments import _supervised, random_label, rl_gymnax
 from experiments.bench._measure import Side, Times, rounds_of
-from plastax import memory, settings
+from plastax import compilation, memory, settings
 from plastax.models import MODELS
 from plastax.probes import PROBES
 from plastax.rl import STREAMS
@@ -99,6 +99,7 @@ def percent(times: Times, base: Times) -> str:
 def main(config: Config) -> None:
     """Times all sides and prints the table."""
     warnings.simplefilter("ignore")
+    compilation.use_cache()
     console = Console()
     table = Table(title=f"load {os.getloadavg()[0]:.1f}, {config.rounds} rounds, {config.method}")
     for column in ("experiment", "a task without probes", "with", "longer by"):
