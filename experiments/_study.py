@@ -44,10 +44,17 @@ def build(
       fixed: groups of settings that no sweep may change.
       static: settings that are constants of the programs whatever their type.
 
+    Returns:
+      The batches, those of this shard first and none of both; the plan.
+
     Raises:
       ConfigError: from ``prepare``; or arms that cannot lie in one record.
     """
-    groups_of_arms = sweep.together(sweep.arms(config, groups, fixed), static)
+    arms = sweep.arms(config, groups, fixed)
+    own = {arm.label for arm in settings.share_of(arms, config.shard)}
+    # Arms of other shards are built too, for the names of the record's axes; who trains them compiles them.
+    both = ([arm for arm in arms if (arm.label in own) is mine] for mine in (True, False))
+    groups_of_arms = [group for part in both for group in sweep.together(part, static)]
     prepared = [prepare(group[0].config, group[0].method) for group in groups_of_arms]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     batches: list[parallel.Batch] = []
@@ -98,15 +105,23 @@ def carry_out(
         config = dataclasses.replace(config, seed_chunk=chunk)
         batches, plan = build(config)
     chosen = settings.to_json(config, groups) | {"updates_per_task": plan.updates_per_task} | dict(extra or {})
+    arms = [arm for batch in batches for arm in batch.arms]
+    own = settings.share_of([arm.label for arm in sweep.arms(config, groups)], config.shard)
+    mine = [batch for batch in batches if batch.arms[0] in own]
     directory, run_id, note = settings.run_directory(config, experiment, chosen)
     if note:
         console.print(note, markup=False, soft_wrap=True)
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
+    described |= run.axes(batches)
     if config.sweep:
         described["arms"] = sweep.described(sweep.arms(config, groups))
     sinks = tracking.sinks(config.wandb, console)
     saving = run.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep)
-    shares = run.study(directory, described, batches, plan, sinks, saving=saving)
+    shares = run.study(directory, described, mine, plan, sinks, saving=saving, shard=config.shard)
+    done = [arm for arm in arms if run.recorded(directory, arm, plan)]
+    if len(done) < len(arms):
+        console.print(f"{len(done)} of {len(arms)} arms are complete in {directory}; the last shard writes the report")
+        return
     report.write(directory)
     report.print_table(directory, console)
     for method, share in shares.items():

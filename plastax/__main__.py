@@ -3,7 +3,8 @@
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
 of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;
 ``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax runs`` lists runs and what has
-become of them; ``python -m plastax data NAME`` fetches a data set and prints its card; ``wandb-export`` and
+become of them; ``python -m plastax sweep MODULE`` runs an experiment in shards; ``python -m plastax data NAME`` fetches
+a data set and prints its card; ``wandb-export`` and
 ``wandb-dashboard`` are for Weights & Biases.
 """
 
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from plastax import dataset
+from plastax import dataset, launch
 from plastax.record import RecordError
 from plastax.types import ConfigError
 
@@ -201,6 +202,34 @@ def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path
     rich.console.Console().print(importlib.import_module("plastax.listing").table(directory))
 
 
+HERE = launch.Jobs()
+
+
+def sweep(args: Sequence[str]) -> None:
+    """Runs an experiment's arms in shards, here or as jobs; may be repeated: what is finished is not done again."""
+
+    def command(
+        experiment: tyro.conf.Positional[str], /, jobs: tyro.conf.OmitArgPrefixes[launch.Jobs] = HERE
+    ) -> tuple[str, launch.Jobs]:
+        """Runs an experiment's arms in shards, here or as jobs; may be repeated: what is finished is not done again.
+
+        Args:
+          experiment: its module, `experiments.rl_gymnax`; its own settings follow.
+          jobs: how the shards are run.
+        """
+        return experiment, jobs
+
+    (experiment, jobs), settings = tyro.cli(
+        command, args=args, return_unknown_args=True, prog="python -m plastax sweep"
+    )
+    submitted = launch.launch(experiment, jobs, settings)
+    for i, job in enumerate(submitted):
+        print(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}")
+    if jobs.launcher == "local":
+        for job in submitted:
+            job.result()
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
     commands: dict[str, Callable[..., Any]] = {
@@ -212,8 +241,12 @@ def main(args: list[str] | None = None) -> None:
         "wandb-dashboard": wandb_dashboard,
         "data": data,
         "runs": runs,
+        "sweep": sweep,
     }
+    args = sys.argv[1:] if args is None else args
     try:
+        if args[:1] == ["sweep"]:
+            return sweep(args[1:])
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m plastax", description=first_line(__doc__), args=args
         )

@@ -65,7 +65,8 @@ def _write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None
     """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The same directory, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes on several machines may write one file at the same time, and have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)

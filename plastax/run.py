@@ -120,8 +120,8 @@ def train(
     restored = checkpoints.restore(own) if checkpoints else None
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
-    recorded = all((folder / f"{plan.segments - 1:06d}.npz").exists() for folder in folders.values())
-    if first == plan.segments or (not checkpoints and recorded):
+    complete = all(recorded(directory, arm, plan) for arm in batch.arms)
+    if first == plan.segments or (not checkpoints and complete):
         return None
     for note in restored.notes if restored else ():
         print(f"{note}; going on behind segment {first} of {plan.segments}")
@@ -226,6 +226,11 @@ def train(
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
 
 
+def recorded(directory: Path, arm: str, plan: Plan) -> bool:
+    """Whether an arm's last segment is on disk."""
+    return (directory / "records" / arm / f"{plan.segments - 1:06d}.npz").exists()
+
+
 SHARED = ("train_seconds", "probe_seconds", "compile_seconds", "env_steps")
 """What the host measures that every arm of a batch has its share of."""
 
@@ -250,6 +255,15 @@ def _stopped(asked_by: str, directory: Path, where: str) -> Stopped:
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
+def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
+    """The names of the record's axes and their labels, ``dims`` and ``coords`` of ``config.json``."""
+    labels: dict[str, Tree] = {"dims": {}, "coords": {}}
+    for batch in batches:
+        labels["dims"] |= {name: list(dims) for name, dims in batch.program.dims.items()}
+        labels["coords"] |= {axis: list(names) for axis, names in batch.program.coords.items()}
+    return labels
+
+
 def study(
     directory: Path,
     config: Mapping[str, Any],
@@ -258,17 +272,19 @@ def study(
     sinks: Sequence[Sink] = (),
     *,
     saving: Saving | None = None,
+    shard: str = "",
 ) -> dict[str, Shares]:
     """Runs programs one after another into one run directory.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
       config: ``experiment``, ``run_id``, ``hash`` and ``settings``, of a sweep ``arms``; the labels of the record's
-        axes are added.
+        axes are added, unless it has them.
       batches: of networks; see `parallel.batch`.
       plan: the same for all.
       sinks: see `train`.
       saving: see `train`.
+      shard: see `runs.hold`.
 
     Returns:
       Method -> where its time went, of those that there was something left to do of.
@@ -278,14 +294,10 @@ def study(
       RunError: see `train`; or another process works on this run.
     """
     plan.check()
-    labels: dict[str, Tree] = {"dims": {}, "coords": {}}
-    for batch in batches:
-        labels["dims"] |= {name: list(axes) for name, axes in batch.program.dims.items()}
-        labels["coords"] |= {axis: list(names) for axis, names in batch.program.coords.items()}
-    config = {**config, **labels}
+    config = {**axes(batches), **config}
     try:
         segments = {arm: plan.segments for batch in batches for arm in batch.arms}
-        with runs.hold(directory, segments), Stopping() as stopping:
+        with runs.hold(directory, segments, shard), Stopping() as stopping:
             record.start_run(directory, config)
             shares = {
                 batch.name: train(directory, config, batch, plan, sinks, saving=saving, stopping=stopping)

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO as File
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from plastax.types import RunError, Stopped
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
-    "compilation_cache", "auto_chunk", "devices", "preset", "data_path", "data_card",
+    "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_card",
 )  # fmt: skip
 """Settings that do not change a run's numbers and are not part of its identity."""
 
@@ -73,13 +73,29 @@ class Status(NamedTuple):
 
 def status(run: Path) -> Status:
     """What has become of a run, whatever wrote it; a damaged ``status.json`` counts as none."""
+    places = sorted((run / "shards").glob("*-of-*"))
+    if not places:
+        return _status(run, run)
+    parts = [_status(run, place) for place in places]
+    states = [part.state for part in parts]
+    missing = int(places[0].name.rpartition("-")[2]) - len(places)
+    state = next((s for s in ("running", "failed", "killed", "stopped") if s in states), "finished")
+    left = max((part.left for part in parts if part.left is not None), default=None)
+    detail = "; ".join(f"shard {place.name}: {part.detail}" for place, part in zip(places, parts) if part.detail)
+    detail += f"{'; ' * bool(detail)}{missing} shards have not begun" if missing else ""
+    state = "stopped" if missing and state == "finished" else state
+    return Status(state, sum(part.done for part in parts), sum(part.total for part in parts), left, detail)
+
+
+def _status(run: Path, place: Path) -> Status:
+    """What has become of a run, or of the shard of it whose lock and word are in ``place``."""
     try:
-        stored = read_json(run / "status.json")
+        stored = read_json(place / "status.json")
     except (OSError, RecordError):
         stored = {}
-    done = len(list((run / "records").glob("*/[0-9]*.npz")))
+    done = _done(run, stored.get("segments", "*"))
     total = sum(stored.get("segments", {}).values())
-    if owner := _owner(run):
+    if owner := _owner(place):
         seconds = time.time() - datetime.datetime.fromisoformat(stored["started"]).timestamp() if stored else 0.0
         new = done - stored.get("done", 0)
         left = seconds / new * (total - done) if new > 0 and total else None
@@ -87,6 +103,11 @@ def status(run: Path) -> Status:
     # Runs of earlier versions have no status.json; whoever has a summary came to the end.
     state = stored.get("state") or ("finished" if (run / "summary.csv").exists() else "killed")
     return Status("killed" if state == "running" else state, done, total, None, stored.get("error", ""))
+
+
+def _done(run: Path, arms: Iterable[str]) -> int:
+    """Segments recorded of some arms."""
+    return sum(len(list((run / "records").glob(f"{arm}/[0-9]*.npz"))) for arm in arms)
 
 
 def _owner(run: Path) -> str:
@@ -120,28 +141,33 @@ def _age(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def hold(run: Path, segments: Mapping[str, int]) -> Iterator[None]:
-    """Makes this the one process that works on a run, and leaves word of how it ended.
+def hold(run: Path, segments: Mapping[str, int], shard: str = "") -> Iterator[None]:
+    """Makes this the one process that works on a run, or on a shard of it, and leaves word of how it ended.
 
     Args:
       run: the run directory.
-      segments: method -> its number of segments.
+      segments: arm -> its number of segments.
+      shard: ``i/n``: the i-th of n shares of the arms, whose lock and word are in ``shards/<i>-of-<n>``; "": all.
 
     Raises:
-      RunError: another process works on it.
+      RunError: another process works on it, or it was begun in another number of shards.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("a+") as file:
-        _lock(run, file)
+    place = run / "shards" / shard.replace("/", "-of-") if shard else run
+    place.mkdir(parents=True, exist_ok=True)
+    for other in (run / "shards").glob("*-of-*"):
+        if (there := other.name.rpartition("-")[2]) != shard.partition("/")[2]:
+            raise RunError(f"{run} was begun in {there} shards; go on with --shard i/{there}, or in another --runs-dir")
+    with (place / "lock").open("a+") as file:
+        _lock(place, file)
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         over = threading.Event()
-        threading.Thread(target=_beat, args=(run / "lock", over), name="heartbeat", daemon=True).start()
+        threading.Thread(target=_beat, args=(place / "lock", over), name="heartbeat", daemon=True).start()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        done = len(list((run / "records").glob("*/[0-9]*.npz")))
-        word: dict[str, Any] = {"state": "running", "started": now, "segments": dict(segments), "done": done}
-        write_json(run / "status.json", word)
+        word: dict[str, Any] = {"state": "running", "started": now, "segments": dict(segments)}
+        word["done"] = _done(run, segments)
+        write_json(place / "status.json", word)
         try:
             yield
             word["state"] = "finished"
@@ -158,7 +184,7 @@ def hold(run: Path, segments: Mapping[str, int]) -> Iterator[None]:
             over.set()
             # The disk that a run failed on may be too full for this as well.
             with contextlib.suppress(OSError):
-                write_json(run / "status.json", word)
+                write_json(place / "status.json", word)
                 file.truncate(0)
 
 

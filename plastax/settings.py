@@ -53,6 +53,9 @@ class Study:
     """Tasks in the stream."""
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting and values for it, method.er-lr=1e-2,1e-3; again and again for a grid. Every combination is an arm."""
+    shard: str = ""
+    """i/n, from 0/n to (n-1)/n: train the i-th of n shares of the arms, beside the processes that train the others, in
+    one run directory, whose name is then the settings' alone."""
     devices: int = 0
     """Devices of this machine that networks (arms x seeds) are spread over; 0: all."""
     checkpoint_minutes: float = 5.0
@@ -253,16 +256,33 @@ def _check(config: Any) -> None:
         raise ConfigError(
             f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
         )
+    if config.shard:
+        share_of((), config.shard)
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
     if config.seed_chunk and config.seeds % config.seed_chunk:
         raise ConfigError(f"seed_chunk: {config.seed_chunk} does not divide the {config.seeds} seeds")
 
 
+def share_of(items: Sequence[Any], shard: str) -> Sequence[Any]:
+    """The share of a sequence that ``i/n`` stands for, a stretch of it: neighbours are alike. All of it for "".
+
+    Raises:
+      ConfigError: that is no share.
+    """
+    index, _, count = shard.partition("/")
+    if not shard:
+        return items
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"shard: {shard!r} is not allowed; give i/n, from 0/n to (n-1)/n")
+    return items[int(index) * len(items) // int(count) : (int(index) + 1) * len(items) // int(count)]
+
+
 def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
     """All settings as JSON types, without the groups of entries that were not chosen."""
     used = {member for field in groups for name in getattr(config, field) for member in members(name)}
-    unused = {name for registry in groups.values() for name in registry} - used
+    # Shards say the same of their run.
+    unused = {name for registry in groups.values() for name in registry} - used | {"shard"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 
@@ -302,6 +322,11 @@ def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> 
         note = f"not what this run began with: {', '.join(other)}; numbers may differ in the last bits" if other else ""
         return config.resume, stored["run_id"], note
     folder, note = config.runs_dir / experiment, ""
+    if config.shard:
+        # One for all shards, and for whoever starts one again.
+        directory = folder / identity(settings)
+        _writable(directory, "runs_dir")
+        return directory, directory.name, note
     previous = None if config.fresh else runs.newest(folder, identity(settings))
     if previous is not None and (state := runs.status(previous).state) not in ("finished", "running"):
         stored = read_json(previous / "config.json")

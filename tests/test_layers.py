@@ -32,6 +32,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "settings": {"environment", "record", "runs", "types"},
     "listing": {"record", "runs", "tracking", "types"},
     "sweep": {"settings", "types"},
+    "launch": {"types"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
     "report": {"dataset", "record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
@@ -39,6 +40,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
         "data",
         "dataset",
         "listing",
+        "launch",
         "methods",
         "models",
         "probes",
@@ -50,7 +52,13 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
         "types",
     },
 }
-DOORS = {"flax": {"models"}, "wandb": {"tracking"}, "wandb_workspaces": {"tracking"}, "orbax": {"run", "checkpoint"}}
+DOORS = {
+    "flax": {"models"},
+    "wandb": {"tracking"},
+    "wandb_workspaces": {"tracking"},
+    "orbax": {"run", "checkpoint"},
+    "submitit": {"launch"},
+}
 LAPACK = re.compile(
     r"jax\.numpy\.linalg\.(?!(norm|vector_norm|matrix_norm|trace|outer|diagonal|matmul|vecdot|cross|multi_dot)$)\w+"
     r"|jax\.(scipy|lax)\.linalg(\..*)?|(.*\.)?(delta_)?orthogonal"

@@ -1,8 +1,8 @@
 """What a sweep saves: one command for all its runs, against a process for each.
 
-A run is a method under one value of a setting with one seed. The sweep trains them all by one program a method. The other
-side is what a shell loop would do, ``--method M --method.X V --seeds 1 --first-seed S``, one process after another; both
-have two cores and a compilation cache that is empty when the side begins. Of a method's processes the first of a value
+A run is a method under one value of a setting with one seed. The sweep trains them all by one program a method. The
+other side is what a shell loop would do, ``--method M --method.X V --seeds 1 --first-seed S``, one process after
+another; both have a compilation cache that is empty when the side begins. Of a method's processes the first of a value
 compiles, the others of that value find its programs in the cache: so many of either kind are run as ``--cold`` and
 ``--warm`` say, and the rest is estimated by their medians. Whole commands are timed, from start to report.
 

@@ -1,0 +1,152 @@
+"""Shards of a study as jobs: on this machine, or by SLURM, through submitit; the only module that knows it.
+
+A job is the command ``python -m <experiment> <settings> --shard i/n``. It may be killed and started again at any
+moment, because a shard goes on with what its run directory holds; so pre-emption is nothing but SIGTERM, which leaves a
+checkpoint behind the segment under way, and the same command once more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from plastax.types import ConfigError, RunError, Stopped
+
+if TYPE_CHECKING:
+    import submitit
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """How a study's shards are run. All other settings are the experiment's own, see its --help."""
+
+    shard: str = ""
+    """i/n: run this shard here; without a launcher. All arms by default, 0/1."""
+    launcher: Literal["none", "local", "slurm"] = "none"
+    """none: in this process; local: a process a shard on this machine; slurm: a job array."""
+    shards: int = 1
+    """Number of jobs of a launcher, among which the arms are divided."""
+    at_once: int = 256
+    """Jobs of the array that may run at the same time."""
+    minutes: int = 1440
+    """Time limit of a job; what is left then is requeued, as after a pre-emption."""
+    grace: int = 90
+    """Seconds before the end of a job at which it is told: those of a segment and a checkpoint."""
+    partition: str = ""
+    """SLURM partition."""
+    gpus: int = 0
+    """GPUs of a job."""
+    cpus: int = 2
+    """Cores of a job."""
+    memory_gb: int = 8
+    """Memory of a job."""
+    slurm: tuple[str, ...] = ()
+    """More sbatch options, name=value (account=lab constraint=a100)."""
+    logs: Path = Path("runs/jobs")
+    """Where the jobs' files and logs go, %j their number."""
+
+
+class Shard:
+    """A shard's command as a job of submitit's: started again wherever it was interrupted."""
+
+    def __init__(self, command: Sequence[str], grace: int) -> None:
+        self.command = list(command)
+        self.grace = grace
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        """Runs the command to its end, again and again if it is asked to stop."""
+        status = Stopped.status
+        while status == Stopped.status:
+            # SLURM sends the signal that is meant for submitit to all processes of the job.
+            self._process = subprocess.Popen(self.command, preexec_fn=lambda: _ignore(signal.SIGUSR2))
+            try:
+                status = self._process.wait()
+            finally:
+                self._process.kill()
+        if status:
+            raise RunError(f"{shlex.join(self.command)} ended with status {status}")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Called by submitit before it requeues: lets the process leave a checkpoint, if there is time."""
+        import submitit
+
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(max(1, self.grace - 15))
+            except subprocess.TimeoutExpired:
+                # What it had saved before is whole.
+                self._process.kill()
+        return submitit.helpers.DelayedSubmission(Shard(self.command, self.grace))
+
+
+def _ignore(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+
+
+def commands(experiment: str, settings: Sequence[str], shards: int) -> list[list[str]]:
+    """The command of every shard."""
+    return [[sys.executable, "-m", experiment, *settings, "--shard", f"{i}/{shards}"] for i in range(shards)]
+
+
+def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
+    """The executor of submitit with the settings of the jobs."""
+    import submitit
+
+    made = submitit.AutoExecutor(folder=jobs.logs / "%j", cluster=jobs.launcher, slurm_max_num_timeout=1_000_000)
+    options = dict(option.partition("=")[::2] for option in jobs.slurm)
+    if jobs.launcher == "slurm":
+        options |= {"partition": jobs.partition} if jobs.partition else {}
+    made.update_parameters(
+        name=name,
+        timeout_min=jobs.minutes,
+        gpus_per_node=jobs.gpus,
+        cpus_per_task=jobs.cpus,
+        mem_gb=jobs.memory_gb,
+        tasks_per_node=1,
+        nodes=1,
+        slurm_array_parallelism=jobs.at_once,
+        slurm_signal_delay_s=jobs.grace,
+        slurm_additional_parameters=options,
+    )
+    return made
+
+
+def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submitit.Job[None]]:
+    """Runs a shard of an experiment here, or gives all of them to a launcher and returns the jobs.
+
+    Args:
+      experiment: a module, ``experiments.rl_gymnax``.
+      jobs: how.
+      settings: the experiment's own, as on its command line.
+
+    Raises:
+      ConfigError: there is no such module, or no such number of shards.
+    """
+    try:
+        found = importlib.util.find_spec(experiment)
+    except ImportError:
+        found = None
+    if found is None:
+        raise ConfigError(f"experiment: {experiment!r} is no module; give experiments.rl_gymnax, say")
+    if jobs.launcher == "none":
+        if jobs.shards != 1:
+            raise ConfigError(
+                f"shards: {jobs.shards} is for launchers; give --shard i/{jobs.shards}, or --launcher local"
+            )
+        sys.argv = [experiment, *settings, "--shard", jobs.shard or "0/1"]
+        runpy.run_module(experiment, run_name="__main__", alter_sys=True)
+        return []
+    if jobs.shard or jobs.shards < 1:
+        raise ConfigError(f"shards: {jobs.shard or jobs.shards} is not allowed with a launcher; give 1 or more")
+    made = executor(jobs, experiment.rpartition(".")[2])
+    return made.submit_array([Shard(command, jobs.grace) for command in commands(experiment, settings, jobs.shards)])

@@ -1,0 +1,168 @@
+"""Shards of a study: in one directory, killed, repeated; as jobs of submitit, on this machine and for SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import submitit
+
+import plastax
+from plastax import __main__ as cli
+from plastax import launch, runs
+from plastax.types import ConfigError, RunError
+from tests import tiny_experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
+LINE = "--sweep method.l2=0,0.1,0.2 --sweep method.decay=0,0.1 --wandb disabled --checkpoint-every 1"
+ARMS = ["l2@l2=0", "l2@l2=0.1", "l2@l2=0.2", "weight_decay@decay=0", "weight_decay@decay=0.1"]
+
+
+def command(place: pathlib.Path, shard: str) -> list[str]:
+    return [sys.executable, "-m", "plastax", "sweep", "tests.tiny_experiment", *arguments(place), "--shard", shard]
+
+
+def arguments(place: pathlib.Path) -> list[str]:
+    return [*LINE.split(), "--runs-dir", str(place / "runs")]
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def losses(directory: pathlib.Path) -> np.ndarray:
+    return plastax.load(directory)["train/loss"].values
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """The study in one process and one shard."""
+    place = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tiny_experiment", *arguments(place), "--shard", "0/1"],
+        cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (directory,) = (place / "runs" / "tiny").iterdir()
+    return directory
+
+
+@pytest.mark.slow  # It starts processes.
+def test_shards_at_once_killed_and_repeated_make_one_study(whole, cache, tmp_path):
+    started = [
+        subprocess.Popen(command(tmp_path, f"{i}/3"), cwd=ROOT, env=environment(cache), stdout=subprocess.DEVNULL)
+        for i in range(3)
+    ]
+    # One of them dies with its first record.
+    while started[1].poll() is None and not list(tmp_path.glob("runs/tiny/*/records/l2@l2=0.1/*.npz")):
+        time.sleep(0.01)
+    started[1].kill()
+    assert [process.wait(240) for process in started] == [0, -signal.SIGKILL, 0]
+    (directory,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert runs.status(directory).state == "killed"
+    assert not (directory / "summary.csv").exists()
+    for shard in ("1/3", "0/3"):
+        subprocess.run(command(tmp_path, shard), cwd=ROOT, env=environment(cache), check=True, capture_output=True)
+    state = runs.status(directory)
+    assert (state.state, state.done, state.total) == ("finished", 30, 30)
+    assert (directory / "summary.csv").exists()
+    assert directory.name == whole.name, "the run id is the settings'"
+    config = json.loads((directory / "config.json").read_text())
+    assert (config, list(config["arms"])) == (json.loads((whole / "config.json").read_text()) | place_of(config), ARMS)
+    # Two of the arms were trained beside others.
+    np.testing.assert_allclose(losses(directory), losses(whole), rtol=1e-5)
+    with pytest.raises(RunError, match=r"begun in 3 shards; go on with --shard i/3"), runs.hold(directory, {}, "0/2"):
+        pass
+
+
+def place_of(config):
+    return {"settings": config["settings"]}
+
+
+def test_one_process_at_a_time_in_a_shard(tmp_path):
+    with runs.hold(tmp_path, {"a": 1}, "0/2"):
+        with runs.hold(tmp_path, {"b": 1}, "1/2"):
+            assert runs.status(tmp_path).state == "running"
+        with pytest.raises(RunError, match="being worked on by process"), runs.hold(tmp_path, {"a": 1}, "0/2"):
+            pass
+    assert runs.status(tmp_path).state == "finished"
+
+
+@pytest.mark.slow  # It starts processes.
+def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
+    jobs = launch.Jobs(launcher="local", shards=2, logs=tmp_path / "jobs", grace=20, minutes=10)
+    first, second = launch.launch("tests.tiny_experiment", jobs, [*arguments(tmp_path), "--steps", "3000000"])
+    while not list(tmp_path.glob("runs/tiny/*/records/l2@l2=0/*.npz")) and not first.done():
+        time.sleep(0.05)
+    first._interrupt()  # As SLURM does before it takes a machine away.
+    assert [job.result() for job in (first, second)] == [None, None]
+    assert "Requeued job" in first.stdout()
+    (directory,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert runs.status(directory).state == "finished"
+    assert np.isfinite(losses(directory)).all()
+
+
+def test_what_slurm_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda _: 2))
+    jobs = launch.Jobs(
+        launcher="slurm", shards=3, at_once=2, minutes=90, grace=120, partition="gpu", gpus=1, logs=tmp_path,
+        slurm=("account=lab", "constraint=a100"),
+    )  # fmt: skip
+    made = launch.executor(jobs, "rl_gymnax")._executor
+    text = made._make_submission_file_text("python -m x", "uid")
+    for line in ("job-name=rl_gymnax", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=2", "mem=8GB",
+                 "signal=USR2@120", "account=lab", "constraint=a100"):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in text
+    assert made.max_num_timeout == 1_000_000
+    assert [line[-1] for line in launch.commands("experiments.rl_gymnax", ["--seeds", "2"], 3)] == ["0/3", "1/3", "2/3"]
+
+
+def test_a_job_is_requeued_as_what_it_was():
+    shard = launch.Shard([sys.executable, "-c", "import time; time.sleep(60)"], grace=16)
+    shard._process = subprocess.Popen(shard.command)
+    again = shard.checkpoint()
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert again.function.command == shard.command
+    assert shard._process.returncode == -signal.SIGTERM
+    with pytest.raises(RunError, match="status 3"):
+        launch.Shard([sys.executable, "-c", "raise SystemExit(3)"], 90)()
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("tests.nothing", ("'tests.nothing'", "no module")),
+        ("tests.tiny_experiment --shards 2", ("shards: 2", "--shard i/2")),
+        ("tests.tiny_experiment --launcher local --shard 0/2", ("shards: 0/2",)),
+    ],
+)
+def test_refusals(line, names, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["sweep", *line.split()])
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    for name in names:
+        assert name in printed
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "0/0"])
+def test_no_shard(shard):
+    from plastax import settings
+
+    with pytest.raises(ConfigError, match=r"shard: .* i/n"):
+        settings.parse(tiny_experiment.Config, {"default": {}}, {}, tiny_experiment.GROUPS, ["--shard", shard])
