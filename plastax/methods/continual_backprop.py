@@ -124,7 +124,7 @@ def continual_backprop(
         return ContinualBackpropState(inner.init(params), surgery.no_spare(units, params), layers)
 
     def look(layer: str, seen: Layer, h: Array, leaves: Mapping[str, Array], key: Key) -> tuple[Layer, Array, Array]:
-        """The layer's new averages, utility and mean of features, corrected, and the units to be replaced."""
+        """The layer with this step's averages, its features' corrected mean, and how many units to replace."""
         width, incoming, outgoing, copies = units[layer]
         age = seen.age + 1
         correction = 1 - jnp.power(decay, age.astype(h.dtype))
@@ -153,9 +153,7 @@ def continual_backprop(
             "random": lambda: jnp.zeros(width, h.dtype),
         }
         u = decay * seen.utility + (1 - decay) * y[utility]()
-        uhat = jax.random.uniform(key, (width,), h.dtype) if utility == "random" else u / correction
-        eligible = age > maturity
-        due = replacement_rate * jnp.sum(eligible, dtype=h.dtype)
+        due = replacement_rate * jnp.sum(age > maturity, dtype=h.dtype)
         if accumulate:
             owed = seen.owed + due
             count = jnp.floor(owed)
@@ -164,7 +162,19 @@ def continual_backprop(
             owed = seen.owed
             drawn = jax.random.uniform(jax.random.fold_in(key, 1), (), h.dtype) < due
             count = jnp.where(due < 1, drawn.astype(h.dtype), jnp.floor(due))
-        return Layer(age, u, mean, owed), fhat, surgery.lowest(uhat, eligible, count)
+        return Layer(age, u, mean, owed), fhat, count
+
+    def choose(seen: Layer, count: Array, key: Key) -> Array:
+        """The units to be replaced."""
+        correction = 1 - jnp.power(decay, seen.age.astype(seen.utility.dtype))
+        drawn = utility == "random"
+        uhat = jax.random.uniform(key, correction.shape, correction.dtype) if drawn else seen.utility / correction
+        return surgery.lowest(uhat, seen.age > maturity, count)
+
+    def restart(seen: Layer, new: Array) -> Layer:
+        """The layer with nothing known of its new units."""
+        mean = jnp.where(jnp.tile(new, seen.mean.size // new.size), 0, seen.mean)
+        return Layer(jnp.where(new, 0, seen.age), jnp.where(new, 0, seen.utility), mean, seen.owed)
 
     def update(
         updates: Tree,
@@ -185,24 +195,21 @@ def continual_backprop(
         rate = extra.get("rate", 1.0)
         spare = surgery.renewed(units, state.spare, clock % (maturity + 1) == 0, init_fn, key)
         stepped = surgery.after(params, updates, rate)
-        layers, means, chosen = {}, {}, {}
-        for i, (name, seen) in enumerate(state.layers.items()):
-            drawn = jax.random.fold_in(key, i)
-            seen, means[name], chosen[name] = look(name, seen, features[name], stepped, drawn)
-            new, features_new = chosen[name], jnp.tile(chosen[name], units[name].copies)
-            layers[name] = Layer(
-                jnp.where(new, 0, seen.age),
-                jnp.where(new, 0, seen.utility),
-                jnp.where(features_new, 0, seen.mean),
-                seen.owed,
-            )
-        updates, moved = surgery.when(
-            surgery.any_of(chosen),
-            lambda x: surgery.replace(
-                units, chosen, spare, params, x[0], x[1], inner, means if compensate else None, rate
-            ),
-            (updates, moved),
-        )
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(units)}
+        layers, means, counts = {}, {}, {}
+        for name, seen in state.layers.items():
+            layers[name], means[name], counts[name] = look(name, seen, features[name], stepped, keys[name])
+
+        def act(x: tuple[Tree, Tree, dict[str, Layer]]) -> tuple[Tree, Tree, dict[str, Layer]]:
+            updates, moved, layers = x
+            chosen = {name: choose(seen, counts[name], keys[name]) for name, seen in layers.items()}
+            mean = means if compensate else None
+            updates, moved = surgery.replace(units, chosen, spare, params, updates, moved, inner, mean, rate)
+            return updates, moved, {name: restart(seen, chosen[name]) for name, seen in layers.items()}
+
+        # Ranking, too, is only for steps that replace something.
+        needed = jnp.any(jnp.stack([*counts.values()]) > 0)
+        updates, moved, layers = surgery.when(needed, act, (updates, moved, layers))
         return updates, ContinualBackpropState(moved, spare, layers)
 
     return optax.GradientTransformationExtraArgs(init, update)
