@@ -99,6 +99,8 @@ def violations(module: str, source: str) -> list[str]:
     return found
 
 
+# What this times beside plastax's own differentiates singular values, of one matrix at a time.
+DECOMPOSES = {"experiments/bench/effective_rank.py"}
 FILES = sorted(path.relative_to(ROOT) for top in ("plastax", "experiments") for path in (ROOT / top).rglob("*.py"))
 
 
@@ -106,7 +108,10 @@ FILES = sorted(path.relative_to(ROOT) for top in ("plastax", "experiments") for 
 def test_file_keeps_to_its_layer(path: pathlib.Path):
     module = "experiments" if path.parts[0] == "experiments" else path.with_suffix("").parts[1]
     assert module == "experiments" or module in ALLOWED, f"{path}: give this new module a layer in ALLOWED"
-    assert not violations(module, (ROOT / path).read_text(encoding="utf-8"))
+    found = violations(module, (ROOT / path).read_text(encoding="utf-8"))
+    if path.as_posix() in DECOMPOSES:
+        found = [violation for violation in found if not violation.startswith("decomposes")]
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""The effective rank and its gradient: plastax against autodiff through singular values; and what it adds to training.
+
+The first table is of features alone, ReLU of standard normal pre-activations: value and gradient by
+`plastax.linalg.effective_rank` (one eigendecomposition of the smaller Gram matrix), by `jax.value_and_grad` through
+`jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the published code, which takes value and gradient apart.
+Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
+
+The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of
+one, plain gradient descent, by `plastax.train`; of plain descent, of L2, and of L2-ER on the last 100 examples every
+100 steps, whose time is thus a mean over acting and other steps. Sides are timed in turn, in one process; ratios are
+medians over rounds.
+
+    make bench BENCH=effective_rank ARGS="--pin"
+
+Without MNIST in the cache (`make data NAME=mnist`) the images are random ones of its shape; the times are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.bench._measure import Side, Times, compiled, rounds_of
+from experiments.bench.curvature import Bar, cores, judged
+from experiments.bench.supervised import Running, mnist
+from plastax import linalg, parallel
+from plastax.methods import L2, L2ER, Backprop
+from plastax.models import MLP
+from plastax.streams import Permuted
+from plastax.train import Training, batch_like, program
+from plastax.types import Array, MethodConfig, Stream, Tree
+
+FASTER = 4.0
+"""Least ratio of the time through singular values to plastax's."""
+DEARER = 1.10
+"""Most that a step of L2-ER may take of a plain one's time."""
+SHAPES: tuple[tuple[int, int], ...] = ((100, 1000), (500, 512), (1200, 128), (2048, 256))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    rounds: int = 11
+    """Timed rounds of the ranks alone, all sides in turn."""
+    period: int = 100
+    """Gradient steps from one effective-rank step to the next, and the examples that each is taken of."""
+    steps: int = 400
+    """Gradient steps of each side in one timed round of training; a multiple of the period."""
+    training_rounds: int = 7
+    """Timed rounds of training."""
+    pin: bool = False
+    """Whether to stay on one core."""
+    quick: bool = False
+    """Small matrices, a tiny network and one round, to see that everything runs; the numbers then mean nothing."""
+    out: Path | None = None
+    """Where to write the numbers as JSON."""
+
+
+class Ranked(NamedTuple):
+    """One shape; times of a value with its gradient, relative errors of the gradients."""
+
+    shape: tuple[int, int]
+    ours: Times
+    through: Times
+    apart: Times
+    error: float
+    through_error: float
+
+
+class Trained(NamedTuple):
+    """Times of a gradient step, by method."""
+
+    plain: Times
+    l2: Times
+    l2_er: Times
+
+
+def through_svdvals(x: Array) -> Array:
+    """The effective rank as the published code has it."""
+    s = jnp.linalg.svd(x, compute_uv=False)
+    p = s / jnp.maximum(jnp.sum(s), 1e-8)
+    return jnp.exp(-jnp.sum(p * jnp.log(p + 1e-8)))
+
+
+def exact_gradient(x: np.ndarray) -> np.ndarray:
+    """In float64, of features without zero singular values: ``U f(S) V^T``."""
+    u, s, vt = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    log_p = np.log(s / s.sum())
+    entropy = -np.sum(s / s.sum() * log_p)
+    return (u * (np.exp(entropy) * (-log_p - entropy) / s.sum())) @ vt
+
+
+def ranked(shape: tuple[int, int], rounds: int) -> Ranked:
+    """Times and errors of one shape."""
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), shape))
+    ours = compiled("plastax", jax.value_and_grad(linalg.effective_rank), x)
+    through = compiled("svdvals", jax.value_and_grad(through_svdvals), x)
+    value, gradient = (compiled("", fn, x) for fn in (through_svdvals, jax.grad(through_svdvals)))
+    apart = Side("published", lambda: (value.run(), gradient.run()))
+    exact = exact_gradient(np.asarray(x))
+    errors = [float(np.linalg.norm(side.run()[1] - exact) / np.linalg.norm(exact)) for side in (ours, through)]
+    rounds_of((ours, through, apart), 1)
+    times = rounds_of((ours, through, apart), rounds)
+    return Ranked(shape, times[0], times[1], times[2], errors[0], errors[1])
+
+
+def training(config: Config, stream: Stream, hidden: tuple[int, ...], method: MethodConfig) -> Running:
+    """Training of one network, after a task's first steps; every call trains ``config.steps`` more."""
+    settings = Training("sgd", 1e-2, batch_size=1, updates=stream.examples // config.steps)
+    model = MLP(hidden).build(stream.input_shape, stream.outputs)
+    model = model._replace(batch_like=batch_like(settings, stream))
+    one = program(settings, stream, model, method.build(settings.transformation(), model))
+    every = parallel.over_seeds(one, 1)
+    shared = jax.device_put(every.data)
+    state = jax.jit(every.init)(parallel.seed_keys(range(1)), shared)
+    segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
+    steps = segment.lower(state, shared, jnp.int32(0), 1).compile()
+    clocks = iter(range(settings.updates))
+
+    def call(state: Tree) -> tuple[Tree, Any]:
+        state, record = steps(state, shared, jnp.int32(next(clocks)))
+        return state, record.train["loss"]
+
+    running = Running(state, call)
+    running()  # The first segment of a task also evaluates; those in its middle only train.
+    return running
+
+
+def trained(config: Config, hidden: tuple[int, ...]) -> Trained:
+    """Times of the three methods' steps."""
+    dataset = mnist(config.quick)
+    stream = Permuted(config.steps * (config.training_rounds + 3)).build(dataset)
+    rank = L2ER(er_lr=1e-2, period=config.period, window=config.period)
+    runs = [training(config, stream, hidden, method) for method in (Backprop(), L2(), rank)]
+    sides = [Side(name, run, units=config.steps) for name, run in zip(("plain", "l2", "l2_er"), runs)]
+    rounds_of(sides, 1)
+    return Trained(*rounds_of(sides, config.training_rounds))
+
+
+def ranks_table(done: list[Ranked]) -> Table:
+    """Value and gradient of the features alone."""
+    out = Table(title="Effective rank and its gradient, ms (CPU ms)", title_justify="left")
+    for head in ("features", "plastax", "svdvals", "faster by", "value, gradient apart", "faster by",
+                 "error", "of svdvals"):  # fmt: skip
+        out.add_column(head, justify="right")
+    for r in done:
+        times = [f"{1e3 * wall:.1f} ({1e3 * cpu:.1f})" for wall, cpu in (t.median() for t in r[1:4])]
+        ratios = ["{:.2f}x ({:.2f}x)".format(*t.ratio(r.ours).median()) for t in (r.through, r.apart)]
+        out.add_row(
+            f"{r.shape[0]} x {r.shape[1]}", times[0], times[1], ratios[0], times[2], ratios[1],
+            f"{r.error:.0e}", f"{r.through_error:.0e}",
+        )  # fmt: skip
+    return out
+
+
+def steps_table(done: Trained) -> Table:
+    """A gradient step of each method."""
+    out = Table(title="A gradient step, ms (CPU ms)", title_justify="left")
+    for head in ("method", "step", "of a plain one"):
+        out.add_column(head, justify="right")
+    for name, times in done._asdict().items():
+        step = "{:.2f} ({:.2f})".format(*(1e3 * value for value in times.median()))
+        out.add_row(name, step, "{:.3f} ({:.3f})".format(*times.ratio(done.plain).median()))
+    return out
+
+
+def bars(ranks: list[Ranked], steps: Trained) -> list[Bar]:
+    """What must hold."""
+    out = [
+        Bar(f"{r.shape[0]} x {r.shape[1]}: time through singular values / plastax's",
+            judged(r.through.ratio(r.ours).median()), FASTER, False)
+        for r in ranks
+    ]  # fmt: skip
+    ratio = judged(steps.l2_er.ratio(steps.plain).median())
+    return [*out, Bar("a step of L2-ER / a plain one", ratio, DEARER, True)]
+
+
+def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
+    """Times everything, prints tables and bars, and gives both out."""
+    if config.steps % config.period:
+        raise SystemExit(f"--steps {config.steps} is not a multiple of --period {config.period}")
+    if config.pin:
+        if not hasattr(os, "sched_setaffinity"):
+            raise SystemExit("--pin needs Linux: this system cannot keep a process on one core")
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
+    shapes, hidden = SHAPES, (1000,) * 3
+    if config.quick:
+        config = dataclasses.replace(config, rounds=1, training_rounds=1, steps=8, period=4)
+        shapes, hidden = ((12, 40), (40, 12)), (20,) * 3
+    console = Console(width=120)
+    console.print(
+        f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"{'-'.join(map(str, (784, *hidden, 10)))}, period {config.period}, {config.steps} steps a round"
+    )
+    ranks = [ranked(shape, config.rounds) for shape in shapes]
+    console.print(ranks_table(ranks))
+    steps = trained(config, hidden)
+    console.print(steps_table(steps))
+    held = bars(ranks, steps)
+    for bar in held:
+        sign, verdict = ("<=" if bar.at_most else ">="), ("ok" if bar.ok else "missed")
+        console.print(f"  {verdict:6}  {bar.value:6.3f} {sign} {bar.limit:4.2f}  {bar.text}")
+    console.print(f"load {os.getloadavg()[0]:.1f}")
+    if config.out:
+        numbers = {
+            "cores": cores(),
+            "ranks": [r._asdict() for r in ranks],
+            "steps": steps._asdict(),
+            "bars": [{**bar._asdict(), "ok": bar.ok} for bar in held],
+        }
+        config.out.write_text(json.dumps(numbers, indent=1))
+    return ranks, steps, held
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,37 @@
+"""The benchmark of the effective rank: its float64 reference, and which bars hold."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.bench import effective_rank as bench
+from experiments.bench._measure import Times
+
+
+def test_reference_is_the_gradient_of_the_peer():
+    x = np.random.default_rng(0).standard_normal((6, 9)).astype(np.float32)
+    peer = jax.jit(jax.grad(bench.through_svdvals))(x)
+    np.testing.assert_allclose(bench.exact_gradient(x), peer, atol=1e-4)
+
+
+def test_bars_miss_what_is_slow():
+    def times(seconds: float) -> Times:
+        return Times([seconds], [seconds])
+
+    ranks = [bench.Ranked((2, 3), times(1.0), times(through), times(9.0), 0.0, 0.0) for through in (4.5, 3.5)]
+    for er, expected in ((1.05, True), (1.2, False)):
+        held = bench.bars(ranks, bench.Trained(times(1.0), times(1.0), times(er)))
+        assert [bar.ok for bar in held] == [True, False, expected]
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path):
+    out = tmp_path / "numbers.json"
+    ranks, steps, held = bench.main(bench.Config(quick=True, out=out))
+    assert all(r.error < 1e-4 for r in ranks)
+    assert all(np.isfinite(times.median()).all() for times in steps)
+    assert len(json.loads(out.read_text())["bars"]) == len(held)
