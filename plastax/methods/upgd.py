@@ -109,7 +109,8 @@ class UPGD(Settings):
     """UPGD: gates the optimiser's steps by each weight's utility and adds noise to useless weights; see `upgd`.
 
     The paper's settings: SGD, one example a step; step sizes 1e-2 to 1e-5, beta .999 or .9999, sigma .01 to 1, weight
-    decay 0 to 0.1. The default noise is that of a step size 1e-2 with sigma 1e-3 (its README).
+    decay 0 to 0.1. The default noise is that of a step size of 1e-2 with
+    the sigma of 1e-3 of the authors' one-file version.
     """
 
     off: ClassVar[Mapping[str, Any] | None] = {"noise": 0.0, "decay": 0.0, "protecting": False}
