@@ -50,10 +50,13 @@ class Config(supervised.ImageConfig):
 _IMAGENET: dict[str, Any] = {"data": "imagenet32", "methods": ("backprop", "l2", "reset"), "tasks": 2000,
                              "training.batch_size": 100, "training.evaluation_examples": 1200}  # fmt: skip
 
-# What arXiv 2509.22335 gives its methods; its effective rank is that of the last epoch, once an epoch.
+# What arXiv 2509.22335 gives its methods; its effective rank is that of the last epoch, once an epoch; its continual
+# backprop replaces the units of highest utility, and ours the lowest.
 _METHODS: dict[str, Any] = {
     "l2.l2": 1e-3, "effective_rank.er_lr": 1e-5, "effective_rank.period": 12, "effective_rank.window": 12,
     "l2_er.l2": 1e-3, "l2_er.er_lr": 1e-4, "l2_er.period": 12, "l2_er.window": 12, "layernorm_l2.l2": 1e-5,
+    "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-2, "continual_backprop.replacement_rate": 1e-5,
+    "continual_backprop.utility": "adaptable_contribution",
 }  # fmt: skip
 
 # What each preset changes in the defaults above.

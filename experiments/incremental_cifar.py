@@ -54,10 +54,12 @@ _CIFAR: dict[str, Any] = {"data": "cifar100", "seeds": 5, "training.batch_size":
                           "segments_per_task": 4}  # fmt: skip
 
 # What arXiv 2509.22335 gives its methods, all of them at a step size of 1e-2; its effective rank is that of the two
-# dense layers (here: of all hidden layers) on the last 5 batches, every 5 steps.
+# dense layers (here: of all hidden layers) on the last 5 batches, every 5 steps; its continual backprop replaces
+# the units of highest utility, and ours the lowest.
 _METHODS: dict[str, Any] = {
     "l2.l2": 1e-4, "effective_rank.er_lr": 1e-4, "effective_rank.period": 5, "effective_rank.window": 5,
     "l2_er.l2": 1e-3, "l2_er.er_lr": 1e-3, "l2_er.period": 5, "l2_er.window": 5, "layernorm_l2.l2": 1e-4,
+    "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-2, "continual_backprop.replacement_rate": 1e-6,
 }  # fmt: skip
 
 # What each preset changes in the defaults above.

@@ -42,10 +42,12 @@ _ONLINE: dict[str, Any] = {"tasks": 800, "stream.examples": 0, "training.optimiz
                            "training.updates": 60}  # fmt: skip
 
 # What arXiv 2509.22335 gives its methods at the fixed step size of 1e-2; its effective rank is that of the last 100
-# examples, every 100 steps.
+# examples, every 100 steps; its continual backprop replaces the units of highest utility, and ours the lowest.
 _METHODS: dict[str, Any] = {
     "l2.l2": 1e-4, "effective_rank.er_lr": 1e-4, "effective_rank.period": 100, "effective_rank.window": 100,
     "l2_er.l2": 1e-3, "l2_er.er_lr": 1e-2, "l2_er.period": 100, "l2_er.window": 100, "layernorm_l2.l2": 1e-5,
+    "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-3, "continual_backprop.replacement_rate": 1e-6,
+    "continual_backprop.utility": "adaptable_contribution",
 }  # fmt: skip
 
 # What each preset changes in the defaults above.
