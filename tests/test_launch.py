@@ -100,6 +100,15 @@ def test_one_process_at_a_time_in_a_shard(tmp_path):
     assert runs.status(tmp_path).state == "finished"
 
 
+def descendants(pid: int) -> list[int]:
+    children = map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [pid, *(below for child in children for below in descendants(child))]
+
+
+def command_line(pid: int) -> bytes:
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 @pytest.mark.slow  # It starts processes.
 def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -109,7 +118,9 @@ def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, m
     first, second = launch.launch("tests.tiny_experiment", jobs, [*arguments(tmp_path), "--steps", "3000000"])
     while not list(tmp_path.glob("runs/tiny/*/records/l2@l2=0/*.npz")) and not first.done():
         time.sleep(0.05)
-    first._interrupt()  # As SLURM does before it takes a machine away.
+    # As SLURM does before it takes a machine away; the signal is for the process that unpickled the job.
+    (worker,) = [pid for pid in descendants(first._process.pid) if b"submitit.core._submit" in command_line(pid)]
+    os.kill(worker, signal.SIGUSR2)
     assert [job.result() for job in (first, second)] == [None, None]
     assert "Requeued job" in first.stdout()
     (directory,) = (tmp_path / "runs" / "tiny").iterdir()

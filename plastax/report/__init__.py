@@ -39,6 +39,8 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
 def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     """Writes ``report.html``, ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV) into the run directory.
 
+    Of a sweep also ``selection.csv``: the best arms, see `selection.select`.
+
     Works on a run that was killed or still goes on; a figure without data is left out.
 
     Args:
@@ -52,11 +54,13 @@ def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
-    from plastax.report import figures, html, table
+    from plastax.report import figures, html, selection, table
 
     directory = pathlib.Path(run_dir)
     data = read(directory)
     table.summary(data).to_csv(directory / "summary.csv")
+    if (best := selection.best(data)) is not None:
+        best.to_csv(directory / "selection.csv", index=False)
     html.write([directory], directory / "report.html")
     return figures.write(data, directory / "figures")
 
@@ -66,6 +70,15 @@ def write_side_by_side(run_dirs: Sequence[str | os.PathLike[str]], path: str | o
     from plastax.report import html
 
     return html.write(run_dirs, path)
+
+
+def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:
+    """Of a sweep the best arms, see `selection.select`."""
+    from plastax.report import selection
+
+    if (best := selection.best(data, statistic, quantity)) is not None:
+        title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
+        console.print(selection.render(best, title))
 
 
 def print_table(run_dir: str | os.PathLike[str], console: Console | None = None) -> None:
@@ -84,8 +97,10 @@ def print_table(run_dir: str | os.PathLike[str], console: Console | None = None)
     from plastax.report import table
 
     console = console or rich.console.Console()
-    for one in table.render(read(run_dir), console.width):
+    data = read(run_dir)
+    for one in table.render(data, console.width):
         console.print(one)
+    _print_best(data, console)
 
 
 def print_comparison(
@@ -121,4 +136,6 @@ def print_comparison(
     for (quantity, window), part in frame.groupby(["quantity", "window"], sort=False):
         title = f"{quantity}, {statistic} over seeds and tasks, {window}"
         console.print(compare.render(part, title, captions))
+    for data in studies:
+        _print_best(data, console, statistic, options.get("quantity", ""))
     return frame

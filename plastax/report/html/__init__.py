@@ -11,6 +11,7 @@ import xarray as xr
 
 from plastax import dataset
 from plastax.record import labels, read_json
+from plastax.report import selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
@@ -82,6 +83,10 @@ def page(data: xr.Dataset, configs: Configs) -> str:
     first = ""
     if found is not None:
         first = table(verdict.table(found)) + f'<p class="note">{verdict.NOTE}</p>'
+    if (best := selection.best(data)) is not None:
+        first += (
+            f'<h3>Best arms</h3>{table(selection.shown(best))}<p class="note">{"; ".join(selection.note(best))}</p>'
+        )
     return render(
         title,
         f"{sizes}. {several}".strip(),

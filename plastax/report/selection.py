@@ -1,0 +1,115 @@
+"""The best arm of every method of a sweep: chosen on some seeds, reported on others.
+
+The best of many arms looks better than it is on the seeds that it was chosen by. So the first half of the seeds chooses
+and the second half reports: by the mean of the study's main quantity over the last of its windows of tasks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import rich.table
+import xarray as xr
+
+from plastax.record import RecordError
+from plastax.report.compare import STATISTICS, Statistic, arms, compare
+from plastax.report.table import REFERENCES, cell, finished
+from plastax.types import ConfigError
+
+
+def is_sweep(data: xr.Dataset) -> bool:
+    """Whether a study's methods are arms of a sweep, see `plastax.record.read_run`."""
+    return "base" in data.coords and data.sizes["method"] > len(set(data.base.values.tolist()))
+
+
+def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame:
+    """One row a method: its best arm by the first half of the seeds, and how that one does on the second half.
+
+    An arm in which a seed of the first half has diverged is chosen only where all have. Of an odd number of seeds the
+    one in the middle chooses.
+
+    Args:
+      data: a sweep, see `plastax.report.read`.
+      statistic: see `plastax.report.compare.compare`.
+      quantity: see there.
+
+    Returns:
+      The columns of `compare`, over the chosen arms and the second half of the seeds, compared with the chosen arm of
+      the first of `REFERENCES` that there is; before them ``base``, ``arms`` (chosen from so many), ``chosen_by`` and
+      ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (of the first half, too good).
+
+    Raises:
+      ConfigError: there is a single seed, or the quantity was not measured.
+      RecordError: no task is finished.
+    """
+    seeds = data.seed.values.tolist()
+    if len(seeds) < 2:
+        raise ConfigError("a sweep of a single seed has none left to report the best arm on; give --seeds 2 or more")
+    half = (len(seeds) + 1) // 2
+    found, score, _ = arms([data.isel(seed=slice(half))], quantity)
+    tasks = np.arange(data.sizes["task"])[score.windows[-1].tasks(data.sizes["task"])]
+    done = finished(data).sel({"method": [arm.method for arm in found]}).all("method").values
+    tasks = tasks[done[tasks]]
+    sign = 1.0 if score.higher_is_better else -1.0
+    base = dict(zip(data.method.values.tolist(), data.base.values.tolist()))
+    if not len(tasks):
+        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.method for arm in found)}")
+    values: dict[str, float] = {}
+    for arm in found:
+        # A seed that has diverged from the start is left out there.
+        whole = len(arm.seeds) == half and bool(np.isfinite(arm.values[:, tasks]).all())
+        values[arm.method] = float(STATISTICS[statistic](arm.values[:, tasks])) if whole else np.nan
+    best: dict[str, str] = {}
+    for label, value in values.items():
+        other = best.setdefault(base[label], label)
+        if not np.isnan(value) and not sign * value <= sign * values[other]:
+            best[base[label]] = label
+    chosen = data.isel(seed=slice(half, None)).sel({"method": list(best.values())})
+    reference = next((best[name] for name in REFERENCES if name in best), "")
+    frame = compare([chosen], statistic, quantity=quantity, reference=reference)
+    labels = frame["method"].tolist()
+    frame.insert(0, "base", [base[label] for label in labels])
+    frame.insert(1, "arms", [sum(base[other] == base[label] for other in values) for label in labels])
+    frame.insert(2, "chosen_by", f"{seeds[0]}-{seeds[half - 1]}")
+    frame.insert(3, "reported_on", f"{seeds[half]}-{seeds[-1]}")
+    frame.insert(4, "value_chosen_by", [values[label] for label in labels])
+    return frame
+
+
+def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame | None:
+    """`select` of a sweep; None of what is none, or has no finished tasks or seeds to spare."""
+    try:
+        return select(data, statistic, quantity) if is_sweep(data) else None
+    except (ConfigError, RecordError):
+        return None
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """`select` in words, one row a method: the value, and the difference to the chosen arm of the reference."""
+    rows = {}
+    for _, row in frame.iterrows():
+        compared = isinstance(row["against"], str)
+        cells = [cell(row, "value"), *(cell(row, name) if compared else "" for name in ("difference", "improves"))]
+        rows[row["method"]] = [str(row["arms"]), *cells]
+    return pd.DataFrame.from_dict(rows, "index", columns=["of", "value", "difference", "P(better)"])
+
+
+def note(frame: pd.DataFrame) -> list[str]:
+    """How the arms of `select` were chosen, and what of, in lines."""
+    first = frame.iloc[0]
+    against = next((name for name in frame["against"] if isinstance(name, str)), "")
+    lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]
+    lines += [f"tasks {first['first_task'] + 1} to {first['last_task'] + 1}; [95 % bootstrap interval over seeds]"]
+    return lines + ([f"difference to {against}, paired; P(better): in the same task"] if against else [])
+
+
+def render(frame: pd.DataFrame, title: str) -> rich.table.Table:
+    """The table of `select` for a terminal."""
+    table = rich.table.Table(title=title, caption="\n".join(note(frame)), caption_justify="left")
+    cells = shown(frame)
+    table.add_column("best arm", no_wrap=True)
+    for name in cells:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in cells.itertuples():
+        table.add_row(*row)
+    return table

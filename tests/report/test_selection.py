@@ -1,0 +1,91 @@
+"""The best arm of a sweep: chosen on some seeds, reported on others, against the raw numbers."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import rich.console
+
+from plastax import report
+from plastax.record import write_json, write_segment
+from plastax.report import selection
+from plastax.types import ConfigError, Record
+
+SEEDS, TASKS, UPDATES = 5, 3, 2
+ARMS = {
+    "l2@l2=0": ("l2", {"method.l2": 0.0}),
+    "l2@l2=0.1": ("l2", {"method.l2": 0.1}),
+    "l2@l2=0.2": ("l2", {"method.l2": 0.2}),
+    "reset": ("reset", {}),
+}
+# Of each seed. 0.1 is best on the first three seeds and worst on the others; 0.2 would be the best, but diverges.
+RETURNS = {
+    "l2@l2=0": [10, 11, 12, 20, 21],
+    "l2@l2=0.1": [30, 31, 32, 5, 6],
+    "l2@l2=0.2": [90, 91, np.nan, 90, 90],
+    "reset": [50, 51, 52, 53, 55],
+}
+
+
+def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
+    settings = {
+        "methods": ["l2", "reset"],
+        "seeds": seeds,
+        "first_seed": 7,
+        "tasks": TASKS,
+        "updates_per_task": UPDATES,
+    }
+    arms = {label: {"method": method, "settings": swept} for label, (method, swept) in ARMS.items()}
+    config = {"experiment": "demo", "run_id": "r", "hash": "h", "settings": settings, "arms": arms}
+    write_json(directory / "config.json", config)
+    for label, of_seeds in RETURNS.items():
+        for task in range(TASKS):
+            values = np.array(of_seeds, float)[:seeds, None] + task + np.array([-1.0, 1.0])
+            host = {"clock": UPDATES * task, "length": UPDATES, "task": task}
+            write_segment(directory / "records" / label, task, Record({"episode_return": values}, {}), host)
+    return directory
+
+
+def test_what_chooses_does_not_report(tmp_path):
+    data = report.read(make(tmp_path))
+    assert selection.is_sweep(data)
+    frame = selection.select(data).set_index("base")
+    best = frame.loc["l2"]
+    assert (best["method"], best["arms"], best["chosen_by"], best["reported_on"]) == ("l2@l2=0.1", 3, "7-9", "10-11")
+    # The last third is the last task, whose number is added.
+    assert (best["value_chosen_by"], best["value"], best["seeds"]) == (31 + 2, 5.5 + 2, 2)
+    assert (best["against"], best["difference"], best["improves"]) == ("reset", 5.5 - 54, 0)
+    assert best["value_low"] <= best["value"] <= best["value_high"]
+    assert (frame.loc["reset", "method"], frame.loc["reset", "arms"], frame.loc["reset", "value"]) == ("reset", 1, 56)
+
+
+def test_the_tables_show_it(tmp_path):
+    run = make(tmp_path)
+    for show in (lambda console: report.print_table(run, console), lambda c: report.print_comparison([run], console=c)):
+        console = rich.console.Console(file=io.StringIO(), width=120)
+        show(console)
+        printed = console.file.getvalue()
+        for text in ("best arm", "chosen by seeds 7-9, reported on seeds 10-11", "tasks 3 to 3", "difference to reset"):
+            assert text in printed
+
+
+def test_one_seed_is_not_enough_and_no_sweep_has_no_best(tmp_path):
+    data = report.read(make(tmp_path / "a", seeds=1))
+    with pytest.raises(ConfigError, match="single seed"):
+        selection.select(data)
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    report.print_table(tmp_path / "a", console)
+    assert "chosen by" not in console.file.getvalue()
+    assert not selection.is_sweep(data.drop_vars("base"))
+
+
+def test_the_report_has_it(tmp_path):
+    run = make(tmp_path)
+    report.write(run)
+    assert "7-9" in (run / "selection.csv").read_text()
+    page = (run / "report.html").read_text()
+    assert "Best arms" in page
+    assert "chosen by seeds 7-9" in page
