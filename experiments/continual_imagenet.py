@@ -4,7 +4,7 @@
     make run EXP=continual_imagenet ARGS="--preset paper --data-path ~/imagenet32 --methods backprop l2 reset"
 
 The default draws synthetic images, so that it runs anywhere; the presets `paper` and `dohare` need ImageNet-32. Leaves
-its run in <runs-dir>/continual_imagenet/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+its run in <runs-dir>/continual_imagenet/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 The default draws synthetic images for a narrow residual network, so that it runs anywhere; the presets `paper` and
 `dohare` need CIFAR-100. Accuracy falls from task to task because there are more classes to tell apart: compare it to
-that of `reset`. Leaves its run in <runs-dir>/incremental_cifar/<run id>: records, checkpoints, figures, a W&B run, a
+that of `reset`. Leaves its run in <runs-dir>/incremental_cifar/<run id>: records, checkpoints, report, a W&B run, a
 summary table.
 """
 

@@ -3,7 +3,7 @@
     make run EXP=label_permuted
     make run EXP=label_permuted ARGS="--data fashion_mnist --preset upgd --tasks 50"
 
-Leaves its run in <runs-dir>/label_permuted/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+Leaves its run in <runs-dir>/label_permuted/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     make run EXP=permuted_mnist
     make run EXP=permuted_mnist ARGS="--preset kumar --tasks 100 --methods backprop l2 reset"
 
-Leaves its run in <runs-dir>/permuted_mnist/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+Leaves its run in <runs-dir>/permuted_mnist/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

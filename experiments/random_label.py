@@ -3,7 +3,7 @@
     make run EXP=random_label
     make run EXP=random_label ARGS="--data mnist --preset kumar --methods backprop l2 l2_init reset"
 
-Leaves its run in <runs-dir>/random_label/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+Leaves its run in <runs-dir>/random_label/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     make run EXP=rl_gymnax
     make run EXP=rl_gymnax ARGS="--seeds 16 --method l2_er --method.er-lr 1e-4"
 
-Leaves its run in <runs-dir>/rl_gymnax/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+Leaves its run in <runs-dir>/rl_gymnax/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

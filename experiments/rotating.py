@@ -3,7 +3,7 @@
     make run EXP=rotating
     make run EXP=rotating ARGS="--data fashion_mnist --stream.severity 45"
 
-Leaves its run in <runs-dir>/rotating/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+Leaves its run in <runs-dir>/rotating/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

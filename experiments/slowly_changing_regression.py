@@ -3,7 +3,7 @@
     make run EXP=slowly_changing_regression
     make run EXP=slowly_changing_regression ARGS="--preset linear"
 
-Leaves its run in <runs-dir>/slowly_changing_regression/<run id>: records, checkpoints, figures, a summary table.
+Leaves its run in <runs-dir>/slowly_changing_regression/<run id>: records, checkpoints, report, a summary table.
 """
 
 from __future__ import annotations

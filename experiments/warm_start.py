@@ -4,7 +4,7 @@
     make run EXP=warm_start ARGS="--data fashion_mnist --stream.examples 2000 --model cnn"
 
 Compare the final test accuracy of the second task to that of `reset`, which starts with all images. Leaves its run in
-<runs-dir>/warm_start/<run id>: records, checkpoints, figures, a W&B run, a summary table.
+<runs-dir>/warm_start/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ def page(data: xr.Dataset, configs: Configs) -> str:
             network.kronecker(data),
             network.others(data),
             provenance.section(data, configs),
+            provenance.settings(configs),
         ],
     )
 

@@ -105,7 +105,7 @@ def others(data: xr.Dataset) -> Section:
                     chosen.append((f"{key}, task {'start' if mark == 'init' else 'end'}", one))
     chosen = [(name, one.transpose("method", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]
     if not chosen:
-        return Section("others", "All other measurements", folded=True)
+        return Section("others", "All other measurements")
     together = xr.concat(
         [one.reset_coords(drop=True) for _, one in chosen], "value", coords="minimal", compat="override"
     )
@@ -143,7 +143,6 @@ def others(data: xr.Dataset) -> Section:
         "others",
         f"All {len(chosen)} other measurements",
         charts=[Chart("others-menu", "Choose what to see", made, note, 460, wide=True)],
-        folded=True,
     )
 
 

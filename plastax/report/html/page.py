@@ -40,7 +40,7 @@ class Section(NamedTuple):
       text: paragraphs, plain text.
       charts: its figures.
       tables: title -> table.
-      folded: whether it opens at a touch only.
+      folded: whether it opens at a touch only; for tables, because a chart that is drawn unseen has no width.
     """
 
     name: str
@@ -83,9 +83,9 @@ html { overflow-y: scroll; }
   min-width: 0; overflow: hidden; }
 .wide { grid-column: 1 / -1; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; margin: 4px 0 14px; }
-th, td { padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
+th, td { padding: 3px 4px 3px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-weight: 600; vertical-align: bottom; }
 thead th { white-space: normal; min-width: 76px; }
 .text td { white-space: normal; overflow-wrap: anywhere; text-align: left; } .text thead { display: none; }
 summary { cursor: pointer; } summary h2 { display: inline-block; }

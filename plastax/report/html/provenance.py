@@ -80,10 +80,16 @@ def section(data: xr.Dataset, configs: Mapping[str, tuple[Mapping[str, Any], Map
         tables.append((f"{name}what and where", _what(config, environment)))
     if len(configs) > 1:
         tables.append(("Settings that differ", _differing({k: c for k, (c, _) in configs.items()})))
+    return Section("run", "What was run, where, how long; how to repeat it", tables=tables)
+
+
+def settings(configs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Section:
+    """All settings of all runs, see `section`."""
+    tables = []
     for letter, (config, _) in configs.items():
         rows = {k: json.dumps(v) for k, v in config.get("settings", {}).items()}
-        tables.append((f"{f'Run {letter}: ' if letter else ''}all settings", pd.DataFrame({"value": rows})))
-    return Section("run", "What was run, where, how long; how to repeat it", tables=tables)
+        tables.append((f"Run {letter}" if letter else "", pd.DataFrame({"value": rows})))
+    return Section("settings", "All settings", tables=tables, folded=True)
 
 
 def _seconds(data: xr.Dataset) -> pd.DataFrame:

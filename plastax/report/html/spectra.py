@@ -230,6 +230,9 @@ def numbers(data: xr.Dataset, operator: str) -> list[Chart]:
         "negative_mass": "share of negative curvature",
     }.items():
         shown[f"{operator}-{value}"] = f"{name} {label}", layer_mean(data, f"probe/{operator}/{value}", "init")
+    if operator == "ggn":
+        # It has none.
+        del shown["ggn-negative_mass"]
     charts = []
     for key, (title, values) in shown.items():
         made = over_tasks(values, title.replace(name, "").split(" (")[0].strip(), bars=True)
