@@ -122,6 +122,8 @@ def train(
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
     complete = all(recorded(directory, arm, plan) for arm in batch.arms)
     if first == plan.segments or (not checkpoints and complete):
+        if checkpoints:
+            checkpoints.close()
         return None
     for note in restored.notes if restored else ():
         print(f"{note}; going on behind segment {first} of {plan.segments}")

@@ -113,11 +113,12 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
     assert runs.status(other)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
 
 
-def test_killed_at_random_moments(serve, whole, tmp_path):
-    """At least ten kills, over as many runs as that takes: each ends like the one that nobody killed."""
-    draw, before, number = random.Random(7), serve.kills, 0
-    while serve.kills - before < 10:
-        directory = serve.folder / f"random-{number}"
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_killed_at_random_moments(serve, whole, kills):
+    """So many kills, over as many runs as that takes: each ends like the one that nobody killed."""
+    draw, before, number = random.Random(kills), serve.kills, 0
+    while serve.kills - before < kills:
+        directory = serve.folder / f"random-{kills}-{number}"
         number += 1
         for _ in range(3):
             serve(directory, "time", draw.uniform(0.2, 1.0) * whole[1])
