@@ -368,7 +368,7 @@ def test_incremental_cifar_trains_on_the_published_pickles(tmp_path):
     seen = trained(stream, model)
     assert all(np.isfinite(value).all() for value in seen.values())
     # Five classes, not a hundred: a fresh network knows little more than that.
-    assert seen["evaluation/test_loss"][0, 0] < 0.5 * np.log(100)
+    assert seen["evaluation/test_loss"][0, 0] < 0.75 * np.log(100)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
