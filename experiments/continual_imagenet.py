@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 4, "synthetic.train_per_class": 20,
               "synthetic.test_per_class": 10, "training.batch_size": 20, "training.epochs": 2,
               "model_settings": CNN((4, 4, 4), hidden=(8, 8))},
-    # XLA runs convolutions inside loops slowly on CPU: few and small ones end within minutes.
+    # Few and small convolutions, so that it ends within minutes on two CPU cores.
     "default": {"model_settings": CNN((8, 8, 8), (3, 3, 3), (32, 32))},
     # arXiv 2509.22335: 20 epochs of 12 steps, the head kept. Its code reads pixels as the files have them, up to 255;
     # here they end at 1, so its step sizes (one a method, 1e-2 to 1e-4) do not carry over: all have the default.

@@ -66,7 +66,7 @@ _METHODS: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 6, "synthetic.train_per_class": 10, "synthetic.test_per_class": 5,
               "stream.new_classes": 2, "training.batch_size": 10, "model_settings": ResNet18((4, 8), (1, 1), (8,))},
-    # XLA runs convolutions inside loops slowly on CPU: few and small ones end within minutes.
+    # Few and small convolutions, so that it ends within minutes on two CPU cores.
     "default": {"stream.new_classes": 1, "model_settings": ResNet18((4, 8, 16), (1, 1, 1), (16,))},
     # arXiv 2509.22335: constant step size, no augmentation, pixels from 0 to 1. There, images come in one fixed order.
     "paper": {**_CIFAR, **_METHODS, "training.learning_rate": 1e-2},

@@ -27,6 +27,8 @@ from plastax.runs import IO
 from plastax.types import ConfigError, RunError, Stopped
 
 Registry = Mapping[str, Any]
+ALIASES: Mapping[str, str] = {"er": "effective_rank"}
+"""Names that the literature uses, and the entries that are meant."""
 Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
 """Names of methods; an experiment that has others than `Study` by default declares its field so."""
 
@@ -159,7 +161,8 @@ def parse(
 
 def members(name: str) -> tuple[str, ...]:
     """The entries of a registry that a name stands for: several in ``l2+redo``, also written ``chain:l2,redo``."""
-    return tuple(name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+"))
+    names = name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+")
+    return tuple(ALIASES.get(one, one) for one in names)
 
 
 def with_options(model: Any, name: str, method: str, options: Mapping[str, Any]) -> Any:

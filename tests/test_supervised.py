@@ -142,6 +142,12 @@ def test_one_method_may_be_named_in_the_singular(name):
     assert (config.methods, config.l2.l2) == (("l2",), 0.5)
 
 
+def test_the_literatures_name_is_the_method_and_composes():
+    config = parse("random_label", "--methods backprop er l2+er")
+    assert config.methods == ("backprop", "effective_rank", "l2+effective_rank")
+    assert parse("random_label", "--method er --method.er-lr 0.5").effective_rank.er_lr == 0.5
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_setting_has_a_help_text(name, capsys):
     with pytest.raises(SystemExit) as error:

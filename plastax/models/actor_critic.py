@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from plastax import linalg
 from plastax.models import layers, taps
+from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
 from plastax.types import Array, ConfigError, Features, Key, LayerInputs, Model, Params, Tree
@@ -106,7 +107,7 @@ class _Network(nn.Module):
 
         for i, channels in enumerate(self.channels):
             name = f"conv_{i}"
-            x = hidden(name, nn.Conv(channels, (3, 3), padding="VALID", kernel_init=init, name=name)(x))
+            x = hidden(name, Conv(channels, (3, 3), padding="VALID", kernel_init=init, name=name)(x))
         x = x.reshape(x.shape[0], -1)
         for i, size in enumerate(self.config.hidden):
             name = f"dense_{i}"

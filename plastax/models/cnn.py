@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax.models import layers
+from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
 from plastax.types import Array, ConfigError, Features, Model
@@ -99,7 +100,7 @@ class _CNN(nn.Module):
         init = INITIALIZERS[config.initializer]
         for i, (width, kernel) in enumerate(zip(config.channels, config.kernels)):
             name = f"conv_{i}"
-            z = nn.Conv(width, (kernel, kernel), padding=config.padding, kernel_init=init, name=name)(x)
+            z = Conv(width, (kernel, kernel), padding=config.padding, kernel_init=init, name=name)(x)
             features[name] = layers.activate(name, z, config.activation, config.layer_norm)
             x = max_pool(features[name])
         x = x.reshape(x.shape[0], -1)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax.models import layers
+from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
 from plastax.types import Array, ConfigError, Features, Model
@@ -143,5 +144,5 @@ class _Block(nn.Module):
 
 def _normalized(name: str, x: Array, width: int, kernel: int, stride: int, momentum: float, train: bool) -> Array:
     """A convolution and its batch normalisation."""
-    z = nn.Conv(width, (kernel, kernel), strides=stride, kernel_init=_CONV_INIT, name=name)(x)
+    z = Conv(width, (kernel, kernel), strides=stride, kernel_init=_CONV_INIT, name=name)(x)
     return nn.BatchNorm(use_running_average=not train, momentum=momentum, name=layers.norm_name(name))(z)

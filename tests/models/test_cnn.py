@@ -14,6 +14,7 @@ from plastax import tree
 from plastax.curvature.kronecker import rows
 from plastax.models import CNN
 from plastax.models.cnn import max_pool
+from plastax.models.convolution import by_patches
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -66,3 +67,27 @@ def test_layers_are_given_the_maxima_of_the_features_before() -> None:
         np.testing.assert_array_equal(np.reshape(inputs[following].values, (4, -1)), given.reshape(4, -1))
     expected = np.float64(features["dense_0"]) @ leaves["output/kernel"] + leaves["output/bias"]
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [((3, 2), (1, 1), "SAME"), ((5, 5), (2, 1), "VALID"), ((1, 1), (2, 2), "SAME"), ((3, 3), (2, 2), ((0, 1), (2, 0)))],
+)
+def test_patches_are_a_convolution(size, strides, padding) -> None:
+    """Values and both gradients, against XLA's."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 8, 7, 3)), rng.standard_normal((*size, 3, 4))
+
+    def xla(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    @jit
+    def both(x, kernel):
+        out, pull = jax.vjp(lambda x, kernel: by_patches(x, kernel, strides, padding), x, kernel)
+        expected, expected_pull = jax.vjp(xla, x, kernel)
+        cotangent = jnp.cos(expected)
+        return (out, *pull(cotangent)), (expected, *expected_pull(cotangent))
+
+    found, expected = both(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
