@@ -16,9 +16,9 @@ from plastax.types import Array
 def by_patches(inputs: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[tuple[int, int]]) -> Array:
     """A convolution over two axes as one matrix product of patches: what each place of the output sees, side by side.
 
-    XLA's own convolutions on CPU lose their fast implementation inside a loop and where kernels differ by seed. There, a
-    gradient step of a network of three such layers took 5 to 14 times as long with them, and no less outside of loops.
-    The patches take as many times the memory of ``inputs`` as a kernel has places.
+    XLA's own convolutions on CPU lose their fast implementation inside a loop and where kernels differ by seed. There,
+    a gradient step of a network of three such layers took 5 to 14 times as long with them, and no less outside of
+    loops. The patches take as many times the memory of ``inputs`` as a kernel has places.
 
     Args:
       inputs: ``[B, height, width, channels]``.
