@@ -27,15 +27,18 @@ OPENBLAS_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS
 export PYTHON
 
+# Of the names $(2) the one nearest to $(1), as a question; nothing if none is near.
+near = $(patsubst %, (did you mean '%'?),$(shell $(or $(PYTHON),python3) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' '$(subst ',,$(1))' $(2) 2>/dev/null))
+
 # A setting that cannot be used is refused before anything is installed.
 ifneq ($(filter run,$(MAKECMDGOALS)),)
   ifneq ($(words $(EXP))$(filter-out $(experiments),$(EXP)),1)
-    $(error EXP='$(EXP)' is not an experiment; allowed: $(experiments))
+    $(error EXP='$(EXP)' is not an experiment$(call near,$(EXP),$(experiments)); allowed: $(experiments))
   endif
 endif
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
   ifneq ($(filter-out $(benchmarks),$(BENCH)),)
-    $(error BENCH='$(BENCH)' is not a benchmark; allowed: $(benchmarks))
+    $(error BENCH='$(BENCH)' is not a benchmark$(call near,$(BENCH),$(benchmarks)); allowed: $(benchmarks))
   endif
 endif
 ifneq ($(filter report,$(MAKECMDGOALS)),)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +84,16 @@ def test_report_writes_and_prints(tmp_path, monkeypatch):
     calls.clear()
     cli.main(["report", str(one), str(two), "--out", "x.html"])
     assert calls == [([one, two], pathlib.Path("x.html")), ("compare", [one, two])]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [("run EXP=random_labels", "random_label"), ("bench BENCH=supervise", "supervised")],
+)
+def test_make_names_the_nearest_before_it_installs_anything(goal: str, said: str):
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(["make", "-s", *goal.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"did you mean '{said}'?" in done.stderr
+    assert "allowed: " in done.stderr
