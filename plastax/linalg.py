@@ -112,7 +112,8 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 @sequential
 @jax.jit
 def _svdvals(a: Array) -> Array:
-    return jnp.linalg.svd(a, compute_uv=False)
+    # Thin, although no vectors are asked for: XLA:CPU reserves the memory of those of all rows otherwise.
+    return jnp.linalg.svd(a, full_matrices=False, compute_uv=False)
 
 
 @jax.default_matmul_precision("highest")

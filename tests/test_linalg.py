@@ -46,6 +46,13 @@ def test_svdvals_matches_numpy(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(linalg.svdvals(a), np.linalg.svd(a, compute_uv=False), rtol=2e-5)
 
 
+def test_svdvals_takes_no_memory_for_vectors_of_all_rows() -> None:
+    """Of features at the places of images there are hundreds of thousands of rows."""
+    like = jax.ShapeDtypeStruct((5000, 4), jnp.float32)
+    account = jax.jit(linalg.svdvals).lower(like).compile().memory_analysis()
+    assert account.temp_size_in_bytes < 4 * 5000 * 4 * 4
+
+
 def test_leading_axes_and_vmap_equal_single_calls() -> None:
     a = symmetric(10, batch=(2, 3))
     single = np.stack([[linalg.eigvalsh(a[i, j]) for j in range(3)] for i in range(2)])
