@@ -356,8 +356,8 @@ def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> 
 def _writable(directory: Path, setting: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now
     except OSError as error:
         why = error.strerror
         raise ConfigError(f"{setting}: {directory} cannot be written ({why}); name another directory") from error
