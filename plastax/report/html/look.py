@@ -144,6 +144,8 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
     made = figure("task", f"{label} (log)" if log else label)
     if log:
         made.update_yaxes(type="log", exponentformat="power", dtick=1)
+    if values.sizes["task"] <= 8:
+        made.update_xaxes(dtick=1)
     of = styles(values.method.values.tolist())
     for method, style in of.items():
         one = interval.sel({"method": method}).dropna("task", subset=["mean"])
