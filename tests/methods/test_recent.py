@@ -12,7 +12,7 @@ import pytest
 
 from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
-from plastax import methods, settings
+from plastax import methods, parallel, settings
 from plastax.methods.base import Ring, empty_ring, keep, recent
 from plastax.models import MODELS
 from plastax.rl import STREAMS
@@ -42,9 +42,10 @@ def rings(state: Any) -> list[Ring]:
     return [leaf for leaf in leaves if isinstance(leaf, Ring)]
 
 
-def traced(program: Any) -> tuple[Any, Any]:
+def traced(batch: parallel.Batch) -> tuple[Any, Any]:
     """The state before and after a segment, of two seeds, without compiling anything."""
-    state = jax.eval_shape(program.init, jax.random.split(jax.random.key(0), 2), program.data)
+    program = batch.program
+    state = jax.eval_shape(program.init, batch.start, program.data)
     later, _ = jax.eval_shape(lambda s, d, c: program.segment(s, d, c, 1), state, program.data, jnp.int32(0))
     return state, later
 
@@ -55,8 +56,8 @@ def test_a_supervised_study_keeps_its_last_batches() -> None:
     config = settings.parse(
         random_label.Config, random_label.PRESETS, supervised.CHOSEN, supervised.GROUPS, line.split()
     )
-    programs, _ = supervised.build(config, supervised.load(config))
-    state, later = traced(programs["l2_er+reset"])
+    (batch,), _ = supervised.build(config, supervised.load(config))
+    state, later = traced(batch)
     (ring,) = rings(state.opt_state)
     assert isinstance(ring.batches, Examples)
     assert ring.batches.x.shape == (2, 4, 1, 8, 8, 1)
@@ -69,8 +70,8 @@ def test_an_agent_keeps_its_last_minibatches(stream: str) -> None:
     config = settings.parse(
         rl_gymnax.Config, rl_gymnax.PRESETS, {"stream": STREAMS, "model": MODELS}, rl_gymnax.GROUPS, line.split()
     )
-    programs, _ = rl_gymnax.build(config)
-    state, later = traced(programs["effective_rank"])
+    (batch,), _ = rl_gymnax.build(config)
+    state, later = traced(batch)
     (ring,) = rings(state.opt_state)
     size = config.ppo.steps_per_update // config.ppo.minibatches
     assert {x.shape[:3] for x in jax.tree.leaves(ring.batches)} == {(2, 2, size)}
