@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # little here: the best of a few values on seeds 100 and 101, 8 to 10 tasks.
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
-                "dash.floor": 0.9},
+                "dash.floor": 0.9, "weight_decay.decay": 1e-4},
     # Kumar et al. (arXiv 2308.11958): 50 tasks of 400 epochs over 1,200 images, batches of 16, Adam.
     "kumar": {
         "data": "mnist", "seeds": 3, "tasks": 50, "model_settings.hidden": (100, 100), "stream.examples": 1200,
