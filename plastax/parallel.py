@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from plastax.types import Array, ConfigError, Key, Program, Record, Tree
 
@@ -150,8 +151,11 @@ class Batch(NamedTuple):
         return {name: leaf[np.arange(self.padded) % self.networks] for name, leaf in leaves.items()}
 
     def real(self, values: Tree) -> Tree:
-        """Takes what was filled up away again: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``."""
-        return jax.tree.map(lambda x: np.asarray(x)[: self.networks], values)
+        """Takes what was filled up away again: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``.
+
+        Where the devices belong to several processes (`jax.distributed`), all of them have to call it, and all get all.
+        """
+        return jax.tree.map(lambda x: _whole(x)[: self.networks], values)
 
     def split(self, values: Tree) -> dict[str, Tree]:
         """Arm -> its rows of arrays ``[networks, ...]``."""
@@ -159,6 +163,12 @@ class Batch(NamedTuple):
         return {
             arm: jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], values) for i, arm in enumerate(self.arms)
         }
+
+
+def _whole(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def batch(
@@ -176,7 +186,8 @@ def batch(
         the same key in all arms, so that differences are paired.
       seeds: numbers of the seeds.
       chunk: see `over_seeds`; on every device for itself.
-      devices: of this machine, to cut the networks over; 0: all. No more are used than there are networks.
+      devices: to cut the networks over, of this machine or, under `jax.distributed`, of all processes; 0: all. No more
+        are used than there are networks.
 
     Raises:
       ConfigError: ``chunk`` does not divide the seeds, or there are fewer devices.
@@ -204,5 +215,6 @@ def batch(
     if used > 1:
         mesh = jax.sharding.Mesh(np.asarray(there[:used]), (AXIS,))
         program = over_devices(program, mesh)
-        start = jax.device_put(start, jax.NamedSharding(mesh, jax.P(AXIS)))
+        # Not `device_put`: the devices may be those of several processes.
+        start = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(start)
     return Batch(tuple(arms), program, start, count, used * each, mesh)

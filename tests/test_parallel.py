@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import pathlib
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,3 +122,21 @@ def test_every_device_has_equally_many_networks_in_whole_chunks():
 def test_refusals(options, message):
     with pytest.raises(ConfigError, match=message):
         parallel.batch(make, ARMS, SEEDS, **options)
+
+
+def test_one_program_over_the_devices_of_two_processes():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.two_processes", str(port), str(i)],
+            cwd=pathlib.Path(__file__).parent.parent, env=environment, stdout=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    for text in printed:
+        assert "2 devices, padded 6 of 5, apart 0.0e+00, collectives 0" in text

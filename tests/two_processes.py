@@ -1,0 +1,44 @@
+"""One of two processes with one program over the devices of both: ``python -m tests.two_processes PORT INDEX``."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from plastax import memory, parallel
+from tests import killing
+
+ARMS = {"only": {"lr": 0.1}}
+
+
+def losses(batch: parallel.Batch) -> tuple[np.ndarray, str]:
+    """Of two segments; and the text of the compiled program."""
+    data = batch.place(batch.program.data)
+    init, segment = memory.compile_segment(batch, data, killing.LENGTH)
+    state, found = init(batch.start, data), []
+    for clock in (0, killing.LENGTH):
+        state, record = segment(state, data, jnp.int32(clock))
+        found.append(batch.real(record.train["loss"]))
+    return np.concatenate(found, axis=1), segment.as_text()
+
+
+if __name__ == "__main__":
+    jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+    both = parallel.batch(lambda v: killing.network(optax.adam(v["lr"])), ARMS, range(5), devices=0)
+    got, text = losses(both)
+    # The same on this process's own device.
+    alone = parallel.over_seeds(killing.network(optax.adam(0.1)), 5)
+    state = jax.jit(alone.init)(parallel.seed_keys(range(5)), ())
+    expected = []
+    for clock in (0, killing.LENGTH):
+        state, record = jax.jit(alone.segment, static_argnums=3)(state, (), jnp.int32(clock), killing.LENGTH)
+        expected.append(np.asarray(record.train["loss"]))
+    apart = np.abs(got - np.concatenate(expected, axis=1)).max() / np.abs(got).max()
+    collectives = re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", text)
+    said = f"{len(jax.devices())} devices, padded {both.padded} of {both.networks}"
+    print(f"{said}, apart {0.0 if apart < 1e-5 else apart:.1e}, collectives {len(collectives)}")
