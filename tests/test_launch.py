@@ -177,3 +177,20 @@ def test_no_shard(shard):
 
     with pytest.raises(ConfigError, match=r"shard: .* i/n"):
         settings.parse(tiny_experiment.Config, {"default": {}}, {}, tiny_experiment.GROUPS, ["--shard", shard])
+
+
+def test_a_wandb_agents_command_line_is_ours():
+    from wandb.sdk.launch.sweeps import utils
+
+    from experiments import rl_gymnax
+    from plastax import settings
+
+    asked = {"ppo.learning_rate": 0.001, "l2_er.er_lr": 1e-05, "first_seed": 4, "methods": "l2_er", "stream.sigma": 0.5}
+    template = utils.create_sweep_command(["${env}", "python", "-m", "experiments.rl_gymnax", "${args}"])
+    filled = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in asked.items()}})
+    line = [part for word in template for part in (filled["args"] if word == "${args}" else [word])]
+    assert line[1:4] == ["python", "-m", "experiments.rl_gymnax"]
+    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
+    config = settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, line[4:])
+    assert (config.ppo.learning_rate, config.l2_er.er_lr, config.first_seed) == (0.001, 1e-5, 4)
+    assert (config.methods, config.stream_settings.sigma) == (("l2_er",), 0.5)
