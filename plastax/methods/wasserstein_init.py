@@ -20,14 +20,29 @@ class WassersteinInitState(NamedTuple):
     quantiles: Params
 
 
+def matched(w: Array, quantiles: Array) -> Array:
+    """For every entry of ``w`` ``[n]`` that of the ascending ``quantiles`` ``[n]`` with its rank; ties: their mean.
+
+    A sort of plain integers and two searches: on CPU three times as fast as two sorts of floats with their places.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.where(w == 0, 0.0, w), jnp.dtype(f"int{8 * w.dtype.itemsize}"))
+    # The order of integers is that of floats, but for negative ones, whose magnitudes have to be turned round.
+    keys = jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+    ordered = jnp.sort(keys)
+    first, end = (jnp.searchsorted(ordered, keys, side=side) for side in ("left", "right"))
+    sums = jnp.concatenate([jnp.zeros(1, quantiles.dtype), jnp.cumsum(quantiles)])
+    ties = (sums[end] - sums[first]) / (end - first)
+    return jnp.where(end - first == 1, quantiles[first], ties)
+
+
 def wasserstein_init(strength: float | Array = 1e-3) -> Method:
     """Adds the gradient of ``strength * sum_l sum_i (w_(i) - w_0(i))^2`` to the gradient, before the optimiser.
 
     ``w_(i)`` is the i-th smallest entry of array l (a kernel, a bias), so that the sum is its size times the squared
     2-Wasserstein distance of its entries from the initial ones: they may change places for nothing. The entry of rank i
-    gets ``2 * strength * (w_(i) - w_0(i))``; equal entries rank in their order. All arrays are included, those of
-    normalisation layers too. It sorts all parameters at every step, which on CPU costs more than a step at small
-    batches.
+    gets ``2 * strength * (w_(i) - w_0(i))``; equal entries share the mean of their initial ones (the smallest
+    subgradient). All arrays are included, those of normalisation layers too. It sorts all parameters at every step,
+    which on CPU costs more than a step at small batches.
 
     References:
       Lewandowski et al., "Directions of curvature as an explanation for loss of plasticity", arXiv 2312.00246, and the
@@ -38,9 +53,7 @@ def wasserstein_init(strength: float | Array = 1e-3) -> Method:
         return WassersteinInitState(jax.tree.map(lambda w: jnp.sort(w.reshape(-1)), params))
 
     def slope(w: Array, quantiles: Array) -> Array:
-        order = jnp.argsort(w.reshape(-1))
-        rank = jnp.argsort(order)
-        return 2 * (w - quantiles[rank].reshape(w.shape))
+        return 2 * (w - matched(w.reshape(-1), quantiles).reshape(w.shape))
 
     def update(
         updates: Tree, state: WassersteinInitState, params: Params, **_: object
