@@ -325,8 +325,8 @@ def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
 
 
 def test_asked_twice_it_stops_at_once(serve):
-    """While the main thread waits for the device: a segment of this one takes minutes."""
-    done = serve(serve.folder / "twice", "int int", steps=40_000_000)
+    """While the main thread waits for the device: a segment of this one takes seconds."""
+    done = serve(serve.folder / "twice", "int int", steps=4_000_000)
     assert done["status"] == 130, done["log"]
     assert "stopped at once" in done["log"]
     assert runs.status(serve.folder / "twice").state == "killed"
@@ -364,8 +364,9 @@ def test_a_full_disk(serve, whole):
         done = serve(disk / "run", "full")
         assert done["status"] == 1, done["log"]
         assert "No space left on device" in done["log"]
-        assert "--resume" in done["log"]
-        assert "Traceback" not in done["log"]
+        # Threads of orbax may have told of the same before; what is said last is one clear line.
+        last = done["log"].splitlines()[-1]
+        assert last.startswith("error: ") and f"--resume {disk / 'run'}" in last
         assert list((disk / "run" / "checkpoints").glob("*/*/manifest.json"))
         (disk / "filling").unlink()
         done = serve(disk / "run")
