@@ -66,8 +66,9 @@ class Shard:
         """Runs the command to its end, again and again if it is asked to stop."""
         status = Stopped.status
         while status == Stopped.status:
-            # SLURM sends the signal that is meant for submitit to all processes of the job.
-            self._process = subprocess.Popen(self.command, preexec_fn=lambda: _ignore(signal.SIGUSR2))
+            # SLURM sends the signal that is meant for submitit to all processes of the job. The shell becomes the
+            # command: Python's own hook would fork a process that JAX may have given threads.
+            self._process = subprocess.Popen(["sh", "-c", 'trap "" USR2; exec "$@"', "sh", *self.command])
             try:
                 status = self._process.wait()
             finally:
@@ -87,10 +88,6 @@ class Shard:
                 # What it had saved before is whole.
                 self._process.kill()
         return submitit.helpers.DelayedSubmission(Shard(self.command, self.grace))
-
-
-def _ignore(number: signal.Signals) -> None:
-    signal.signal(number, signal.SIG_IGN)
 
 
 def commands(experiment: str, settings: Sequence[str], shards: int) -> list[list[str]]:

@@ -122,6 +122,7 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
             np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
 
 
+@pytest.mark.slow  # a small study is killed many times in test_survival.py; this one is PPO
 def test_killed_and_started_again_equals_uninterrupted(finished, cache, tmp_path):
     """PPO with its environments; the same command goes on by itself. `tests.test_survival` kills much more."""
     draw = random.Random(0)

@@ -366,7 +366,8 @@ def test_a_full_disk(serve, whole):
         assert "No space left on device" in done["log"]
         # Threads of orbax may have told of the same before; what is said last is one clear line.
         last = done["log"].splitlines()[-1]
-        assert last.startswith("error: ") and f"--resume {disk / 'run'}" in last
+        assert last.startswith("error: ")
+        assert f"--resume {disk / 'run'}" in last
         assert list((disk / "run" / "checkpoints").glob("*/*/manifest.json"))
         (disk / "filling").unlink()
         done = serve(disk / "run")

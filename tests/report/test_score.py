@@ -260,7 +260,7 @@ def test_wide_tables_are_cut_between_quantities(study: pathlib.Path) -> None:
     ],
 )
 def test_digits(mean: float, low: float, high: float, text: str) -> None:
-    assert table._cell({"x": mean, "x_low": low, "x_high": high}, "x") == text
+    assert table.cell({"x": mean, "x_low": low, "x_high": high}, "x") == text
 
 
 def test_windows() -> None:
