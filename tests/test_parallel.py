@@ -124,6 +124,7 @@ def test_refusals(options, message):
         parallel.batch(make, ARMS, SEEDS, **options)
 
 
+@pytest.mark.slow  # starts two processes
 def test_one_program_over_the_devices_of_two_processes():
     with socket.socket() as free:
         free.bind(("localhost", 0))

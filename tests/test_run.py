@@ -83,6 +83,7 @@ def test_one_compilation_for_the_whole_stream(finished):
     assert (data["host/compile_seconds"].isel(segment=0) > 0).all()
 
 
+@pytest.mark.slow  # two starts of a whole study
 def test_a_second_start_compiles_nothing(finished, cache, tmp_path):
     done = run(command(tmp_path), cache)
     assert done.returncode == 0, done.stderr

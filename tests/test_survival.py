@@ -315,7 +315,7 @@ def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
         done = serve(directory, where)
         assert done["status"] == 75, done["log"]
         assert f"{name}: stopping behind this segment" in done["log"]
-        assert f"stopped by {name} behind segment" in done["log"]
+        assert f"stopped by {name} be" in done["log"]  # behind a segment, or before the other method
         assert runs.status(directory).state == "stopped"
         # Nothing is lost: there is a checkpoint behind the last record.
         segments = len(list((directory / "records" / "adam").iterdir()))
@@ -324,9 +324,10 @@ def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
     assert_same(whole[0], directory)
 
 
+@pytest.mark.slow  # a segment has to outlast two signals
 def test_asked_twice_it_stops_at_once(serve):
     """While the main thread waits for the device: a segment of this one takes seconds."""
-    done = serve(serve.folder / "twice", "int int", steps=4_000_000)
+    done = serve(serve.folder / "twice", "int int", steps=10_000_000)
     assert done["status"] == 130, done["log"]
     assert "stopped at once" in done["log"]
     assert runs.status(serve.folder / "twice").state == "killed"

@@ -204,6 +204,7 @@ def test_learns_and_is_deterministic(name: str) -> None:
     assert losses[-20:].mean() < 0.7 * losses[:20].mean()
 
 
+@pytest.mark.slow  # compiles every method once more
 @every_method
 def test_vmaps_over_seeds_and_settings(name: str) -> None:
     seeds = jax.random.split(jax.random.key(1), 2)

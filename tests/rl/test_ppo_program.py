@@ -189,6 +189,7 @@ def test_kronecker_factors_change_no_bit_of_other_networks(which):
         assert set(taken.state.factors.total) == set(model.layers)
 
 
+@pytest.mark.slow  # compiles PPO twice more
 def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare):
     """Bit for bit where as many run side by side (`seed_chunk`), whoever they are; else up to rounding.
 
@@ -402,6 +403,7 @@ def test_running_factors_start_again(spied):
             )
 
 
+@pytest.mark.slow  # compiles PPO for each kind
 @pytest.mark.parametrize("kind", ["sampled", pytest.param("exact", marks=pytest.mark.slow)])
 def test_factors_of_a_kind_are_those_of_the_network(kind):
     """One gradient step on the whole rollout: its factors depend on the start's parameters and the task alone."""

@@ -61,6 +61,7 @@ print("updated", segment._cache_size(), flush=True)
 """
 
 
+@pytest.mark.slow  # what could hang takes its time
 @pytest.mark.timeout(2 * LIMIT)
 def test_many_initialisations_and_probed_updates_end(pytestconfig):
     root = pathlib.Path(pytestconfig.rootpath)
