@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
               "stream.examples": 100, "training.epochs": 10, "training.batch_size": 20},
     # er_lr: what arXiv 2509.22335 takes for L2-ER on permuted MNIST. The others, where the methods' own defaults do
-    # little here: the best of a few values on seeds 100 and 101, 8 to 10 tasks.
+    # little here: chosen from a few values on seeds 100 and 101, 8 to 10 tasks.
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
                 "dash.floor": 0.9, "weight_decay.decay": 1e-4},
