@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from plastax import tree
 from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
-from plastax.types import Array, Features, Key, LayerInputs, Loss, Params, Tree
+from plastax.types import Array, Features, Key, LayerInputs, Loss, Moved, Params, Tree
 
 
 class Aside(NamedTuple):
@@ -113,3 +114,8 @@ def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dic
     if kind == "empirical":
         return factors(seen.inputs, seen.tap_grads)
     return fisher_factors(seen.inputs, seen.pull, cotangents(loss, kind, seen.outputs, batch, key))
+
+
+def stepped(params: Params, updates: Tree | Moved) -> Params:
+    """The parameters after a method's step, whichever way it says where they are."""
+    return updates.params if isinstance(updates, Moved) else optax.apply_updates(params, updates)

@@ -233,14 +233,14 @@ def program(
             )
         args = MethodArgs(
             method_key, clock, batch, seen.value, seen.features, seen.tap_grads, network.loss, network.features,
-            network.outputs, model.init, boundary=False,
+            network.outputs, model.init, boundary=False, may_move=not config.drops,
         )  # fmt: skip
         if config.drops:
             args = args._replace(rate=share_of_rate(clock))
         updates, opt_state = method.update(seen.grads, state.opt_state, state.params, **args._asdict())
         if config.drops:
             updates = optax.tree.scale(args.rate, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = learning.stepped(state.params, updates)
         metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
         if config.sample_plasticity:
             metrics["sample_plasticity"] = sample_plasticity(seen.value, network.loss(params, batch))

@@ -52,6 +52,8 @@ class MethodArgs(NamedTuple):
         gradients. Only methods whose config says ``needs_boundary`` get that call.
       rate: what the program will multiply the update by, shared by all seeds: 1, or less where the step size falls
         within a task. What has to arrive whole (a replaced unit's parameters) is divided by it.
+      may_move: whether the method may return `Moved` parameters in the place of updates. Static. A method that does
+        something with another's updates asks that one without it.
     """
 
     key: Key
@@ -66,6 +68,17 @@ class MethodArgs(NamedTuple):
     init_fn: Callable[[Key], Params]
     boundary: Array | bool
     rate: Array | float = 1.0
+    may_move: bool = False
+
+
+class Moved(NamedTuple):
+    """The parameters after a step, which a method may give out in the place of updates where `MethodArgs.may_move`.
+
+    A method that acts on them now and then only (under a condition) saves most of its cost by that: updates that pass
+    through a branch have to be written down and read again, an action on the parameters happens where they lie.
+    """
+
+    params: Params
 
 
 class MethodConfig(Protocol):

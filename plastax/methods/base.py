@@ -148,6 +148,15 @@ def recent(ring: Ring, clock: Array) -> tuple[Tree, Array]:
     return jax.tree.map(lambda x: x.reshape(k * size, *x.shape[2:]), ring.batches), jnp.repeat(there, size)
 
 
+def when(needed: Array, act: Callable[[Tree], Tree], x: Tree) -> Tree:
+    """``act(x)`` where ``needed``, else ``x``, which stays where it lies.
+
+    A branch even under `vmap`, which makes of `jax.lax.cond` both its branches and a choice: a loop of one turn at
+    most, which no seed enters where none needs it. A cond would also copy ``x`` in every step.
+    """
+    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), act(c[1])), (needed, x))[1]
+
+
 @dataclass(frozen=True)
 class Periodic(Settings):
     """Base of the methods that act every so many gradient steps, because acting costs more than a step."""

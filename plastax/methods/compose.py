@@ -55,10 +55,11 @@ class Composed:
 
 
 def _with_own_key(inner: optax.GradientTransformation) -> Method:
-    """``inner`` with random draws of its own, where what goes around it draws from the same key."""
+    """``inner`` with random draws of its own, where what goes around it draws from the same key, and with updates."""
     inner = optax.with_extra_args_support(inner)
 
     def update(updates: Tree, state: Tree, params: Params, *, key: Key, **extra: Any) -> tuple[Tree, Tree]:
+        extra["may_move"] = False
         return inner.update(updates, state, params, key=jax.random.fold_in(key, 2), **extra)
 
     # Of the same type: `base.at_boundary` knows by it what acts at switches.

@@ -12,7 +12,7 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import Settings, units_of
+from plastax.methods.base import Settings, units_of, when
 from plastax.types import Array, ConfigError, Features, Key, Method, Model, Params, Tree, Units
 
 UtilityName = Literal[
@@ -209,7 +209,7 @@ def continual_backprop(
 
         # Ranking, too, is only for steps that replace something.
         needed = jnp.any(jnp.stack([*counts.values()]) > 0)
-        updates, moved, layers = surgery.when(needed, act, (updates, moved, layers))
+        updates, moved, layers = when(needed, act, (updates, moved, layers))
         return updates, ContinualBackpropState(moved, spare, layers)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from plastax import linalg
-from plastax.methods.base import Periodic, Ring, add_scaled, at_least_one, batch_like_of, empty_ring, keep, recent
-from plastax.types import Array, ConfigError, Features, Method, Model, Params, Tree
+from plastax.methods.base import Periodic, Ring, add_scaled, at_least_one, batch_like_of, empty_ring, keep, recent, when
+from plastax.types import Array, ConfigError, Features, Method, Model, Moved, Params, Tree
 
 Form = Literal["step", "loss"]
 
@@ -36,26 +36,42 @@ def mean_effective_rank(features: Features, there: Array | None = None) -> Array
     return sum(map(rank, features.values()), jnp.zeros(())) / len(features)
 
 
-def effective_rank(er_lr: float | Array = 1e-3, period: int = 16, window: int = 1, batch_like: Tree = None) -> Method:
-    """Gradient ascent on the mean effective rank: ``update + er_lr * grad mean_l erank(H_l)``.
+def effective_rank(
+    er_lr: float | Array = 1e-3,
+    period: int = 16,
+    window: int = 1,
+    batch_like: Tree = None,
+    form: Form = "step",
+    max_step: float | Array = 0.01,
+) -> Method:
+    """Gradient ascent on the mean effective rank ``E(w) = mean_l erank(H_l(w))``, every ``period`` gradient steps.
 
-    Behind the optimiser in a chain it is a plain step of its own that touches no moments, the form of the paper's code
-    (which takes one such step an update of the agent). Before the optimiser, with ``-er_lr``, it is the gradient of a
-    loss term ``-er_lr * mean_l erank(H_l)``, the form of the paper's third version, and goes through momentum, Adam and
-    the learning rate.
+    As a step, behind the optimiser in a chain, it is one of its own that touches no moments, the form of the paper's
+    code, taken from where the optimiser's step has led::
 
-    It acts every ``period`` gradient steps: with a window of one before each of them, on the current minibatch; else at
-    their ends, on the last ``window`` minibatches together, seen through the current parameters. Since the start, or
-    since a method has drawn the network anew, there may have been fewer: then on these. Unlike in the paper's code,
-    value and gradient share one eigendecomposition of the smaller Gram matrix, the gradient is taken where the
-    optimiser's is (there, on MNIST, after the last of the steps), and the actor's and critic's layers are averaged, not
+        w' = w + update        w'' = w' + s grad E(w'),  s = min(er_lr, max_step |w'| / |grad E(w')|)
+
+    The bound is not the paper's. The effective rank does not depend on the features' scale, so its gradient grows as
+    one over them: on a network whose features have all but vanished a single step threw PPO's weights to 3e8. With
+    ``max_step`` infinite there is no bound.
+
+    As a term of the loss, ``-er_lr E(w)`` before the optimiser, the form of the paper's third version, its gradient is
+    taken where the loss's is and goes through momentum, Adam and the learning rate.
+
+    With a window of one it acts before each ``period`` steps, on the current minibatch; else at their ends, on the last
+    ``window`` minibatches together, seen through the current parameters. Since the start, or since a method has drawn
+    the network anew, there may have been fewer: then on these. Unlike in the paper's code, value and gradient share one
+    eigendecomposition of the smaller Gram matrix, the step comes behind the optimiser's also where it sees the same
+    minibatch (there, behind it on MNIST and before it elsewhere), and the actor's and critic's layers are averaged, not
     added network by network.
 
     Args:
-      er_lr: step size of the ascent.
+      er_lr: step size of the ascent, or strength of the term.
       period: gradient steps from one action to the next.
       window: minibatches that the features are taken of. Its state keeps as many: ``window * B`` examples a network.
       batch_like: shapes of a minibatch; needed for a window of two or more.
+      form: ``"step"`` or ``"loss"``.
+      max_step: most that a step may be long, of the norm of all parameters.
 
     References:
       arXiv 2509.22335, section 7 (the regulariser); Roy and Vetterli, EUSIPCO 2007 (effective rank).
@@ -72,18 +88,28 @@ def effective_rank(er_lr: float | Array = 1e-3, period: int = 16, window: int = 
         clock: Array,
         batch: Tree,
         features_fn: Callable[[Params, Tree], Features],
+        may_move: bool = False,
         **_: object,
-    ) -> tuple[Tree, Ring | optax.EmptyState]:
+    ) -> tuple[Tree | Moved, Ring | optax.EmptyState]:
         due = clock % period == 0
         if isinstance(state, Ring):
             state, due = keep(state, batch, clock), (clock + 1) % period == 0
 
-        def ascend(updates: Tree) -> Tree:
+        def slope(at: Params) -> Params:
             examples, there = recent(state, clock) if isinstance(state, Ring) else (batch, None)
-            direction = jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), there))(params)
-            return add_scaled(updates, er_lr, direction)
+            return jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), there))(at)
 
-        return jax.lax.cond(due, ascend, lambda u: u, updates), state
+        def ascend(to: Tree, at: Params) -> Tree:
+            direction = slope(at)
+            most, length = max_step * optax.tree.norm(at), er_lr * optax.tree.norm(direction)
+            bounded = er_lr * jnp.where(length > most, most / length, 1)
+            return add_scaled(to, bounded, direction)
+
+        if form == "loss":
+            return when(due, lambda grads: add_scaled(grads, -er_lr, slope(params)), updates), state
+        if may_move:
+            return Moved(when(due, lambda p: ascend(p, p), optax.apply_updates(params, updates))), state
+        return when(due, lambda u: ascend(u, optax.apply_updates(params, u)), updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -101,7 +127,10 @@ class EffectiveRank(Periodic):
     """Minibatches, the last ones, whose features it looks at (paper: 100 of one example on MNIST, 12 of 100 on
     ImageNet, 5 on CIFAR); batches of one example need two or more."""
     form: Form = "step"
-    """step: beside the optimiser (the paper's code); loss: a term of the loss, through the optimiser (its text)."""
+    """step: behind the optimiser (the paper's code); loss: a term of the loss, through the optimiser (its text)."""
+    max_step: float = 0.01
+    """Most that such a step may be long, of the norm of all weights: its gradient grows without bound as features
+    vanish. inf: no bound, the paper's code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +141,5 @@ class EffectiveRank(Periodic):
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, effective_rank)``; as a term of the loss ``chain(effective_rank, inner)``."""
         like = batch_like_of(model, "effective_rank with a window") if self.window > 1 else None
-        if self.form == "loss":
-            return optax.chain(effective_rank(-self.er_lr, self.period, self.window, like), inner)
-        return optax.chain(inner, effective_rank(self.er_lr, self.period, self.window, like))
+        rank = effective_rank(self.er_lr, self.period, self.window, like, self.form, self.max_step)
+        return optax.chain(rank, inner) if self.form == "loss" else optax.chain(inner, rank)

@@ -11,7 +11,7 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import Settings, at_least_one, units_of
+from plastax.methods.base import Settings, at_least_one, units_of, when
 from plastax.types import Array, ConfigError, Features, Key, Method, Model, Params, Tree, Units
 
 
@@ -131,7 +131,7 @@ def self_normalized_resets(
         spare = surgery.renewed(units, state.spare, clock % patience == 0, init_fn, key)
         looked = {name: look(seen, features[name]) for name, seen in state.layers.items()}
         chosen = {name: mask for name, (_, mask) in looked.items()}
-        updates, moved = surgery.when(
+        updates, moved = when(
             surgery.any_of(chosen),
             lambda x: surgery.replace(units, chosen, spare, params, x[0], x[1], inner, rate=extra.get("rate", 1.0)),
             (updates, moved),

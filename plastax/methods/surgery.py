@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.methods.base import when
 from plastax.types import Array, Entries, Key, Params, Tree, Units
 
 Chosen = Mapping[str, Array]
@@ -169,15 +170,6 @@ def clear(state: Tree, start: Tree, masks: Sequence[Mapping[str, Array]], leaves
     return jax.tree_util.tree_map_with_path(moment, state, start)
 
 
-def when(needed: Array, act: Callable[[Tree], Tree], x: Tree) -> Tree:
-    """``act(x)`` where ``needed``, else ``x``.
-
-    A branch even under `vmap`, which makes of `jax.lax.cond` both its branches and a choice: a loop of one turn at
-    most, which no seed enters where none needs it.
-    """
-    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), act(c[1])), (needed, x))[1]
-
-
 def any_of(chosen: Chosen) -> Array:
     """Whether any unit of any layer is chosen, a bool scalar."""
     return jnp.any(jnp.concatenate([*chosen.values()]))
@@ -198,7 +190,6 @@ def renewed(
     units: Mapping[str, Units], spare: dict[str, Array], due: Array, init_fn: Callable[[Key], Params], key: Key
 ) -> dict[str, Array]:
     """Incoming entries for replaced units, drawn anew where ``due``: a bool scalar of the shared clock alone."""
-    # A cond would copy the spare in every step.
     return when(due, lambda _: spare_of(units, init_fn(key)), spare)
 
 

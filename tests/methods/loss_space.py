@@ -25,10 +25,19 @@ def coupled(w: Flat, g: Flat, strength: float) -> Flat:
     return {k: g[k] + (0.0 if k in NORMS else strength * w[k]) for k in w}
 
 
-def ascent(w: Flat, new: Flat, x: np.ndarray, er_lr: float) -> Flat:
-    """The gradient is taken where the optimiser's is, before either step."""
-    slope = slope_of(lambda w: numpy_mean_rank(w, x), w)
-    return {k: new[k] + er_lr * slope[k] for k in w}
+def rank_slope(w: Flat, x: np.ndarray) -> Flat:
+    return slope_of(lambda w: numpy_mean_rank(w, x), w)
+
+
+def length_of(w: Flat) -> float:
+    return float(np.sqrt(sum(np.sum(v**2) for v in w.values())))
+
+
+def ascent(w: Flat, x: np.ndarray, er_lr: float, max_step: float = np.inf) -> Flat:
+    """A step of its own, no longer than ``max_step`` of the weights."""
+    slope = rank_slope(w, x)
+    step = min(er_lr, max_step * length_of(w) / length_of(slope))
+    return {k: w[k] + step * slope[k] for k in w}
 
 
 def reference_l2(w, g, w0, opt, t, xi, x):
@@ -45,11 +54,18 @@ def reference_l2_init(w, g, w0, opt, t, xi, x):
 
 def reference_effective_rank(w, g, w0, opt, t, xi, x):
     new = moved(w, opt(g))
-    return ascent(w, new, x, 0.2) if t % 2 == 0 else new
+    return ascent(new, x, 0.2) if t % 2 == 0 else new
+
+
+def reference_short_steps(w, g, w0, opt, t, xi, x):
+    new = moved(w, opt(g))
+    assert 0.2 * length_of(rank_slope(new, x)) > 0.01 * length_of(new)  # or it would show nothing
+    return ascent(new, x, 0.2, 0.01) if t % 2 == 0 else new
 
 
 def reference_rank_in_the_loss(w, g, w0, opt, t, xi, x):
-    return moved(w, opt(ascent(w, g, x, -0.2) if t % 2 == 0 else g))
+    slope = rank_slope(w, x)
+    return moved(w, opt({k: g[k] - 0.2 * slope[k] for k in g} if t % 2 == 0 else g))
 
 
 class RankOfRecentBatches:
@@ -61,12 +77,12 @@ class RankOfRecentBatches:
     def __call__(self, w, g, w0, opt, t, xi, x):
         self.seen = [*self.seen, x][-3:]
         new = moved(w, opt(g))
-        return ascent(w, new, np.concatenate(self.seen), 0.2) if t % 2 == 1 else new
+        return ascent(new, np.concatenate(self.seen), 0.2) if t % 2 == 1 else new
 
 
 def reference_l2_er(w, g, w0, opt, t, xi, x):
     new = moved(w, opt(coupled(w, g, 0.3)))
-    return ascent(w, new, x, 0.2) if t % 2 == 0 else new
+    return ascent(new, x, 0.2) if t % 2 == 0 else new
 
 
 class Resampled:
@@ -207,8 +223,8 @@ CASES: dict[str, tuple[Any, Any]] = {
     "parseval": (methods.Parseval(strength=0.1, scale=0.7), penalised(parseval, 0.1)),
     "isometry": (methods.Isometry(strength=0.1), penalised(isometry, 0.1)),
     "c_chain": (methods.CChain(target=0.05, least=2.0, decay=0.9), Churn),
-    "effective_rank": (methods.EffectiveRank(er_lr=0.2, period=2), reference_effective_rank),
-    "l2_er": (methods.L2ER(er_lr=0.2, period=2, l2=0.3), reference_l2_er),
+    "effective_rank": (methods.EffectiveRank(er_lr=0.2, period=2, max_step=np.inf), reference_effective_rank),
+    "l2_er": (methods.L2ER(er_lr=0.2, period=2, max_step=np.inf, l2=0.3), reference_l2_er),
 }
 # Static options.
 VARIANTS: dict[str, tuple[Any, Any]] = {
@@ -224,12 +240,13 @@ VARIANTS: dict[str, tuple[Any, Any]] = {
         LopJax,
     ),
     "isometry decoupled": (methods.Isometry(strength=0.01, form="decoupled"), reference_decoupled_isometry),
+    "effective_rank in short steps": (methods.EffectiveRank(er_lr=0.2, period=2), reference_short_steps),
     "effective_rank in the loss": (
         methods.EffectiveRank(er_lr=0.2, period=2, form="loss"),
         reference_rank_in_the_loss,
     ),
     "effective_rank of recent batches": (
-        methods.EffectiveRank(er_lr=0.2, period=2, window=3),
+        methods.EffectiveRank(er_lr=0.2, period=2, window=3, max_step=np.inf),
         RankOfRecentBatches,
     ),
 }

@@ -12,8 +12,9 @@ import optax
 import pytest
 
 from plastax import methods
+from plastax.learning import stepped
 from plastax.methods.effective_rank import mean_effective_rank
-from plastax.types import MethodArgs, Model
+from plastax.types import MethodArgs, Model, Moved
 from tests.methods import loss_space, test_surgery_reference, test_update_space
 from tests.methods.reference import (
     EXAMPLES,
@@ -74,7 +75,11 @@ def test_every_method_has_a_reference() -> None:
 @pytest.mark.parametrize(
     ("name", "inner"), [(n, Adam) for n in (*CASES, *VARIANTS)] + [(n, Sgd) for n in ("l2", "weight_decay")]
 )
-def test_steps_equal_numpy(name: str, inner: type) -> None:
+@pytest.mark.parametrize("may_move", [False, True])
+def test_steps_equal_numpy(name: str, inner: type, may_move: bool) -> None:
+    moves = name.startswith(("effective_rank", "l2_er")) and "loss" not in name
+    if may_move and not moves:
+        pytest.skip("it gives updates either way")
     config, reference = (CASES | VARIANTS)[name]
     reference = reference() if isinstance(reference, type) else reference
     method = config.build(inner.transform, MODEL)
@@ -84,9 +89,11 @@ def test_steps_equal_numpy(name: str, inner: type) -> None:
     @jax.jit
     def update(params: Any, state: Any, grads: Any, key: jax.Array, clock: jax.Array, batch: jax.Array) -> Any:
         value, loss_fn = jnp.mean(jnp.square(batch)), lambda p, b: jnp.zeros(())
-        args = MethodArgs(key, clock, batch, value, {}, {}, loss_fn, features_fn, outputs_fn, init, boundary=False)
+        functions = (loss_fn, features_fn, outputs_fn, init)
+        args = MethodArgs(key, clock, batch, value, {}, {}, *functions, boundary=False, may_move=may_move)
         updates, state = method.update(grads, state, params, **args._asdict())
-        return optax.apply_updates(params, updates), state
+        assert isinstance(updates, Moved) == may_move
+        return stepped(params, updates), state
 
     w, opt, state = flat(params), inner(), method.init(params)
     w0 = {k: v.copy() for k, v in w.items()}
