@@ -237,11 +237,36 @@ def test_the_dashboard_shows_what_was_logged(recorded: pathlib.Path) -> None:
     assert sum(len(part.panels) for part in dashboard.parts()) > len(shown)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # The package's own, at import.
+def test_the_dashboard_is_one_that_wandb_takes(recorded: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes offline: what its own package would send, panel by panel."""
+    from wandb_workspaces.workspaces import Workspace
+
+    tracking.replay(recorded)
+    logged = {name for row in read_offline_run(recorded)[1] for name in row}
+    sent = []
+    # The two that need a network.
+    monkeypatch.setattr(Workspace, "save", lambda self: sent.append(self))
+    monkeypatch.setattr(Workspace, "url", "https://wandb.ai/entity/project?nw=abc")
+    assert dashboard.create("entity/project", recorded) == Workspace.url
+    (workspace,) = sent
+    assert (workspace.entity, workspace.project) == ("entity", "project")
+    spec = json.loads(workspace._to_model().model_dump_json(by_alias=True))["spec"]
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections[:2]] == ["Does it still learn?", "Spectra over tasks"]
+    panels = [panel for section in sections for panel in section["panels"]]
+    lines = [panel["config"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    assert {config["xAxis"] for config in lines} == {"task"}
+    assert all(set(config["metrics"]) <= logged for config in lines)
+    assert "hessian/spectrum/init" in {name for config in lines for name in config["metrics"]}
+    assert any(panel["viewType"] == "Vega2" for panel in panels)
+
+
 def test_the_dashboard_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(SystemExit):
         cli.main(["wandb-dashboard", "entity/project"])
-    assert "pip install wandb-workspaces" in capsys.readouterr().err
+    assert "wandb-workspaces" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="'project' is not of the form ENTITY/PROJECT"):
         dashboard.workspace("project")
 

@@ -110,7 +110,7 @@ def workspace(project: str, metrics: Collection[str] | None = None) -> Any:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        message = "the W&B dashboard needs the package wandb-workspaces, which is missing: pip install wandb-workspaces"
+        message = "the W&B dashboard needs a package that is missing: pip install 'wandb-workspaces>=0.4.13'"
         raise ConfigError(message) from error
 
     def drawn(panel: Panel) -> Any:
