@@ -23,7 +23,7 @@ class Config(supervised.ImageConfig):
 
     methods: settings.Methods = ("backprop", "effective_rank", "l2", "l2_er", "layernorm_l2", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
+    probes: tuple[str, ...] = ("features", "weights", "hessian")
     """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
     seeds: int = 6
     """Independent networks of each method, trained at once; every method sees the same tasks."""
@@ -41,12 +41,14 @@ class Config(supervised.ImageConfig):
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
-              "stream.examples": 100, "training.epochs": 10, "training.batch_size": 20},
+              "stream.examples": 100, "training.epochs": 10, "training.batch_size": 20, "probes": ("features", "weights")},
+    # The Hessian: so much of it that all probes together take less than 15 % of the time of training (`bench.probes`).
     # er_lr: what arXiv 2509.22335 takes for L2-ER on permuted MNIST. The others, where the methods' own defaults do
     # little here: chosen from a few values on seeds 100 and 101, 8 to 10 tasks.
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
-                "dash.floor": 0.9, "weight_decay.decay": 1e-4},
+                "dash.floor": 0.9, "weight_decay.decay": 1e-4,
+                "hessian.order": 16, "hessian.examples": 64, "hessian.every": 4},
     # Kumar et al. (arXiv 2308.11958): 50 tasks of 400 epochs over 1,200 images, batches of 16, Adam.
     "kumar": {
         "data": "mnist", "seeds": 3, "tasks": 50, "model_settings.hidden": (100, 100), "stream.examples": 1200,

@@ -23,7 +23,7 @@ class _SpectrumProbe(Settings):
     """Random probe vectors: the precision of its sums; their standard errors fall with the square root."""
     eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Thresholds of the eps-rank, absolute; the same numbers are used relative to the largest eigenvalue."""
-    examples: int = 256
+    examples: int = 128
     """Examples of the probe batch that the curvature is taken on (at most; it costs in proportion)."""
 
     def __post_init__(self) -> None:
@@ -100,6 +100,9 @@ class GGN(_SpectrumProbe):
 
     name: ClassVar[str] = "ggn"
 
+    examples: int = 64
+    """Examples of the probe batch that it is taken on (at most); so few that the Gram matrix, exact, tends to cost less
+    than Lanczos."""
     method: Way = "auto"
     """gram: exact, by the Gram matrix of the examples' gradients; lanczos; auto: the one that costs less."""
 
