@@ -76,7 +76,7 @@ def upgd(
 
             def scaled(u: Array) -> Array:
                 axes = tuple(range(u.ndim - 1)) if u.ndim > 1 else (0,)
-                return u / jnp.maximum(jnp.linalg.norm(u, axis=axes, keepdims=True), 1e-12)
+                return u / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True)), 1e-12)
 
             # The bias correction is one factor of all and leaves the direction as it is.
             scaled_utility = jax.tree.map(scaled, utility)

@@ -10,7 +10,6 @@ import numpy as np
 from plastax import methods
 from tests.methods.reference import (
     NORMS,
-    WITH_CONV,
     Flat,
     Reference,
     moved,
@@ -151,7 +150,7 @@ class SpectralAsIs:
     """One power iteration a kernel and step, from where the last one ended; the vectors' own movement has no part."""
 
     def __init__(self) -> None:
-        start = methods.spectral_norm().init(random_tree(0, WITH_CONV)).vectors
+        start = methods.spectral_norm().init(random_tree(0)).vectors
         self.vectors = {k: np.array(v) for k, v in start.items()}
 
     def __call__(self, w, g, w0, opt, t, xi, x):

@@ -17,20 +17,19 @@ SHAPES: dict[str, Any] = {
         "dense_0": {"bias": (5,), "kernel": (3, 5)},
         "norm_dense_0": {"bias": (5,), "scale": (5,)},
         "output": {"kernel": (5, 4)},
+        "conv_0": {"bias": (4,), "kernel": (2, 2, 3, 4)},  # which no feature reads
     },
     "log_std": (2,),
 }
 RATE, EXAMPLES = 0.05, 7
 Flat = dict[str, np.ndarray]
-# With a convolution, which no feature reads.
-WITH_CONV = SHAPES | {"actor": SHAPES["actor"] | {"conv_0": {"bias": (4,), "kernel": (2, 2, 3, 4)}}}
 NORMS = ("actor/norm_dense_0/bias", "actor/norm_dense_0/scale")
 
 
-def random_tree(seed: int, shapes: Any = SHAPES) -> Any:
+def random_tree(seed: int) -> Any:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda shape: jnp.asarray(rng.standard_normal(shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
+        lambda shape: jnp.asarray(rng.standard_normal(shape)), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
     )
 
 
@@ -38,8 +37,8 @@ def flat(params: Any) -> Flat:
     return {name: np.array(leaf, np.float64) for name, leaf in tree.named_leaves(params).items()}
 
 
-def init_fn(key: jax.Array, shapes: Any = SHAPES) -> Any:
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+def init_fn(key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(SHAPES, is_leaf=lambda x: isinstance(x, tuple))
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(structure, [jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)])
 

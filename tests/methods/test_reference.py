@@ -18,7 +18,6 @@ from plastax.types import MethodArgs, Model, Moved
 from tests.methods import loss_space, test_surgery_reference, test_update_space
 from tests.methods.reference import (
     EXAMPLES,
-    WITH_CONV,
     Adam,
     Sgd,
     features_fn,
@@ -61,7 +60,7 @@ def outputs_fn(params: Any, x: jax.Array) -> jax.Array:
 
 
 def init(key: jax.Array) -> Any:
-    return init_fn(key, WITH_CONV)
+    return init_fn(key)
 
 
 MODEL = Model(init, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64))
@@ -83,7 +82,7 @@ def test_steps_equal_numpy(name: str, inner: type, may_move: bool) -> None:
     config, reference = (CASES | VARIANTS)[name]
     reference = reference() if isinstance(reference, type) else reference
     method = config.build(inner.transform, MODEL)
-    params = random_tree(0, WITH_CONV)
+    params = random_tree(0)
     batches = np.random.default_rng(1).standard_normal((STEPS, EXAMPLES, 3))
 
     @jax.jit
@@ -98,7 +97,7 @@ def test_steps_equal_numpy(name: str, inner: type, may_move: bool) -> None:
     w, opt, state = flat(params), inner(), method.init(params)
     w0 = {k: v.copy() for k, v in w.items()}
     for t in range(STEPS):
-        grads, key = random_tree(100 + t, WITH_CONV), jax.random.key(t)
+        grads, key = random_tree(100 + t), jax.random.key(t)
         w = reference(w, flat(grads), w0, opt, t, flat(init(key)), batches[t])
         params, state = update(params, state, grads, key, jnp.asarray(t, jnp.int32), jnp.asarray(batches[t]))
         for leaf, (where, expected) in zip(jax.tree.leaves(params), w.items(), strict=True):

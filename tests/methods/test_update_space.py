@@ -24,6 +24,7 @@ from tests.methods.reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, f
 pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS, SWITCH = 8, 3
+CONV = ("actor/conv_0/kernel", "actor/conv_0/bias")
 
 
 class Draw:
@@ -101,10 +102,8 @@ class Upgd(Reference):
         top = max(u.max() for u in (self.trace if self.released else corrected).values())
         noise, d, out = draw.normal(1), self.direction(g), {}
         for k, u in corrected.items():
-            if self.local:
-                z = u / np.sqrt((u**2).sum(0)) if u.ndim == 2 else u / np.sqrt((u**2).sum())
-            else:
-                z = u / top
+            incoming = tuple(range(u.ndim - 1)) if u.ndim > 1 else 0
+            z = u / np.sqrt((u**2).sum(incoming)) if self.local else u / top
             gate = 1 - 1 / (1 + np.exp(-z))
             n = -self.sigma * noise[k]  # The method adds what the paper subtracts.
             move = (d[k] + n) * gate if self.protecting else d[k] + n * gate
@@ -134,7 +133,7 @@ class AdamUpgd(Upgd):
 class Clipping(Reference):
     def step(self, w, g, t, draw):
         new = super().step(w, g, t, draw)
-        for layer in ("actor/dense_0", "actor/output"):
+        for layer in ("actor/dense_0", "actor/conv_0", "actor/output"):
             bound = 0.5 * np.abs(self.w0[f"{layer}/kernel"]).max()
             for part in ("kernel", "bias"):
                 if f"{layer}/{part}" in new:
@@ -143,7 +142,7 @@ class Clipping(Reference):
 
 
 class Projection(Reference):
-    groups = (("actor/dense_0/kernel", "actor/dense_0/bias"), NORMS, ("actor/output/kernel",))
+    groups = (("actor/dense_0/kernel", "actor/dense_0/bias"), NORMS, ("actor/output/kernel",), CONV)
     period = 2
 
     def step(self, w, g, t, draw):
@@ -255,8 +254,9 @@ class Shrinking(Reference):
         if self.left:
             return w
         new = dict(w)
-        for k in ("actor/dense_0/kernel", "actor/output/kernel", "actor/dense_0/bias"):
-            flat_w, flat_g = w[k].reshape(w[k].shape[0], -1), self.mean[k].reshape(w[k].shape[0], -1)
+        for k in ("actor/dense_0/kernel", "actor/output/kernel", "actor/dense_0/bias", *CONV):
+            rows = 4 if w[k].ndim == 4 else len(w[k])  # places of a convolution, inputs
+            flat_w, flat_g = (x[k].reshape(rows, -1) for x in (w, self.mean))
             for unit in range(flat_w.shape[1]):
                 a, b = flat_w[:, unit], flat_g[:, unit]
                 flat_w[:, unit] = a * max(0.2, a @ b / np.sqrt((a @ a) * (b @ b)))
