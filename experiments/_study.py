@@ -8,15 +8,17 @@ from typing import Any
 
 from rich.console import Console
 
-from plastax import compilation, memory, parallel, report, run, settings, sweep, tracking
+from plastax import compilation, memory, parallel, report, run, segments, settings, sweep, tracking
 from plastax.methods import METHODS, compose
-from plastax.types import ConfigError, MethodConfig, Program
+from plastax.probes import PROBES, TrainabilityProbe
+from plastax.types import ConfigError, MethodConfig, Probe, Program
 
 Make = Callable[[Mapping[str, Any]], Program]
 """``(dotted setting -> value, maybe traced) -> program`` of one network."""
 
-Prepare = Callable[[Any, str], tuple[run.Plan, Make]]
-"""``(config, name of the method)`` -> how the run is cut, and its programs; raises `ConfigError`."""
+Prepare = Callable[[Any, str], tuple[run.Plan, Make, Sequence[Probe]]]
+"""``(config, name of the method)`` -> how the run is cut, its programs, what they measure; raises `ConfigError`, and
+compiles nothing."""
 
 Build = Callable[[Any], tuple[list[parallel.Batch], run.Plan]]
 """``(config) -> (the programs over all networks; the plan)``; raises `ConfigError` before anything compiles."""
@@ -25,6 +27,23 @@ Build = Callable[[Any], tuple[list[parallel.Batch], run.Plan]]
 def method_of(config: Any, name: str) -> MethodConfig:
     """The method of this name under its settings in a configuration."""
     return compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
+
+
+def looks(config: Any, learning_rate: float, steps: int) -> list[Any]:
+    """The settings of the chosen probes; that of trainability also knows the step size and the steps of a task."""
+    found = [getattr(config, name, PROBES[name]) for name in config.probes]
+    return [look.within(learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in found]
+
+
+def cut(config: Any, updates: int, examples: int) -> run.Plan:
+    """How a run is cut whose tasks have so many updates, each of so many examples (or steps) of a seed.
+
+    Raises:
+      ConfigError: the segments do not divide a task.
+    """
+    if config.segments_per_task < 1 or updates % config.segments_per_task:
+        raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
+    return run.Plan(config.tasks, updates, updates // config.segments_per_task, config.seeds * examples)
 
 
 def build(
@@ -57,19 +76,24 @@ def build(
     groups_of_arms = [group for part in both for group in sweep.together(part, static)]
     prepared = [prepare(group[0].config, group[0].method) for group in groups_of_arms]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    batches: list[parallel.Batch] = []
-    first: dict[str, parallel.Batch] = {}
-    for group, (plan, make) in zip(groups_of_arms, prepared):
-        values = {arm.label: sweep.traced_values(arm, static) for arm in group}
-        batches.append(parallel.batch(make, values, seeds, config.seed_chunk, config.devices))
-        other = first.setdefault(group[0].method, batches[-1])
-        same = other.program.coords == batches[-1].program.coords
-        if plan != prepared[0][0] or not same:
+    plan = prepared[0][0]
+    first: dict[str, tuple[str, Any]] = {}
+    for group, (own_plan, _, probes) in zip(groups_of_arms, prepared):
+        arm, coords = group[0], segments.labels(probes)[1]
+        other, others = first.setdefault(arm.method, (arm.label, coords))
+        if own_plan != plan or coords != others:
+            what, than = ("updates", groups_of_arms[0][0].label) if coords == others else ("axes", other)
             raise ConfigError(
-                f"sweep: {batches[-1].name} has other {'updates' if same else 'axes'} than "
-                f"{(batches[0] if same else other).name}, and a record has them once; make it a run of its own"
+                f"sweep: {arm.label} has other {what} than {than}, and a record has them once; make it a run of its own"
             )
-    return batches, prepared[0][0]
+    batches = [
+        parallel.batch(
+            make, {arm.label: sweep.traced_values(arm, static) for arm in group}, seeds, config.seed_chunk,
+            config.devices,
+        )
+        for group, (_, make, _) in zip(groups_of_arms, prepared)
+    ]  # fmt: skip
+    return batches, plan
 
 
 def carry_out(

@@ -20,9 +20,9 @@ from plastax import data, parallel, run, settings, train
 from plastax.data import Dataset
 from plastax.methods import METHODS
 from plastax.models import SUPERVISED
-from plastax.probes import PROBES, TrainabilityProbe
+from plastax.probes import PROBES
 from plastax.training import Training
-from plastax.types import ConfigError, MethodConfig, Model, Program, Stream
+from plastax.types import ConfigError, MethodConfig, Model, Probe, Program, Stream
 
 CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}
@@ -87,27 +87,18 @@ def build(config: Any, dataset: Dataset | None) -> tuple[list[parallel.Batch], r
         """One for all arms that have the same, so that its data are there once."""
         return stream.build() if dataset is None else stream.build(dataset)
 
-    def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make]:
-        updates = config.training.updates
-        if config.segments_per_task < 1 or updates % config.segments_per_task:
-            raise ConfigError(
-                f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates "
-                "(training.updates)"
-            )
+    def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make, list[Probe]]:
         stream = stream_of(config.stream)
-        blocks = config.training.blocks(stream.examples)
-        looks: list[Any] = [getattr(config, probe, PROBES[probe]) for probe in config.probes]
-        steps = updates * blocks.steps_per_update
-        looks = [
-            look.within(config.training.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look
-            for look in looks
-        ]
+        updates, steps = config.training.updates, config.training.blocks(stream.examples).steps_per_update
+        plan = _study.cut(config, updates, steps * config.training.batch_size)
         method = _study.method_of(config, name)
         _check_boundaries(config, name, method, stream)
         options = settings.with_options(config.model_settings, config.model, name, method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
         model = model._replace(batch_like=train.batch_like(config.training, stream))
         _check_rank(config, name, model)
+        looks = _study.looks(config, config.training.learning_rate, updates * steps)
+        probes = [look.build(model) for look in looks]
 
         def make(values: Mapping[str, Any]) -> Program:
             own = settings.replaced(config, values)
@@ -117,14 +108,13 @@ def build(config: Any, dataset: Dataset | None) -> tuple[list[parallel.Batch], r
                 stream,
                 model,
                 method.build(own.training.transformation(), model),
-                [probe.build(model) for probe in looks],
+                probes,
                 needs_boundary=method.needs_boundary,
                 starts_anew=method.starts_anew,
                 probe_every=config.probe_every,
             )
 
-        examples = config.seeds * blocks.steps_per_update * config.training.batch_size
-        return run.Plan(config.tasks, updates, updates // config.segments_per_task, examples), make
+        return plan, make, probes
 
     # The probe counts eigenvalues beyond what the step size allows: with it, the step size is a constant.
     static = ("training.learning_rate",) if "trainability" in config.probes else ()
@@ -169,6 +159,7 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
       experiment: its name.
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
+    settings.check_writable(config, experiment)
     dataset = load(config)
     build(config, dataset)  # What cannot be built is refused before anything is printed.
     console = Console()

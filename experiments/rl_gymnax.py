@@ -12,7 +12,8 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # On busy machines OpenBLAS's threads make small SVDs 100x slower.
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +21,10 @@ from experiments import _study
 from plastax import parallel, run, segments, settings
 from plastax.methods import METHODS
 from plastax.models import MODELS
-from plastax.probes import PROBES, TrainabilityProbe
+from plastax.probes import PROBES
 from plastax.rl import STREAMS, ppo
-from plastax.types import ConfigError, Program
+from plastax.rl.environment import Stream
+from plastax.types import ConfigError, Probe, Program
 
 
 @dataclass(frozen=True)
@@ -66,53 +68,60 @@ def build(config: Any) -> tuple[list[parallel.Batch], run.Plan]:
     """The programs over all networks, and the plan of segments; raises `ConfigError` before anything compiles."""
     # The probe counts eigenvalues beyond what the step size allows: with it, the step size is a constant.
     static = ("ppo.learning_rate",) if "trainability" in config.probes else ()
-    return _study.build(config, GROUPS, prepare, static=static)
+    # One stream for all arms that have the same.
+    prepare_with = functools.partial(prepare, functools.cache(lambda stream: stream.build()))
+    return _study.build(config, GROUPS, prepare_with, static=static)
 
 
-def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make]:
-    """The plan, and one network's program of the method ``name`` under values of settings that may be traced."""
-    stream = config.stream_settings.build()
+def prepare(
+    stream_of: Callable[[Any], Stream], config: Any, name: str
+) -> tuple[run.Plan, _study.Make, Sequence[Probe]]:
+    """See `_study.Prepare`. The stream is built by the programs, in the end: gymnax compiles as it makes environments.
+
+    Args:
+      stream_of: what builds the stream of its settings.
+      config: of the experiment.
+      name: of the method.
+    """
+    spaces = config.stream_settings.spaces()
     if config.steps_per_task < 1 or config.steps_per_task % config.ppo.steps_per_update:
         per_update = config.ppo.steps_per_update
         raise ConfigError(
             f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {per_update} steps"
         )
     updates = config.steps_per_task // config.ppo.steps_per_update
-    if config.segments_per_task < 1 or updates % config.segments_per_task:
-        raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
-    size, continuous = ppo.action_size(stream.environment)
-    steps = updates * config.ppo.epochs * config.ppo.minibatches
-    looks: list[Any] = [getattr(config, probe, PROBES[probe]) for probe in config.probes]
-    looks = [
-        look.within(config.ppo.learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in looks
-    ]
+    plan = _study.cut(config, updates, config.ppo.steps_per_update)
+    size, continuous = ppo.action_size(spaces)
     options = _study.method_of(config, name).model_options
     model = settings.with_options(config.model_settings, config.model, name, options).build(
-        stream.environment.observation_shape, size, continuous=continuous
+        spaces.observation_shape, size, continuous=continuous
     )
-    model = model._replace(batch_like=ppo.batch_like(config.ppo, stream.environment))
+    model = model._replace(batch_like=ppo.batch_like(config.ppo, spaces))
+    looks = _study.looks(config, config.ppo.learning_rate, updates * config.ppo.epochs * config.ppo.minibatches)
+    probes = [look.build(model) for look in looks]
+    _study.method_of(config, name).build(config.ppo.optimizer(), model)  # Refused now, if at all.
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
         method = _study.method_of(own, name)
         return ppo.program(
             own.ppo,
-            stream,
+            stream_of(config.stream_settings),
             model,
             method.build(own.ppo.optimizer(), model),
-            [probe.build(model) for probe in looks],
+            probes,
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,
             due=segments.task_borders(updates, config.probe_every),
         )
 
-    per_update = config.seeds * config.ppo.steps_per_update
-    return run.Plan(config.tasks, updates, updates // config.segments_per_task, per_update), make
+    return plan, make, probes
 
 
 def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
+    settings.check_writable(config, "rl_gymnax")
     _study.carry_out("rl_gymnax", config, GROUPS, build)
 
 

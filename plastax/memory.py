@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from plastax.parallel import Batch
 from plastax.types import ConfigError, RunError, Tree
@@ -79,7 +79,7 @@ def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
         init.output_shardings,
     )
     step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    return init, step.lower(state, data, jnp.int32(0), length).compile()
+    return init, step.lower(state, data, np.int32(0), length).compile()
 
 
 @contextlib.contextmanager
@@ -172,4 +172,4 @@ def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | No
         needed = need(segment)
         if limit is not None and needed is not None and needed.total > limit:
             raise OutOfMemory(_advice(batch.name, settings, needed, ""))
-        jax.block_until_ready(segment(init(batch.start, data), data, jnp.int32(0)))
+        jax.block_until_ready(segment(init(batch.start, data), data, np.int32(0)))

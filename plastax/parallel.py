@@ -6,6 +6,7 @@ values of setting j is one more network. A mesh of devices cuts that axis, and n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -116,7 +117,7 @@ class Batch(NamedTuple):
     Attributes:
       arms: their labels; each has ``networks / len(arms)``.
       program: over ``padded`` networks.
-      start: what its ``init`` takes, keys or `Swept`, ``[padded]``.
+      draw: makes `start`, once.
       networks: their number.
       padded: the same rounded up so that devices have equally many: the rest are copies, trained and thrown away.
       mesh: the devices; None: where JAX puts things.
@@ -124,10 +125,15 @@ class Batch(NamedTuple):
 
     arms: tuple[str, ...]
     program: Program
-    start: Tree
+    draw: Callable[[], Tree]
     networks: int
     padded: int
     mesh: jax.sharding.Mesh | None
+
+    @property
+    def start(self) -> Tree:
+        """What ``program.init`` takes, keys or `Swept`, ``[padded]``; before it is asked for, nothing has compiled."""
+        return self.draw()
 
     @property
     def name(self) -> str:
@@ -202,19 +208,19 @@ def batch(
     each = -(-count // used)
     each += -each % (chunk or 1)
     index = np.arange(used * each) % count
-    keys = seed_keys(np.asarray(seeds)[index % len(seeds)].tolist())
     values = [*arms.values()]
-    start: Tree
-    if values[0]:
-        columns = {name: np.asarray([v[name] for v in values], np.float32)[index // len(seeds)] for name in values[0]}
-        program, start = over_settings(make, values[0]), Swept(jax.tree.map(jnp.asarray, columns), keys)
-    else:
-        program, start = make({}), keys
-    program = over_seeds(program, each, chunk)
+    program = over_seeds(over_settings(make, values[0]) if values[0] else make({}), each, chunk)
     mesh = None
     if used > 1:
         mesh = jax.sharding.Mesh(np.asarray(there[:used]), (AXIS,))
         program = over_devices(program, mesh)
+
+    @functools.cache
+    def draw() -> Tree:
+        keys = seed_keys(np.asarray(seeds)[index % len(seeds)].tolist())
+        columns = {name: np.asarray([v[name] for v in values], np.float32)[index // len(seeds)] for name in values[0]}
+        start = Swept(jax.tree.map(jnp.asarray, columns), keys) if columns else keys
         # Not `device_put`: the devices may be those of several processes.
-        start = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(start)
-    return Batch(tuple(arms), program, start, count, used * each, mesh)
+        return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(start) if mesh else start
+
+    return Batch(tuple(arms), program, draw, count, used * each, mesh)

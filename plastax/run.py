@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plastax import compilation, memory, record, runs
@@ -193,14 +192,14 @@ def train(
             """What is due at the start of the task of update ``clock``, alone."""
             nonlocal state
             start = clock - clock % plan.updates_per_task
-            state, values = segment(state, data, jnp.int32(~start))
+            state, values = segment(state, data, np.int32(~start))
             jax.block_until_ready(values)
 
         pending: tuple[int, Record, Any, float, float] | None = None
         saved, frozen, asked_by = time.monotonic(), 0, ""
         for index in range(first, plan.segments):
             started = time.perf_counter()
-            state, values = segment(state, data, jnp.int32(index * plan.updates_per_segment))
+            state, values = segment(state, data, np.int32(index * plan.updates_per_segment))
             if pending:
                 finish(*pending)
             jax.block_until_ready(values)

@@ -59,11 +59,9 @@ def program(
       due: when to measure, at the borders of segments; None: at both ends of every task.
 
     Raises:
-      ConfigError: if two probes label one axis differently or record under one name.
+      ConfigError: from `labels`.
     """
-    for i, probe in enumerate(probes):
-        if any(probe.name == other.name for other in probes[:i]):
-            raise ConfigError(f"probes: two of them record as {probe.name!r}; leave one out")
+    dims, coords = labels(probes)
     due = due or task_borders(updates_per_task)
 
     def update(state: Tree, data: Tree, task: Tree, clock: Array) -> tuple[Tree, dict[str, Array]]:
@@ -112,16 +110,28 @@ def program(
         state, (train, seen) = jax.lax.scan(phase, state, jnp.stack([jnp.bool_(False), training]))
         return state, Record(jax.tree.map(lambda x: x[1], train), seen)
 
+    return Program(parts.init, segment, data, dims, coords)
+
+
+def labels(probes: Sequence[Probe]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[Any, ...]]]:
+    """The axes of what probes record, by name, and the labels along them: ``dims`` and ``coords`` of `Program`.
+
+    Raises:
+      ConfigError: two probes label one axis differently or record under one name.
+    """
+    for i, probe in enumerate(probes):
+        if any(probe.name == other.name for other in probes[:i]):
+            raise ConfigError(f"probes: two of them record as {probe.name!r}; leave one out")
     dims = {f"{p.name}/{name}": axes for p in probes for name, axes in p.dims.items()}
     coords: dict[str, tuple[Any, ...]] = {}
     for probe in probes:
-        for axis, labels in probe.coords.items():
-            if coords.setdefault(axis, labels) != labels:
+        for axis, names in probe.coords.items():
+            if coords.setdefault(axis, names) != names:
                 raise ConfigError(
-                    f"{probe.name}.{axis}: {labels} is not allowed beside another probe's {coords[axis]}; one record "
+                    f"{probe.name}.{axis}: {names} is not allowed beside another probe's {coords[axis]}; one record "
                     "has one labelling of an axis"
                 )
-    return Program(parts.init, segment, data, dims, coords)
+    return dims, coords
 
 
 def look(probes: Sequence[Probe], seen: ProbeInput, task: Array) -> dict[str, Array]:

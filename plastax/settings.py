@@ -145,7 +145,9 @@ def parse(
     default = _from_json(default, stored) if stored else default
     config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
     for field, registry in groups.items():
-        names = tuple(registry) if getattr(config, field) == ("all",) else getattr(config, field)
+        # All: without those that are others under a second name.
+        distinct = (name for i, name in enumerate(registry) if registry[name] not in [*registry.values()][:i])
+        names = tuple(distinct) if getattr(config, field) == ("all",) else getattr(config, field)
         names = tuple("+".join(members(name)) for name in names)
         for name in names:
             for member in members(name):
@@ -296,6 +298,13 @@ def identity(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def check_writable(config: Any, experiment: str) -> None:
+    """Raises `ConfigError` unless the directory of a run could be made and written; makes none itself."""
+    setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    _check_room(there, setting, directory)
+
+
 def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> tuple[Path, str, str]:
     """The directory of this run, made: a new one, or that of an interrupted run to go on with.
 
@@ -356,11 +365,21 @@ def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> 
 def _writable(directory: Path, setting: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as file:
+    except OSError as error:
+        raise _unwritable(setting, directory, error) from error
+    _check_room(directory, setting, directory)
+
+
+def _check_room(place: Path, setting: str, directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now
     except OSError as error:
-        why = error.strerror
-        raise ConfigError(f"{setting}: {directory} cannot be written ({why}); name another directory") from error
+        raise _unwritable(setting, directory, error) from error
+
+
+def _unwritable(setting: str, directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{setting}: {directory} cannot be written ({error.strerror}); name another directory")
 
 
 def main(run: Callable[[], None]) -> None:

@@ -96,7 +96,7 @@ def batch_like(config: Training, stream: Stream) -> Examples:
         task = stream.task(key, data, jnp.int32(0))
         return stream.train(task, data, jnp.zeros(config.batch_size, jnp.int32), key)
 
-    return jax.eval_shape(example, jax.random.key(0), stream.data)
+    return jax.eval_shape(example, tree.key_like(), stream.data)
 
 
 class _Network(NamedTuple):

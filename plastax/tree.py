@@ -52,6 +52,12 @@ def finite(tree: Tree) -> Array:
     return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), jnp.bool_(True))
 
 
+def key_like() -> Key:
+    """The shape and type of a key, for `jax.eval_shape`: a key itself takes three small compilations to make."""
+    like: Key = jax.eval_shape(jax.random.key, 0)
+    return like
+
+
 def normal_like(key: Key, like: Tree) -> Tree:
     """Independent standard normal entries of the shapes and dtypes of ``like``; each leaf has its own folded key."""
     leaves, structure = jax.tree.flatten(like)

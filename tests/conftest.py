@@ -66,6 +66,17 @@ def assert_no_retrace() -> Callable[[], contextlib.AbstractContextManager[None]]
     return block
 
 
+@pytest.fixture
+def assert_nothing_compiles(assert_no_retrace) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """As `assert_no_retrace`, of a process that has compiled nothing yet: not even single operations are there."""
+
+    def block() -> contextlib.AbstractContextManager[None]:
+        jax.clear_caches()
+        return assert_no_retrace()
+
+    return block
+
+
 @pytest.fixture(scope="session")
 def dataset() -> Callable[[str], Dataset]:
     """Real data by name, never by download. Where they are missing: a failure in CI, elsewhere a skip."""

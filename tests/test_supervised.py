@@ -1,4 +1,4 @@
-"""The experiments on supervised streams: presets, refusals before anything compiles, and one whole study."""
+"""The experiments on supervised streams: presets, settings, and one whole study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from experiments import (
     warm_start,
 )
 from plastax import run, settings
-from plastax.types import ConfigError
 from tests.streams.tiny import DATASET
 
 EXPERIMENTS = {
@@ -85,55 +84,6 @@ def test_updates_fit_every_presets_task(name, preset):
     blocks = config.training.blocks(examples)
     steps = blocks.steps_per_update * config.training.updates
     assert steps == config.training.epochs * (examples // config.training.batch_size)
-
-
-@pytest.mark.parametrize(
-    ("name", "line", "names"),
-    [
-        ("random_label", "--data mnits", ("data", "'mnits'", "did you mean 'mnist'")),
-        ("random_label", "--data mnist --data-path /nowhere", ("/nowhere",)),
-        ("random_label", "--stream.examples 5000", ("stream.examples", "5000", "1 to 1498", "digits")),
-        ("random_label", "--training.batch-size 401", ("batch_size", "401", "400")),
-        ("random_label", "--training.updates 120 --training.batch-size 16", ("updates", "120", "25 steps")),
-        ("random_label", "--segments-per-task 3", ("segments_per_task", "3", "10 updates")),
-        ("random_label", "--model cnn --model.padding VALID", ("channels", "SAME")),
-        ("random_label", "--model.hidden", ("features", "hidden layers")),
-        ("random_label", "--model.hidden --probes weights", ("effective_rank", "hidden layers")),
-        ("slowly_changing_regression", "--stream.flip-one --methods l2 reset", ("methods", "reset", "boundaries")),
-        ("slowly_changing_regression", "--stream.flip-one --methods l2+dash", ("methods", "l2+dash", "boundaries")),
-        ("random_label", "--method adam_rel --training.optimizer sgd", ("methods", "adam_rel", "optimiser")),
-        ("random_label", "--method moment_reset --training.optimizer sgd", ("methods", "moment_reset", "optimiser")),
-        ("incremental_cifar", "--method l2+orthogonal", ("l2+orthogonal", "'initializer'", "'resnet18'")),
-        ("random_label", "--method crelu+smooth_leaky", ("methods", "activation", "'crelu'", "'smooth_leaky'")),
-        ("random_label", "--method plasticity_injection --method.head-layers 4", ("head_layers", "4", "2 ")),
-        ("random_label", "--method muon+muon", ("methods", "replace the optimiser")),
-        ("slowly_changing_regression", "--stream.flip-one --training.head reset", ("training.head", "'keep'")),
-        ("random_label", "--training.batch-size 1", ("batch_size", "effective_rank", "2 or more")),
-    ],
-)
-def test_refusals_come_before_compilation(name, line, names, assert_no_retrace):
-    config = parse(name, line)
-    with pytest.raises(ConfigError) as error, assert_no_retrace():
-        supervised.build(config, supervised.load(config))
-    assert "\n" not in str(error.value)
-    for part in names:
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("line", "names"),
-    [
-        ("--preset kumr", ("preset", "did you mean 'kumar'")),
-        ("--model resnet", ("model", "resnet18")),
-        ("--methods l2er", ("methods", "l2_er")),
-        ("--tasks 0", ("tasks", "1 or more")),
-    ],
-)
-def test_unknown_names_are_refused(line, names):
-    with pytest.raises(ConfigError) as error:
-        parse("random_label", line)
-    for part in names:
-        assert part in str(error.value)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

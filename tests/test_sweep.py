@@ -96,8 +96,8 @@ def test_what_may_be_traced_goes_into_one_program():
         ("--method l2 --probes weights --sweep model.hidden=8,x", ("'x'", "model.hidden")),
     ],
 )
-def test_refusals_come_before_compilation(line, names):
-    with pytest.raises(ConfigError) as error:
+def test_refusals_come_before_compilation(line, names, assert_nothing_compiles):
+    with pytest.raises(ConfigError) as error, assert_nothing_compiles():
         rl_gymnax.build(parse(line))
     assert "\n" not in str(error.value)
     for name in names:

@@ -10,7 +10,7 @@ from experiments import _study
 from plastax import run, settings
 from plastax.methods import METHODS
 from plastax.training import Training
-from plastax.types import Program
+from plastax.types import Probe, Program
 from tests import killing
 
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": {}}
@@ -34,14 +34,14 @@ class Config(settings.Study):
     """Steps of the environment in an update, which take time."""
 
 
-def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make]:
+def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make, list[Probe]]:
     """See `_study.Prepare`."""
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
         return killing.network(_study.method_of(own, name).build(own.training.transformation()), steps=config.steps)
 
-    return run.Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make
+    return run.Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make, []
 
 
 def main(args: list[str] | None = None) -> None:

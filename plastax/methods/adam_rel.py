@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastax import tree
 from plastax.methods.base import Settings, at_boundary
 from plastax.types import Array, ConfigError, Method, Model, Params, Tree
 
@@ -63,7 +64,7 @@ def _check(
     """Refuses an optimiser that has nothing to restart."""
     if model is None:
         return
-    state = jax.eval_shape(lambda key: inner.init(model.init(key)), jax.random.key(0))
+    state = jax.eval_shape(lambda key: inner.init(model.init(key)), tree.key_like())
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
     if not any(isinstance(node, kinds) for node in nodes):
         message = f"methods: {method} restarts {what}, and the optimiser has none; give another optimiser or method"

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from plastax import linalg
+from plastax import linalg, tree
 from plastax.models import taps
 from plastax.types import Array, ConfigError, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
 
@@ -182,8 +183,11 @@ def as_model(
         given: Any = module.apply({"params": params, "batch_stats": stats}, x, train=False)
         return given
 
-    model = Model(init, apply, plain.taps, tapped, tuple(plain.taps(example)), hidden, units, activation=activation)
+    model = Model(init, apply, plain.taps, tapped, taps.names(plain, example), hidden, units, activation=activation)
     if not batch_norm:
         return model
-    stats = jax.jit(lambda: module.lazy_init(jax.random.key(0), example)["batch_stats"])()
+    # As Flax starts them, in NumPy: building a model compiles nothing.
+    like = jax.eval_shape(lambda key: module.lazy_init(key, example)["batch_stats"], tree.key_like())
+    starts = {"mean": np.zeros, "var": np.ones}
+    stats = jax.tree_util.tree_map_with_path(lambda path, x: starts[path[-1].key](x.shape, x.dtype), like)
     return model._replace(stats=stats, train=train, evaluate=evaluate)

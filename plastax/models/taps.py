@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.linear import canonicalize_padding
 
+from plastax import tree
 from plastax.types import Array, LayerInputs, Params, Tapped, Tree, Window
 
 
@@ -73,7 +74,7 @@ def tapped(
             return out
 
         with nn.intercept_methods(intercept(visit)):
-            jax.eval_shape(lambda key, x: module.init(key, x, **arguments), jax.random.key(0), inputs(data))
+            jax.eval_shape(lambda key, x: module.init(key, x, **arguments), tree.key_like(), inputs(data))
         return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
@@ -89,6 +90,13 @@ def tapped(
         return outputs, seen
 
     return Tapped(taps, apply)
+
+
+def names(network: Tapped, data: Tree) -> tuple[str, ...]:
+    """The tapped layers in the order of the forward pass, of the data or of their shapes; nothing is computed."""
+    found: list[str] = []
+    jax.eval_shape(lambda data: found.extend(network.taps(data)), data)
+    return tuple(found)
 
 
 def _window(name: str, conv: nn.Conv, x: Array) -> Window:

@@ -52,9 +52,9 @@ class FeatureProbe(Settings):
         ``dormant_pooled`` over all units, and ``dormant_mean`` over layers.
         """
         per_layer = self._measures(model.activation)
-        taus = jnp.asarray(self.taus, jnp.float32)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
+            taus = jnp.asarray(self.taus, jnp.float32)
             layers = seen.features_fn(seen.params, seen.batch)
             hidden = [layers[name] for name in model.hidden]
             found = [{name: fn(h) for name, fn in per_layer.items()} | self._ranks(h) for h in hidden]

@@ -104,10 +104,10 @@ class GradientProbe(Settings):
         normalisation, if any). ``covariance`` ``[minibatch, other_minibatch]``, see `gradient_covariance`, the mean
         ``cosine`` of two minibatches' gradients and its mean absolute value ``cosine_magnitude``.
         """
-        taus = jnp.asarray(self.taus, jnp.float32)
         tapped = tuple(layer for layer in model.hidden if layer in model.layers)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
+            taus = jnp.asarray(self.taus, jnp.float32)
             taps = seen.taps_fn(seen.batch)
             grads, tap_grads = jax.grad(lambda p, t: seen.tapped_loss_fn(p, t, seen.batch)[0], argnums=(0, 1))(
                 seen.params, taps

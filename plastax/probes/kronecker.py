@@ -37,7 +37,6 @@ class KroneckerSpectrum(Settings):
         The first four again as ``running_*``, from what the training step's own backward passes accumulated during the
         task (NaN at its start, and where training takes no factors).
         """
-        eps = jnp.asarray(self.eps)
 
         def summary(layers: dict[str, Factors]) -> tuple[dict[str, Array], list[Eigenvalues]]:
             values = [eigenvalues(layers[layer]) for layer in model.layers]
@@ -55,7 +54,7 @@ class KroneckerSpectrum(Settings):
             )
             fresh, values = summary(factors(inputs, tap_grads))
             out = fresh | {
-                "rank": jnp.stack([rank(v, eps).astype(jnp.float32) for v in values]),
+                "rank": jnp.stack([rank(v, jnp.asarray(self.eps)).astype(jnp.float32) for v in values]),
                 "a_eigenvalues": _padded([v.a for v in values]),
                 "g_eigenvalues": _padded([v.g for v in values]),
             }

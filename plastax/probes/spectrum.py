@@ -47,9 +47,9 @@ class _SpectrumProbe(Settings):
         where the nodes are the eigenvalues; ``dim``.
         """
         del model
-        eps = jnp.asarray(self.eps)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
+            eps = jnp.asarray(self.eps)
             s = self.spectrum(thinned(seen, self.examples))
             estimates = {
                 "rank": s.rank(eps),

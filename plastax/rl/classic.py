@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from plastax.rl.environment import GymnaxTask, Stream, from_gymnax, make
+from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
 from plastax.types import Array, ConfigError, Key, Tree
 
 
@@ -37,18 +37,23 @@ class Chain:
     env: str = "CartPole-v1"
     sigma: float = 2.0
 
-    def build(self) -> Stream:
-        """The stream; its tasks are `GymnaxTask` with the offset, float32 ``[dims]``, as view.
+    def spaces(self) -> Spaces:
+        """What networks have to fit; nothing is made or compiled.
 
         Raises:
           ConfigError: unknown ``env`` or one without vector observations, negative ``sigma``.
         """
         _check_size("sigma", self.sigma)
-        env, params = make(self.env)
-        shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
-        if len(shape) != 1:
-            message = f"env={self.env!r} has observations of shape {shape}; an offset needs vectors"
+        found = spaces_of(self.env)
+        if len(found.observation_shape) != 1:
+            message = f"env={self.env!r} has observations of shape {found.observation_shape}; an offset needs vectors"
             raise ConfigError(message)
+        return found
+
+    def build(self) -> Stream:
+        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the offset, float32 ``[dims]``."""
+        shape = self.spaces().observation_shape
+        env, params = make(self.env)
 
         def task(key: Key, index: Array) -> GymnaxTask:
             offset = self.sigma * jax.random.normal(jax.random.fold_in(key, index), shape)
@@ -85,8 +90,8 @@ class Physics:
     env: str = "CartPole-v1"
     strength: float = 1.0
 
-    def build(self) -> Stream:
-        """The stream; its tasks are `GymnaxTask` with an empty view.
+    def spaces(self) -> Spaces:
+        """What networks have to fit; nothing is made or compiled.
 
         Raises:
           ConfigError: ``env`` is not one of the four, negative ``strength``.
@@ -95,6 +100,11 @@ class Physics:
         if self.env not in OCTAVES:
             message = f"env={self.env!r} has no physics to draw; choose one of {', '.join(OCTAVES)}"
             raise ConfigError(message)
+        return spaces_of(self.env)
+
+    def build(self) -> Stream:
+        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with an empty view."""
+        self.spaces()
         env, params = make(self.env)
         octaves = OCTAVES[self.env]
         derive = DERIVED.get(self.env)

@@ -14,13 +14,14 @@ auto-reset, final observation).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax import tree
 from plastax.types import Array, ConfigError, Key, Tree
 
 Task = Tree
@@ -147,6 +148,57 @@ class GymnaxTask(NamedTuple):
     view: Tree
 
 
+class Spaces(NamedTuple):
+    """What of an environment a network has to fit; see `Environment`."""
+
+    observation_shape: tuple[int, ...]
+    action_space: Discrete | Continuous
+
+
+_TURN = Continuous((-1.0, -1.0), (1.0, 1.0), 2)
+_STEP = float(np.float32(0.1))
+SPACES: Mapping[str, Spaces] = {
+    "CartPole-v1": Spaces((4,), Discrete(2)),
+    "Pendulum-v1": Spaces((3,), Continuous((-2.0,), (2.0,), 1)),
+    "Acrobot-v1": Spaces((6,), Discrete(3)),
+    "MountainCar-v0": Spaces((2,), Discrete(3)),
+    "MountainCarContinuous-v0": Spaces((2,), Continuous((-1.0,), (1.0,), 1)),
+    "Asterix-MinAtar": Spaces((10, 10, 4), Discrete(5)),
+    "Breakout-MinAtar": Spaces((10, 10, 4), Discrete(3)),
+    "Freeway-MinAtar": Spaces((10, 10, 7), Discrete(3)),
+    "Seaquest-MinAtar": Spaces((10, 10, 10), Discrete(6)),
+    "SpaceInvaders-MinAtar": Spaces((10, 10, 6), Discrete(4)),
+    "Catch-bsuite": Spaces((10, 5), Discrete(3)),
+    "DeepSea-bsuite": Spaces((8, 8), Discrete(2)),
+    "MemoryChain-bsuite": Spaces((3,), Discrete(2)),
+    "UmbrellaChain-bsuite": Spaces((3,), Discrete(2)),
+    "DiscountingChain-bsuite": Spaces((2,), Discrete(5)),
+    "SimpleBandit-bsuite": Spaces((1, 1), Discrete(11)),
+    "FourRooms-misc": Spaces((4,), Discrete(4)),
+    "MetaMaze-misc": Spaces((15,), Discrete(4)),
+    "PointRobot-misc": Spaces((6,), Continuous((-_STEP, -_STEP), (_STEP, _STEP), 2)),
+    "BernoulliBandit-misc": Spaces((4,), Discrete(2)),
+    "GaussianBandit-misc": Spaces((4,), Discrete(2)),
+    "Reacher-misc": Spaces((8,), _TURN),
+    "Swimmer-misc": Spaces((16,), _TURN),
+    "Pong-misc": Spaces((30, 40, 3), Discrete(3)),
+    "FrozenLake-misc": Spaces((), Discrete(4)),
+}
+"""gymnax's environments by id, as it makes them by default. gymnax compiles when it is imported and when it makes one:
+what does not fit is refused before that."""
+
+
+def spaces_of(env_id: str, setting: str = "env") -> Spaces:
+    """The spaces of a gymnax environment; raises `ConfigError` as `make` does."""
+    if env_id == "MNISTBandit-bsuite":
+        message = f"{setting}={env_id!r}: it downloads a dataset when it is built; choose another environment"
+        raise ConfigError(message)
+    if env_id not in SPACES:
+        message = f"{setting}={env_id!r} is not an environment of gymnax; known are {', '.join(sorted(SPACES))}"
+        raise ConfigError(message)
+    return SPACES[env_id]
+
+
 class Draw(NamedTuple):
     """The randomness of one step of a gymnax environment.
 
@@ -173,17 +225,11 @@ def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
     Raises:
       ConfigError: unknown id, or one that plastax does not run.
     """
+    spaces_of(env_id, setting)
     # gymnax draws in matplotlib and seaborn: loading it costs more than the rest of plastax together, so it is left to
     # the first stream that is built.
     import gymnax
 
-    if env_id == "MNISTBandit-bsuite":
-        message = f"{setting}={env_id!r}: it downloads a dataset when it is built; choose another environment"
-        raise ConfigError(message)
-    if env_id not in gymnax.registered_envs:
-        known = ", ".join(sorted(set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}))
-        message = f"{setting}={env_id!r} is not an environment of gymnax; known are {known}"
-        raise ConfigError(message)
     env, params = gymnax.make(env_id, **options)
     return env, strong(params)
 
@@ -242,7 +288,7 @@ def from_gymnax(
         reward = jnp.asarray(reward, jnp.float32)
         return state, Timestep(jnp.where(done, first, final), reward, terminated, truncated, final)
 
-    observation, _ = jax.eval_shape(restart, jax.random.key(0), task)
+    observation, _ = jax.eval_shape(restart, tree.key_like(), task)
     return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
 
 

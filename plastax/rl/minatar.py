@@ -18,6 +18,7 @@ from plastax.rl.environment import (
     Draw,
     Environment,
     GymnaxTask,
+    Spaces,
     State,
     Stream,
     Timestep,
@@ -65,8 +66,8 @@ class MinAtar:
 
     games: tuple[str, ...] = ("SpaceInvaders", "Asterix", "Breakout", "Freeway")
 
-    def build(self) -> Stream:
-        """The stream; its tasks are `MinAtarTask`, its state the tuple of the distinct games' states.
+    def spaces(self) -> Spaces:
+        """What networks have to fit; nothing is made or compiled.
 
         Raises:
           ConfigError: no game, or one that is not known.
@@ -75,6 +76,11 @@ class MinAtar:
         if unknown or not self.games:
             message = f"games={self.games!r}: at least one name out of {', '.join(GAMES)} is needed"
             raise ConfigError(message)
+        return Spaces((10, 10, CHANNELS), Discrete(ACTIONS))
+
+    def build(self) -> Stream:
+        """The stream, refused as `spaces` is; its tasks are `MinAtarTask`, its state that of the distinct games."""
+        self.spaces()
         distinct = tuple(dict.fromkeys(self.games))
         which = jnp.array([distinct.index(game) for game in self.games], jnp.int32)
 

@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from plastax.rl.environment import GymnaxTask, Stream, from_gymnax, make
+from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
 from plastax.types import Array, ConfigError, Key
 
 PREDRAW_LIMIT = 64
@@ -33,18 +33,23 @@ class Permuted:
 
     env: str = "CartPole-v1"
 
-    def build(self) -> Stream:
-        """The stream; its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``, as view.
+    def spaces(self) -> Spaces:
+        """What networks have to fit; nothing is made or compiled.
 
         Raises:
           ConfigError: unknown ``env``, or one whose observation is a single number.
         """
-        env, params = make(self.env)
-        shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
-        entries = math.prod(shape)
-        if entries < 2:
+        found = spaces_of(self.env)
+        if math.prod(found.observation_shape) < 2:
             message = f"env={self.env!r} has a single number as observation; permuting needs at least two"
             raise ConfigError(message)
+        return found
+
+    def build(self) -> Stream:
+        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``."""
+        shape = self.spaces().observation_shape
+        entries = math.prod(shape)
+        env, params = make(self.env)
         identity = jnp.arange(entries, dtype=jnp.int32)
 
         def permute(observation: Array, order: Array) -> Array:

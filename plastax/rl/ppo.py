@@ -19,7 +19,7 @@ from plastax.keys import fold, shuffles
 from plastax.learning import Pass
 from plastax.rl import normalize
 from plastax.rl import policy as policies
-from plastax.rl.environment import Continuous, Environment, Stream
+from plastax.rl.environment import Continuous, Environment, Spaces, Stream
 from plastax.rl.objective import PPO, Batch, losses
 from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
@@ -58,7 +58,7 @@ class State(NamedTuple):
 _INIT, _TASKS, _SWITCH, _UPDATE, _PROBE, _FACTORS = range(6)
 
 
-def batch_like(config: PPO, environment: Environment) -> Batch:
+def batch_like(config: PPO, environment: Environment | Spaces) -> Batch:
     """Shapes of a minibatch."""
     size = config.steps_per_update // config.minibatches
     space = environment.action_space
@@ -261,7 +261,7 @@ def program(
     return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)
 
 
-def action_size(environment: Environment) -> tuple[int, bool]:
+def action_size(environment: Environment | Spaces) -> tuple[int, bool]:
     """Number of the policy's outputs, and whether actions are continuous: arguments of a model's ``build``."""
     space = environment.action_space
     return (space.size, True) if isinstance(space, Continuous) else (space.n, False)

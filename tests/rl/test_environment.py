@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax.rl.environment import Continuous, Discrete, GymnaxTask, Timestep, from_gymnax, make
+from plastax.rl.environment import SPACES, Continuous, Discrete, GymnaxTask, Timestep, from_gymnax, make
 from plastax.types import ConfigError
 from tests.rl.toy_environments import TOYS, Toy, action_reward, matching_reward, truncation
 
@@ -105,11 +105,12 @@ def test_state_keeps_its_types(env_id):
     assert not any(leaf.weak_type for leaf in jax.tree.leaves((observation, timestep)))
 
 
-def test_action_spaces():
-    env, params = make("Pendulum-v1")
-    assert from_gymnax(env, task_of(params)).action_space == Continuous((-2.0,), (2.0,), 1)
-    env, params = make("Acrobot-v1")
-    assert from_gymnax(env, task_of(params)).action_space == Discrete(3)
+def test_spaces_are_known_before_an_environment_is_made():
+    assert {*SPACES} == {*gymnax.registered_envs} - {"MNISTBandit-bsuite"}
+    for env_id, spaces in SPACES.items():
+        env, params = make(env_id)
+        environment = from_gymnax(env, task_of(params))
+        assert (environment.observation_shape, environment.action_space) == spaces, env_id
 
 
 def test_refusals():

@@ -1,0 +1,151 @@
+"""Bad input, in all experiments: one line that names the setting, status 2, and nothing compiled before."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from experiments import _supervised as supervised
+from experiments import rl_gymnax
+from plastax import settings
+from tests.test_supervised import EXPERIMENTS, parse
+
+ALL = [*EXPERIMENTS, "rl_gymnax"]
+EVERYWHERE = [  # What one piece of code refuses for all: each in another experiment.
+    ("--preset smok", ("preset", "'smok'", "did you mean 'smoke'")),
+    ("--model mpl", ("model", "'mpl'", "did you mean 'mlp'")),
+    ("--methods l2er", ("methods", "'l2er'", "l2_er")),
+    ("--probes hesian", ("probes", "'hesian'", "did you mean 'hessian'")),
+    ("--seeds 0", ("seeds", "0 ", "1 or more")),
+    ("--tasks 0", ("tasks", "0 ", "1 or more")),
+    ("--segments-per-task 7", ("segments_per_task", "7", "updates")),
+    ("--segments-per-task 0", ("segments_per_task", "0", "updates")),
+    ("--devices 99", ("devices", "99", "0 (all) to")),
+    ("--shard 3/3", ("shard", "'3/3'", "(n-1)/n")),
+    ("--methods l2 --sweep method.l3=1", ("sweep", "'method.l3'", "did you mean 'method.l2'")),
+    ("--methods l2 --sweep method.l2=x", ("sweep", "'x'", "method.l2")),
+    ("--methods l2 --l2.l2 -1", (".l2: -1.0", "0 or more")),
+    ("--seeds many", ("--seeds", "many", "int")),
+    ("--seed-chunk 5 --seeds 6", ("seed_chunk", "5", "6 seeds")),
+    ("--resume /nowhere", ("resume", "/nowhere is not a run directory")),
+]
+OWN = [
+    ("random_label", "--data mnits", ("data", "'mnits'", "did you mean 'mnist'")),
+    ("random_label", "--data mnist --data-path /nowhere", ("/nowhere",)),
+    ("random_label", "--stream.examples 5000", ("stream.examples", "5000", "1 to 1498", "digits")),
+    ("random_label", "--training.batch-size 401", ("batch_size", "401", "400")),
+    ("random_label", "--training.updates 120 --training.batch-size 16", ("updates", "120", "25 steps")),
+    ("random_label", "--segments-per-task 3", ("segments_per_task", "3", "10 updates")),
+    ("random_label", "--model cnn --model.padding VALID", ("channels", "SAME")),
+    ("random_label", "--model.hidden", ("features", "hidden layers")),
+    ("random_label", "--model.hidden --probes weights", ("effective_rank", "hidden layers")),
+    ("slowly_changing_regression", "--stream.flip-one --methods l2 reset", ("methods", "reset", "boundaries")),
+    ("slowly_changing_regression", "--stream.flip-one --methods l2+dash", ("methods", "l2+dash", "boundaries")),
+    ("random_label", "--method adam_rel --training.optimizer sgd", ("methods", "adam_rel", "optimiser")),
+    ("random_label", "--method moment_reset --training.optimizer sgd", ("methods", "moment_reset", "optimiser")),
+    ("incremental_cifar", "--method l2+orthogonal", ("l2+orthogonal", "'initializer'", "'resnet18'")),
+    ("random_label", "--method crelu+smooth_leaky", ("methods", "activation", "'crelu'", "'smooth_leaky'")),
+    ("random_label", "--method plasticity_injection --method.head-layers 4", ("head_layers", "4", "2 ")),
+    ("random_label", "--method muon+muon", ("methods", "replace the optimiser")),
+    ("slowly_changing_regression", "--stream.flip-one --training.head reset", ("training.head", "'keep'")),
+    ("random_label", "--training.batch-size 1", ("batch_size", "effective_rank", "2 or more")),
+    ("random_label", "--training.batch-size 0", ("training.batch_size", "0 ", "1 or more")),
+    ("random_label", "--training.epochs 0", ("training.epochs", "0 ", "1 or more")),
+    ("random_label", "--methods l2 --sweep model.hidden=8,x", ("'x'", "model.hidden")),
+    ("incremental_cifar", "--preset smoke --training.restore-best", ("training.restore_best", "True", "give False")),
+    ("incremental_cifar", "--preset smoke --stream.new-classes 7", ("stream.new_classes", "7")),
+    ("incremental_cifar", "--preset paper --data-path /nowhere", ("cifar100", "/nowhere does not exist")),
+    ("continual_imagenet", "--preset paper --data-path /nowhere", ("imagenet32", "/nowhere does not exist")),
+    ("slowly_changing_regression", "--stream.period 0", ("stream.period", "0 ", "1 or more")),
+    ("slowly_changing_regression", "--training.batch-size 10001", ("batch_size", "10001", "10000")),
+    ("rl_gymnax", "--stream cartpol_chain", ("stream", "'cartpol_chain'", "did you mean 'cartpole_chain'")),
+    ("rl_gymnax", "--stream.env Nope-v0", ("Nope-v0", "CartPole-v1")),
+    ("rl_gymnax", "--stream.sigma -1", ("sigma", "-1")),
+    ("rl_gymnax", "--stream minatar_chain --stream.games Pong", ("games", "Pong", "Seaquest")),
+    ("rl_gymnax", "--steps-per-task 1000", ("steps_per_task", "1000", "512")),
+    ("rl_gymnax", "--steps-per-task 0", ("steps_per_task", "0 ", "512")),
+    ("rl_gymnax", "--model conv", ("model", "conv", "height")),
+    ("rl_gymnax", "--methods orthogonal", ("methods", "orthogonal", "'initializer'", "'mlp'")),
+    ("rl_gymnax", "--method plasticity_injection --method.head-layers 9", ("head_layers", "9", "2 ")),
+    ("rl_gymnax", "--hessian.eps 1 2", ("ggn.eps", "another probe's (1.0, 2.0)")),
+    ("rl_gymnax", "--method l2 --sweep ppo.num-steps=64,128", ("sweep", "l2@num_steps=128", "other updates")),
+    ("rl_gymnax", "--method l2 --sweep model.hidden=8,8+8", ("model.hidden", "'8+8'")),
+]
+
+
+def start(name: str) -> None:
+    if name == "rl_gymnax":
+        rl_gymnax.main()
+    else:
+        supervised.main(EXPERIMENTS[name].Config, EXPERIMENTS[name].PRESETS, name)
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, assert_nothing_compiles):
+    """``refused(experiment, line)``: what it says, having compiled nothing, made no directory and printed no more."""
+
+    def run(name: str, line: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *shlex.split(line)])
+        with assert_nothing_compiles(), pytest.raises(SystemExit) as stop:
+            settings.main(lambda: start(name))
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out) == (2, ""), (out, err)
+        # One line, or what tyro says, which reads the command line.
+        assert err.count("\n") == 1 if err.startswith("error: ") else "--help" in err
+        return " ".join(err.replace("│", " ").split())
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "line", "parts"), [*zip(itertools.cycle(ALL), *zip(*EVERYWHERE)), *OWN])
+def test_bad_input_is_refused_before_anything_compiles(refused, tmp_path, name, line, parts):
+    said = refused(name, f"{line} --runs-dir {tmp_path}/runs")
+    assert not (tmp_path / "runs").exists()
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [*zip(ALL, itertools.repeat("")), ("rl_gymnax", " --auto-chunk"), ("rl_gymnax", " --shard 0/2")]
+)
+def test_a_directory_that_cannot_be_written_is_refused_first(refused, tmp_path, name, more):
+    (tmp_path / "file").touch()
+    said = refused(name, f"--preset smoke --runs-dir {tmp_path}/file{more}")
+    assert f"runs_dir: {tmp_path}/file/{name} cannot be written (Not a directory)" in said
+
+
+@pytest.mark.parametrize("name", ["random_label", "rl_gymnax"])
+def test_a_full_disk_is_refused_first(refused, tmp_path, name):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        assert not (os.environ.get("CI") and os.getuid() == 0), mounted.stderr
+        pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+    try:
+        said = refused(name, f"--preset smoke --runs-dir {tmp_path}/runs")
+        assert f"runs_dir: {tmp_path}/runs/{name} cannot be written (No space left on device)" in said
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("random_label", "--preset smoke --training.optimizer adam --methods all --probes all"),
+        ("incremental_cifar", "--preset smoke --probes features weights gradient hessian kronecker"),
+    ],
+)
+def test_what_is_built_compiles_nothing(name, line, assert_nothing_compiles):
+    """Whatever is refused then, or where a refusal comes too late, nothing has compiled yet."""
+    config = parse(name, line)
+    dataset = supervised.load(config)
+    with assert_nothing_compiles():
+        batches, _ = supervised.build(config, dataset)
+    assert len(batches) == len(config.methods)
