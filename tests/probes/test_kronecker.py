@@ -1,0 +1,108 @@
+"""The probe of Kronecker factors against sums over examples in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plastax import tree
+from plastax.curvature import running
+from plastax.probes import PROBES, KroneckerSpectrum
+from tests.probes.layers import entropy_rank
+from tests.probes.network import (
+    EXAMPLES,
+    MODEL,
+    example_gradients,
+    fresh_factors,
+    jit,
+    live_and_dead,
+    look,
+    make_batch,
+    make_params,
+    measure_of,
+    no_factors,
+)
+
+
+def brute_force_factors(params: Any, batch: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sums over examples, each from the weight gradient of its own loss alone: ``A`` and ``G``."""
+    single = example_gradients(params, jax.tree.map(lambda x: x[:, None], batch))
+    grads = {name: np.float64(g) for name, g in tree.named_leaves(single).items()}
+    features = jit(MODEL.apply)(params, batch["x"])[1]
+    out = {}
+    for layer in MODEL.layers:
+        network, own = layer.split("/")
+        before = {"dense_0": None, "dense_1": "dense_0", "output": "dense_1"}[own]
+        inputs = np.float64(batch["x"] if before is None else features[f"{network}/{before}"])
+        a, g = 0.0, 0.0
+        for i in range(EXAMPLES):
+            extended, slope = np.append(inputs[i], 1.0), grads[f"{layer}/bias"][i]
+            np.testing.assert_allclose(grads[f"{layer}/kernel"][i], np.outer(inputs[i], slope), atol=1e-5)
+            a, g = a + np.outer(extended, extended) / EXAMPLES, g + np.outer(slope, slope) / EXAMPLES
+        out[layer] = a, g
+    return out
+
+
+def kronecker_reference(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    values = tuple(np.linalg.eigvalsh(x) for x in pair)
+    return tuple(np.where(v > 1e-10 * v[-1], v, 0.0) for v in values)
+
+
+def test_kronecker_probe_equals_sums_over_examples() -> None:
+    eps = PROBES["kronecker"].eps
+    values = measure_of(PROBES["kronecker"])(live_and_dead(), make_batch(), jnp.arange(2))
+    values = {name: value[0] for name, value in values.items()}
+    factors = brute_force_factors(make_params(), make_batch())
+    for i, layer in enumerate(MODEL.layers):
+        for side, expected in zip("ag", kronecker_reference(factors[layer]), strict=True):
+            got = np.float64(values[f"{side}_eigenvalues"][i])
+            assert np.isnan(got[len(expected) :]).all()
+            np.testing.assert_allclose(got[: len(expected)], expected, atol=2e-6 * expected[-1], rtol=1e-4)
+            for prefix in ("", "running_"):
+                np.testing.assert_allclose(values[f"{prefix}{side}_largest"][i], expected[-1], rtol=1e-4)
+                np.testing.assert_allclose(
+                    values[f"{prefix}{side}_effective_rank"][i], entropy_rank(expected), rtol=1e-3
+                )
+        products = np.linalg.eigvalsh(np.kron(*factors[layer]))
+        assert not any(np.any(np.abs(products / e - 1) < 1e-4) for e in eps), "choose another seed"
+        np.testing.assert_array_equal(values["rank"][i], [(products > e).sum() for e in eps])
+
+
+def test_running_factors_are_an_average_over_steps() -> None:
+    probe, params, decay = KroneckerSpectrum().build(MODEL), make_params(), 0.7
+    batches = [make_batch(seed) for seed in (5, 6, 7)]
+    factors = running.start(jax.eval_shape(fresh_factors, params, batches[0]))
+    make = jit(fresh_factors)
+    measure = jit(lambda factors: probe.measure(look(params, batches[0], factors)))
+
+    before = measure(factors)
+    for name in ("a_effective_rank", "g_effective_rank", "a_largest", "g_largest"):
+        assert np.isnan(before[f"running_{name}"]).all()
+        assert np.isfinite(before[name]).all()
+
+    for batch in batches:
+        factors = running.update(factors, make(params, batch), decay)
+    np.testing.assert_allclose(factors.weight, 1 - decay**3, rtol=1e-6)
+    after = measure(factors)
+
+    single = [brute_force_factors(params, batch) for batch in batches]
+    weights = np.array([decay**2, decay, 1.0]) / (1 + decay + decay**2)
+    for i, layer in enumerate(MODEL.layers):
+        mean = tuple(sum(w * s[layer][side] for w, s in zip(weights, single, strict=True)) for side in range(2))
+        for side, got, expected in zip("ag", factors.mean()[layer], mean, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+            largest = np.linalg.eigvalsh(expected)[-1]
+            np.testing.assert_allclose(after[f"running_{side}_largest"][i], largest, rtol=1e-4)
+        for side, expected in zip("ag", kronecker_reference(mean), strict=True):
+            got = after[f"running_{side}_effective_rank"][i]
+            np.testing.assert_allclose(got, entropy_rank(expected), rtol=1e-3)
+
+
+def test_without_running_factors_there_is_nan() -> None:
+    probe = KroneckerSpectrum().build(MODEL)
+    values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
+    for name, value in values.items():
+        assert np.isnan(value).all() == name.startswith("running_"), name
