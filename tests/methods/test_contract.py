@@ -33,6 +33,8 @@ EXAGGERATED: dict[str, dict[str, Any]] = {
     "plasticity_injection": {"injections": 2},
     "l2_init": {"variant": "huber", "delta": 0.05},
     "c_chain": {"target": 5e-4},
+    "effective_rank": {"max_step": 3e-4},
+    "l2_er": {"max_step": 3e-4},
     "continual_backprop": {"replacement_rate": 2e-3, "maturity": 20},
     "redo": {"period": 50, "threshold": 0.3},
     "regrama": {"period": 50, "threshold": 0.7},
@@ -60,6 +62,10 @@ class Network(NamedTuple):
     """A model and its loss: small, because every test compiles its training anew."""
 
     model: Model
+    drawn: Callable[[jax.Array], Any]
+    """`init`, compiled."""
+    viewed: Callable[[Any, dict], Any]
+    """`seen`, compiled."""
 
     def init(self, key: jax.Array) -> Any:
         return self.model.init(key)
@@ -74,13 +80,17 @@ class Network(NamedTuple):
         return jnp.mean(jnp.square(self.outputs(params, batch)[:, 0] - batch["y"]))
 
     def seen(self, params: Any, batch: dict) -> Any:
-        """((loss, features), (gradient, gradient with respect to the taps))."""
+        return seen(self.model, params, batch)
 
-        def fn(params: Any, taps: Any) -> Any:
-            outputs, features, _ = self.model.tapped(params, taps, batch["x"])
-            return jnp.mean(jnp.square(outputs[:, 0] - batch["y"])), features
 
-        return jax.value_and_grad(fn, (0, 1), has_aux=True)(params, self.model.taps(batch["x"]))
+def seen(model: Model, params: Any, batch: dict) -> Any:
+    """((loss, features), (gradient, gradient with respect to the taps))."""
+
+    def fn(params: Any, taps: Any) -> Any:
+        outputs, features, _ = model.tapped(params, taps, batch["x"])
+        return jnp.mean(jnp.square(outputs[:, 0] - batch["y"])), features
+
+    return jax.value_and_grad(fn, (0, 1), has_aux=True)(params, model.taps(batch["x"]))
 
 
 def make_stream() -> dict[str, np.ndarray]:
@@ -92,15 +102,19 @@ def make_stream() -> dict[str, np.ndarray]:
 STREAM = make_stream()
 
 
-@functools.cache
 def network_of(name: str) -> Network:
-    options = {"hidden": (8,), **CONFIGS[name].model_options}
+    return make_network(name == "self_normalized_resets", **CONFIGS[name].model_options)
+
+
+@functools.cache
+def make_network(silent: bool, **options: Any) -> Network:
+    """One for all methods of the same options; ``silent``: with units that are so for whole batches."""
     shapes = {field: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for field, x in STREAM.items()}
-    model = MLP(**options).build((3,), 1)._replace(batch_like=shapes)
-    if name == "self_normalized_resets":  # It needs units that are silent for whole batches.
+    model = MLP(**{"hidden": (8,), **options}).build((3,), 1)._replace(batch_like=shapes)
+    if silent:
         drawn = model.init
         model = model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
-    return Network(model)
+    return Network(model, jit(model.init), jit(functools.partial(seen, model)))
 
 
 def build(name: str, **fields: Any) -> Any:
@@ -236,12 +250,12 @@ def test_off_is_the_optimiser_bit_for_bit(name: str) -> None:
     network, off = network_of(name), build(name, **METHODS[name].off)
 
     # Not under jit, where XLA rounds one formula differently in different company.
-    start, params, *grads = (jit(network.init)(jax.random.key(i)) for i in range(4))
+    start, params, *grads = (network.drawn(jax.random.key(i)) for i in range(4))
     state, inner_state = off.init(start), INNER.init(start)
     functions = network.loss, network.features, network.outputs, network.init
     for clock, g in enumerate(grads):
         batch = {name: jnp.asarray(x[clock]) for name, x in STREAM.items()}
-        (value, features), (_, tap_grads) = jit(network.seen)(params, batch)
+        (value, features), (_, tap_grads) = network.viewed(params, batch)
         args = MethodArgs(
             jax.random.key(clock), jnp.int32(clock), batch, value, features, tap_grads, *functions, boundary=False
         )
@@ -292,7 +306,7 @@ def test_boundary_starts_again(name: str) -> None:
     yes, no = jit(lambda: [switch(method, network, params, state, key, boundary) for boundary in (True, False)])()
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-7)
 
-    fresh = jit(network.init)(key)
+    fresh = network.drawn(key)
     jax.tree.map(close, yes[0], fresh)
     assert_equal(yes[1], INNER.init(fresh))
     # Without a boundary it is the optimiser; here on a zero gradient.
