@@ -1,4 +1,4 @@
-"""What every test runs under: CPU, strict shapes, a compilation cache that outlives the session."""
+"""What every test runs under: CPU, strict shapes, quick compilation, a compilation cache that outlives the session."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    # Tests compile more than they compute: a third of the time. With the slow tests (`make test-all`) everything is
+    # compiled as users do, and so is, always, what says AS_USERS because its claim is about what the compiler does.
+    if not ON_ACCELERATOR and config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+        # Of processes that tests start, too.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

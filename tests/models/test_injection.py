@@ -14,6 +14,7 @@ import pytest
 from plastax import methods, tree
 from plastax.models import CNN, MLP, ActorCritic, ResNet18
 from plastax.types import ConfigError, Model
+from tests.compiling import AS_USERS
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -42,7 +43,7 @@ def test_equal_pairs_change_no_bit(kind: str) -> None:
     first, second = (tree.named_leaves(params[f"injection_{i}"]["new"]) for i in range(2))
     assert all(not np.array_equal(first[name], second[name]) for name in first if name.endswith("kernel"))
 
-    @jit
+    @functools.partial(jax.jit, compiler_options=AS_USERS)
     def both(params: Any, own: Any) -> Any:
         return model.apply(params, x), plain.apply(own, x)
 
@@ -52,8 +53,12 @@ def test_equal_pairs_change_no_bit(kind: str) -> None:
     assert {f"{layer}/kernel" for layer in model.layers} == {n for n in tree.named_leaves(params) if "kernel" in n}
     assert set(model.taps(x)) == set(model.layers)
     if model.evaluate is not None:
-        evaluated = jit(lambda: (model.evaluate(params, model.stats, x)[0], plain.evaluate(own, plain.stats, x)[0]))()
-        np.testing.assert_array_equal(*evaluated)
+
+        @functools.partial(jax.jit, compiler_options=AS_USERS)
+        def evaluated() -> Any:
+            return model.evaluate(params, model.stats, x)[0], plain.evaluate(own, plain.stats, x)[0]
+
+        np.testing.assert_array_equal(*evaluated())
 
 
 def test_the_sum_is_the_heads() -> None:
