@@ -1,10 +1,8 @@
-"""Supervised training as a program: against a plain loop, task switches, records, what may change no bit."""
+"""Supervised training as a program: a plain loop, records, what may change no bit. Tasks: `test_train_tasks`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,106 +14,34 @@ from plastax import train
 from plastax.curvature import losses
 from plastax.data import Dataset
 from plastax.keys import fold, shuffles
-from plastax.methods import METHODS
-from plastax.models import MLP, ResNet18
-from plastax.parallel import over_seeds, seed_keys
+from plastax.models import MLP
+from plastax.parallel import seed_keys
 from plastax.streams import Permuted, SlowlyChangingRegression
 from plastax.training import Training
-from plastax.types import Array, ConfigError, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
-from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
-
-# These tests compile much and compute little.
-QUICK = {"xla_backend_optimization_level": 0}
-EXAMPLES, LR, SEEDS = 20, 0.3, (4, 7)
-STREAM = Permuted(examples=EXAMPLES).build(DATASET)
-MODEL = MLP((6,)).build(SHAPE, CLASSES)
-# Six steps of three an epoch; two examples of twenty are left over.
-CONFIG = Training(
-    learning_rate=LR, batch_size=3, epochs=2, updates=4, evaluation_examples=15, probe_examples=8, kronecker_every=2
+from plastax.types import ConfigError, Tree
+from tests import training_runs
+from tests.streams.tiny import CLASSES, DATASET, TEST
+from tests.training_runs import (
+    CONFIG,
+    EXAMPLES,
+    LR,
+    MODEL,
+    QUICK,
+    SEEDS,
+    STREAM,
+    WATCH,
+    examples,
+    host,
+    joined,
+    make,
+    run,
+    same,
 )
-
-
-def watch(seen: ProbeInput) -> dict[str, Array]:
-    return {
-        "x": seen.batch.x,
-        "loss": seen.loss_fn(seen.params, seen.batch),
-        "params": ravel_pytree(seen.params)[0],
-        "weight": seen.factors.weight,
-        "key": jax.random.key_data(seen.key).astype(jnp.float32),
-    }
-
-
-WATCH = Probe("watch", watch, {}, {})
-
-
-def make(
-    config: Training = CONFIG,
-    method: str = "backprop",
-    *,
-    stream: Stream = STREAM,
-    model: Model = MODEL,
-    seeds: int = len(SEEDS),
-    chunk: int = 0,
-    probes: tuple[Probe, ...] = (WATCH,),
-    **options: Any,
-) -> Program:
-    chosen = METHODS[method]
-    options = {"needs_boundary": chosen.needs_boundary, "starts_anew": chosen.starts_anew} | options
-    program = train.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
-    return over_seeds(program, seeds, chunk)
-
-
-def host(tree: Tree) -> Tree:
-    def leaf(x):
-        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-
-    return jax.tree.map(leaf, tree)
-
-
-def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[train.State, list, Any]:
-    """The state after these segments, their records, and the jitted segment."""
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    data = jax.device_put(program.data)
-    state, clock, records = jax.jit(program.init, compiler_options=QUICK)(seed_keys(seeds), data), 0, []
-    for length in lengths:
-        state, record = segment(state, data, jnp.int32(clock), length)
-        clock += length
-        records.append(host(record))
-    return state, records, segment
-
-
-def same(a: Tree, b: Tree) -> bool:
-    a, b = (jax.tree.leaves(host(x)) for x in (a, b))
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
-
-
-def joined(records: list) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([r.train[name] for r in records], axis=1) for name in records[0].train}
-
-
-@functools.cache
-def examples(number: int, task: int) -> tuple[Examples, Examples]:
-    """All training and held-out examples of a seed's task."""
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def both(key, data, index):
-        task = STREAM.task(fold(key, train._TASKS), data, index)
-        return (
-            STREAM.train(task, data, jnp.arange(EXAMPLES), key),
-            STREAM.test(task, data, jnp.arange(TEST)),
-        )
-
-    return host(both(jax.random.key(number), STREAM.data, jnp.int32(task)))
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return run(make())
-
-
-@pytest.fixture(scope="module")
-def reset():
-    return run(make(method="reset"), (4, 4, 4))
+    return training_runs.whole()
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -248,55 +174,6 @@ def test_evaluation_in_chunks_is_the_mean():
     assert train.spread(60_000, 60_000)[-1] == 59_999
 
 
-def test_probes_see_the_new_task_at_its_start_and_the_old_at_its_end(whole, reset):
-    for ran in (whole[1], reset[1]):
-        for task, record in enumerate(ran):
-            for k, number in enumerate(SEEDS):
-                x = examples(number, task)[0].x[np.arange(8) * EXAMPLES // 8]
-                for mark in range(2):
-                    np.testing.assert_array_equal(record.probe["watch/x"][k, mark], x)
-            np.testing.assert_array_equal(record.probe["watch/weight"][:, 0], 0.0)
-            assert (record.probe["watch/weight"][:, 1] > 0).all()
-        keys = np.concatenate([r.probe["watch/key"].reshape(-1, 2) for r in ran])
-        assert len(np.unique(keys, axis=0)) == len(keys)
-
-
-def test_probes_may_come_less_often_than_evaluations():
-    records = run(make(probe_every=2), (4, 4, 4))[1]
-    for task, record in enumerate(records):
-        assert np.isfinite(record.probe["evaluation/test_accuracy"]).all()
-        assert np.isnan(record.probe["watch/loss"]).all() == bool(task % 2)
-
-
-def test_a_probe_may_come_less_often_than_others_and_see_where_its_task_began(reset):
-    def measure(seen: ProbeInput) -> dict[str, Array]:
-        return {name: ravel_pytree(x)[0] for name, x in (("initial", seen.initial()), ("previous", seen.previous))}
-
-    rare = Probe("rare", measure, {}, {}, every=2, needs_previous=True)
-    state, records, _ = run(make(method="reset", probes=(WATCH, rare)), (4, 4, 4))
-    # Neither changes a bit of the training, nor of what the other probe sees.
-    assert same(state._replace(previous=()), reset[0])
-    assert all(same({name: x for name, x in a.probe.items() if "rare" not in name}, b.probe)
-               for a, b in zip(records, reset[1], strict=True))  # fmt: skip
-    assert all(np.isnan(x).all() for name, x in records[1].probe.items() if name.startswith("rare/"))
-    first = records[0].probe["watch/params"][:, :1]
-    for task, previous in ((0, first), (2, records[1].probe["watch/params"][:, 1:])):
-        np.testing.assert_allclose(records[task].probe["rare/initial"], first.repeat(2, 1), rtol=1e-6)
-        np.testing.assert_array_equal(records[task].probe["rare/previous"], previous.repeat(2, 1))
-
-
-def test_an_inverted_clock_measures_and_changes_nothing(reset):
-    state, records, segment = reset
-    after, record = segment(jax.tree.map(jnp.copy, state), STREAM.data, jnp.int32(~8), 4)
-    assert same(after, state)
-    # The network of now, on the task of then, twice.
-    values = host(record).probe
-    params = np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(state.params))
-    np.testing.assert_array_equal(values["watch/params"], params[:, None].repeat(2, 1))
-    np.testing.assert_array_equal(values["watch/x"], records[2].probe["watch/x"])
-    assert all(np.isnan(x).all() for x in record.train.values())
-
-
 def test_sample_plasticity_is_what_a_step_gains_on_its_batch(whole):
     config = dataclasses.replace(CONFIG, batch_size=EXAMPLES, epochs=3, updates=3, sample_plasticity=True)
     _, (record,), _ = run(make(config, probes=()), (3,))
@@ -317,94 +194,6 @@ def test_regression_has_no_accuracy():
     _, records, _ = run(make(config, stream=stream, model=MLP((3,)).build((20,), 1), probes=()), (1, 1))
     assert set(records[0].train) == {"loss", "grad_norm", "alive"}
     assert {name.split("_")[-1] for name in records[0].probe} == {"loss"}
-
-
-# --- task switches ----------------------------------------------------------------------------------------------------
-
-
-def test_methods_see_the_same_tasks_in_the_same_order(whole, reset):
-    assert same(whole[0].key, reset[0].key)
-    first, other = joined(whole[1]), joined(reset[1])
-    # The same network, data and order until the first switch; then another network.
-    assert same(*({name: x[:, :4] for name, x in values.items()} for values in (first, other)))
-    assert not np.array_equal(first["loss"][:, 4], other["loss"][:, 4])
-
-
-def switched(program: Program, ran: tuple, task: int) -> train.State:
-    """The state right after the switch to a task: a segment of no updates."""
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    return segment(ran[0], program.data, jnp.int32(4 * task), 0)[0]
-
-
-def test_reset_starts_with_a_fresh_network(reset):
-    for task in (1, 2):
-        for k, number in enumerate(SEEDS):
-            key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 4 * task))[0]
-            fresh = ravel_pytree(MODEL.init(key))[0]
-            np.testing.assert_allclose(reset[1][task].probe["watch/params"][k, 0], fresh, atol=1e-6)
-
-
-def test_head_reset_draws_the_output_layer_alone(whole):
-    config = dataclasses.replace(CONFIG, head="reset")
-    state = switched(make(config), whole, 2)
-    assert same(state.params["dense_0"], whole[0].params["dense_0"])
-    for k, number in enumerate(SEEDS):
-        key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 8))[1]
-        fresh = MODEL.init(key)["output"]
-        np.testing.assert_allclose(state.params["output"]["kernel"][k], fresh["kernel"], atol=1e-6)
-        np.testing.assert_array_equal(state.params["output"]["bias"][k], 0.0)
-
-
-def test_running_statistics_move_and_restart_with_the_network():
-    model = ResNet18((2,), (1,), ()).build(SHAPE, CLASSES)
-    config = Training(batch_size=5, evaluation_examples=5, kronecker_every=0, learning_rate=LR)
-    state, records, segment = run(make(config, "reset", model=model, probes=()), (1,))
-    start = jax.tree.map(lambda x: np.broadcast_to(x, (len(SEEDS), *x.shape)), model.stats)
-    assert not same(state.stats, start)
-    # Evaluated with the running statistics, not with the batch's.
-    x, y, _ = jax.tree.map(lambda a: a[train.spread(TEST, 5)], examples(SEEDS[0], 0)[1])
-    first = functools.partial(jax.tree.map, lambda x: x[0])
-    assert model.evaluate is not None
-    outputs = model.evaluate(first(state.params), first(state.stats), jnp.asarray(x))[0]
-    expected = losses.get("cross_entropy").value(outputs, (x, y))
-    np.testing.assert_allclose(records[0].probe["evaluation/test_loss"][0, 1], expected, rtol=1e-4)
-    begun, _ = segment(state, jax.device_put(STREAM.data), jnp.int32(1), 0)
-    assert same(begun.stats, start)
-
-
-# --- classes that come one after the other ----------------------------------------------------------------------------
-
-
-def growing() -> Stream:
-    """One more class a task: two, then three."""
-
-    def examples(task: Array, data: tuple, index: Array, key: Any = None) -> Examples:
-        del key
-        y = index % task
-        active = jnp.broadcast_to(jnp.arange(CLASSES)[None] < task, (index.size, CLASSES))
-        return Examples(jax.nn.one_hot(y, 4), y, active)
-
-    return Stream((), "cross_entropy", (4,), CLASSES, 12, 6, lambda key, data, i: i + 2, examples, examples, "growing")
-
-
-def test_classes_to_come_take_no_part():
-    config = Training(batch_size=4, epochs=4, updates=4, learning_rate=0.5)
-    model = MLP(()).build((4,), CLASSES)
-
-    def measure(seen: ProbeInput) -> dict[str, Array]:
-        return {"outputs": seen.outputs_fn(seen.params, seen.batch), "params": seen.params["output"]["kernel"]}
-
-    _, records, segment = run(
-        make(config, stream=growing(), model=model, probes=(Probe("seen", measure, {}, {}),)), (4, 4)
-    )
-    assert segment._cache_size() == 1
-    first, second = (r.probe["seen/params"] for r in records)
-    np.testing.assert_array_equal(first[:, 0, :, 2], first[:, 1, :, 2])  # no gradient
-    assert np.abs(first[:, 0, :, :2] - first[:, 1, :, :2]).max() > 0.1
-    assert np.abs(second[:, 0, :, 2] - second[:, 1, :, 2]).max() > 0.1
-    assert (records[0].probe["seen/outputs"][..., 2] == train.INACTIVE).all()
-    np.testing.assert_array_equal(records[1].probe["evaluation/test_accuracy"][:, 1], 1.0)
-    assert np.isfinite(records[1].train["loss"]).all()
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

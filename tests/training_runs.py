@@ -1,0 +1,116 @@
+"""A tiny supervised program that the tests of training run, and its runs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from plastax import train
+from plastax.keys import fold
+from plastax.methods import METHODS
+from plastax.models import MLP
+from plastax.parallel import over_seeds, seed_keys
+from plastax.streams import Permuted
+from plastax.training import Training
+from plastax.types import Array, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
+from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
+
+# These tests compile much and compute little.
+QUICK = {"xla_backend_optimization_level": 0}
+EXAMPLES, LR, SEEDS = 20, 0.3, (4, 7)
+STREAM = Permuted(examples=EXAMPLES).build(DATASET)
+MODEL = MLP((6,)).build(SHAPE, CLASSES)
+# Six steps of three an epoch; two examples of twenty are left over.
+CONFIG = Training(
+    learning_rate=LR, batch_size=3, epochs=2, updates=4, evaluation_examples=15, probe_examples=8, kronecker_every=2
+)
+
+
+def watch(seen: ProbeInput) -> dict[str, Array]:
+    return {
+        "x": seen.batch.x,
+        "loss": seen.loss_fn(seen.params, seen.batch),
+        "params": ravel_pytree(seen.params)[0],
+        "weight": seen.factors.weight,
+        "key": jax.random.key_data(seen.key).astype(jnp.float32),
+    }
+
+
+WATCH = Probe("watch", watch, {}, {})
+
+
+def make(
+    config: Training = CONFIG,
+    method: str = "backprop",
+    *,
+    stream: Stream = STREAM,
+    model: Model = MODEL,
+    seeds: int = len(SEEDS),
+    chunk: int = 0,
+    probes: tuple[Probe, ...] = (WATCH,),
+    **options: Any,
+) -> Program:
+    chosen = METHODS[method]
+    options = {"needs_boundary": chosen.needs_boundary, "starts_anew": chosen.starts_anew} | options
+    program = train.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
+    return over_seeds(program, seeds, chunk)
+
+
+def host(tree: Tree) -> Tree:
+    def leaf(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[train.State, list, Any]:
+    """The state after these segments, their records, and the jitted segment."""
+    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
+    data = jax.device_put(program.data)
+    state, clock, records = jax.jit(program.init, compiler_options=QUICK)(seed_keys(seeds), data), 0, []
+    for length in lengths:
+        state, record = segment(state, data, jnp.int32(clock), length)
+        clock += length
+        records.append(host(record))
+    return state, records, segment
+
+
+def same(a: Tree, b: Tree) -> bool:
+    a, b = (jax.tree.leaves(host(x)) for x in (a, b))
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def joined(records: list) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([r.train[name] for r in records], axis=1) for name in records[0].train}
+
+
+@functools.cache
+def examples(number: int, task: int) -> tuple[Examples, Examples]:
+    """All training and held-out examples of a seed's task."""
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def both(key, data, index):
+        task = STREAM.task(fold(key, train._TASKS), data, index)
+        return (
+            STREAM.train(task, data, jnp.arange(EXAMPLES), key),
+            STREAM.test(task, data, jnp.arange(TEST)),
+        )
+
+    return host(both(jax.random.key(number), STREAM.data, jnp.int32(task)))
+
+
+@functools.cache
+def whole() -> tuple[train.State, list, Any]:
+    """Two tasks of backprop."""
+    return run(make())
+
+
+@functools.cache
+def reset() -> tuple[train.State, list, Any]:
+    """Three tasks of a method that begins each with a fresh network."""
+    return run(make(method="reset"), (4, 4, 4))
