@@ -23,7 +23,7 @@ from plastax import data  # noqa: E402
 from plastax.data import Dataset  # noqa: E402
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _compilations: list[str] = []

@@ -32,7 +32,8 @@ from tests.streams.tiny import CLASSES, DATASET, SHAPE
 QUICK = {"xla_backend_optimization_level": 0}
 STREAM = Permuted(examples=20).build(DATASET)
 MODEL = MLP((6,)).build(SHAPE, CLASSES)
-SEEDS = (4, 7, 9)
+SEEDS = (4, 7, 9, 11, 13, 15, 18)
+FIVE = SEEDS[:5]
 ARMS = {"weak": {"lr": 0.1, "er_lr": 1e-3, "l2": 0.0}, "strong": {"lr": 0.2, "er_lr": 3e-3, "l2": 0.1}}
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast")
 
@@ -45,12 +46,14 @@ def make(values: Mapping[str, Any]) -> Program:
 
 
 @functools.cache
-def trained(swept: bool, devices: int = 1) -> tuple[Batch, dict[str, np.ndarray], dict[str, np.ndarray], str]:
+def trained(
+    swept: bool, devices: int, seeds: tuple[int, ...] = SEEDS
+) -> tuple[Batch, dict[str, np.ndarray], dict[str, np.ndarray], str]:
     """The batch, two tasks' records joined, the last state, and the text of the compiled program."""
     if swept:
-        batch = parallel.batch(make, ARMS, SEEDS, devices=devices)
+        batch = parallel.batch(make, ARMS, seeds, devices=devices)
     else:
-        batch = parallel.batch(lambda _: make(ARMS["strong"]), {"strong": {}}, SEEDS, devices=devices)
+        batch = parallel.batch(lambda _: make(ARMS["strong"]), {"strong": {}}, seeds, devices=devices)
     data = batch.place(batch.program.data)
     state = jax.jit(batch.program.init, compiler_options=QUICK)(batch.start, data)
     step = jax.jit(batch.program.segment, static_argnums=3, compiler_options=QUICK)
@@ -70,40 +73,45 @@ def close(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> 
 
 
 def test_an_arm_of_a_sweep_is_the_run_of_its_settings():
-    batch, records, state, _ = trained(swept=True)
-    _, expected, plain, _ = trained(swept=False)
-    close(batch.split(records)["strong"], expected)
-    close(batch.split(state)["strong"], {f"network.{name}": value for name, value in plain.items()})
+    """On one device beside others, and alone with fewer seeds than there are devices: each then has a device."""
+    batch, records, state, _ = trained(True, 1)
+    alone, expected, plain, text = trained(False, 8, FIVE)
+    assert (alone.networks, alone.padded, alone.mesh.size) == (5, 5, 5)
+    assert not COLLECTIVE.findall(text)
+    close({name: value[:5] for name, value in batch.split(records)["strong"].items()}, expected)
+    first = {name: value[:5] for name, value in batch.split(state)["strong"].items()}
+    close(first, {f"network.{name}": value for name, value in plain.items()})
     # The same seeds are the same networks in all arms, and only the settings tell them apart.
     weak, strong = (batch.split(state)[arm] for arm in ARMS)
     np.testing.assert_array_equal(weak["network.key"], strong["network.key"])
-    np.testing.assert_array_equal(strong["settings.er_lr"], np.float32([3e-3] * 3))
+    np.testing.assert_array_equal(strong["settings.er_lr"], np.float32([3e-3] * 7))
     first = [batch.split(records)[arm]["evaluation/train_loss"][:, 0] for arm in ARMS]
     np.testing.assert_allclose(*first, rtol=1e-6)
-    assert not np.allclose(batch.split(records)["weak"]["loss"][:, -1], expected["loss"][:, -1], rtol=1e-2)
+    assert not np.allclose(batch.split(records)["weak"]["loss"][:5, -1], expected["loss"][:, -1], rtol=1e-2)
 
 
 def test_devices_change_nothing_but_rounding():
-    one, four = trained(swept=True), trained(swept=True, devices=4)
-    assert (one[0].padded, four[0].padded, four[0].networks) == (6, 8, 6)
-    for got, expected in zip(four[1:3], one[1:3]):
-        assert {len(value) for value in got.values()} == {6}
+    """Two arms of seven seeds on eight devices: two of the sixteen networks are copies, and none of the results."""
+    one, eight = trained(True, 1), trained(True, 8)
+    assert (one[0].padded, eight[0].padded, eight[0].networks, eight[0].mesh.size) == (14, 16, 14, 8)
+    for got, expected in zip(eight[1:3], one[1:3]):
+        assert {len(value) for value in got.values()} == {14}
         close(got, expected)
 
 
 def test_nothing_crosses_devices():
-    assert not COLLECTIVE.findall(trained(swept=True, devices=4)[3])
+    assert not COLLECTIVE.findall(trained(True, 8)[3])
     # What would be found, were there something.
-    mesh = trained(swept=True, devices=4)[0].mesh
+    mesh = trained(True, 8)[0].mesh
     total = jax.shard_map(
         lambda x: jax.lax.psum(x, parallel.AXIS), mesh=mesh, in_specs=jax.P(parallel.AXIS), out_specs=jax.P()
     )
-    text = jax.jit(total).lower(jnp.zeros(4)).compile().as_text()
+    text = jax.jit(total).lower(jnp.zeros(8)).compile().as_text()
     assert COLLECTIVE.findall(text)
 
 
 def test_every_device_has_equally_many_networks_in_whole_chunks():
-    batch = parallel.batch(make, ARMS, SEEDS, chunk=3, devices=4)
+    batch = parallel.batch(make, ARMS, SEEDS[:3], chunk=3, devices=4)
     assert (batch.networks, batch.padded) == (6, 12)
     np.testing.assert_array_equal(batch.start.settings["l2"], np.float32([0, 0, 0, 0.1, 0.1, 0.1] * 2))
     assert parallel.batch(make, {"a": ARMS["weak"]}, (1,), devices=0).mesh is None
@@ -117,7 +125,8 @@ def test_every_device_has_equally_many_networks_in_whole_chunks():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"devices": 99}, "devices: 99 .* 0 .all. to"), ({"chunk": 2}, "seed_chunk: 2 .* 3 seeds")]
+    ("options", "message"),
+    [({"devices": 99}, "devices: 99 .* 0 .all. to 8"), ({"chunk": 2}, "seed_chunk: 2 .* 7 seeds")],
 )
 def test_refusals(options, message):
     with pytest.raises(ConfigError, match=message):

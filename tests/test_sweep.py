@@ -124,7 +124,7 @@ def study(directory, monkeypatch, more: str = ""):
 
 
 def test_one_program_leaves_a_labelled_record_and_goes_on_elsewhere(tmp_path, monkeypatch):
-    batches = study(tmp_path, monkeypatch)
+    batches = study(tmp_path, monkeypatch, "--devices 4")
     assert [batch.arms for batch in batches] == [("l2@l2=0", "l2@l2=0.1")]
     data = plastax.load(tmp_path)
     assert list(data.method.values) == ["l2@l2=0", "l2@l2=0.1"]

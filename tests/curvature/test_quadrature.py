@@ -216,17 +216,17 @@ def test_batches_equal_the_loop(together: np.ndarray, batch: int) -> None:
 
 
 def test_seeds_sharded_over_devices_equal_one_device(together: np.ndarray) -> None:
-    if jax.device_count() < 4:
-        pytest.skip("needs four devices")
-    mesh = jax.make_mesh((4,), ("seed",))
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    mesh = jax.make_mesh((8,), ("seed",))
     shards = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seed"))
-    spread = jax.device_put(seeds(), shards)
+    spread = jax.device_put(jax.tree.map(lambda x: jnp.concatenate([x, x]), seeds()), shards)
     program = jax.jit(jax.vmap(seed_nodes), compiler_options=FAST).lower(*spread).compile()
     found = program(*spread)
     assert found.sharding.is_equivalent_to(shards, found.ndim)
     # Every device does its own seeds and nothing else.
     assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "collective-permute"))
-    np.testing.assert_allclose(found, together, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, np.concatenate([together, together]), rtol=1e-5, atol=1e-6)
 
 
 def test_order_beyond_the_dimension_is_clamped_and_said() -> None:
