@@ -104,19 +104,21 @@ def contents(directory: pathlib.Path, last: int = SEGMENTS) -> dict[str, np.ndar
     return found
 
 
-def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
+def assert_same(one: pathlib.Path, other: pathlib.Path) -> int:
+    """Bit for bit; the bytes compared."""
     a, b = contents(one), contents(other)
     assert a.keys() == b.keys()
     assert len(a) > 2 * SEGMENTS * 2
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     assert runs.status(other)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+    return sum(array.nbytes for array in b.values())
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_killed_at_random_moments(serve, whole, kills):
     """So many kills, over as many runs as that takes: each ends like the one that nobody killed."""
-    draw, before, number = random.Random(kills), serve.kills, 0
+    draw, before, number, same = random.Random(kills), serve.kills, 0, 0
     while serve.kills - before < kills:
         directory = serve.folder / f"random-{kills}-{number}"
         number += 1
@@ -124,7 +126,8 @@ def test_killed_at_random_moments(serve, whole, kills):
             serve(directory, "time", draw.uniform(0.2, 1.0) * whole[1])
         done = serve(directory)
         assert done["status"] == 0, done["log"]
-        assert_same(whole[0], directory)
+        same += assert_same(whole[0], directory)
+    print(f"{serve.kills - before} kills in {number} runs, {same} bytes of records and states the same, none lost")
 
 
 def test_killed_in_the_middle_of_writes(serve, whole):
