@@ -93,6 +93,30 @@ def at_boundary(inner: optax.GradientTransformation, act: Callable[..., tuple[Pa
     return AtBoundary(inner.init, update)
 
 
+def around(inner: optax.GradientTransformation, init: Callable[..., Any], step: Callable[..., Any]) -> AtBoundary:
+    """A method with a state of its own around ``inner``, to be given to `at_boundary`.
+
+    At a switch what acts at switches inside ``inner`` acts; an optimiser, and this method, stand still.
+
+    Args:
+      inner: the optimiser.
+      init: of the method; its state is a named tuple with that of ``inner`` as ``inner``.
+      step: its update between switches.
+    """
+    nested = isinstance(inner, AtBoundary)
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: Tree, state: Any, params: Params, *, boundary: bool = False, **extra: Any) -> tuple[Tree, Any]:
+        if not boundary:
+            return step(updates, state, params, **extra)
+        if not nested:
+            return jax.tree.map(jnp.zeros_like, updates), state
+        moves, inner_state = inner.update(updates, state.inner, params, boundary=True, **extra)
+        return moves, state._replace(inner=inner_state)
+
+    return AtBoundary(init, update)
+
+
 def units_of(model: Model | None, method: str) -> Mapping[str, Units]:
     """The hidden units of a model, by layer.
 

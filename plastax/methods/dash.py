@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.methods.base import AtBoundary, Settings, at_boundary, is_norm
+from plastax.methods.base import AtBoundary, Settings, around, at_boundary, is_norm
 from plastax.types import Array, Method, Model, Params, Tree
 
 
@@ -63,23 +63,14 @@ def dash(
       the first have a weight of 0.7^10 = 3 % together at alpha = 0.3, so the default looks at 10. The optimiser's state
       stays, as there.
     """
-    nested = isinstance(inner, AtBoundary)
-    inner = optax.with_extra_args_support(inner)
+    optimiser = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> DashState:
         return DashState(inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: Tree, state: DashState, params: Params, *, boundary: bool = False, **extra: Any
-    ) -> tuple[Tree, DashState]:
-        if boundary:
-            # What acts at switches inside acts; an optimiser stands still.
-            if not nested:
-                return jax.tree.map(jnp.zeros_like, updates), state
-            moves, inner_state = inner.update(updates, state.inner, params, boundary=True, **extra)
-            return moves, state._replace(inner=inner_state)
+    def step(updates: Tree, state: DashState, params: Params, **extra: Any) -> tuple[Tree, DashState]:
         looking, last = state.left > 0, state.left == 1
-        steps, inner_state = inner.update(updates, state.inner, params, boundary=False, **extra)
+        steps, inner_state = optimiser.update(updates, state.inner, params, boundary=False, **extra)
         # Not a branch: the state is each seed's own.
         mean = jax.tree.map(lambda m, g: jnp.where(looking, (1 - alpha) * m + alpha * g, m), state.mean, updates)
         shrunk = jax.tree.map(lambda w, f: (f - 1) * w, params, factors(params, mean, floor))
@@ -92,7 +83,7 @@ def dash(
             mean=jax.tree.map(jnp.zeros_like, state.mean), left=jnp.full_like(state.left, batches)
         )
 
-    return at_boundary(AtBoundary(init, update), look)
+    return at_boundary(around(inner, init, step), look)
 
 
 @dataclass(frozen=True)

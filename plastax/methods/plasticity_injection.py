@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.methods.base import AtBoundary, Settings, at_boundary
+from plastax.methods.base import AtBoundary, Settings, around, at_boundary
 from plastax.types import Array, ConfigError, Method, Model, Params, Tree
 
 
@@ -51,21 +51,12 @@ def plasticity_injection(inner: optax.GradientTransformation, injections: int = 
       expression 1. They inject once (and grow the network by further injections in one experiment); their encoder is
       the convolutional part and the head all behind it.
     """
-    nested = isinstance(inner, AtBoundary)
-    inner = optax.with_extra_args_support(inner)
+    optimiser = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> InjectionState:
         return InjectionState(inner.init(params), jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: Tree, state: InjectionState, params: Params, *, boundary: bool = False, **extra: Any
-    ) -> tuple[Tree, InjectionState]:
-        if boundary:
-            # What acts at switches inside acts; an optimiser stands still.
-            if not nested:
-                return jax.tree.map(jnp.zeros_like, updates), state
-            moves, inner_state = inner.update(updates, state.inner, params, boundary=True, **extra)
-            return moves, state._replace(inner=inner_state)
+    def step(updates: Tree, state: InjectionState, params: Params, **extra: Any) -> tuple[Tree, InjectionState]:
         copies = [name for name in tree.named_leaves(params) if name.startswith("injection_0/new/")]
         head = tuple({tree.layer_of(name.removeprefix("injection_0/new/")) for name in copies})
         active = trained(params, head, state.done)
@@ -73,13 +64,13 @@ def plasticity_injection(inner: optax.GradientTransformation, injections: int = 
         def keep(x: Tree) -> Tree:
             return jax.tree.map(lambda leaf, on: jnp.where(on, leaf, 0.0), x, active)
 
-        steps, inner_state = inner.update(keep(updates), state.inner, params, boundary=False, **extra)
+        steps, inner_state = optimiser.update(keep(updates), state.inner, params, boundary=False, **extra)
         return keep(steps), InjectionState(inner_state, state.done)
 
     def inject(params: Params, state: InjectionState, **_: Any) -> tuple[Params, InjectionState]:
         return params, state._replace(done=jnp.minimum(state.done + 1, injections))
 
-    return at_boundary(AtBoundary(init, update), inject)
+    return at_boundary(around(inner, init, step), inject)
 
 
 @dataclass(frozen=True)
