@@ -64,7 +64,7 @@ def _best(run: Path, config: Mapping[str, Any]) -> str:
     for folder in sorted((run / "records").glob("*")):
         if not (files := sorted(folder.glob("[0-9]*.npz"))):
             continue
-        score, found = score_values(reduce_segment(read_segment(files[-1]), config))
+        score, found = score_values(reduce_segment(read_segment(files[-1]), config, folder.name))
         if score is None:
             continue
         quantity = score.main if score.main in found else score.curve

@@ -3,7 +3,8 @@
 A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
 configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
 
-    config.json                      experiment, run_id, hash, settings, dims, coords; of a sweep: arms
+    config.json                      experiment, run_id, hash, settings, dims, coords (of an arm that has fewer labels:
+                                     own_coords); of a sweep: arms
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
 
@@ -327,7 +328,26 @@ def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndar
     target[name][where] = value
 
 
-def _collect(plan: _Plan, found: Mapping[str, list[Segment]]) -> dict[str, np.ndarray]:
+def coords_of(config: Mapping[str, Any], arm: str) -> Mapping[str, Sequence[Any]]:
+    """Axis name -> its labels in what this arm records, in order."""
+    return {**config.get("coords", {}), **config.get("own_coords", {}).get(arm, {})}
+
+
+def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -> np.ndarray:
+    """A probe's value ``[S, 2, ...]`` with the places that only other arms have (a layer), NaN."""
+    dims = config.get("dims", {}).get(name, ())
+    own = config.get("own_coords", {}).get(arm, {})
+    for axis, dim in enumerate(dims, start=2):
+        if dim in own and len(dims) == value.ndim - 2:
+            every = config["coords"][dim]
+            shape = (*value.shape[:axis], len(every), *value.shape[axis + 1 :])
+            wide = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
+            np.moveaxis(wide, axis, 0)[[every.index(label) for label in own[dim]]] = np.moveaxis(value, axis, 0)
+            value = wide
+    return value
+
+
+def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Lays all segments out as arrays of the full size, NaN where there is nothing yet."""
     out: dict[str, np.ndarray] = {}
     leading = (len(plan.methods), plan.seeds)
@@ -347,10 +367,11 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]]) -> dict[str, np.nd
                 raise RecordError(message)
             for name, value in segment.train.items():
                 _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
+            probe = {name: _spread(value, name, config, method) for name, value in segment.probe.items()}
             # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
             # edge: a measurement in the middle of a killed run's last task must not pass for its end.
             for mark, due in enumerate((start == first, stop == last)):
-                for name, value in segment.probe.items() if due else ():
+                for name, value in probe.items() if due else ():
                     shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
                     _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
             for name, number in segment.host.items():
@@ -422,7 +443,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     found = {folder.name: segments for folder in folders if (segments := read_method(folder))}
     plan = _plan(directory, config, found)
     try:
-        arrays = _collect(plan, found)
+        arrays = _collect(plan, found, config)
     except RecordError as error:
         message = f"{directory}: {error}"
         raise RecordError(message) from error

@@ -185,7 +185,8 @@ def train(
                     seen = parts[arm]
                     # Of all arms together, the host's numbers are those of all.
                     whole = {name: host[name] * len(batch.arms) for name in SHARED if not arm and name in host}
-                    metrics[arm] = reduce_segment(Segment(seen.train, seen.probe, host | whole), config)
+                    own = Segment(seen.train, seen.probe, host | whole)
+                    metrics[arm] = reduce_segment(own, config, arm or batch.arms[0])
                 sink.log(metrics[arm], task)
 
         def look(clock: int) -> None:
@@ -257,11 +258,19 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
-    """The names of the record's axes and their labels, ``dims`` and ``coords`` of ``config.json``."""
-    labels: dict[str, Tree] = {"dims": {}, "coords": {}}
+    """The names of the record's axes and their labels: ``dims``, ``coords`` and ``own_coords`` of ``config.json``.
+
+    An axis has the labels of all arms (the layers of all networks); what an arm has fewer of is in ``own_coords``.
+    """
+    labels: dict[str, Tree] = {"dims": {}, "coords": {}, "own_coords": {}}
     for batch in batches:
         labels["dims"] |= {name: list(dims) for name, dims in batch.program.dims.items()}
-        labels["coords"] |= {axis: list(names) for axis, names in batch.program.coords.items()}
+        for axis, names in batch.program.coords.items():
+            labels["coords"][axis] = list(dict.fromkeys((*labels["coords"].get(axis, ()), *names)))
+    for batch in batches:
+        own = {axis: list(names) for axis, names in batch.program.coords.items()}
+        own = {axis: names for axis, names in own.items() if names != labels["coords"][axis]}
+        labels["own_coords"] |= {arm: own for arm in batch.arms if own}
     return labels
 
 

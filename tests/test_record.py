@@ -129,6 +129,18 @@ def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -
     assert data["probe/x/y"].dims[-1] == "x/y/axis0"
 
 
+def test_arms_whose_networks_have_other_layers_lie_in_one_record(run: pathlib.Path) -> None:
+    layers = {"coords": {"layer": ["a", "b", "c"]}, "own_coords": {"reset": {"layer": ["c", "a"]}}}
+    record.write_json(run / "config.json", {**CONFIG, **layers, "dims": {"weights/norm": ["layer"]}})
+    for method, names in (("backprop", "abc"), ("reset", "ca")):
+        norms = np.broadcast_to([float(ord(name)) for name in names], (SEEDS, 2, len(names)))
+        record.write_segment(run / "records" / method, 0, Record({}, {"weights/norm": norms}), host(0))
+    norm = record.read_run(run)["probe/weights/norm"].sel({"seed": 0, "task": 0, "mark": "end"})
+    assert norm.layer.values.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(norm.sel({"method": "backprop"}), [97.0, 98.0, 99.0])
+    np.testing.assert_array_equal(norm.sel({"method": "reset"}), [97.0, np.nan, 99.0])
+
+
 def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
     path = write(run, "reset", 0, 0)
     whole = path.read_bytes()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from plastax.record import MARKS, PathLike, Segment
+from plastax.record import MARKS, PathLike, Segment, coords_of
 from plastax.report.score import Quantity, Score, choose
 
 MOST_LABELS = 64
@@ -54,12 +54,13 @@ class Sink(Protocol):
         """Another one of its kind, for an arm that is trained at the same time; None: there is one for all of them."""
 
 
-def reduce_segment(segment: Segment, config: Mapping[str, Any]) -> dict[str, Metric]:
+def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -> dict[str, Metric]:
     """What a sink is told about a segment.
 
     Args:
       segment: from `plastax.record.read_segment`, or the like.
       config: the content of ``config.json``; its ``dims`` and ``coords`` name the entries of vectors.
+      arm: whose segment it is.
 
     Returns:
       ``train/<name>``: mean over updates ``[S]``. ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a
@@ -82,7 +83,7 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any]) -> dict[str, Met
             elif entries.ndim == 1:
                 metrics[f"{name}/{mark}"] = entries
             elif entries.ndim == 2 and entries.shape[1] <= MOST_LABELS:
-                labels = config.get("coords", {}).get(dims[0] if dims else "", range(entries.shape[1]))
+                labels = coords_of(config, arm).get(dims[0] if dims else "", range(entries.shape[1]))
                 metrics |= {f"{name}/{mark}/{label}": column for label, column in zip(labels, entries.T)}
     return metrics
 

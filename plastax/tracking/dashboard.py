@@ -89,7 +89,8 @@ def measured(directory: PathLike) -> set[str]:
     names: set[str] = set()
     for method in labels(config):
         for segment in read_method(directory / "records" / method):
-            names |= {name for name, value in reduce_segment(segment, config).items() if not isinstance(value, float)}
+            found = reduce_segment(segment, config, method)
+            names |= {name for name, value in found.items() if not isinstance(value, float)}
     return names
 
 

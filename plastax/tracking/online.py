@@ -280,7 +280,7 @@ def replay(directory: PathLike, mode: Mode = "offline", project: str | None = No
                 name, rows = f"{method}-seed{first + k}", slice(k, k + 1)
             sink.start(config, directory, name)
             for segment in segments:
-                sink.log(reduce_segment(_of(segment, rows), config), int(segment.host["task"]))
+                sink.log(reduce_segment(_of(segment, rows), config, method), int(segment.host["task"]))
             sink.finish()
             count += 1
     if not count:
