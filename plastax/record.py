@@ -450,7 +450,10 @@ def read_run(path: PathLike) -> xr.Dataset:
     updates = np.arange(plan.tasks * plan.updates_per_task)
     used = {"method": len(plan.methods), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
-    for name, array in arrays.items():
+    # In the order of the probes: the first one's axes keep their names where a later one's are of another size.
+    order = {f"probe/{name}": place for place, name in enumerate(config.get("dims", {}))}
+    for name in sorted(arrays, key=lambda name: order.get(name, -1)):
+        array = arrays[name]
         match name.partition("/")[0]:
             case "train":
                 dims = ["method", "seed", "update"]

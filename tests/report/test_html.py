@@ -16,7 +16,7 @@ import xarray as xr
 from plastax import report
 from plastax.record import read_json, write_json
 from plastax.report import figures, html
-from plastax.report.html import relation, verdict
+from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
 from plastax.types import ConfigError
 from tests.report.test_figures import METHODS, SEEDS, TASKS, make_study
@@ -45,6 +45,15 @@ def page(study: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def data(study: pathlib.Path) -> xr.Dataset:
     return html.side_by_side([study])[0]
+
+
+def test_the_rank_curve_does_not_go_by_the_axes_names(data: xr.Dataset) -> None:
+    """They are the operator's own where another one's spectrum has another size."""
+    own = data.rename({name: f"hessian_{name}" for name in ("probe", "node")})
+    curve, other = (spectra.rank_curve(d, "hessian") for d in (data, own))
+    assert curve is not None
+    assert curve.data
+    assert curve == other
 
 
 class Seen:
