@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
                 "dash.floor": 0.9, "weight_decay.decay": 1e-4,
-                "hessian.order": 16, "hessian.examples": 64, "hessian.every": 4},
+                "hessian.order": 16, "hessian.examples": 64, "hessian.every": 8},
     # Kumar et al. (arXiv 2308.11958): 50 tasks of 400 epochs over 1,200 images, batches of 16, Adam.
     "kumar": {
         "data": "mnist", "seeds": 3, "tasks": 50, "model_settings.hidden": (100, 100), "stream.examples": 1200,
