@@ -98,9 +98,13 @@ def final_returns(env: str, config: ppo.PPO, model: ActorCritic, updates: int, l
 
 @pytest.mark.slow
 def test_cartpole_is_solved():
-    """Gymnasium's threshold for CartPole-v1 is 475 of at most 500."""
+    """Gymnasium's threshold for CartPole-v1 is 475 of at most 500.
+
+    Under a constant step size about one seed in sixteen is in a slump at the end, which one depends on rounding: with
+    four seeds that would decide.
+    """
     config = ppo.PPO(learning_rate=1e-3)
-    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), "tanh"), updates=600, last=100)
+    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), "tanh"), updates=600, last=100, seeds=16)
     assert returns.mean() >= 475, returns
 
 

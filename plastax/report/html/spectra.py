@@ -185,7 +185,7 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     eps = np.logspace(np.log10(largest) - 6, np.log10(largest), 49)
     # A loop over eps: all at once would be a hundred times the record.
     # Not by name: where two operators have spectra of different sizes, the second one's axes are its own.
-    *_, probe, node = nodes.dims
+    probe, node = map(str, nodes.dims[-2:])
     above = [(weights.where(np.abs(nodes) > e, 0.0)).sum(node).mean(probe).where(dim.notnull()) for e in eps]
     ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose(
         "method", "seed", "task", "eps"
