@@ -78,7 +78,7 @@ def backward(
     value, metrics, grads, tap_grads = jax.lax.optimization_barrier((value, metrics, grads, tap_grads))
     # A one that XLA cannot know before the backward pass is through: without it the CPU backend may step a kernel
     # before the pass has read it, and copies every kernel in every step to be safe (a tenth of a step of the paper's
-    # network at batch 16, a third at batch 1). No bit changes; where an entry here is not finite, no gradient is.
+    # network at batch 16, a third at batch 1). It is exactly one; where an entry here is not finite, no gradient is.
     one = 1 + 0 * sum(g[(0,) * g.ndim] for g in tap_grads.values())
     grads = jax.tree.map(lambda g: g * one, grads)
     return Pass(
