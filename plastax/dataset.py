@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from plastax.record import PathLike, RecordError, read_json, read_run
+from plastax.labelled import read_run
+from plastax.record import PathLike, RecordError, read_json
 from plastax.runs import IO
 from plastax.types import ConfigError
 
@@ -57,7 +58,7 @@ def _is_run(path: pathlib.Path) -> bool:
 def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
     """Reads one run, or several as one labelled data set, whether they finished, were killed or still go on.
 
-    Variables and dimensions of one run: see `plastax.record.read_run`. Several have the dimension ``run`` in front,
+    Variables and dimensions of one run: see `plastax.labelled.read_run`. Several have the dimension ``run`` in front,
     with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting that differs between them;
     the other axes are the union of those of the runs, NaN where a run has nothing (another number of tasks or of
     Lanczos nodes, a method or a probe that it lacks). So::

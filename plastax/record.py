@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it is read back as one labelled data set.
+"""What a run leaves behind: its files, written whole or not at all. `plastax.labelled` makes one data set of them.
 
 A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
 configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
@@ -27,8 +27,6 @@ import numpy as np
 from plastax.environment import environment
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from plastax.types import Record
 
 PathLike = str | os.PathLike[str]
@@ -41,7 +39,7 @@ FORMAT = 1
 is what was written before there were numbers."""
 
 REQUIRED_HOST = ("clock", "length", "task")
-"""Host scalars that `read_run` needs to place a segment: its first update, its number of updates, its task."""
+"""Host scalars that `labelled.read_run` needs to place a segment: its first update, its number of updates, its task."""
 
 
 class RecordError(ValueError):
@@ -283,196 +281,11 @@ def read_method(directory: PathLike) -> list[Segment]:
     return sorted(segments, key=lambda segment: segment.host["clock"])
 
 
-class _Plan(NamedTuple):
-    """Full sizes of the study, so that an unfinished run has the shape of the finished one."""
-
-    methods: list[str]
-    seeds: int
-    first_seed: int
-    tasks: int
-    updates_per_task: int
-
-
 def labels(config: Mapping[str, Any]) -> list[str]:
     """What records and curves of a run are called: its methods, or of a sweep its arms."""
     return [str(label) for label in config.get("arms", config.get("settings", {}).get("methods", []))]
 
 
-def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
-    settings = config.get("settings", {})
-    missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
-    if missing:
-        message = f"{directory / 'config.json'}: settings {missing} are missing"
-        raise RecordError(message)
-    methods = labels(config)
-    methods += [method for method in found if method not in methods]
-    sizes = {
-        method: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
-        for method, segments in found.items()
-    }
-    seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
-    if len(seeds) > 1:
-        message = f"{directory}: the number of seeds differs between records: {sizes}"
-        raise RecordError(message)
-    first = int(settings.get("first_seed", 0))
-    return _Plan(methods, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
-
-
-def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Puts ``value`` into the NaN array ``target[name]``, made here when first seen."""
-    if name not in target:
-        target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
-    if target[name].shape != shape:
-        message = f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere"
-        raise RecordError(message)
-    target[name][where] = value
-
-
 def coords_of(config: Mapping[str, Any], arm: str) -> Mapping[str, Sequence[Any]]:
     """Axis name -> its labels in what this arm records, in order."""
     return {**config.get("coords", {}), **config.get("own_coords", {}).get(arm, {})}
-
-
-def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -> np.ndarray:
-    """A probe's value ``[S, 2, ...]`` with the places that only other arms have (a layer), NaN."""
-    dims = config.get("dims", {}).get(name, ())
-    own = config.get("own_coords", {}).get(arm, {})
-    for axis, dim in enumerate(dims, start=2):
-        if dim in own and len(dims) == value.ndim - 2:
-            every = config["coords"][dim]
-            shape = (*value.shape[:axis], len(every), *value.shape[axis + 1 :])
-            wide = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
-            np.moveaxis(wide, axis, 0)[[every.index(label) for label in own[dim]]] = np.moveaxis(value, axis, 0)
-            value = wide
-    return value
-
-
-def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Lays all segments out as arrays of the full size, NaN where there is nothing yet."""
-    out: dict[str, np.ndarray] = {}
-    leading = (len(plan.methods), plan.seeds)
-    updates = plan.tasks * plan.updates_per_task
-    most = max((len(segments) for segments in found.values()), default=0)
-    for method, segments in found.items():
-        m = plan.methods.index(method)
-        for s, segment in enumerate(segments):
-            task, start = int(segment.host["task"]), int(segment.host["clock"])
-            stop = start + int(segment.host["length"])
-            first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
-            if not (first <= start < stop <= last <= updates):
-                message = (
-                    f"{method}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
-                    f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
-                )
-                raise RecordError(message)
-            for name, value in segment.train.items():
-                _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
-            probe = {name: _spread(value, name, config, method) for name, value in segment.probe.items()}
-            # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
-            # edge: a measurement in the middle of a killed run's last task must not pass for its end.
-            for mark, due in enumerate((start == first, stop == last)):
-                for name, value in probe.items() if due else ():
-                    shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
-                    _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
-            for name, number in segment.host.items():
-                _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.methods), most))
-    return out
-
-
-def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: dict[str, int]) -> list[str]:
-    """Names for the axes of a probe's value behind the mark.
-
-    Two probes may share an axis name and differ in its size (two Lanczos orders): the later one's gets the probe's
-    name in front.
-    """
-    key = name.removeprefix("probe/")
-    dims = list(config.get("dims", {}).get(key, config.get("dims", {}).get(name, ())))
-    if len(dims) != len(sizes):
-        dims = [f"{key}/axis{i}" for i in range(len(sizes))]
-    for i, size in enumerate(sizes):
-        if used.setdefault(dims[i], size) != size:
-            dims[i] = f"{key.partition('/')[0]}_{dims[i]}"
-            used.setdefault(dims[i], size)
-    return dims
-
-
-def _swept(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
-    """The coordinates of a sweep along the axis of the methods."""
-    if not arms:
-        return {}
-    out: dict[str, list[Any]] = {"base": [arms.get(label, {}).get("method", label) for label in labels]}
-    for name in dict.fromkeys(name for arm in arms.values() for name in arm["settings"]):
-        values = [arms.get(label, {}).get("settings", {}).get(name) for label in labels]
-        if all(value is None or isinstance(value, int | float) for value in values):
-            out[name] = [np.nan if value is None else value for value in values]
-        else:
-            out[name] = ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
-    return out
-
-
-def read_run(path: PathLike) -> xr.Dataset:
-    """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
-
-    Variables: ``train/<name>`` (method, seed, update), with the coordinate ``update_task`` along ``update``;
-    ``probe/<probe>/<value>`` (method, seed, task, mark, ...), mark ``init`` right after the switch to the task and
-    ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (method, segment).
-    What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
-    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``. One method is
-    ``data.sel({"method": "reset"})``: ``data.sel(method=...)`` is xarray's own argument and selects nothing.
-
-    Of a sweep, ``method`` has the labels of the arms, and beside them the coordinates ``base`` (the method's name) and
-    the swept settings by their names: ``data.sel({"method": data["method.l2"] == 0.1})``. What an arm's method does not
-    have is NaN, or "" where the values are no numbers.
-
-    Args:
-      path: the run directory.
-
-    Returns:
-      The data set; attributes ``experiment``, ``run_id`` and ``hash``.
-
-    Raises:
-      FileNotFoundError: there is no ``config.json``.
-      RecordError: a file is corrupt, or does not fit the configuration; the message names it.
-    """
-    # Here and not on top: a run only writes, and xarray with pandas takes most of a second to import.
-    import xarray as xr
-
-    directory = pathlib.Path(path)
-    config = read_json(directory / "config.json")
-    folders = sorted(folder for folder in (directory / "records").glob("*") if folder.is_dir())
-    found = {folder.name: segments for folder in folders if (segments := read_method(folder))}
-    plan = _plan(directory, config, found)
-    try:
-        arrays = _collect(plan, found, config)
-    except RecordError as error:
-        message = f"{directory}: {error}"
-        raise RecordError(message) from error
-    updates = np.arange(plan.tasks * plan.updates_per_task)
-    used = {"method": len(plan.methods), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
-    variables = {}
-    # In the order of the probes: the first one's axes keep their names where a later one's are of another size.
-    order = {f"probe/{name}": place for place, name in enumerate(config.get("dims", {}))}
-    for name in sorted(arrays, key=lambda name: order.get(name, -1)):
-        array = arrays[name]
-        match name.partition("/")[0]:
-            case "train":
-                dims = ["method", "seed", "update"]
-            case "host":
-                dims = ["method", "segment"]
-            case _:
-                dims = ["method", "seed", "task", "mark", *_trailing(name, array.shape[4:], config, used)]
-        variables[name] = (dims, array)
-    coords: dict[str, Any] = {
-        "method": plan.methods,
-        "seed": plan.first_seed + np.arange(plan.seeds),
-        "task": np.arange(plan.tasks),
-        "mark": list(MARKS),
-        "update": updates,
-        "update_task": ("update", updates // plan.updates_per_task),
-    }
-    coords |= {name: ("method", values) for name, values in _swept(config.get("arms", {}), plan.methods).items()}
-    for name, labels in config.get("coords", {}).items():
-        if name not in coords and used.get(name) == len(labels):
-            coords[name] = list(labels)
-    attributes = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
-    return xr.Dataset(variables, coords, attributes)

@@ -24,7 +24,8 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
-    "dataset": {"record", "runs", "types"},
+    "labelled": {"record"},
+    "dataset": {"labelled", "record", "runs", "types"},
     **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
     "memory": BASE | {"parallel"},
     "runs": {"record", "types"},
@@ -34,7 +35,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "sweep": {"settings", "types"},
     "launch": {"types"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
-    "report": {"dataset", "record", "types"},
+    "report": {"dataset", "labelled", "record", "types"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {
         "data",

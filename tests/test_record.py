@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import record
+from plastax import labelled, record
 from plastax.types import Record
 
 SEEDS, TASKS, UPDATES = 3, 3, 4
@@ -71,7 +71,7 @@ def test_full_run_is_labelled(run: pathlib.Path) -> None:
     for method in CONFIG["settings"]["methods"]:
         for task in range(TASKS):
             write(run, method, task, UPDATES * task)
-    data = record.read_run(run)
+    data = labelled.read_run(run)
     assert data["train/loss"].dims == ("method", "seed", "update")
     assert data["probe/hessian/rank"].dims == ("method", "seed", "task", "mark", "eps")
     assert data["probe/gradient/norm"].dims == ("method", "seed", "task", "mark")
@@ -91,18 +91,18 @@ def test_marks_of_a_task_of_several_segments_are_its_own(run: pathlib.Path) -> N
     # Two segments a task, both measured at both ends; the last task was cut after its first segment.
     for index in range(5):
         write(run, "reset", index, 2 * index, 2)
-    norm = record.read_run(run)["probe/gradient/norm"].sel({"method": "reset", "seed": 0})
+    norm = labelled.read_run(run)["probe/gradient/norm"].sel({"method": "reset", "seed": 0})
     np.testing.assert_array_equal(norm, [[0.0, 1.5], [2.0, 3.5], [4.0, np.nan]])
 
 
 def test_unfinished_run_is_padded(run: pathlib.Path) -> None:
-    assert record.read_run(run).sizes["update"] == TASKS * UPDATES
-    assert not record.read_run(run).data_vars
+    assert labelled.read_run(run).sizes["update"] == TASKS * UPDATES
+    assert not labelled.read_run(run).data_vars
     for task in range(TASKS):
         write(run, "backprop", task, UPDATES * task)
     write(run, "reset", 0, 0)
     (run / "records" / "reset" / ".000001.npz.123.tmp").write_bytes(b"PK half a file")
-    data = record.read_run(run)
+    data = labelled.read_run(run)
     assert dict(data.sizes) | {"method": 2, "seed": 3, "task": 3, "update": 12} == dict(data.sizes)
     loss = data["train/loss"].sel({"method": "reset", "seed": 0}).values
     np.testing.assert_array_equal(loss, [0.0] * UPDATES + [np.nan] * UPDATES * 2)
@@ -113,7 +113,7 @@ def test_unfinished_run_is_padded(run: pathlib.Path) -> None:
 def test_seeds_keep_their_numbers(run: pathlib.Path) -> None:
     record.write_json(run / "config.json", {**CONFIG, "settings": {**CONFIG["settings"], "first_seed": 5}})
     write(run, "reset", 0, 0)
-    assert record.read_run(run).seed.values.tolist() == [5, 6, 7]
+    assert labelled.read_run(run).seed.values.tolist() == [5, 6, 7]
 
 
 def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -> None:
@@ -124,7 +124,7 @@ def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -
         "x/y": np.zeros((SEEDS, 2, 7)),
     }
     record.write_segment(run / "records" / "reset", 0, Record({}, probe), host(0))
-    data = record.read_run(run)
+    data = labelled.read_run(run)
     assert data["probe/hessian/rank"].dims[-1] == "eps"
     assert data["probe/ggn/rank"].dims[-1] == "ggn_eps"
     assert data["probe/x/y"].dims[-1] == "x/y/axis0"
@@ -136,7 +136,7 @@ def test_arms_whose_networks_have_other_layers_lie_in_one_record(run: pathlib.Pa
     for method, names in (("backprop", "abc"), ("reset", "ca")):
         norms = np.broadcast_to([float(ord(name)) for name in names], (SEEDS, 2, len(names)))
         record.write_segment(run / "records" / method, 0, Record({}, {"weights/norm": norms}), host(0))
-    norm = record.read_run(run)["probe/weights/norm"].sel({"seed": 0, "task": 0, "mark": "end"})
+    norm = labelled.read_run(run)["probe/weights/norm"].sel({"seed": 0, "task": 0, "mark": "end"})
     assert norm.layer.values.tolist() == ["a", "b", "c"]
     np.testing.assert_array_equal(norm.sel({"method": "backprop"}), [97.0, 98.0, 99.0])
     np.testing.assert_array_equal(norm.sel({"method": "reset"}), [97.0, np.nan, 99.0])
@@ -166,7 +166,7 @@ def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
     assert all(str(path) in message for message in refused)
     path.write_bytes(whole[:100])
     with pytest.raises(record.RecordError, match=r"reset/000000\.npz is truncated or corrupt"):
-        record.read_run(run)
+        labelled.read_run(run)
     with pytest.raises(FileNotFoundError):
         record.read_segment(path.with_name("000009.npz"))
 
@@ -201,7 +201,7 @@ def test_segments_that_do_not_fit_are_refused(run: pathlib.Path) -> None:
         record.write_segment(run, 0, segment(0.0), {"clock": 0, "length": UPDATES})
     record.write_segment(run / "records" / "reset", 0, segment(0.0), {**host(2), "task": 0})
     with pytest.raises(record.RecordError, match="updates 2 to 6 are not inside task 0"):
-        record.read_run(run)
+        labelled.read_run(run)
 
 
 def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:

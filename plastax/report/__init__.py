@@ -28,7 +28,8 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
       FileNotFoundError: there is no ``config.json``.
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
-    from plastax.record import read_json, read_run
+    from plastax.labelled import read_run
+    from plastax.record import read_json
     from plastax.report.score import notice
 
     data = read_run(run_dir)

@@ -18,7 +18,7 @@ from plastax.types import ConfigError
 
 
 def is_sweep(data: xr.Dataset) -> bool:
-    """Whether a study's methods are arms of a sweep, see `plastax.record.read_run`."""
+    """Whether a study's methods are arms of a sweep, see `plastax.labelled.read_run`."""
     return "base" in data.coords and data.sizes["method"] > len(set(data.base.values.tolist()))
 
 
