@@ -1,128 +1,31 @@
-"""Sinks: a real W&B offline run read back from its file, the terminal, and what happens when a sink fails."""
+"""What W&B gets: real offline runs read back from their files, replays, artifacts, the dashboard."""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import pathlib
-import struct
 import sys
-import threading
-import time
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 
 from plastax import __main__ as cli
-from plastax import parallel, run, tracking
-from plastax.checkpoint import Checkpoints
-from plastax.record import Segment, read_segment, write_json, write_segment
-from plastax.tracking import Background, ConsoleSink, Guarded, Histogram, WandbSink, dashboard, reduce_segment
-from plastax.types import ConfigError, Program, Record
-
-SEEDS, TASKS = 4, 3
-CONFIG = {
-    "experiment": "demo",
-    "run_id": "r0",
-    "hash": "abc",
-    "settings": {"methods": ["l2_er"], "seeds": SEEDS, "first_seed": 2, "tasks": TASKS, "updates_per_task": 5},
-    "dims": {"hessian/rank": ["eps"], "hessian/nodes": ["probe", "node"], "hessian/weights": ["probe", "node"]},
-    "coords": {"eps": [0.01, 0.1]},
-}
-
-
-def segment(task: int) -> Segment:
-    rng = np.random.default_rng(task)
-    episode = rng.normal(100.0 * task, 1.0, (SEEDS, 5))
-    episode[:, 0] = np.nan
-    nodes = np.stack([rng.normal(0.0, 3.0, (SEEDS, 2, 6)), np.full((SEEDS, 2, 6), np.nan)], axis=1)
-    probe = {
-        "hessian/nodes": nodes,
-        "hessian/weights": np.full((SEEDS, 2, 2, 6), 1 / 6),
-        "hessian/rank": np.stack([np.ones((SEEDS, 2)) * [5.0, 2.0], np.full((SEEDS, 2), np.nan)], axis=1),
-        "gradient/norm": np.ones((SEEDS, 2)) * [1.0, 2.0],
-    }
-    host = {"segment": task, "clock": 5 * task, "length": 5, "task": task, "train_seconds": 2.0, "env_steps": 1e4}
-    return Segment({"episode_return": episode}, probe, host | {"compile_seconds": 7.5 if task == 0 else 0.0})
-
-
-def chunks(content: bytes) -> Iterator[bytes]:
-    """The records of a W&B file: LevelDB's log format, seven bytes of header before blocks of 32 KiB.
-
-    W&B 0.31 has no reader in Python any more. See the "log format" page in LevelDB's documentation.
-    """
-    if len(content) < 7:
-        return
-    magic, _, version = struct.unpack("<4sHB", content[:7])
-    assert (magic, version) == (b":W&B", 0)
-    at, parts = 7, []
-    while at + 7 <= len(content):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        checksum, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        part = content[at + 7 : at + 7 + length]
-        if len(part) < length:
-            return
-        assert checksum == zlib.crc32(bytes([kind]) + part)
-        parts.append(part)
-        at += 7 + length
-        # 1 is a whole record, 4 the last part of one.
-        if kind in (1, 4):
-            yield b"".join(parts)
-            parts = []
-
-
-def read_records(directory: pathlib.Path, name: str = "") -> list[Any]:
-    """All records of the only offline run in a run directory, or of the one whose id ends so."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = (directory / "wandb").glob(f"offline-run-*/*{name}.wandb")
-    # W&B's service goes on writing for a moment after `finish`; the exit record is the last one.
-    for _ in range(200):
-        records = []
-        for chunk in chunks(path.read_bytes()):
-            records.append(wandb_internal_pb2.Record())
-            records[-1].ParseFromString(chunk)
-        if records and records[-1].WhichOneof("record_type") == "exit":
-            break
-        time.sleep(0.1)
-    return records
-
-
-def defined_summaries(directory: pathlib.Path) -> dict[str, tuple[bool, ...]]:
-    """Metric -> whether its last, mean, highest and lowest value are kept in the summary, of those that say so."""
-    metrics = [record.metric for record in read_records(directory) if record.WhichOneof("record_type") == "metric"]
-    return {
-        metric.name: (metric.summary.last, metric.summary.mean, metric.summary.max, metric.summary.min)
-        for metric in metrics
-        if metric.HasField("summary")
-    }
-
-
-def read_offline_run(directory: pathlib.Path, name: str = "") -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
-    """Configuration, logged rows and the run itself of the only offline run in a run directory, or of the named one."""
-    records = read_records(directory, name)
-    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    rows = []
-    for record in records:
-        if record.WhichOneof("record_type") == "history":
-            rows.append({})
-            for item in record.history.item:
-                *outer, last = item.nested_key or [item.key]
-                inner = rows[-1]
-                for key in outer:
-                    inner = inner.setdefault(key, {})
-                inner[last] = json.loads(item.value_json)
-    return config, rows, run
+from plastax import tracking
+from plastax.record import write_json, write_segment
+from plastax.tracking import Background, Histogram, WandbSink, dashboard, reduce_segment
+from plastax.types import ConfigError, Record
+from tests.tracked import (
+    CONFIG,
+    SEEDS,
+    SUPERVISED,
+    TASKS,
+    defined_summaries,
+    read_offline_run,
+    read_records,
+    run_files,
+    segment,
+    supervised_segment,
+)
 
 
 def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -171,11 +74,6 @@ def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
         edges = np.array(histogram["bins"])
         assert np.array(histogram["values"])[edges[1:] < 0].sum() == pytest.approx(negative)
     assert capfd.readouterr() == ("", "")
-
-
-def run_files(directory: pathlib.Path, name: str = "") -> pathlib.Path:
-    (path,) = (directory / "wandb").glob(f"offline-run-*/*{name}.wandb")
-    return path.parent / "files"
 
 
 @pytest.fixture
@@ -301,18 +199,6 @@ def test_reduced_segment() -> None:
     assert np.isnan(reduce_segment(empty, CONFIG)["train/episode_return"]).all()
 
 
-SUPERVISED = {**CONFIG, "settings": {**CONFIG["settings"], "data_card": {"synthetic": True}}}
-
-
-def supervised_segment(part: int, regression: bool = False) -> Segment:
-    """The first or second half of a task: only the second one has values at the end of the task."""
-    accuracy = np.full((SEEDS, 5), np.nan if regression else 0.5 + 0.1 * part)
-    final = np.stack([np.full(SEEDS, 0.125), np.full(SEEDS, 0.75 if part % 2 else np.nan)], axis=1)
-    probe = {"evaluation/train_accuracy": 0.0 * accuracy[:, :2] + final, "evaluation/train_loss": 1.0 - final}
-    host = {"segment": part, "clock": 5 * part, "length": 5, "task": part // 2, "train_seconds": 2.0, "env_steps": 1e4}
-    return Segment({"accuracy": accuracy, "loss": np.full((SEEDS, 5), 0.25)}, probe, host)
-
-
 def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) -> None:
     sink = WandbSink("offline")
     sink.start(SUPERVISED, tmp_path, "l2_er")
@@ -330,213 +216,3 @@ def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) 
     # Accuracy: the best is the highest.
     assert summaries[final] == summaries[online] == (True, True, True, False)
     assert "train/loss" not in summaries
-
-
-def tiny_program() -> Program:
-    """Gradient descent with noise on a parabola: a state that any disturbance would change."""
-
-    def step(state, _):
-        key, x = state
-        key, draw = jax.random.split(key)
-        x = x - 0.1 * x + 0.01 * jax.random.normal(draw, x.shape)
-        return (key, x), (x**2).sum()
-
-    def segment(state, data, clock, length):
-        state, loss = jax.lax.scan(step, state, length=length)
-        return state, Record({"loss": loss}, {"x/norm": jnp.stack([loss[0], loss[-1]])})
-
-    return Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
-
-
-class Slow:
-    """A W&B that takes its time, for ever if need be."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        time.sleep(self.seconds)
-        message = "no answer"
-        raise ConnectionError(message)
-
-
-class FailingRun:
-    """A W&B run that was opened and then fails at whatever it is asked, slowly."""
-
-    def __getattr__(self, name: str) -> Any:
-        return Slow(0.05)
-
-
-@pytest.mark.parametrize("how", ["raises", "hangs", "fails later"])
-def test_wandb_in_trouble_changes_no_trained_parameter(
-    how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import wandb
-
-    def trained(name: str, sinks: list[Any]) -> tuple[dict[str, np.ndarray], float]:
-        started = time.monotonic()
-        batch = parallel.batch(lambda _: tiny_program(), {"sgd": {}}, range(2))
-        settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
-        config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
-        run.study(tmp_path / name, config, [batch], run.Plan(3, 4, 4, 1), sinks)
-        seconds = time.monotonic() - started
-        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd", config)
-        restored = checkpoints.restore(batch.program.init(batch.start, ()))
-        checkpoints.close()
-        assert restored is not None
-        leaves = restored.leaves
-        losses = [read_segment(path).train["loss"] for path in sorted((tmp_path / name).glob("records/sgd/*.npz"))]
-        return {**leaves, "loss": np.stack(losses)}, seconds
-
-    alone, _ = trained("alone", [])
-    opened = {"raises": Slow(0.0), "hangs": Slow(60.0), "fails later": lambda **_: FailingRun()}[how]
-    monkeypatch.setattr(wandb, "init", opened)
-    with caplog.at_level(logging.WARNING):
-        watched, seconds = trained("watched", [Background(WandbSink("offline"), patience=0.2)])
-    assert alone.keys() == watched.keys()
-    for name, value in alone.items():
-        np.testing.assert_array_equal(value, watched[name], err_msg=name)
-    assert len(alone["loss"]) == 3
-    assert seconds < 30.0
-    assert [record.message.count("going on without it") for record in caplog.records if "Sink" in record.message] == [1]
-
-
-def test_a_full_queue_leaves_out_and_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    go, logged = threading.Event(), []
-
-    class Blocked(Failing):
-        def log(self, metrics: Mapping[str, Any], step: int) -> None:
-            go.wait(30)
-            logged.append(step)
-
-    sink = Background(Blocked("never"), capacity=4)
-    sink.start(CONFIG, tmp_path, "l2_er")
-    with caplog.at_level(logging.WARNING):
-        for step in range(50):
-            sink.log({"x": 1.0}, step)
-    go.set()
-    while not sink._calls.empty():
-        time.sleep(0.01)
-    sink.finish()
-    assert logged == sorted(logged)
-    assert 3 <= len(logged) <= 6
-    assert [record.message for record in caplog.records] == [
-        "Blocked is too slow: some tasks are missing there, none in the records"
-    ]
-
-
-class Failing:
-    """A sink that raises in one of its methods."""
-
-    def __init__(self, where: str):
-        self.where = where
-        self.calls: list[str] = []
-
-    def _note(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.where:
-            message = "the network is gone"
-            raise ConnectionError(message)
-
-    def start(self, config: Mapping[str, Any], directory: Any, method: str) -> None:
-        self._note("start")
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._note("log")
-
-    def finish(self) -> None:
-        self._note("finish")
-
-
-@pytest.mark.parametrize(
-    ("where", "calls"),
-    [("start", ["start"]), ("log", ["start", "log"]), ("finish", ["start", "log", "log", "finish"])],
-)
-def test_failing_sink_is_dropped_with_one_warning(
-    where: str, calls: list[str], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    sink = Failing(where)
-    guarded = Guarded(sink)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            guarded.start(CONFIG, tmp_path, "l2_er")
-            guarded.log({"x": 1.0}, 0)
-            guarded.log({"x": 1.0}, 1)
-            guarded.finish()
-    assert sink.calls == calls
-    assert len(caplog.records) == 1
-    assert "the network is gone" in caplog.text
-
-
-def test_wandb_that_cannot_write_does_not_stop(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import wandb
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        message = "no space left on device"
-        raise wandb.Error(message)
-
-    monkeypatch.setattr(wandb, "init", broken)
-    guarded = Guarded(WandbSink("offline"))
-    guarded.start(CONFIG, tmp_path, "l2_er")
-    guarded.log({"x": 1.0}, 0)
-    guarded.finish()
-    assert "no space left" in caplog.text
-
-
-def test_interrupt_is_not_swallowed(tmp_path: pathlib.Path) -> None:
-    class Interrupted(Failing):
-        def _note(self, name: str) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Guarded(Interrupted("start")).start(CONFIG, tmp_path, "l2_er")
-
-
-def test_console_prints_lines_into_a_file(tmp_path: pathlib.Path) -> None:
-    console = rich.console.Console(file=io.StringIO(), width=60)
-    sink = ConsoleSink(console)
-    sink.start(CONFIG, tmp_path, "l2_er")
-    for task in range(TASKS):
-        sink.log(reduce_segment(segment(task), CONFIG), task)
-    sink.finish()
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 1 + TASKS
-    assert lines[0] == "l2_er: compiled in 7.5 s"
-    assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return ")
-    assert lines[3].startswith("l2_er: task 3/3  5,000 steps/s  0:00:00 left")
-
-
-@pytest.mark.parametrize(
-    ("regression", "first", "second"),
-    [
-        (False, "online accuracy 0.5", "online accuracy 0.6  final training accuracy 0.75"),
-        (True, "online loss 0.25", "online loss 0.25"),
-    ],
-)
-def test_console_shows_the_current_score(tmp_path: pathlib.Path, regression: bool, first: str, second: str) -> None:
-    console = rich.console.Console(file=io.StringIO(), width=60)
-    sink = ConsoleSink(console)
-    sink.start(SUPERVISED, tmp_path, "l2_er")
-    for part in range(2):
-        sink.log(reduce_segment(supervised_segment(part, regression), SUPERVISED), part // 2)
-    sink.finish()
-    notice, *lines = console.file.getvalue().splitlines()
-    assert notice.startswith("l2_er: SYNTHETIC DATA")
-    assert lines[0] == f"l2_er: task 1/3  5,000 examples/s  0:00:04 left  {first}"
-    assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}"
-
-
-def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:
-    console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True)
-    sink = ConsoleSink(console)
-    for method in ("backprop", "reset"):
-        sink.start(CONFIG, tmp_path, method)
-        for task in range(TASKS):
-            sink.log(reduce_segment(segment(task), CONFIG), task)
-        sink.finish()
-    text = console.file.getvalue()
-    assert "compiled in 7.5 s" in text
-    assert "task 3/3" in text
-    assert "━" in text

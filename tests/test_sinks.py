@@ -1,0 +1,240 @@
+"""Sinks in trouble change no run; the terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+
+from plastax import parallel, run
+from plastax.checkpoint import Checkpoints
+from plastax.record import read_segment
+from plastax.tracking import Background, ConsoleSink, Guarded, WandbSink, reduce_segment
+from plastax.types import Program, Record
+from tests.tracked import (
+    CONFIG,
+    SUPERVISED,
+    TASKS,
+    segment,
+    supervised_segment,
+)
+
+
+def tiny_program() -> Program:
+    """Gradient descent with noise on a parabola: a state that any disturbance would change."""
+
+    def step(state, _):
+        key, x = state
+        key, draw = jax.random.split(key)
+        x = x - 0.1 * x + 0.01 * jax.random.normal(draw, x.shape)
+        return (key, x), (x**2).sum()
+
+    def segment(state, data, clock, length):
+        state, loss = jax.lax.scan(step, state, length=length)
+        return state, Record({"loss": loss}, {"x/norm": jnp.stack([loss[0], loss[-1]])})
+
+    return Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
+
+
+class Slow:
+    """A W&B that takes its time, for ever if need be."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(self.seconds)
+        message = "no answer"
+        raise ConnectionError(message)
+
+
+class FailingRun:
+    """A W&B run that was opened and then fails at whatever it is asked, slowly."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Slow(0.05)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs", "fails later"])
+def test_wandb_in_trouble_changes_no_trained_parameter(
+    how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def trained(name: str, sinks: list[Any]) -> tuple[dict[str, np.ndarray], float]:
+        started = time.monotonic()
+        batch = parallel.batch(lambda _: tiny_program(), {"sgd": {}}, range(2))
+        settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
+        config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
+        run.study(tmp_path / name, config, [batch], run.Plan(3, 4, 4, 1), sinks)
+        seconds = time.monotonic() - started
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd", config)
+        restored = checkpoints.restore(batch.program.init(batch.start, ()))
+        checkpoints.close()
+        assert restored is not None
+        leaves = restored.leaves
+        losses = [read_segment(path).train["loss"] for path in sorted((tmp_path / name).glob("records/sgd/*.npz"))]
+        return {**leaves, "loss": np.stack(losses)}, seconds
+
+    alone, _ = trained("alone", [])
+    opened = {"raises": Slow(0.0), "hangs": Slow(60.0), "fails later": lambda **_: FailingRun()}[how]
+    monkeypatch.setattr(wandb, "init", opened)
+    with caplog.at_level(logging.WARNING):
+        watched, seconds = trained("watched", [Background(WandbSink("offline"), patience=0.2)])
+    assert alone.keys() == watched.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(value, watched[name], err_msg=name)
+    assert len(alone["loss"]) == 3
+    assert seconds < 30.0
+    assert [record.message.count("going on without it") for record in caplog.records if "Sink" in record.message] == [1]
+
+
+def test_a_full_queue_leaves_out_and_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    go, logged = threading.Event(), []
+
+    class Blocked(Failing):
+        def log(self, metrics: Mapping[str, Any], step: int) -> None:
+            go.wait(30)
+            logged.append(step)
+
+    sink = Background(Blocked("never"), capacity=4)
+    sink.start(CONFIG, tmp_path, "l2_er")
+    with caplog.at_level(logging.WARNING):
+        for step in range(50):
+            sink.log({"x": 1.0}, step)
+    go.set()
+    while not sink._calls.empty():
+        time.sleep(0.01)
+    sink.finish()
+    assert logged == sorted(logged)
+    assert 3 <= len(logged) <= 6
+    assert [record.message for record in caplog.records] == [
+        "Blocked is too slow: some tasks are missing there, none in the records"
+    ]
+
+
+class Failing:
+    """A sink that raises in one of its methods."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.calls: list[str] = []
+
+    def _note(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.where:
+            message = "the network is gone"
+            raise ConnectionError(message)
+
+    def start(self, config: Mapping[str, Any], directory: Any, method: str) -> None:
+        self._note("start")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._note("log")
+
+    def finish(self) -> None:
+        self._note("finish")
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [("start", ["start"]), ("log", ["start", "log"]), ("finish", ["start", "log", "log", "finish"])],
+)
+def test_failing_sink_is_dropped_with_one_warning(
+    where: str, calls: list[str], tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Failing(where)
+    guarded = Guarded(sink)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            guarded.start(CONFIG, tmp_path, "l2_er")
+            guarded.log({"x": 1.0}, 0)
+            guarded.log({"x": 1.0}, 1)
+            guarded.finish()
+    assert sink.calls == calls
+    assert len(caplog.records) == 1
+    assert "the network is gone" in caplog.text
+
+
+def test_wandb_that_cannot_write_does_not_stop(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        message = "no space left on device"
+        raise wandb.Error(message)
+
+    monkeypatch.setattr(wandb, "init", broken)
+    guarded = Guarded(WandbSink("offline"))
+    guarded.start(CONFIG, tmp_path, "l2_er")
+    guarded.log({"x": 1.0}, 0)
+    guarded.finish()
+    assert "no space left" in caplog.text
+
+
+def test_interrupt_is_not_swallowed(tmp_path: pathlib.Path) -> None:
+    class Interrupted(Failing):
+        def _note(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Guarded(Interrupted("start")).start(CONFIG, tmp_path, "l2_er")
+
+
+def test_console_prints_lines_into_a_file(tmp_path: pathlib.Path) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(CONFIG, tmp_path, "l2_er")
+    for task in range(TASKS):
+        sink.log(reduce_segment(segment(task), CONFIG), task)
+    sink.finish()
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 1 + TASKS
+    assert lines[0] == "l2_er: compiled in 7.5 s"
+    assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return ")
+    assert lines[3].startswith("l2_er: task 3/3  5,000 steps/s  0:00:00 left")
+
+
+@pytest.mark.parametrize(
+    ("regression", "first", "second"),
+    [
+        (False, "online accuracy 0.5", "online accuracy 0.6  final training accuracy 0.75"),
+        (True, "online loss 0.25", "online loss 0.25"),
+    ],
+)
+def test_console_shows_the_current_score(tmp_path: pathlib.Path, regression: bool, first: str, second: str) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(SUPERVISED, tmp_path, "l2_er")
+    for part in range(2):
+        sink.log(reduce_segment(supervised_segment(part, regression), SUPERVISED), part // 2)
+    sink.finish()
+    notice, *lines = console.file.getvalue().splitlines()
+    assert notice.startswith("l2_er: SYNTHETIC DATA")
+    assert lines[0] == f"l2_er: task 1/3  5,000 examples/s  0:00:04 left  {first}"
+    assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}"
+
+
+def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True)
+    sink = ConsoleSink(console)
+    for method in ("backprop", "reset"):
+        sink.start(CONFIG, tmp_path, method)
+        for task in range(TASKS):
+            sink.log(reduce_segment(segment(task), CONFIG), task)
+        sink.finish()
+    text = console.file.getvalue()
+    assert "compiled in 7.5 s" in text
+    assert "task 3/3" in text
+    assert "━" in text
