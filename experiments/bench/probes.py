@@ -1,7 +1,8 @@
 """What the default probes cost: a task of an experiment with them, against the same task without any.
 
 Both sides are the experiment's own program at its default settings, for one method, and train the same networks to the
-last bit. A round is one task of each, in turn, in one process. Evaluations stay on both sides: they are the result.
+last bit. A round is one task of each, in turn, in one process, or as many as lie between two measurements of the rarest
+probe; times are means over its tasks. Evaluations stay on both sides: they are the result.
 ``--each`` adds what every registered probe takes alone, at both ends of a task, by `Program.segment` with an inverted
 clock.
 
@@ -16,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import dataclasses
 import functools
+import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -48,7 +50,7 @@ class Config:
     method: str = "backprop"
     """Whose program."""
     rounds: int = 7
-    """Timed tasks of each side."""
+    """Timed rounds of each side."""
     each: bool = False
     """Whether to time every probe alone, too."""
     settings: tuple[str, ...] = ()
@@ -67,10 +69,17 @@ def built(experiment: str, args: list[str]) -> tuple[Any, Callable[[Any], Any]]:
     return config, lambda config: _supervised.build(config, dataset)
 
 
-class Tasks:
-    """A program that runs one task a call, or only what is due at the start of its first."""
+def period(config: Any) -> int:
+    """Tasks from one measurement of the rarest probe to the next."""
+    every = [getattr(getattr(config, name), "every", 1) for name in config.probes]
+    return config.probe_every * math.lcm(*every)
 
-    def __init__(self, config: Any, build: Callable[[Any], Any]) -> None:
+
+class Tasks:
+    """A program that runs some tasks a call, or only what is due at the start of its first."""
+
+    def __init__(self, config: Any, build: Callable[[Any], Any], tasks: int = 1) -> None:
+        self.tasks = tasks
         (batch,), plan = build(config)
         self.updates = plan.updates_per_task
         self.data = batch.place(batch.program.data)
@@ -83,10 +92,11 @@ class Tasks:
         self.state, record = jax.block_until_ready(self.segment(self.state, self.data, jnp.int32(clock)))
         return record
 
-    def next(self) -> Any:
-        """The next task."""
-        self.task += 1
-        return self.call((self.task - 1) * self.updates)
+    def next(self) -> None:
+        """The next round's tasks."""
+        for _ in range(self.tasks):
+            self.call(self.task * self.updates)
+            self.task += 1
 
 
 def percent(times: Times, base: Times) -> str:
@@ -106,9 +116,10 @@ def main(config: Config) -> None:
         table.add_column(column, overflow="fold")
     for experiment in config.experiments:
         base, build = built(experiment, ["--methods", config.method, *config.settings])
-        bare = Tasks(dataclasses.replace(base, probes=()), build)
-        probed = Tasks(base, build)
-        sides = [Side("none", bare.next), Side("default", probed.next)]
+        tasks = period(base)
+        bare = Tasks(dataclasses.replace(base, probes=()), build, tasks)
+        probed = Tasks(base, build, tasks)
+        sides = [Side("none", bare.next, units=tasks), Side("default", probed.next, units=tasks)]
         rounds_of(sides, 1)
         none, default = rounds_of(sides, config.rounds)
         times = [f"{t.median()[0]:.2f} s wall, {t.median()[1]:.2f} s processor" for t in (none, default)]
