@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
               "probes": ("features", "weights"), "stream.examples": 100, "training.epochs": 10,
               "training.batch_size": 20},
-    # The Hessian: so much of it that all probes together take less than 15 % of the time of training (`bench.probes`).
+    # So much of the Hessian that the probes lengthen a task by less than 15 % (`bench.probes`).
     # er_lr: what arXiv 2509.22335 takes for L2-ER on permuted MNIST. The others, where the methods' own defaults do
     # little here: chosen from a few values on seeds 100 and 101, 8 to 10 tasks.
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,

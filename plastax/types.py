@@ -52,8 +52,8 @@ class MethodArgs(NamedTuple):
         gradients. Only methods whose config says ``needs_boundary`` get that call.
       rate: what the program will multiply the update by, shared by all seeds: 1, or less where the step size falls
         within a task. What has to arrive whole (a replaced unit's parameters) is divided by it.
-      may_move: whether the method may return `Moved` parameters in the place of updates. Static. A method that does
-        something with another's updates asks that one without it.
+      may_move: whether the method may return `Moved` parameters in the place of updates. Static. Methods inside others
+        are asked without it: `methods.compose` sees to that.
     """
 
     key: Key
