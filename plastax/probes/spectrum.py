@@ -100,7 +100,7 @@ class GGN(_SpectrumProbe):
 
     name: ClassVar[str] = "ggn"
 
-    examples: int = 64
+    examples: int = 32
     """Examples of the probe batch that it is taken on (at most); so few that the Gram matrix, exact, tends to cost less
     than Lanczos."""
     method: Way = "auto"
