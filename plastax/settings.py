@@ -147,7 +147,8 @@ def parse(
     for field, registry in groups.items():
         # All: without those that are others under a second name.
         distinct = (name for i, name in enumerate(registry) if registry[name] not in [*registry.values()][:i])
-        names = tuple(distinct) if getattr(config, field) == ("all",) else getattr(config, field)
+        names = getattr(config, field)
+        names = tuple(distinct) if names == ("all",) else () if (field, names) == ("probes", ("none",)) else names
         names = tuple("+".join(members(name)) for name in names)
         for name in names:
             for member in members(name):

@@ -45,9 +45,10 @@ def test_methods_compose_by_name(spelling):
         parse(f"--method {spelling} --method.l2 0.25")
 
 
-def test_all_are_all():
+def test_all_are_all_and_none_are_none():
     assert parse("--methods all").methods == tuple(rl_gymnax.METHODS)
     assert parse("--probes all").probes == tuple(name for name in rl_gymnax.PROBES if name != "spectrum")
+    assert parse("--probes none").probes == ()
 
 
 @pytest.mark.parametrize("name", rl_gymnax.PRESETS)
