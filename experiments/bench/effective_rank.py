@@ -1,8 +1,9 @@
 """The effective rank and its gradient: plastax against autodiff through singular values; and what it adds to training.
 
 The first table is of features alone, ReLU of standard normal pre-activations: value and gradient by
-`plastax.linalg.effective_rank` (one eigendecomposition of the smaller Gram matrix), by `jax.value_and_grad` through
-`jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the published code, which takes value and gradient apart.
+`plastax.linalg.effective_rank` (an eigendecomposition of the smaller Gram matrix; of the nearly square ones a singular
+value decomposition), by `jax.value_and_grad` through `jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the
+published code, which takes value and gradient apart.
 Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
 
 The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of

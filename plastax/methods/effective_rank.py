@@ -61,7 +61,7 @@ def effective_rank(
     With a window of one it acts before each ``period`` steps, on the current minibatch; else at their ends, on the last
     ``window`` minibatches together, seen through the current parameters. Since the start, or since a method has drawn
     the network anew, there may have been fewer: then on these. Unlike in the paper's code, value and gradient share one
-    eigendecomposition of the smaller Gram matrix, the step comes behind the optimiser's also where it sees the same
+    decomposition (`linalg.effective_rank`), the step comes behind the optimiser's also where it sees the same
     minibatch (there, behind it on MNIST and before it elsewhere), and the actor's and critic's layers are averaged, not
     added network by network.
 

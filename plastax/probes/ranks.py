@@ -70,7 +70,7 @@ def effective_rank(values: Array, power: int = 1) -> Array:
     Power 1, of singular values, is the paper's and what the public codes compute (Dohare's, Plasticine, lop-jax,
     L2 Init). Power 2, of the second moments' eigenvalues, is what "the effective rank of the covariance" comes to, and
     never larger: two numbers from different papers compare only if the powers agree. `linalg.effective_rank` is the
-    same with a gradient, from a Gram matrix, whose rounding hides singular values below ~1e-3 of the largest.
+    same with a gradient.
 
     References:
       Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
