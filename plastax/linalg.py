@@ -26,8 +26,8 @@ RESOLVED = 3e3
 """An eigenvalue of a Gram matrix of at least so many rounding errors of the largest is good enough for the effective
 rank's gradient: the gradient then errs by less than 1e-4 (measured, 40 to 1,000 rows and columns)."""
 SQUARE, SMALL = 0.9, 2**13
-"""Of matrices nearer to square than this, which have small singular values from the start, and of those with at most so
-many entries, where there is little to win, no Gram matrix is tried."""
+"""Matrices nearer to square than this, which have small singular values from the start, and those of at most so many
+entries, where double precision costs next to nothing, are not tried in single."""
 
 
 def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Array]]:
@@ -201,21 +201,24 @@ def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
 
 
 def _scaled(features: Array) -> tuple[Array, Array]:
-    """The features ``[n, d]`` in at least float32 over their largest entry, and that entry.
+    """The features ``[n, d]`` in at least float32 over a power of two, so that the largest is from 1 to 2; and that.
 
-    The effective rank does not depend on the scale; the squares in a Gram matrix must neither over- nor underflow.
+    The effective rank does not depend on the scale; the squares in a Gram matrix must neither over- nor underflow. By a
+    power of two nothing is rounded, which the smallest singular values would show.
     """
     x = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     largest = jnp.max(jnp.abs(x))
-    scale = jnp.where(largest == 0, 1.0, largest)
+    _, exponent = jnp.frexp(largest)
+    scale = jnp.where(largest == 0, 1, jnp.ldexp(jnp.ones((), x.dtype), exponent - 1))
     return x / scale, scale
 
 
-def _entropy(values: Array, power: float) -> tuple[Array, Array]:
-    """``exp(-sum_i p_i log p_i)`` of ``p_i = v_i^power / sum_j v_j^power``, and its derivatives by ``v``, ``[k]``."""
-    # Rounding leaves values up to a quarter of this where there are none, each of which would pull with the force of
-    # a direction that is about to vanish. No higher: the smallest values of collapsing features pull the hardest.
-    zero = values <= math.sqrt(values.size) * jnp.finfo(values.dtype).eps * jnp.max(values)
+def _entropy(values: Array, power: float, floor: float) -> tuple[Array, Array]:
+    """``exp(-sum_i p_i log p_i)`` of ``p_i = v_i^power / sum_j v_j^power``, and its derivatives by ``v``, ``[k]``.
+
+    Values of at most ``floor`` times the largest are zero, and have none.
+    """
+    zero = values <= floor * jnp.max(values)
     safe = jnp.where(zero, 1.0, values)
     weights = jnp.where(zero, 0.0, safe**power)
     total = jnp.sum(weights)
@@ -227,34 +230,67 @@ def _entropy(values: Array, power: float) -> tuple[Array, Array]:
     return rank, jnp.where(zero, 0.0, slope)
 
 
-def _by_gram(x: Array, power: int) -> tuple[Array, Array, Array]:
+def _noise(x: Array) -> float:
+    """What rounding of ``x`` ``[n, d]`` leaves, over the largest singular value, where there is none.
+
+    Measured: up to a fifth of it. Each such value would pull with the force of a direction that is about to vanish.
+    """
+    return math.sqrt(min(x.shape)) * float(jnp.finfo(x.dtype).eps)
+
+
+def _by_gram(x: Array, power: int, noise: float) -> tuple[Array, Array, Array]:
     """Effective rank, gradient ``[n, d]``, and whether they can be trusted, from the smaller Gram matrix of ``x``."""
     wide = x.shape[0] < x.shape[1]
     gram = x @ x.T if wide else x.T @ x
     values, vectors = eigh(gram)
-    rank, slope = _entropy(values, power / 2)
+    eps = float(jnp.finfo(values.dtype).eps)
+    rank, slope = _entropy(values, power / 2, max(noise**2, math.sqrt(values.size) * eps))
     inner = (vectors * slope[None, :]) @ vectors.T
     gradient = 2.0 * (inner @ x if wide else x @ inner)
     # Silent units and rows of zeros have eigenvalues of zero, exactly. NaN compares false: nothing could mend it.
     silent = jnp.sum(jnp.diagonal(gram) == 0)
-    small = jnp.sum(values < RESOLVED * jnp.finfo(values.dtype).eps * values[-1])
+    small = jnp.sum(values < RESOLVED * eps * values[-1])
     return rank, gradient, small <= silent
 
 
+def _in_double(x: Array, power: int) -> tuple[Array, Array]:
+    """Effective rank and gradient ``[n, d]`` from a Gram matrix in float64, whether or not JAX has float64 enabled.
+
+    Where it has not, JAX cannot map such a program from outside: its rules would not be in the context that the program
+    is in. So `vmap` only adds an axis here, and what is mapped is inside.
+    """
+    noise = _noise(x)
+
+    @jax.custom_batching.custom_vmap
+    def ranks(x: Array) -> tuple[Array, Array]:
+        with jax.enable_x64(True):
+            one = jnp.vectorize(lambda x: _by_gram(x, power, noise)[:2], signature="(n,d)->(),(n,d)")
+            found = one(jax.lax.convert_element_type(x, jnp.float64))
+            return jax.tree.map(lambda y: jax.lax.convert_element_type(y, x.dtype), found)
+
+    @ranks.def_vmap
+    def rule(size: int, batched: Any, x: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+        del size, batched
+        return ranks(x), (True, True)
+
+    return ranks(x)
+
+
 def _by_svd(x: Array, power: int) -> tuple[Array, Array]:
-    """Effective rank and gradient ``[n, d]`` from the singular vectors of ``x``."""
+    """Effective rank and gradient ``[n, d]`` from the singular vectors of ``x``, for devices without float64."""
     u, values, vt = jnp.linalg.svd(x, full_matrices=False)
-    rank, slope = _entropy(values, power)
+    rank, slope = _entropy(values, power, _noise(x))
     return rank, (u * slope[None, :]) @ vt
 
 
 def _rank_and_gradient(x: Array, power: int) -> tuple[Array, Array]:
-    """Of one matrix: from its Gram matrix if that resolves its spectrum, from its singular vectors otherwise."""
+    """Of one matrix: from its Gram matrix, in double precision unless single resolves its spectrum."""
+    exact = functools.partial(_by_svd if jax.default_backend() == "tpu" else _in_double, power=power)
     if min(x.shape) > SQUARE * max(x.shape) or x.size <= SMALL:
-        return _by_svd(x, power)
+        return exact(x)
     # A loop, not a branch: `vmap` turns a branch into both of its sides, but a loop ends when no one needs it.
-    start = _by_gram(x, power)
-    return jax.lax.while_loop(lambda found: ~found[2], lambda found: (*_by_svd(x, power), jnp.array(True)), start)[:2]
+    start = _by_gram(x, power, _noise(x))
+    return jax.lax.while_loop(lambda found: ~found[2], lambda found: (*exact(x), jnp.array(True)), start)[:2]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -280,15 +316,15 @@ _effective_rank.defvjp(_effective_rank_forward, _effective_rank_backward)
 def effective_rank(features: Array, power: int = 1) -> Array:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p_i = s_i^power / sum_j s_j^power``, of uncentred features.
 
-    ``s_i`` are the singular values. They come from the eigenvalues of the smaller Gram matrix, the fast way, unless
-    some are so small that its rounding hides them (below about 2 % of the largest in float32), or the matrix is nearly
-    square: then from a singular value decomposition. The features of collapsing networks, and of networks with few
-    inputs, have such: they pull the hardest, and a Gram matrix alone turned the gradient of PPO's on CartPole by 70
-    degrees. Values below ``sqrt(min(n, d)) * eps`` of the largest (1.2e-6 for 100 rows) are rounding and count as zero.
-    Down to a thousandth of the largest the gradient is that of a float64 SVD to 1e-4, down to 1e-5 to a few 1e-3.
+    ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. It is taken in float64
+    (whether or not JAX has that enabled; a singular value decomposition on TPUs, which lack it) unless float32 resolves
+    all of them, down to about 2 % of the largest. The features of collapsing networks, and of networks of few inputs,
+    have smaller ones, which pull the hardest: in float32 alone the gradient of PPO's on CartPole was 70 degrees off.
+    Values below ``sqrt(min(n, d)) * eps`` of the largest, 1.2e-6 for 100 rows in float32, are the features' own
+    rounding and count as zero. The gradient is that of a float64 SVD to 1e-4.
 
-    Differentiable in reverse mode; value and gradient together take one decomposition, or the two. The gradient is
-    finite for equal and for zero singular values (those counted as zero get none).
+    Differentiable in reverse mode; value and gradient together take one or two decompositions. The gradient is finite
+    for equal and for zero singular values (those counted as zero get none).
 
     Args:
       features: ``[n, d]``, floating point; narrower types are computed in float32.
