@@ -1,9 +1,9 @@
 """The effective rank and its gradient: plastax against autodiff through singular values; and what it adds to training.
 
-The first table is of features alone, ReLU of standard normal pre-activations: value and gradient by
-`plastax.linalg.effective_rank` (an eigendecomposition of the smaller Gram matrix; of the nearly square ones a singular
-value decomposition), by `jax.value_and_grad` through `jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the
-published code, which takes value and gradient apart.
+The first table is of features alone, ReLU of standard normal pre-activations, and such whose singular values fall to
+1e-4 of the largest: value and gradient by `plastax.linalg.effective_rank` (an eigendecomposition of the smaller Gram
+matrix, in double precision where single does not resolve it), by `jax.value_and_grad` through
+`jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the published code, which takes value and gradient apart.
 Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
 
 The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of
@@ -48,6 +48,8 @@ FASTER = 4.0
 DEARER = 1.10
 """Most that a step of L2-ER may take of a plain one's time."""
 SHAPES: tuple[tuple[int, int], ...] = ((100, 1000), (500, 512), (1200, 128), (2048, 256))
+COLLAPSED: tuple[tuple[int, int], ...] = ((128, 64), (100, 1000), (1200, 128))
+"""Of features whose singular values fall; the first is a minibatch of PPO's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Config:
 
 
 class Ranked(NamedTuple):
-    """One shape; times of a value with its gradient, relative errors of the gradients."""
+    """Features of one kind; times of a value with its gradient, relative errors of the gradients."""
 
-    shape: tuple[int, int]
+    name: str
     ours: Times
     through: Times
     apart: Times
@@ -104,9 +106,19 @@ def exact_gradient(x: np.ndarray) -> np.ndarray:
     return (u * (np.exp(entropy) * (-log_p - entropy) / s.sum())) @ vt
 
 
-def ranked(shape: tuple[int, int], rounds: int) -> Ranked:
-    """Times and errors of one shape."""
-    x = jax.nn.relu(jax.random.normal(jax.random.key(0), shape))
+def relu(shape: tuple[int, int]) -> Array:
+    """Features of a layer at initialisation."""
+    return jax.nn.relu(jax.random.normal(jax.random.key(0), shape))
+
+
+def collapsed(shape: tuple[int, int]) -> Array:
+    """Features whose singular values fall geometrically to 1e-4 of the largest."""
+    u, s, vt = np.linalg.svd(np.random.default_rng(0).standard_normal(shape), full_matrices=False)
+    return jnp.asarray((u * np.geomspace(1, 1e-4, s.size)) @ vt, jnp.float32)
+
+
+def ranked(name: str, x: Array, rounds: int) -> Ranked:
+    """Times and errors of features ``[n, d]``."""
     ours = compiled("plastax", jax.value_and_grad(linalg.effective_rank), x)
     through = compiled("svdvals", jax.value_and_grad(through_svdvals), x)
     value, gradient = (compiled("", fn, x) for fn in (through_svdvals, jax.grad(through_svdvals)))
@@ -115,7 +127,7 @@ def ranked(shape: tuple[int, int], rounds: int) -> Ranked:
     errors = [float(np.linalg.norm(side.run()[1] - exact) / np.linalg.norm(exact)) for side in (ours, through)]
     rounds_of((ours, through, apart), 1)
     times = rounds_of((ours, through, apart), rounds)
-    return Ranked(shape, times[0], times[1], times[2], errors[0], errors[1])
+    return Ranked(f"{name}{x.shape[0]} x {x.shape[1]}", times[0], times[1], times[2], errors[0], errors[1])
 
 
 def training(config: Config, stream: Stream, hidden: tuple[int, ...], method: MethodConfig) -> Running:
@@ -161,7 +173,7 @@ def ranks_table(done: list[Ranked]) -> Table:
         times = [f"{1e3 * wall:.1f} ({1e3 * cpu:.1f})" for wall, cpu in (t.median() for t in r[1:4])]
         ratios = ["{:.2f}x ({:.2f}x)".format(*t.ratio(r.ours).median()) for t in (r.through, r.apart)]
         out.add_row(
-            f"{r.shape[0]} x {r.shape[1]}", times[0], times[1], ratios[0], times[2], ratios[1],
+            r.name, times[0], times[1], ratios[0], times[2], ratios[1],
             f"{r.error:.0e}", f"{r.through_error:.0e}",
         )  # fmt: skip
     return out
@@ -181,7 +193,7 @@ def steps_table(done: Trained) -> Table:
 def bars(ranks: list[Ranked], steps: Trained) -> list[Bar]:
     """What must hold."""
     out = [
-        Bar(f"{r.shape[0]} x {r.shape[1]}: time through singular values / plastax's",
+        Bar(f"{r.name}: time through singular values / plastax's",
             judged(r.through.ratio(r.ours).median()), FASTER, False)
         for r in ranks
     ]  # fmt: skip
@@ -197,20 +209,21 @@ def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
         if not hasattr(os, "sched_setaffinity"):
             raise SystemExit("--pin needs Linux: this system cannot keep a process on one core")
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
-    shapes, hidden = SHAPES, (1000,) * 3
+    shapes, falling, hidden = SHAPES, COLLAPSED, (1000,) * 3
     if config.quick:
         config = dataclasses.replace(config, rounds=1, training_rounds=1, steps=8, period=4)
-        shapes, hidden = ((12, 40), (40, 12)), (20,) * 3
+        shapes, falling, hidden = ((12, 40), (40, 12)), ((300, 40),), (20,) * 3
     console = Console(width=120)
     console.print(
         f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
         f"{'-'.join(map(str, (784, *hidden, 10)))}, period {config.period}, {config.steps} steps a round"
     )
-    ranks = [ranked(shape, config.rounds) for shape in shapes]
+    ordinary = [ranked("", relu(shape), config.rounds) for shape in shapes]
+    ranks = [*ordinary, *(ranked("collapsed, ", collapsed(shape), config.rounds) for shape in falling)]
     console.print(ranks_table(ranks))
     steps = trained(config, hidden)
     console.print(steps_table(steps))
-    held = bars(ranks, steps)
+    held = bars(ordinary, steps)
     for bar in held:
         sign, verdict = ("<=" if bar.at_most else ">="), ("ok" if bar.ok else "missed")
         console.print(f"  {verdict:6}  {bar.value:6.3f} {sign} {bar.limit:4.2f}  {bar.text}")

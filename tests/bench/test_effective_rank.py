@@ -22,7 +22,7 @@ def test_bars_miss_what_is_slow():
     def times(seconds: float) -> Times:
         return Times([seconds], [seconds])
 
-    ranks = [bench.Ranked((2, 3), times(1.0), times(through), times(9.0), 0.0, 0.0) for through in (4.5, 3.5)]
+    ranks = [bench.Ranked("2 x 3", times(1.0), times(through), times(9.0), 0.0, 0.0) for through in (4.5, 3.5)]
     for er, expected in ((1.05, True), (1.2, False)):
         held = bench.bars(ranks, bench.Trained(times(1.0), times(1.0), times(er)))
         assert [bar.ok for bar in held] == [True, False, expected]
