@@ -25,9 +25,9 @@ from plastax.types import Array, Key
 RESOLVED = 3e3
 """An eigenvalue of a Gram matrix of at least so many rounding errors of the largest is good enough for the effective
 rank's gradient: the gradient then errs by less than 1e-4 (measured, 40 to 1,000 rows and columns)."""
-SQUARE, SMALL = 0.9, 2**13
-"""Matrices nearer to square than this, which have small singular values from the start, and those of at most so many
-entries, where double precision costs next to nothing, are not tried in single."""
+SMALL, SQUARE = 2**13, 0.9
+"""Of at most so many entries, double precision costs next to nothing, and of matrices nearer to square than this, which
+have small singular values from the start, no less than a singular value decomposition: neither are tried in single."""
 
 
 def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Array]]:
@@ -277,7 +277,7 @@ def _in_double(x: Array, power: int) -> tuple[Array, Array]:
 
 
 def _by_svd(x: Array, power: int) -> tuple[Array, Array]:
-    """Effective rank and gradient ``[n, d]`` from the singular vectors of ``x``, for devices without float64."""
+    """Effective rank and gradient ``[n, d]`` from the singular vectors of ``x``."""
     u, values, vt = jnp.linalg.svd(x, full_matrices=False)
     rank, slope = _entropy(values, power, _noise(x))
     return rank, (u * slope[None, :]) @ vt
@@ -285,8 +285,9 @@ def _by_svd(x: Array, power: int) -> tuple[Array, Array]:
 
 def _rank_and_gradient(x: Array, power: int) -> tuple[Array, Array]:
     """Of one matrix: from its Gram matrix, in double precision unless single resolves its spectrum."""
-    exact = functools.partial(_by_svd if jax.default_backend() == "tpu" else _in_double, power=power)
-    if min(x.shape) > SQUARE * max(x.shape) or x.size <= SMALL:
+    square = x.size > SMALL and min(x.shape) > SQUARE * max(x.shape)
+    exact = functools.partial(_by_svd if square or jax.default_backend() == "tpu" else _in_double, power=power)
+    if square or x.size <= SMALL:
         return exact(x)
     # A loop, not a branch: `vmap` turns a branch into both of its sides, but a loop ends when no one needs it.
     start = _by_gram(x, power, _noise(x))
@@ -316,12 +317,15 @@ _effective_rank.defvjp(_effective_rank_forward, _effective_rank_backward)
 def effective_rank(features: Array, power: int = 1) -> Array:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p_i = s_i^power / sum_j s_j^power``, of uncentred features.
 
-    ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. It is taken in float64
-    (whether or not JAX has that enabled; a singular value decomposition on TPUs, which lack it) unless float32 resolves
-    all of them, down to about 2 % of the largest. The features of collapsing networks, and of networks of few inputs,
-    have smaller ones, which pull the hardest: in float32 alone the gradient of PPO's on CartPole was 70 degrees off.
-    Values below ``sqrt(min(n, d)) * eps`` of the largest, 1.2e-6 for 100 rows in float32, are the features' own
-    rounding and count as zero. The gradient is that of a float64 SVD to 1e-4.
+    ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. It is taken in float64,
+    whether or not JAX has that enabled, unless float32 resolves all of them, down to about 2 % of the largest. The
+    features of collapsing networks, and of networks of few inputs, have smaller ones, which pull the hardest: in
+    float32 alone the gradient of PPO's on CartPole was 70 degrees off. Nearly square matrices, and all on TPUs, which
+    lack float64, have a singular value decomposition in their own type. Values below ``sqrt(min(n, d)) * eps`` of the
+    largest, 1.2e-6 for 100 rows in float32, are the features' own rounding and count as zero.
+
+    The gradient is that of a float64 SVD to 1e-4; from an SVD in float32, down to singular values of 1e-3 of the
+    largest, and to 1e-2 down to 1e-5.
 
     Differentiable in reverse mode; value and gradient together take one or two decompositions. The gradient is finite
     for equal and for zero singular values (those counted as zero get none).

@@ -2,8 +2,9 @@
 
 The first table is of features alone, ReLU of standard normal pre-activations, and such whose singular values fall to
 1e-4 of the largest: value and gradient by `plastax.linalg.effective_rank` (an eigendecomposition of the smaller Gram
-matrix, in double precision where single does not resolve it), by `jax.value_and_grad` through
-`jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the published code, which takes value and gradient apart.
+matrix, in double precision where single does not resolve it, and a singular value decomposition of nearly square ones),
+by `jax.value_and_grad` through `jax.numpy.linalg.svd(..., compute_uv=False)`, and the way of the published code, which
+takes value and gradient apart.
 Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
 
 The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of
