@@ -1,11 +1,9 @@
-"""Counts, effective rank and trace against known spectra and against networks' dense Hessians in double precision."""
+"""Counts, effective rank and trace against known spectra."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.flatten_util import ravel_pytree
 
 from plastax import curvature
-from plastax.curvature import Estimate, Extremes, Spectrum
+from plastax.curvature import Estimate, Spectrum
+from tests.curvature.summaries import EPS, KEYS, SEEDS, Summary, covered, exact_effective_rank, summarise
 
-DIM, ORDER, PROBES, SEEDS = 400, 64, 4, 12
-EPS = (1e-3, 0.03, 0.3)
-
-
-class Summary(NamedTuple):
-    rank: Estimate
-    numerical_rank: Estimate
-    relative_rank: Estimate
-    effective_rank: Estimate
-    trace: Estimate
-    negative_mass: Estimate
-    frobenius: Estimate
-    stable_rank: Estimate
-    condition: Estimate
-    curve: tuple[jax.Array, Estimate]
-    extreme: Extremes
-
-
-@jax.jit
-def summarise(s: Spectrum) -> Summary:
-    return Summary(
-        s.rank(jnp.asarray(EPS)),
-        s.rank(0.0),
-        s.rank(0.25, relative=True),
-        s.effective_rank(),
-        s.trace(),
-        s.negative_mass(),
-        s.frobenius(),
-        s.stable_rank(),
-        s.condition_number(EPS[1]),
-        s.rank_curve(),
-        s.extreme(3),
-    )
+DIM, ORDER, PROBES = 400, 64, 4
 
 
 @jax.jit
@@ -66,14 +32,6 @@ def matrix(values: np.ndarray) -> np.ndarray:
     return ((q * spectrum) @ q.T).astype(np.float32)
 
 
-def exact_effective_rank(values: np.ndarray) -> float:
-    size = np.abs(values)
-    if not size.any():
-        return 0.0
-    p = size[size > 1e-12 * size.max()] / size.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
-
-
 BULK = 0.01 * np.random.default_rng(1).standard_normal(380)
 COUNTED = {
     "rank 5": np.array([100.0, 50.0, 20.0, 5.0, 1.0]),
@@ -83,7 +41,6 @@ COUNTED = {
     "single": np.array([-7.0]),
     "range": np.logspace(0.0, -6.0, 30),
 }
-KEYS = jax.random.split(jax.random.key(0), SEEDS)
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -127,11 +84,6 @@ DENSE = {
     "more than the order, half of it equal": np.concatenate([np.full(30, 2.0), np.linspace(3.0, 10.0, 30)]),
     "indefinite": np.linspace(-1.0, 2.0, DIM),
 }
-
-
-def covered(estimate: Estimate, exact: float, errors: float, slack: float = 1e-3) -> np.ndarray:
-    distance = np.abs(np.asarray(estimate.value) - exact)
-    return distance <= errors * np.asarray(estimate.standard_error) + slack * abs(exact)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -348,61 +300,3 @@ def test_bad_arguments() -> None:
     )
     with pytest.raises(ValueError, match="order"):
         s.extreme(4)
-
-
-# Networks: 10 inputs, two hidden layers, 5 classes, 389 parameters.
-SIZES = (10, 16, 8, 5)
-
-
-def logits(params: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
-    for w, b in params[:-1]:
-        x = jax.nn.relu(x @ w + b[None, :])
-    return x @ params[-1][0] + params[-1][1][None, :]
-
-
-def loss_fn(params: list[tuple[jax.Array, jax.Array]], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    log_p = jax.nn.log_softmax(logits(params, batch[0]))
-    return -jnp.mean(jnp.take_along_axis(log_p, batch[1][:, None], axis=1))
-
-
-def state(dead: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
-    """A He-initialised network with this share of dead hidden units, and a batch."""
-    rng = np.random.default_rng(0)
-    params = []
-    for i, (a, b) in enumerate(itertools.pairwise(SIZES)):
-        hidden = i < len(SIZES) - 2
-        bias = np.where((np.arange(b) < dead * b) & hidden, -30.0, 0.0)
-        params.append((np.sqrt(2 / a) * rng.standard_normal((a, b)), bias))
-    return params, (rng.standard_normal((64, SIZES[0])), rng.integers(0, SIZES[-1], 64))
-
-
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-def network_spectrum(params: Any, batch: Any, keys: jax.Array) -> Summary:
-    op = curvature.hessian(loss_fn, params, data=batch)
-    return jax.vmap(lambda key: summarise(curvature.spectrum(op, key)))(keys)
-
-
-def dense_eigenvalues(params: Any, batch: Any) -> np.ndarray:
-    with jax.enable_x64(True):
-        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
-        return np.linalg.eigvalsh(jax.jit(jax.hessian(lambda f, b: loss_fn(unravel(f), b)))(flat, batch))
-
-
-@pytest.mark.parametrize("dead", [0.0, 0.8, 1.0])
-def test_networks_match_dense_double_precision(dead: float) -> None:
-    params, batch = state(dead)
-    values = dense_eigenvalues(params, batch)
-    x, y = batch
-    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    summary = network_spectrum(single, (jnp.asarray(x, jnp.float32), jnp.asarray(y)), KEYS)
-    np.testing.assert_allclose(summary.extreme.largest[:, 0], values[-1], rtol=1e-5)
-    for i, eps in enumerate(EPS):
-        exact = np.sum(np.abs(values) > eps)
-        estimate = Estimate(summary.rank.value[:, i], summary.rank.standard_error[:, i])
-        assert covered(estimate, exact, 3.0).all()
-        if exact <= 10:
-            np.testing.assert_array_equal(estimate.value, exact)
-            np.testing.assert_array_equal(estimate.standard_error, 0)
-    # The quadrature's own error comes on top of the standard error here.
-    assert covered(summary.effective_rank, exact_effective_rank(values), 3.0, slack=0.03).all()
-    assert covered(summary.trace, values.sum(), 3.0).sum() >= SEEDS - 1
