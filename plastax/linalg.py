@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from plastax.types import Array, Key
 
-RESOLVED = 3e3
+RESOLVED = 6e3
 """An eigenvalue of a Gram matrix of at least so many rounding errors of the largest is good enough for the effective
 rank's gradient: the gradient then errs by less than 1e-4 (measured, 40 to 1,000 rows and columns)."""
 SMALL, SQUARE = 2**13, 0.9
@@ -318,7 +318,7 @@ def effective_rank(features: Array, power: int = 1) -> Array:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p_i = s_i^power / sum_j s_j^power``, of uncentred features.
 
     ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. It is taken in float64,
-    whether or not JAX has that enabled, unless float32 resolves all of them, down to about 2 % of the largest. The
+    whether or not JAX has that enabled, unless float32 resolves all of them, down to about 3 % of the largest. The
     features of collapsing networks, and of networks of few inputs, have smaller ones, which pull the hardest: in
     float32 alone the gradient of PPO's on CartPole was 50 degrees off. Nearly square matrices, and all on TPUs, which
     lack float64, have a singular value decomposition in their own type. Values below ``sqrt(min(n, d)) * eps`` of the
