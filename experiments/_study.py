@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from plastax import compilation, memory, parallel, report, run, segments, settings, sweep, tracking
+from plastax.errors import ConfigError
 from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
-from plastax.types import ConfigError, MethodConfig, Probe, Program
+from plastax.types import MethodConfig, Probe, Program
 
 Make = Callable[[Mapping[str, Any]], Program]
 """``(dotted setting -> value, maybe traced) -> program`` of one network."""

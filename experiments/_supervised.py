@@ -18,11 +18,12 @@ from rich.console import Console
 from experiments import _study
 from plastax import data, parallel, run, settings, train
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import SUPERVISED
 from plastax.probes import PROBES
 from plastax.training import Training
-from plastax.types import ConfigError, MethodConfig, Model, Probe, Program, Stream
+from plastax.types import MethodConfig, Model, Probe, Program, Stream
 
 CHOSEN: dict[str, Mapping[str, Any]] = {"model": SUPERVISED}
 GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": PROBES}

@@ -19,12 +19,13 @@ from typing import Any
 
 from experiments import _study
 from plastax import parallel, run, segments, settings
+from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import MODELS
 from plastax.probes import PROBES
 from plastax.rl import STREAMS, ppo
 from plastax.rl.environment import Stream
-from plastax.types import ConfigError, Probe, Program
+from plastax.types import Probe, Program
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from plastax import dataset, launch
+from plastax.errors import ConfigError
 from plastax.record import RecordError
-from plastax.types import ConfigError
 
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 """Run directories and patterns, see `plastax.dataset.find`."""

@@ -24,8 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from plastax import __version__, runs, tree
+from plastax.errors import RunError
 from plastax.record import FORMAT, read_json, write_json
-from plastax.types import RunError, Tree
+from plastax.types import Tree
 
 # orbax logs every save, and every error that it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)

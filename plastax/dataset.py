@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from plastax.errors import ConfigError
 from plastax.labelled import read_run
 from plastax.record import PathLike, RecordError, read_json
 from plastax.runs import IO
-from plastax.types import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from plastax.types import ConfigError, RunError, Stopped
+from plastax.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
     import submitit

@@ -12,9 +12,9 @@ import rich.table
 import rich.text
 
 from plastax import runs
+from plastax.errors import ConfigError
 from plastax.record import RecordError, read_json, read_segment
 from plastax.tracking.base import reduce_segment, score_values
-from plastax.types import ConfigError
 
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
 

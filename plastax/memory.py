@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from plastax.errors import ConfigError, RunError
 from plastax.parallel import Batch
-from plastax.types import ConfigError, RunError, Tree
+from plastax.types import Tree
 
 ROOM = 0.9
 """Share of the device's memory that a program may need: allocations leave gaps."""

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from plastax.types import Array, ConfigError, Key, Program, Record, Tree
+from plastax.errors import ConfigError
+from plastax.types import Array, Key, Program, Record, Tree
 
 AXIS = "networks"
 """Name of the mesh's only axis."""

@@ -15,12 +15,13 @@ import numpy as np
 
 from plastax import compilation, memory, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
+from plastax.errors import ConfigError, RunError, Stopped
 from plastax.parallel import Batch
 from plastax.record import Segment
 from plastax.shares import ProbeCosts, Shares
 from plastax.stopping import Stopping
 from plastax.tracking import Metric, Sink, reduce_segment
-from plastax.types import ConfigError, Record, RunError, Stopped, Tree
+from plastax.types import Record, Tree
 
 
 class Plan(NamedTuple):

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO as File
 from typing import Any, NamedTuple
 
+from plastax.errors import RunError, Stopped
 from plastax.record import RecordError, read_json, write_json
-from plastax.types import RunError, Stopped
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax.types import Array, ConfigError, Key, Probe, ProbeInput, Program, Record, Tree
+from plastax.errors import ConfigError
+from plastax.types import Array, Key, Probe, ProbeInput, Program, Record, Tree
 
 Due = Callable[[Array, Array], Array]
 """``(number of updates done, whether a segment ends rather than starts here) -> bool``; must not depend on the seed."""

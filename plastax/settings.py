@@ -22,9 +22,9 @@ import tyro
 
 from plastax import runs
 from plastax.environment import changes, environment
+from plastax.errors import ConfigError, RunError, Stopped
 from plastax.record import FORMAT, read_json
 from plastax.runs import IO
-from plastax.types import ConfigError, RunError, Stopped
 
 Registry = Mapping[str, Any]
 ALIASES: Mapping[str, str] = {"er": "effective_rank"}
@@ -148,7 +148,10 @@ def parse(
         # All: without those that are others under a second name.
         distinct = (name for i, name in enumerate(registry) if registry[name] not in [*registry.values()][:i])
         names = getattr(config, field)
-        names = tuple(distinct) if names == ("all",) else () if (field, names) == ("probes", ("none",)) else names
+        if names == ("all",):
+            names = tuple(distinct)
+        elif field == "probes" and names == ("none",):
+            names = ()
         names = tuple("+".join(members(name)) for name in names)
         for name in names:
             for member in members(name):

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from plastax.errors import ConfigError
 from plastax.settings import Registry, members, replaced
-from plastax.types import ConfigError
 
 
 class Arm(NamedTuple):

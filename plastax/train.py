@@ -14,13 +14,13 @@ import optax
 from plastax import learning, segments, tree
 from plastax.curvature import losses, running
 from plastax.curvature.kronecker import Factors
+from plastax.errors import ConfigError
 from plastax.keys import fold, shuffles
 from plastax.learning import Aside, Pass
 from plastax.probes.plasticity import sample_plasticity
 from plastax.training import Training
 from plastax.types import (
     Array,
-    ConfigError,
     Examples,
     Features,
     Key,

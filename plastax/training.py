@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import optax
 
 from plastax.curvature.kronecker import Kind
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 OptimizerName = Literal["sgd", "adam"]
 Head = Literal["keep", "reset"]

@@ -7,8 +7,7 @@ mix. Axis names used in every docstring: ``S`` seeds, ``B`` examples in a batch,
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -409,28 +408,3 @@ class Program(NamedTuple):
     data: Tree
     dims: Mapping[str, tuple[str, ...]]
     coords: Mapping[str, tuple[Any, ...]]
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the setting, its value and what is allowed."""
-
-    @classmethod
-    def unknown(cls, setting: str, name: str, allowed: Iterable[str]) -> ConfigError:
-        """The error for a name that is not among ``allowed``, with the nearest one that is."""
-        allowed = list(allowed)
-        close = difflib.get_close_matches(name, allowed, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; the message is one line that says why and what helps."""
-
-    status = 1
-    """Exit status of the process."""
-
-
-class Stopped(RunError):
-    """A run that was asked to stop, and did so behind a checkpoint; it can be gone on with."""
-
-    status = 75  # EX_TEMPFAIL: not a failure, but to be tried again.

@@ -10,7 +10,8 @@ import pytest
 
 import plastax
 from plastax import dataset, record
-from plastax.types import ConfigError, Record
+from plastax.errors import ConfigError
+from plastax.types import Record
 
 UPDATES = 4
 

@@ -17,7 +17,7 @@ import submitit
 import plastax
 from plastax import __main__ as cli
 from plastax import launch, runs
-from plastax.types import ConfigError, RunError
+from plastax.errors import ConfigError, RunError
 from tests import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent

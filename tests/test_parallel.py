@@ -19,13 +19,14 @@ import pytest
 
 from plastax import parallel, train
 from plastax.checkpoint import to_host
+from plastax.errors import ConfigError
 from plastax.methods import L2ER
 from plastax.models import MLP
 from plastax.parallel import Batch
 from plastax.probes import PROBES
 from plastax.streams import Permuted
 from plastax.train import Training
-from plastax.types import ConfigError, Program
+from plastax.types import Program
 from tests.streams.tiny import CLASSES, DATASET, SHAPE
 
 # These tests compile much and compute little.

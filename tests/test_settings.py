@@ -10,7 +10,7 @@ import pytest
 
 from experiments import rl_gymnax
 from plastax import record, runs, settings
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 
 def parse(line: str = ""):

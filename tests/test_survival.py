@@ -27,8 +27,8 @@ import plastax
 from plastax import __main__ as cli
 from plastax import listing, parallel, runs, settings
 from plastax.checkpoint import Checkpoints
+from plastax.errors import ConfigError, RunError
 from plastax.record import read_json, write_json
-from plastax.types import ConfigError, RunError
 from tests import killing
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import plastax
 from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
 from plastax import run, settings, sweep
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 from tests.streams.tiny import DATASET
 
 

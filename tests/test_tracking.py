@@ -11,9 +11,10 @@ import pytest
 
 from plastax import __main__ as cli
 from plastax import tracking
+from plastax.errors import ConfigError
 from plastax.record import write_json, write_segment
 from plastax.tracking import Background, Histogram, WandbSink, dashboard, reduce_segment
-from plastax.types import ConfigError, Record
+from plastax.types import Record
 from tests.tracked import (
     CONFIG,
     SEEDS,

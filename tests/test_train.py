@@ -13,12 +13,13 @@ from jax.flatten_util import ravel_pytree
 from plastax import train
 from plastax.curvature import losses
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import fold, shuffles
 from plastax.models import MLP
 from plastax.parallel import seed_keys
 from plastax.streams import Permuted, SlowlyChangingRegression
 from plastax.training import Training
-from plastax.types import ConfigError, Tree
+from plastax.types import Tree
 from tests import training_runs
 from tests.streams.tiny import CLASSES, DATASET, TEST
 from tests.training_runs import (

@@ -32,10 +32,11 @@ from rich.table import Table
 from experiments import _supervised, random_label, rl_gymnax
 from experiments.bench._measure import Side, Times, rounds_of
 from plastax import compilation, memory, settings
+from plastax.errors import ConfigError
 from plastax.models import MODELS
 from plastax.probes import PROBES
 from plastax.rl import STREAMS
-from plastax.types import ConfigError, Tree
+from plastax.types import Tree
 
 MOST = 0.15
 """Largest share by which the default probes may lengthen a task."""

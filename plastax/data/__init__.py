@@ -17,7 +17,7 @@ from plastax.data.find import cache, locate
 from plastax.data.idx import FASHION_MNIST, MNIST
 from plastax.data.imagenet import IMAGENET32
 from plastax.data.synthetic import SYNTHETIC
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 DATA: dict[str, Entry] = {
     "digits": DIGITS,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 
 class DataError(ConfigError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from plastax.data.base import Arrays, DataError, Entry, Source, SourceError
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 
 def cache() -> Path:

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from plastax.data.base import Arrays, Entry, positive
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 WAVES = 4
 CONTRAST = 40.0

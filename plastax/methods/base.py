@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree, Units
+from plastax.errors import ConfigError
+from plastax.types import Array, Key, Method, Model, Params, Tree, Units
 
 
 @dataclass(frozen=True)

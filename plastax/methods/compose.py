@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import optax
 
-from plastax.types import ConfigError, Key, Method, MethodConfig, Model, Params, Tree
+from plastax.errors import ConfigError
+from plastax.types import Key, Method, MethodConfig, Model, Params, Tree
 
 
 @dataclass(frozen=True)

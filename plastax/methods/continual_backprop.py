@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods import surgery
 from plastax.methods.base import Settings, units_of, when
-from plastax.types import Array, ConfigError, Features, Key, Method, Model, Params, Tree, Units
+from plastax.types import Array, Features, Key, Method, Model, Params, Tree, Units
 
 UtilityName = Literal[
     "contribution",

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from plastax import linalg
+from plastax.errors import ConfigError
 from plastax.methods.base import Periodic, Ring, add_scaled, at_least_one, batch_like_of, empty_ring, keep, recent, when
-from plastax.types import Array, ConfigError, Features, Method, Model, Moved, Params, Tree
+from plastax.types import Array, Features, Method, Model, Moved, Params, Tree
 
 Form = Literal["step", "loss"]
 

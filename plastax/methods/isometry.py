@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, get_args
 import jax.numpy as jnp
 import optax
 
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings, add_scaled, map_hidden_kernels
-from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 Form = Literal["loss", "decoupled"]
 

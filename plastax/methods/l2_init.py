@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings, add_scaled
-from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 Variant = Literal["l2", "l1", "huber", "resampled"]
 

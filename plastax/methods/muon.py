@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import optax
 
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings
-from plastax.types import ConfigError, Method, Model
+from plastax.types import Method, Model
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods.base import AtBoundary, Settings, around, at_boundary
-from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 
 class InjectionState(NamedTuple):

@@ -10,9 +10,10 @@ import jax
 import optax
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods.base import Periodic, add_scaled, at_boundary, without_norms
 from plastax.methods.l2 import l2
-from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree
+from plastax.types import Array, Key, Method, Model, Params, Tree
 
 Variant = Literal["periodic", "l2i", "gaussian", "upgd", "ash_adams"]
 

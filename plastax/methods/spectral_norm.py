@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings, add_scaled, at_least_one, is_kernel
-from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 Variant = Literal["warm", "lop_jax"]
 

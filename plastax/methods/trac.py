@@ -13,8 +13,9 @@ import optax
 from jax.scipy.special import dawsn
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings
-from plastax.types import Array, ConfigError, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree
 
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 

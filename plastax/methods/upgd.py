@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods.base import Settings
-from plastax.types import Array, ConfigError, Key, Method, Model, Params, Tree
+from plastax.types import Array, Key, Method, Model, Params, Tree
 
 Variant = Literal["global", "local", "released"]
 

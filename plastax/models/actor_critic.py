@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from plastax import linalg
+from plastax.errors import ConfigError
 from plastax.models import layers, taps
 from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
-from plastax.types import Array, ConfigError, Features, Key, LayerInputs, Model, Params, Tree
+from plastax.types import Array, Features, Key, LayerInputs, Model, Params, Tree
 
 
 @dataclass(frozen=True)

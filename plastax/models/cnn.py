@@ -9,11 +9,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.models import layers
 from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
-from plastax.types import Array, ConfigError, Features, Model
+from plastax.types import Array, Features, Model
 
 
 @dataclass(frozen=True)

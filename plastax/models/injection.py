@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import tree
-from plastax.types import Array, ConfigError, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
+from plastax.errors import ConfigError
+from plastax.types import Array, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
 
 Taps = dict[str, Array]
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import linalg, tree
+from plastax.errors import ConfigError
 from plastax.models import taps
-from plastax.types import Array, ConfigError, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
+from plastax.types import Array, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
 
 
 def crelu(z: Array) -> Array:

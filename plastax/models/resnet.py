@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.models import layers
 from plastax.models.convolution import Conv
 from plastax.models.injection import with_injections
 from plastax.models.layers import ACTIVATIONS, ActivationName
-from plastax.types import Array, ConfigError, Features, Model
+from plastax.types import Array, Features, Model
 
 _CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 _DENSE_INIT = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal")

@@ -10,20 +10,8 @@ import jax
 
 from plastax import tree
 from plastax.curvature import losses, running
-from plastax.types import (
-    Array,
-    ConfigError,
-    Examples,
-    Features,
-    Key,
-    LayerInputs,
-    Loss,
-    Model,
-    Params,
-    ProbeInput,
-    Tapped,
-    Tree,
-)
+from plastax.errors import ConfigError
+from plastax.types import Array, Examples, Features, Key, LayerInputs, Loss, Model, Params, ProbeInput, Tapped, Tree
 
 Apply = Callable[[Params, Array], Any]
 

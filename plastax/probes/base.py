@@ -9,7 +9,8 @@ from typing import ClassVar
 import jax
 
 from plastax import tree
-from plastax.types import ConfigError, ProbeInput
+from plastax.errors import ConfigError
+from plastax.types import ProbeInput
 
 
 @dataclass(frozen=True)

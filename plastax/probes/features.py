@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dormant_fraction, feature_norm
 from plastax.probes.base import Settings
 from plastax.probes.ranks import SrankVariant, rows
-from plastax.types import Array, ConfigError, Features, Model, Params, Probe, ProbeInput
+from plastax.types import Array, Features, Model, Params, Probe, ProbeInput
 
 
 @dataclass(frozen=True)

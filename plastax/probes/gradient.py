@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.probes import activity
 from plastax.probes.base import Settings
 from plastax.probes.weights import kernels
-from plastax.types import Array, ConfigError, Model, Probe, ProbeInput, Tree
+from plastax.types import Array, Model, Probe, ProbeInput, Tree
 
 
 def l1_norm(grads: Tree) -> Array:

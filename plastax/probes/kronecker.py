@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from plastax.curvature.kronecker import Eigenvalues, Factors, effective_rank, eigenvalues, factors, rank
+from plastax.errors import ConfigError
 from plastax.probes.base import Settings
-from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
+from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)

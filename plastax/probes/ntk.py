@@ -8,9 +8,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from plastax import curvature
+from plastax.errors import ConfigError
 from plastax.probes import ranks
 from plastax.probes.base import Settings, thinned
-from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
+from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)

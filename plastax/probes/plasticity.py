@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastax.errors import ConfigError
 from plastax.probes.base import Settings, thinned
-from plastax.types import Array, ConfigError, Key, Model, Params, Probe, ProbeInput, Tree
+from plastax.types import Array, Key, Model, Params, Probe, ProbeInput, Tree
 
 Targets = Literal["sine", "network"]
 OptimizerName = Literal["adam", "sgd"]

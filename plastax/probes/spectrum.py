@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from plastax import curvature
 from plastax.curvature.gram import Way
+from plastax.errors import ConfigError
 from plastax.probes.base import Settings, order_within, thinned
-from plastax.types import Array, ConfigError, Model, Probe, ProbeInput
+from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from plastax import curvature
+from plastax.errors import ConfigError
 from plastax.probes.base import Settings, order_within, thinned
-from plastax.types import Array, ConfigError, Model, Params, Probe, ProbeInput, Tree
+from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def print_comparison(
     Raises:
       FileNotFoundError: there is no ``config.json``.
       plastax.record.RecordError: a record cannot be used, or no task is finished.
-      plastax.types.ConfigError: something cannot be compared, or is unknown.
+      plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """
     import rich.console
 

@@ -18,11 +18,11 @@ import rich.table
 import scipy.stats
 import xarray as xr
 
+from plastax.errors import ConfigError
 from plastax.record import RecordError
 from plastax.report.score import Score, Window, score_of
 from plastax.report.statistics import resample
 from plastax.report.table import REFERENCES, cell, finished, task_values
-from plastax.types import ConfigError
 
 Statistic = Literal["mean", "iqm"]
 

@@ -11,10 +11,10 @@ import pandas as pd
 import rich.table
 import xarray as xr
 
+from plastax.errors import ConfigError
 from plastax.record import RecordError
 from plastax.report.compare import STATISTICS, Statistic, arms, compare
 from plastax.report.table import REFERENCES, cell, finished
-from plastax.types import ConfigError
 
 
 def is_sweep(data: xr.Dataset) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
-from plastax.types import Array, ConfigError, Key, Tree
+from plastax.types import Array, Key, Tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import tree
-from plastax.types import Array, ConfigError, Key, Tree
+from plastax.errors import ConfigError
+from plastax.types import Array, Key, Tree
 
 Task = Tree
 """What a stream computes from (key, task index): a pytree of arrays, read by the environment's functions."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.rl.environment import (
     Discrete,
     Draw,
@@ -25,7 +26,7 @@ from plastax.rl.environment import (
     from_gymnax,
     make,
 )
-from plastax.types import Array, ConfigError, Key
+from plastax.types import Array, Key
 
 GAMES = ("SpaceInvaders", "Asterix", "Breakout", "Freeway", "Seaquest")
 """The games of MinAtar that gymnax has, all of them."""

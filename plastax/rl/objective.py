@@ -16,10 +16,11 @@ import optax
 from plastax import learning
 from plastax.curvature.kronecker import Kind
 from plastax.curvature.losses import actor_critic
+from plastax.errors import ConfigError
 from plastax.learning import Aside, Pass
 from plastax.rl import normalize
 from plastax.rl import policy as policies
-from plastax.types import Array, ConfigError, Features, LayerInputs, Loss, Model, Params
+from plastax.types import Array, Features, LayerInputs, Loss, Model, Params
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
-from plastax.types import Array, ConfigError, Key
+from plastax.types import Array, Key
 
 PREDRAW_LIMIT = 64
 """Observations with more entries than this are not drawn ahead of a rollout: they would take as much memory again as

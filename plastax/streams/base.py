@@ -11,8 +11,9 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import some
-from plastax.types import Array, ConfigError, Key, Stream
+from plastax.types import Array, Key, Stream
 
 
 class Images(NamedTuple):

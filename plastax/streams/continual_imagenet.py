@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.streams.base import ImageStream, Sorted, per_class, pixels, sort, subset
-from plastax.types import Array, ConfigError, Examples, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 _CLASSES, _SUBSET = range(2)
 

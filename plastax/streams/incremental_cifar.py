@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import fold, some
 from plastax.streams.base import ImageStream, Sorted, per_class, pixels, resampled, rotation, sort
-from plastax.types import Array, ConfigError, Examples, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 _CLASSES, _SUBSET, _AUGMENT = range(3)
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.streams.base import Images, ImageStream, images, pixels, resampled, rotation, subset
-from plastax.types import Array, ConfigError, Examples, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET = 0
 

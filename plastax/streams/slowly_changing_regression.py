@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from plastax.errors import ConfigError
 from plastax.keys import fold
-from plastax.types import Array, ConfigError, Examples, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 _TARGET, _SLOW, _FLIP, _TRAIN, _TEST = range(5)
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from plastax.data import Dataset
+from plastax.errors import ConfigError
 from plastax.keys import fold, some
 from plastax.streams.base import Images, ImageStream, images, pixels
-from plastax.types import Array, ConfigError, Examples, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET = 0
 

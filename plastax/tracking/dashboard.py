@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from plastax.errors import ConfigError
 from plastax.record import PathLike, labels, read_json, read_method
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
-from plastax.types import ConfigError
 
 NAME = "Spectra over tasks"
 

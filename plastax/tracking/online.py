@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.stats
 
+from plastax.errors import ConfigError
 from plastax.record import MARKS, PathLike, Segment, labels, read_json, read_method
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
 from plastax.tracking.base import Histogram, Metric, reduce_segment, score_values
-from plastax.types import ConfigError
 
 if TYPE_CHECKING:
     import wandb

@@ -16,7 +16,7 @@ from plastax import __main__ as cli
 from plastax.data import DATA, DataError, find, idx, load
 from plastax.data.base import Entry
 from plastax.data.sources import mirror
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 NOWHERE = "http://127.0.0.1:9/"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plastax.data import DataError, load
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 from tests.data.formats import imagenet_batches
 
 COUNTS = {"train_per_class": 6, "test_per_class": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plastax.data import load, synthetic
-from plastax.types import ConfigError
+from plastax.errors import ConfigError
 
 SMALL = {"classes": 4, "train_per_class": 6, "test_per_class": 3}
 

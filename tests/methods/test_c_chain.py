@@ -11,8 +11,9 @@ import pytest
 import scipy.stats
 
 from plastax import methods
+from plastax.errors import ConfigError
 from plastax.methods.c_chain import churn
-from plastax.types import ConfigError, Examples
+from plastax.types import Examples
 
 RNG = np.random.default_rng(0)
 NEW, OLD, LOG_STD, OLD_LOG_STD = RNG.standard_normal((4, 5, 3)).astype(np.float32)

@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from plastax import methods
+from plastax.errors import ConfigError
 from plastax.methods import compose
 from plastax.methods.base import at_boundary
-from plastax.types import ConfigError, Method
+from plastax.types import Method
 
 PARAMS = {"w": jnp.array([1.0, -2.0])}
 GRADS = {"w": jnp.array([0.5, 0.25])}

@@ -14,9 +14,10 @@ import optax
 import pytest
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import MLP
-from plastax.types import ConfigError, MethodArgs, Model
+from plastax.types import MethodArgs, Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -13,10 +13,11 @@ import pytest
 from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
 from plastax import methods, parallel, settings
+from plastax.errors import ConfigError
 from plastax.methods.base import Ring, empty_ring, keep, recent
 from plastax.models import MODELS
 from plastax.rl import STREAMS
-from plastax.types import Array, ConfigError, Examples
+from plastax.types import Array, Examples
 
 
 @pytest.mark.parametrize("start", [0, 5])

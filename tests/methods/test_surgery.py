@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plastax import methods, tree
+from plastax.errors import ConfigError
 from plastax.methods import surgery
 from plastax.models import CNN, MLP, ActorCritic, ConvActorCritic, ResNet18
-from plastax.types import ConfigError, Entries, Model, Units
+from plastax.types import Entries, Model, Units
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -13,8 +13,9 @@ import pytest
 
 from plastax import tree
 from plastax.curvature.kronecker import rows
+from plastax.errors import ConfigError
 from plastax.models import MODELS, ActorCritic, ConvActorCritic
-from plastax.types import ConfigError, Model
+from plastax.types import Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

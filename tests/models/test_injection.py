@@ -12,8 +12,9 @@ import optax
 import pytest
 
 from plastax import methods, tree
+from plastax.errors import ConfigError
 from plastax.models import CNN, MLP, ActorCritic, ResNet18
-from plastax.types import ConfigError, Model
+from plastax.types import Model
 from tests.compiling import AS_USERS
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

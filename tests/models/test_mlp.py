@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.models import CNN, MLP, ActivationName, InitializerName, ResNet18
 from plastax.models.layers import ACTIVATIONS, INITIALIZERS
-from plastax.types import ConfigError
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

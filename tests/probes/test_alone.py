@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from plastax import models, probes
+from plastax.errors import ConfigError
 from plastax.probes import PlasticityProbe
-from plastax.types import ConfigError
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 

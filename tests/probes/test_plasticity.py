@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.probes import PlasticityProbe
 from plastax.probes.plasticity import fit, sample_plasticity
-from plastax.types import ConfigError
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 X = np.random.default_rng(0).standard_normal((16, 3))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.probes import (
     GGN,
     PROBES,
@@ -20,7 +21,6 @@ from plastax.probes import (
     NTKProbe,
     TrainabilityProbe,
 )
-from plastax.types import ConfigError
 from tests.probes.network import (
     MODEL,
     assert_declared,

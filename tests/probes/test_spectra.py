@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.probes import GGN, PROBES, Hessian, NTKProbe, TrainabilityProbe, ranks
-from plastax.types import ConfigError, ProbeInput
+from plastax.types import ProbeInput
 from tests.probes.layers import entropy_rank
 from tests.probes.network import (
     EXAMPLES,

@@ -14,9 +14,10 @@ import scipy.stats
 
 from plastax import __main__ as cli
 from plastax import report
+from plastax.errors import ConfigError
 from plastax.record import write_json, write_segment
 from plastax.report import compare
-from plastax.types import ConfigError, Record
+from plastax.types import Record
 
 SEEDS, UPDATES = 5, 6
 RUNS = {"A": ("r-first", ("backprop", "l2_er", "reset"), 6, 0), "B": ("r-second", ("l2_er", "reset"), 5, 2)}

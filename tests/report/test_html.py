@@ -14,11 +14,11 @@ import pytest
 import xarray as xr
 
 from plastax import report
+from plastax.errors import ConfigError
 from plastax.record import read_json, write_json
 from plastax.report import figures, html
 from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
-from plastax.types import ConfigError
 from tests.report.test_figures import METHODS, SEEDS, TASKS, make_study
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -10,9 +10,10 @@ import pytest
 import rich.console
 
 from plastax import report
+from plastax.errors import ConfigError
 from plastax.record import write_json, write_segment
 from plastax.report import selection
-from plastax.types import ConfigError, Record
+from plastax.types import Record
 
 SEEDS, TASKS, UPDATES = 5, 3, 2
 ARMS = {

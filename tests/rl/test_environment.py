@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.rl.environment import SPACES, Continuous, Discrete, GymnaxTask, Timestep, from_gymnax, make
-from plastax.types import ConfigError
 from tests.rl.toy_environments import TOYS, Toy, action_reward, matching_reward, truncation
 
 STEPS, ENVS = 60, 3

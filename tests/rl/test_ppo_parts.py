@@ -11,11 +11,11 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from plastax.errors import ConfigError
 from plastax.keys import shuffles
 from plastax.rl import normalize, ppo
 from plastax.rl import policy as policies
 from plastax.rl.environment import Continuous, Discrete
-from plastax.types import ConfigError
 
 # --- advantages -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic, ConvActorCritic
 from plastax.parallel import over_seeds, seed_keys
@@ -16,7 +17,7 @@ from plastax.probes import FeatureProbe, Hessian, monitor
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.minatar import MinAtar
-from plastax.types import ConfigError, Program
+from plastax.types import Program
 from tests.compiling import AS_USERS
 from tests.rl.runs import Run, distance, host, joined, run, same, seed
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax.errors import ConfigError
 from plastax.rl import DESCRIPTIONS, STREAMS
 from plastax.rl.classic import Chain, Physics
 from plastax.rl.environment import Discrete, Stream
 from plastax.rl.minatar import ACTIONS, GAMES, MinAtar
 from plastax.rl.permuted import Permuted
-from plastax.types import ConfigError
 
 SEEDS, STEPS, ENVS = 3, 25, 2
 

@@ -12,13 +12,14 @@ import pytest
 
 from plastax import train
 from plastax.data import cifar, load
+from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import MLP, ResNet18
 from plastax.parallel import over_seeds, seed_keys
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
 from plastax.training import Training
-from plastax.types import Array, ConfigError, Model, Probe, ProbeInput, Program, Stream
+from plastax.types import Array, Model, Probe, ProbeInput, Program, Stream
 from tests.data.formats import cifar_members
 from tests.streams.coloured import CLASSES, COLOURS, INCREMENTAL, QUICK, SHAPE, TRAIN
 from tests.streams.tiny import DATASET

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from plastax.errors import ConfigError
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
 from plastax.streams.incremental_cifar import PAD, channels, moved, turned
 from plastax.training import Training
-from plastax.types import ConfigError
 from tests.streams.coloured import CLASSES, COLOURS, INCREMENTAL, KEPT, LABELS, QUICK, TEST, TRAIN
 
 

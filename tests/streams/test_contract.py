@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from plastax.curvature import losses
+from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.streams import STREAMS
 from plastax.streams.slowly_changing_regression import SlowlyChangingRegression
-from plastax.types import ConfigError, Stream
+from plastax.types import Stream
 from tests.streams.tiny import CLASSES, DATASET, TEST, TRAIN
 
 USED = 20

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from plastax import dataset
+from plastax.errors import ConfigError
 from plastax.record import labels, read_json
 from plastax.report import selection
 from plastax.report.compare import letters
@@ -18,7 +19,6 @@ from plastax.report.html.look import over_tasks
 from plastax.report.html.page import Chart, render, table
 from plastax.report.score import notice
 from plastax.report.table import task_values
-from plastax.types import ConfigError
 
 Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""

@@ -1,0 +1,31 @@
+"""The errors whose message alone a user sees: one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the setting, its value and what is allowed."""
+
+    @classmethod
+    def unknown(cls, setting: str, name: str, allowed: Iterable[str]) -> ConfigError:
+        """The error for a name that is not among ``allowed``, with the nearest one that is."""
+        allowed = list(allowed)
+        close = difflib.get_close_matches(name, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message is one line that says why and what helps."""
+
+    status = 1
+    """Exit status of the process."""
+
+
+class Stopped(RunError):
+    """A run that was asked to stop, and did so behind a checkpoint; it can be gone on with."""
+
+    status = 75  # EX_TEMPFAIL: not a failure, but to be tried again.
