@@ -161,6 +161,8 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
     settings.check_writable(config, experiment)
+    if config.stream.needs_data and not config.data_path and (blank := data.blank(config.data)):
+        build(config, blank)  # What cannot be built is refused before anything is fetched.
     dataset = load(config)
     build(config, dataset)  # What cannot be built is refused before anything is printed.
     console = Console()

@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 
 from plastax import data  # noqa: E402
 from plastax.data import Dataset  # noqa: E402
+from tests.lacking import lacking  # noqa: E402
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)
@@ -86,16 +87,14 @@ def assert_nothing_compiles(assert_no_retrace) -> Callable[[], contextlib.Abstra
 
 @pytest.fixture(scope="session")
 def dataset() -> Callable[[str], Dataset]:
-    """Real data by name, never by download. Where they are missing: a failure in CI, elsewhere a skip."""
+    """Real data by name, never by download; see `tests.lacking`."""
 
     @functools.cache
     def get(name: str) -> Dataset:
         try:
             return data.load(name, download=False)
-        except data.DataError as error:
-            if os.environ.get("CI") or os.environ.get("PLASTAX_REQUIRE_DATA"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(f"needs the data set {name}: make data NAME={name}")
+        except data.DataError:
+            lacking(f"needs the data set {name}: make data NAME={name}")
 
     return get
 

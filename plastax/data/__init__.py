@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from plastax.data.base import Arrays, Card, DataError, Dataset, Entry, Source, SourceError, checksum
 from plastax.data.cifar import CIFAR100
 from plastax.data.digits import DIGITS
-from plastax.data.find import cache, locate
+from plastax.data.find import cache, locate, places
 from plastax.data.idx import FASHION_MNIST, MNIST
 from plastax.data.imagenet import IMAGENET32
 from plastax.data.synthetic import SYNTHETIC
@@ -57,9 +59,7 @@ def load(
       ConfigError: an unknown name, a path that does not exist, an option that cannot be used.
       DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
     """
-    if name not in DATA:
-        raise ConfigError.unknown("data", name, DATA)
-    entry = DATA[name]
+    entry = _entry(name)
     if entry.files:
         arrays, origin = locate(name, entry, path, verify, download, options)
     elif path is None:
@@ -67,20 +67,48 @@ def load(
     else:
         message = f"data: {name} is not read from files; leave out the path {path}"
         raise ConfigError(message)
+    unverified = "" if verify or not entry.files else "; files NOT verified against the published ones"
+    return _dataset(name, entry, arrays, origin, checksum(arrays), unverified)
+
+
+def blank(name: str) -> Dataset | None:
+    """A stand-in for a data set that would have to be fetched: the published sizes, all pixels 0, in hardly any memory.
+
+    It lets settings be checked before a download.
+
+    Returns:
+      The stand-in; None if the data set is on this machine or cannot be fetched.
+
+    Raises:
+      ConfigError: an unknown name, or ``PLASTAX_DATA`` is not there.
+    """
+    entry = _entry(name)
+    if entry.published is None or any(entry.present(folder) for folder in places(name, entry)):
+        return None
+    *sizes, shape, classes = entry.published
+    parts = [(np.broadcast_to(np.uint8(0), (n, *shape)), np.arange(n, dtype=np.int32) % classes) for n in sizes]
+    return _dataset(name, entry, Arrays(*parts[0], *parts[1], classes), "not fetched yet", "")
+
+
+def _entry(name: str) -> Entry:
+    if name not in DATA:
+        raise ConfigError.unknown("data", name, DATA)
+    return DATA[name]
+
+
+def _dataset(name: str, entry: Entry, arrays: Arrays, origin: str, checksum: str, notes: str = "") -> Dataset:
     card = Card(
         name=name,
         synthetic=entry.synthetic,
         source=entry.source,
         licence=entry.licence,
         origin=origin,
-        checksum=checksum(arrays),
+        checksum=checksum,
         shape=arrays.train_images.shape[1:],
         classes=arrays.classes,
         train=len(arrays.train_images),
         test=len(arrays.test_images),
-        notes=entry.notes
-        if verify or not entry.files
-        else f"{entry.notes}; files NOT verified against the published ones",
+        notes=entry.notes + notes,
     )
     return Dataset(*arrays[:4], card)
 
@@ -99,6 +127,7 @@ __all__ = [
     "Entry",
     "Source",
     "SourceError",
+    "blank",
     "cache",
     "checksum",
     "load",

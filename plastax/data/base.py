@@ -120,6 +120,8 @@ class Entry(NamedTuple):
       sources: where it can be fetched, best first.
       remedy: how to get the files where there is no source.
       synthetic: whether a generator draws it.
+      published: of a set with sources, the sizes of what they bring: training images, held-out images, shape of an
+        image, classes.
     """
 
     description: str
@@ -134,6 +136,7 @@ class Entry(NamedTuple):
     sources: tuple[Source, ...] = ()
     remedy: str = ""
     synthetic: bool = False
+    published: tuple[int, int, tuple[int, int, int], int] | None = None
 
 
 def checksum(arrays: Arrays) -> str:

@@ -105,5 +105,6 @@ CIFAR100 = Entry(
     files=f"{ARCHIVE}, or the folder {FOLDER}/ that it unpacks to,",
     present=present,
     folders=("cifar100", "CIFAR100", "."),
+    published=(50_000, 10_000, (32, 32, 3), CLASSES),
     sources=(mirror("https://www.cs.toronto.edu/~kriz/", (ARCHIVE,)),),
 )

@@ -49,11 +49,7 @@ def locate(
     """
     if path is not None:
         return entry.read(_existing(f"path of {name}", Path(path)), check, **options), str(path)
-    looked: list[Path] = []
-    if root := os.environ.get("PLASTAX_DATA"):
-        looked += [_existing("PLASTAX_DATA", Path(root)) / folder for folder in entry.folders]
-    kept = cache() / name
-    looked += [kept, *map(Path, entry.installed)]
+    kept, looked = cache() / name, places(name, entry)
     for folder in looked:
         if entry.present(folder):
             return entry.read(folder, check or folder == kept, **options), str(folder)
@@ -71,6 +67,14 @@ def locate(
             return arrays, str(kept)
     failed = [f"not from {failure}" for failure in failures] if fetch else ["the network was not asked"]
     raise DataError(_missing(name, entry, [f"not in {folder}" for folder in looked] + failed))
+
+
+def places(name: str, entry: Entry) -> list[Path]:
+    """Where a data set may lie on this machine, best first; raises `ConfigError` if ``PLASTAX_DATA`` is not there."""
+    given: list[Path] = []
+    if root := os.environ.get("PLASTAX_DATA"):
+        given = [_existing("PLASTAX_DATA", Path(root)) / folder for folder in entry.folders]
+    return [*given, cache() / name, *map(Path, entry.installed)]
 
 
 def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -> tuple[Arrays | None, list[str]]:

@@ -143,12 +143,14 @@ def reader(digests: Mapping[str, str]) -> Callable[[Path, bool], Arrays]:
 
 _FILES = f"{', '.join(FILES)} (each with or without .gz)"
 _NOTES = "the published split"
+_PUBLISHED = (60_000, 10_000, (SIDE, SIDE, 1), CLASSES)
 
 MNIST = Entry(
     description="60,000 + 10,000 grey images of handwritten digits, 28 x 28, 10 classes",
     source="Y. LeCun, C. Cortes, C. Burges: The MNIST database of handwritten digits, 1998",
     licence="none published by its authors; usually given as CC BY-SA 3.0",
     notes=_NOTES,
+    published=_PUBLISHED,
     read=reader(
         {
             TRAIN_IMAGES: "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -172,6 +174,7 @@ FASHION_MNIST = Entry(
     source="H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, arXiv:1708.07747",
     licence="MIT",
     notes=_NOTES,
+    published=_PUBLISHED,
     read=reader(
         {
             TRAIN_IMAGES: "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

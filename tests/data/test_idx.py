@@ -101,6 +101,7 @@ def test_files_that_are_not_the_published_ones_need_a_word(folder):
         load("mnist", folder)
 
 
+@pytest.mark.fetched
 @pytest.mark.parametrize(
     ("name", "per_class", "mean", "first"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -19,6 +18,7 @@ from plastax.record import read_json, write_json
 from plastax.report import figures, html
 from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
+from tests.lacking import lacking
 from tests.report.test_figures import METHODS, SEEDS, TASKS, make_study
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -62,10 +62,7 @@ class Seen:
     def __init__(self, path: pathlib.Path, profile: pathlib.Path):
         browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
         if browser is None:
-            message = "needs Chromium: apt-get install chromium"
-            if os.environ.get("CI"):
-                pytest.fail(message, pytrace=False)
-            pytest.skip(message)
+            lacking("needs Chromium: apt-get install chromium")
         log = profile / "net.json"
         flags = [flag.replace("MAP~NOTFOUND", "MAP * ~NOTFOUND") for flag in FLAGS.split()]
         done = subprocess.run(
@@ -99,6 +96,7 @@ CHARTS = {
 }  # fmt: skip
 
 
+@pytest.mark.fetched
 def test_a_browser_draws_every_figure_and_asks_for_nothing(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
     seen = Seen(page, tmp_path)
     assert seen.drawn >= CHARTS
