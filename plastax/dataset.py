@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from plastax.errors import ConfigError
 from plastax.labelled import read_run
 from plastax.record import PathLike, RecordError, read_json
@@ -61,10 +63,10 @@ def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
     Variables and dimensions of one run: see `plastax.labelled.read_run`. Several have the dimension ``run`` in front,
     with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting that differs between them;
     the other axes are the union of those of the runs, NaN where a run has nothing (another number of tasks or of
-    Lanczos nodes, a method or a probe that it lacks). So::
+    Lanczos nodes, an arm or a probe that it lacks). So::
 
         data = plastax.load("runs/rl_gymnax/*")
-        data["train/episode_return"].mean("seed").sel({"run": data["settings/tasks"] == 12}).to_dataframe()
+        data["train/episode_return"].mean("seed").sel(run=data["settings/tasks"] == 12).to_dataframe()
 
     Args:
       path: a run directory; or a pattern (``runs/rl_gymnax/*``) or a sequence of paths and patterns, whose data set has
@@ -90,8 +92,10 @@ def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths
     if len(set(names)) < len(names):
         names = [os.fspath(path) for path in paths]
     tasks = [run.update_task for run in runs]
+    of_arms = _coords_of_arms(runs)
+    bare = [run.drop_vars(["update_task", *(name for name in of_arms if name in run.coords)]) for run in runs]
     # Axes without labels are counted, so that shorter ones can be filled up.
-    counted = [run.drop_vars("update_task").assign_coords({d: range(n) for d, n in _unlabelled(run)}) for run in runs]
+    counted = [run.assign_coords({d: range(n) for d, n in _unlabelled(run)}) for run in bare]
     labels: dict[Hashable, list[Any]] = {}
     for run in counted:
         for dim in run.dims:
@@ -107,7 +111,25 @@ def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths
     data = data.assign_coords(update_task=of_updates.drop_vars("update_task", errors="ignore"))
     columns = {name: [config.get(name, "") for config in configs] for name in ("experiment", "hash")}
     columns |= {f"settings/{name}": values for name, values in differing(configs).items()}
-    return data.assign_coords({name: ("run", values) for name, values in columns.items()})
+    data = data.assign_coords({name: ("run", values) for name, values in columns.items()})
+    return data.assign_coords({name: ("arm", [of[arm] for arm in labels["arm"]]) for name, of in of_arms.items()})
+
+
+def _coords_of_arms(runs: Sequence[xr.Dataset]) -> dict[Hashable, dict[str, Any]]:
+    """Coordinate along ``arm`` -> label of an arm in any of the runs -> its value; a label says method and settings."""
+    arms = dict.fromkeys(arm for run in runs for arm in run.arm.values.tolist())
+    found: dict[Hashable, dict[str, Any]] = {}
+    for run in runs:
+        for name, coord in run.coords.items():
+            if name != "arm" and coord.dims == ("arm",):
+                missing = "" if coord.dtype.kind == "U" else np.nan
+                values = found.setdefault(name, dict.fromkeys(arms, missing))
+                values |= {
+                    arm: value
+                    for arm, value in zip(run.arm.values.tolist(), coord.values.tolist())
+                    if value == value and value != ""
+                }
+    return found
 
 
 def _unlabelled(run: xr.Dataset) -> Iterator[tuple[Hashable, int]]:
@@ -141,7 +163,7 @@ def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
       data: see `load`.
 
     Returns:
-      ``train`` (method, seed, update), ``host`` (method, segment), ``probe`` (method, seed, task, mark) and
+      ``train`` (arm, seed, update), ``host`` (arm, segment), ``probe`` (arm, seed, task, mark) and
       ``probe_by_<axis>...`` for what has more axes; of several runs, ``run`` comes first, and ``runs`` says what they
       are. Rows in which nothing was measured are left out.
     """
@@ -151,7 +173,7 @@ def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
     groups: dict[str, list[Any]] = {}
     for name, array in data.data_vars.items():
         kind = str(name).partition("/")[0]
-        more = [str(dim) for dim in array.dims if dim not in ("run", "method", "seed", "task", "mark")]
+        more = [str(dim) for dim in array.dims if dim not in ("run", "arm", "seed", "task", "mark")]
         key = "_".join([f"{kind}_by", *(dim.replace("/", "_") for dim in more)]) if kind == "probe" and more else kind
         groups.setdefault(key, []).append(name)
     for key, names in groups.items():

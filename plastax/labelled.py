@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class _Plan(NamedTuple):
     """Full sizes of the study, so that an unfinished run has the shape of the finished one."""
 
-    methods: list[str]
+    arms: list[str]
     seeds: int
     first_seed: int
     tasks: int
@@ -31,18 +31,18 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     if missing:
         message = f"{directory / 'config.json'}: settings {missing} are missing"
         raise RecordError(message)
-    methods = labels(config)
-    methods += [method for method in found if method not in methods]
+    arms = labels(config)
+    arms += [arm for arm in found if arm not in arms]
     sizes = {
-        method: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
-        for method, segments in found.items()
+        arm: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
+        for arm, segments in found.items()
     }
     seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
     if len(seeds) > 1:
         message = f"{directory}: the number of seeds differs between records: {sizes}"
         raise RecordError(message)
     first = int(settings.get("first_seed", 0))
-    return _Plan(methods, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
+    return _Plan(arms, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
 
 def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -72,24 +72,24 @@ def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -
 def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Lays all segments out as arrays of the full size, NaN where there is nothing yet."""
     out: dict[str, np.ndarray] = {}
-    leading = (len(plan.methods), plan.seeds)
+    leading = (len(plan.arms), plan.seeds)
     updates = plan.tasks * plan.updates_per_task
     most = max((len(segments) for segments in found.values()), default=0)
-    for method, segments in found.items():
-        m = plan.methods.index(method)
+    for arm, segments in found.items():
+        m = plan.arms.index(arm)
         for s, segment in enumerate(segments):
             task, start = int(segment.host["task"]), int(segment.host["clock"])
             stop = start + int(segment.host["length"])
             first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
             if not (first <= start < stop <= last <= updates):
                 message = (
-                    f"{method}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
+                    f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
                     f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
                 )
                 raise RecordError(message)
             for name, value in segment.train.items():
                 _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
-            probe = {name: _spread(value, name, config, method) for name, value in segment.probe.items()}
+            probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
             # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
             # edge: a measurement in the middle of a killed run's last task must not pass for its end.
             for mark, due in enumerate((start == first, stop == last)):
@@ -97,7 +97,7 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[st
                     shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
                     _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
             for name, number in segment.host.items():
-                _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.methods), most))
+                _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.arms), most))
     return out
 
 
@@ -118,11 +118,9 @@ def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: 
     return dims
 
 
-def _swept(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
-    """The coordinates of a sweep along the axis of the methods."""
-    if not arms:
-        return {}
-    out: dict[str, list[Any]] = {"base": [arms.get(label, {}).get("method", label) for label in labels]}
+def _of_arms(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
+    """The coordinates along the axis of the arms: the method of each, and of a sweep its settings."""
+    out: dict[str, list[Any]] = {"method": [arms.get(label, {}).get("method", label) for label in labels]}
     for name in dict.fromkeys(name for arm in arms.values() for name in arm["settings"]):
         values = [arms.get(label, {}).get("settings", {}).get(name) for label in labels]
         if all(value is None or isinstance(value, int | float) for value in values):
@@ -135,16 +133,16 @@ def _swept(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any
 def read_run(path: PathLike) -> xr.Dataset:
     """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
 
-    Variables: ``train/<name>`` (method, seed, update), with the coordinate ``update_task`` along ``update``;
-    ``probe/<probe>/<value>`` (method, seed, task, mark, ...), mark ``init`` right after the switch to the task and
-    ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (method, segment).
+    Variables: ``train/<name>`` (arm, seed, update), with the coordinate ``update_task`` along ``update``;
+    ``probe/<probe>/<value>`` (arm, seed, task, mark, ...), mark ``init`` right after the switch to the task and
+    ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (arm, segment).
     What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
-    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``. One method is
-    ``data.sel({"method": "reset"})``: ``data.sel(method=...)`` is xarray's own argument and selects nothing.
+    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``.
 
-    Of a sweep, ``method`` has the labels of the arms, and beside them the coordinates ``base`` (the method's name) and
-    the swept settings by their names: ``data.sel({"method": data["method.l2"] == 0.1})``. What an arm's method does not
-    have is NaN, or "" where the values are no numbers.
+    An arm is a method, or in a sweep a method under certain values: ``data.sel(arm="reset")``. Along ``arm`` lies the
+    coordinate ``method``, the name of the arm's method: ``data.where(data.method == "l2_er", drop=True)``. The settings
+    of a sweep are coordinates too, by their names: ``data.sel(arm=data["method.l2"] == 0.1)``; NaN where a method does
+    not have the setting, or "" where the values are not numbers.
 
     Args:
       path: the run directory.
@@ -170,7 +168,7 @@ def read_run(path: PathLike) -> xr.Dataset:
         message = f"{directory}: {error}"
         raise RecordError(message) from error
     updates = np.arange(plan.tasks * plan.updates_per_task)
-    used = {"method": len(plan.methods), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
+    used = {"arm": len(plan.arms), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
     # In the order of the probes: the first one's axes keep their names where a later one's are of another size.
     order = {f"probe/{name}": place for place, name in enumerate(config.get("dims", {}))}
@@ -178,21 +176,21 @@ def read_run(path: PathLike) -> xr.Dataset:
         array = arrays[name]
         match name.partition("/")[0]:
             case "train":
-                dims = ["method", "seed", "update"]
+                dims = ["arm", "seed", "update"]
             case "host":
-                dims = ["method", "segment"]
+                dims = ["arm", "segment"]
             case _:
-                dims = ["method", "seed", "task", "mark", *_trailing(name, array.shape[4:], config, used)]
+                dims = ["arm", "seed", "task", "mark", *_trailing(name, array.shape[4:], config, used)]
         variables[name] = (dims, array)
     coords: dict[str, Any] = {
-        "method": plan.methods,
+        "arm": plan.arms,
         "seed": plan.first_seed + np.arange(plan.seeds),
         "task": np.arange(plan.tasks),
         "mark": list(MARKS),
         "update": updates,
         "update_task": ("update", updates // plan.updates_per_task),
     }
-    coords |= {name: ("method", values) for name, values in _swept(config.get("arms", {}), plan.methods).items()}
+    coords |= {name: ("arm", values) for name, values in _of_arms(config.get("arms", {}), plan.arms).items()}
     for name, along in config.get("coords", {}).items():
         if name not in coords and used.get(name) == len(along):
             coords[name] = list(along)

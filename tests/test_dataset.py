@@ -53,9 +53,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_several_runs_are_one_data_set(runs: pathlib.Path) -> None:
     data = plastax.load(f"{runs}/*")
     assert data.run.values.tolist() == ["one", "two"]
-    assert data.method.values.tolist() == ["reset", "l2", "backprop"]
+    assert data.arm.values.tolist() == data.method.values.tolist() == ["reset", "l2", "backprop"]
     assert dict(data.sizes) == {
-        "run": 2, "method": 3, "seed": 3, "task": 3, "mark": 2, "update": 12, "segment": 3, "eps": 2, "probe": 1,
+        "run": 2, "arm": 3, "seed": 3, "task": 3, "mark": 2, "update": 12, "segment": 3, "eps": 2, "probe": 1,
         "node": 6,
     }  # fmt: skip
     assert data["settings/ppo.clip"].values.tolist() == [0.1, 0.2]
@@ -64,15 +64,33 @@ def test_several_runs_are_one_data_set(runs: pathlib.Path) -> None:
     assert "settings/runs_dir" not in data.coords
     assert data.update_task.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     rank = data["probe/hessian/rank"]
-    assert rank.sel({"run": "one", "method": "l2", "seed": 2, "task": 1, "mark": "end", "eps": 0.1}) == 1121.5
-    assert rank.sel({"run": "two", "method": "backprop", "seed": 1, "task": 2, "mark": "init", "eps": 0.01}) == 210.0
+    assert rank.sel({"run": "one", "arm": "l2", "seed": 2, "task": 1, "mark": "end", "eps": 0.1}) == 1121.5
+    assert rank.sel({"run": "two", "arm": "backprop", "seed": 1, "task": 2, "mark": "init", "eps": 0.01}) == 210.0
     # What a run lacks is NaN: methods, tasks, seeds, Lanczos nodes; nothing else is.
     assert rank.notnull().sum() == 2 * 2 * 2 * (2 * 3 + 3 * 2)
     assert data["probe/hessian/nodes"].notnull().sum() == 2 * 2 * (2 * 3 * 4 + 3 * 2 * 6)
     for name in ("one", "two"):
         alone = plastax.load(runs / name)
-        picked = data["train/loss"].sel({"run": name, "method": alone.method.values, "seed": alone.seed.values})
+        picked = data["train/loss"].sel({"run": name, "arm": alone.arm.values, "seed": alone.seed.values})
         np.testing.assert_array_equal(picked.sel({"update": alone["update"]}), alone["train/loss"])
+
+
+def test_an_arm_is_selected_by_keyword_and_arms_by_their_method(tmp_path: pathlib.Path) -> None:
+    """``method`` is an argument of ``sel``: a dimension of this name could not be selected by keyword."""
+    settings = {"reset": {}, "l2@l2=0": {"method.l2": 0.0}, "l2@l2=0.1": {"method.l2": 0.1}}
+    for name, labels in {"one": ["reset", "l2@l2=0"], "two": ["l2@l2=0.1", "reset"]}.items():
+        run = make(tmp_path / name, labels, 2, 2, 4)
+        arms = {label: {"method": label.partition("@")[0], "settings": settings[label]} for label in labels}
+        record.write_json(run / "config.json", record.read_json(run / "config.json") | {"arms": arms})
+    data = plastax.load(tmp_path / "one")
+    assert data.sel(arm="reset")["train/loss"].dims == ("seed", "update")
+    assert data.where(data.method == "l2", drop=True).arm.values.tolist() == ["l2@l2=0"]
+    both = plastax.load(f"{tmp_path}/*")
+    for name in ("method", "method.l2"):
+        assert both[name].dims == ("arm",)
+    assert both.where(both.method == "l2", drop=True).arm.values.tolist() == ["l2@l2=0", "l2@l2=0.1"]
+    assert both.sel(arm=both["method.l2"] == 0.1).arm.values.tolist() == ["l2@l2=0.1"]
+    assert {"arm", "method", "method.l2"} <= set(dataset.tables(both)["train"])
 
 
 def test_runs_whose_tasks_differ_in_length_say_so(runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -99,10 +117,11 @@ def test_export_holds_every_number(runs: pathlib.Path, tmp_path: pathlib.Path, f
     paths = dataset.export([f"{runs}/*"], form, tmp_path)
     frames = {path.stem: (pd.read_parquet if form == "parquet" else pd.read_csv)(path) for path in paths}
     assert set(frames) == {"runs", "train", "host", "probe_by_eps", "probe_by_probe_node"}
-    rank = frames["probe_by_eps"].set_index(["run", "method", "seed", "task", "mark", "eps"])["probe/hessian/rank"]
+    rank = frames["probe_by_eps"].set_index(["run", "arm", "seed", "task", "mark", "eps"])["probe/hessian/rank"]
     assert len(rank) == 2 * 2 * 2 * (2 * 3 + 3 * 2)
     assert rank["one", "l2", 2, 1, "end", 0.1] == 1121.5
     assert frames["runs"].set_index("run")["settings/ppo.clip"].to_dict() == {"one": 0.1, "two": 0.2}
+    assert (frames["train"]["method"] == frames["train"]["arm"]).all()
     loss = frames["train"]
     assert len(loss) == 2 * UPDATES * (2 * 3 + 3 * 2)
     assert (loss["update_task"] == loss["update"] // UPDATES).all()

@@ -72,14 +72,14 @@ def test_full_run_is_labelled(run: pathlib.Path) -> None:
         for task in range(TASKS):
             write(run, method, task, UPDATES * task)
     data = labelled.read_run(run)
-    assert data["train/loss"].dims == ("method", "seed", "update")
-    assert data["probe/hessian/rank"].dims == ("method", "seed", "task", "mark", "eps")
-    assert data["probe/gradient/norm"].dims == ("method", "seed", "task", "mark")
+    assert data["train/loss"].dims == ("arm", "seed", "update")
+    assert data["probe/hessian/rank"].dims == ("arm", "seed", "task", "mark", "eps")
+    assert data["probe/gradient/norm"].dims == ("arm", "seed", "task", "mark")
     assert data.eps.values.tolist() == [0.1, 0.2]
     assert data.mark.values.tolist() == ["init", "end"]
     assert data.attrs == {"experiment": "demo", "run_id": "r0", "hash": "abc"}
     assert data.update_task.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    chosen = data["probe/hessian/rank"].sel({"method": "reset", "seed": 1, "task": 2, "mark": "end", "eps": 0.2})
+    chosen = data["probe/hessian/rank"].sel({"arm": "reset", "seed": 1, "task": 2, "mark": "end", "eps": 0.2})
     assert float(chosen) == 2.5
     frame = data[["train/loss"]].to_dataframe()
     assert frame.loc[("reset", 2, 5), "train/loss"] == 3.0
@@ -91,7 +91,7 @@ def test_marks_of_a_task_of_several_segments_are_its_own(run: pathlib.Path) -> N
     # Two segments a task, both measured at both ends; the last task was cut after its first segment.
     for index in range(5):
         write(run, "reset", index, 2 * index, 2)
-    norm = labelled.read_run(run)["probe/gradient/norm"].sel({"method": "reset", "seed": 0})
+    norm = labelled.read_run(run)["probe/gradient/norm"].sel({"arm": "reset", "seed": 0})
     np.testing.assert_array_equal(norm, [[0.0, 1.5], [2.0, 3.5], [4.0, np.nan]])
 
 
@@ -103,11 +103,11 @@ def test_unfinished_run_is_padded(run: pathlib.Path) -> None:
     write(run, "reset", 0, 0)
     (run / "records" / "reset" / ".000001.npz.123.tmp").write_bytes(b"PK half a file")
     data = labelled.read_run(run)
-    assert dict(data.sizes) | {"method": 2, "seed": 3, "task": 3, "update": 12} == dict(data.sizes)
-    loss = data["train/loss"].sel({"method": "reset", "seed": 0}).values
+    assert dict(data.sizes) | {"arm": 2, "seed": 3, "task": 3, "update": 12} == dict(data.sizes)
+    loss = data["train/loss"].sel({"arm": "reset", "seed": 0}).values
     np.testing.assert_array_equal(loss, [0.0] * UPDATES + [np.nan] * UPDATES * 2)
-    assert np.isnan(data["probe/hessian/rank"].sel({"method": "reset"}).isel(task=slice(1, None))).all()
-    assert data["host/clock"].sel({"method": "reset"}).notnull().sum() == 1
+    assert np.isnan(data["probe/hessian/rank"].sel({"arm": "reset"}).isel(task=slice(1, None))).all()
+    assert data["host/clock"].sel({"arm": "reset"}).notnull().sum() == 1
 
 
 def test_seeds_keep_their_numbers(run: pathlib.Path) -> None:
@@ -138,8 +138,8 @@ def test_arms_whose_networks_have_other_layers_lie_in_one_record(run: pathlib.Pa
         record.write_segment(run / "records" / method, 0, Record({}, {"weights/norm": norms}), host(0))
     norm = labelled.read_run(run)["probe/weights/norm"].sel({"seed": 0, "task": 0, "mark": "end"})
     assert norm.layer.values.tolist() == ["a", "b", "c"]
-    np.testing.assert_array_equal(norm.sel({"method": "backprop"}), [97.0, 98.0, 99.0])
-    np.testing.assert_array_equal(norm.sel({"method": "reset"}), [97.0, np.nan, 99.0])
+    np.testing.assert_array_equal(norm.sel({"arm": "backprop"}), [97.0, 98.0, 99.0])
+    np.testing.assert_array_equal(norm.sel({"arm": "reset"}), [97.0, np.nan, 99.0])
 
 
 def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:

@@ -67,8 +67,8 @@ def test_it_leaves_what_it_should(finished):
 
 def test_the_record_is_labelled_and_complete(finished):
     data = plastax.load(finished[0])
-    assert dict(data.sizes) | {"method": 2, "seed": 2, "update": 6, "task": 3, "mark": 2} == dict(data.sizes)
-    assert data["probe/hessian/nodes"].dims == ("method", "seed", "task", "mark", "probe", "node")
+    assert dict(data.sizes) | {"arm": 2, "seed": 2, "update": 6, "task": 3, "mark": 2} == dict(data.sizes)
+    assert data["probe/hessian/nodes"].dims == ("arm", "seed", "task", "mark", "probe", "node")
     assert data["probe/features/effective_rank"].dims[-1] == "feature_layer"
     assert list(data["feature_layer"].values[:1]) == ["actor/dense_0"]
     assert np.isfinite(data["probe/hessian/rank"]).all()

@@ -127,8 +127,8 @@ def test_one_program_leaves_a_labelled_record_and_goes_on_elsewhere(tmp_path, mo
     batches = study(tmp_path, monkeypatch, "--devices 4")
     assert [batch.arms for batch in batches] == [("l2@l2=0", "l2@l2=0.1")]
     data = plastax.load(tmp_path)
-    assert list(data.method.values) == ["l2@l2=0", "l2@l2=0.1"]
-    assert (list(data.base.values), list(data["method.l2"].values)) == (["l2", "l2"], [0, 0.1])
+    assert list(data.arm.values) == ["l2@l2=0", "l2@l2=0.1"]
+    assert (list(data.method.values), list(data["method.l2"].values)) == (["l2", "l2"], [0, 0.1])
     assert np.isfinite(data["train/loss"]).all()
     assert not data["train/loss"][0].equals(data["train/loss"][1])
     assert data["host/compilations"].sum() == 4, "two programs, said by both arms"

@@ -85,8 +85,8 @@ def furthest(one: Path, many: Path, config: Config) -> float:
     for path in one.glob("*/*"):
         alone = read_run(path)
         settings = json.loads((path / "config.json").read_text())["settings"]
-        arm = whole.sel({"method": (whole.base == alone.method.item())})
-        arm = arm.sel({"method": arm[f"method.{config.setting}"] == settings[alone.method.item()][config.setting]})
+        arm = whole.sel(arm=whole.method == alone.method.item())
+        arm = arm.sel(arm=arm[f"method.{config.setting}"] == settings[alone.arm.item()][config.setting])
         difference = arm["train/loss"].sel(seed=alone.seed).values[0] - alone["train/loss"].values[0]
         apart = max(apart, float(np.abs(difference[:, -1]).max()))
     return apart

@@ -35,24 +35,24 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Arm(NamedTuple):
-    """A method of a run.
+    """An arm of a run.
 
     Attributes:
       run: its letter, see `letters`.
-      method: its name.
+      label: of the arm, see `plastax.labelled.read_run`.
       seeds: numbers of the seeds.
       values: ``[S, tasks]``, of the planned tasks; NaN where a task was not finished.
     """
 
     run: str
-    method: str
+    label: str
     seeds: tuple[int, ...]
     values: np.ndarray
 
     @property
     def name(self) -> str:
-        """What options and the table call it: the method, behind the run's letter if there are several runs."""
-        return f"{self.run}:{self.method}" if self.run else self.method
+        """What options and the table call it: its label, behind the run's letter if there are several runs."""
+        return f"{self.run}:{self.label}" if self.run else self.label
 
 
 def letters(count: int) -> list[str]:
@@ -91,10 +91,10 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], 
             raise ConfigError(f"quantity={quantity!r} was not measured by {where}; allowed: {', '.join(there)}")
         label = chosen[quantity].label
         done = finished(data)
-        for method in data.method.values.tolist():
-            if bool(done.sel({"method": method}).any()):
-                one = values.sel({"method": method}).dropna("seed", how="all")
-                found.append(Arm(letter, method, tuple(one.seed.values.tolist()), one.values.astype(float)))
+        for name in data.arm.values.tolist():
+            if bool(done.sel(arm=name).any()):
+                one = values.sel(arm=name).dropna("seed", how="all")
+                found.append(Arm(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float)))
     if len({score.main for score in scores.values()}) > 1:
         named = "; ".join(f"{where}: {score.main.label}" for where, score in scores.items())
         raise ConfigError(f"runs cannot be compared that are judged by different things ({named})")
@@ -104,7 +104,7 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], 
 
 
 def against(arm: Arm, others: Sequence[Arm], reference: str = "") -> Arm | None:
-    """What an arm is compared with: the reference; else the same method in the first run, in the first run the first of
+    """What an arm is compared with: the reference; else the same arm in the first run, in the first run the first of
     `REFERENCES` that it has; None for itself.
     """  # noqa: D205
     if reference:
@@ -113,9 +113,9 @@ def against(arm: Arm, others: Sequence[Arm], reference: str = "") -> Arm | None:
             raise ConfigError.unknown("reference", reference, named)
         chosen: Arm | None = named[reference]
     else:
-        first = {other.method: other for other in others if other.run == others[0].run}
+        first = {other.label: other for other in others if other.run == others[0].run}
         usual = next((first[name] for name in REFERENCES if name in first), others[0])
-        chosen = usual if arm.run == others[0].run else first.get(arm.method, usual)
+        chosen = usual if arm.run == others[0].run else first.get(arm.label, usual)
     return None if chosen is not None and chosen.name == arm.name else chosen
 
 
@@ -154,7 +154,7 @@ def compare(
       window: tasks; by default the last of the score's windows. Of them, those that all arms have finished.
 
     Returns:
-      Columns ``run``, ``method``, ``seeds``, ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds``
+      Columns ``run``, ``arm``, ``seeds``, ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds``
       (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of
       this arm does better than one of the other in the same task), each with ``_low`` and ``_high``, the ends of
       the 95 % interval; NaN with a single seed.
@@ -176,7 +176,7 @@ def compare(
     rows = []
     for arm in found:
         mine = arm.values[:, chosen]
-        row: dict[str, Any] = {"run": arm.run, "method": arm.method, "seeds": len(arm.seeds)}
+        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(arm.seeds)}
         row |= {"first_task": chosen[0], "last_task": chosen[-1]} | _columns("value", resample(of, mine))
         other = against(arm, found, reference)
         if other is not None:
@@ -191,7 +191,7 @@ def compare(
             row |= _columns("improves", resample(lambda a, b: wins(sign * a, sign * b), mine, its, paired=paired))
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
-    columns = ["run", "method", "seeds", "first_task", "last_task", "value", "value_low", "value_high"]
+    columns = ["run", "arm", "seeds", "first_task", "last_task", "value", "value_low", "value_high"]
     return pd.DataFrame(rows, columns=[*columns, "against", "paired_seeds", *names[3:]])
 
 
@@ -229,7 +229,7 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
     """
     table = rich.table.Table(title=title, caption_justify="left")
     several = bool(frame["run"].any())
-    for name in [*(["run"] if several else []), "method"]:
+    for name in [*(["run"] if several else []), "arm"]:
         table.add_column(name, no_wrap=True)
     for name in ("seeds", "value", "minus", "difference", "P(better)"):
         table.add_column(name, justify="left" if name == "minus" else "right", no_wrap=True)
@@ -237,7 +237,7 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
         compared = isinstance(row["against"], str)
         minus = f"{row['against']}{'' if row['paired_seeds'] else ' (unpaired)'}" if compared else ""
         cells = [cell(row, "value"), minus, *(cell(row, n) if compared else "" for n in ("difference", "improves"))]
-        table.add_row(*([row["run"]] if several else []), row["method"], str(row["seeds"]), *cells)
+        table.add_row(*([row["run"]] if several else []), row["arm"], str(row["seeds"]), *cells)
     lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
     table.caption = "\n".join(["[95 % bootstrap interval over seeds]; P(better): in the same task, ties half", *lines])
     return table

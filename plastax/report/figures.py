@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from plastax.report.score import Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
-from plastax.report.style import MOST_MARKERS, WIDTH, integer_axis, legend, method_styles, save, stamp, styled
+from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
 from plastax.report.table import layer_mean, rank_at, task_values
 
 
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
     Attributes:
       name: names it in the CSV.
       label: of its vertical axis, with unit.
-      values: (method, seed, task), NaN where not measured; None if it was not measured at all.
+      values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
     values: xr.DataArray | None
 
     def interval(self) -> xr.Dataset | None:
-        """Mean and interval (method, task); None if there is nothing to draw."""
+        """Mean and interval (arm, task); None if there is nothing to draw."""
         if self.values is None or not bool(self.values.notnull().any()):
             return None
         return over_seeds(self.values.reset_coords(drop=True))
@@ -55,24 +55,24 @@ def _intervals(panels: Sequence[Panel]) -> dict[str, tuple[Panel, xr.Dataset]]:
 
 
 def _frame(intervals: Mapping[str, tuple[Panel, xr.Dataset]]) -> pd.DataFrame:
-    """The numbers of some panels: quantity, method, task, mean, low, high, seeds; one row a measured point."""
+    """The numbers of some panels: quantity, arm, task, mean, low, high, seeds; one row a measured point."""
     parts = [
-        interval.to_dataframe(["method", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
+        interval.to_dataframe(["arm", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
         for name, (_, interval) in intervals.items()
     ]
-    columns = ["quantity", "method", "task", "mean", "low", "high", "seeds"]
+    columns = ["quantity", "arm", "task", "mean", "low", "high", "seeds"]
     # Concatenating nothing is an error: a run killed in its first task has updates, but no task yet.
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def _lines(axes: Axes, interval: xr.Dataset, label: str) -> None:
-    """Means over tasks with bands, one line a method."""
-    styles = method_styles(interval.method.values.tolist())
-    for method in interval.method.values:
+    """Means over tasks with bands, one line an arm."""
+    styles = arm_styles(interval.arm.values.tolist())
+    for arm in interval.arm.values:
         # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
-        one = interval.sel({"method": method}).dropna("task", subset=["mean"])
-        style = styles[str(method)] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
-        axes.plot(one.task, one["mean"], label=method, markersize=3.5, **style)
+        one = interval.sel(arm=arm).dropna("task", subset=["mean"])
+        style = styles[str(arm)] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
+        axes.plot(one.task, one["mean"], label=arm, markersize=3.5, **style)
         axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
     integer_axis(axes)
@@ -102,11 +102,11 @@ def _score_panel(data: xr.Dataset, quantity: Quantity) -> Panel:
 
 
 def _curve(data: xr.Dataset) -> pd.DataFrame | None:
-    """What the score's curve is drawn from: one row an update, one column a method, mean over seeds."""
+    """What the score's curve is drawn from: one row an update, one column an arm, mean over seeds."""
     score = score_of(data)
     if score is None or not measured(data, score.curve):
         return None
-    return data[score.curve.variable].mean("seed").to_series().unstack("method")[data.method.values.tolist()]
+    return data[score.curve.variable].mean("seed").to_series().unstack("arm")[data.arm.values.tolist()]
 
 
 def scores(data: xr.Dataset) -> Drawing | None:
@@ -115,7 +115,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     if score is None or frame is None:
         return None
     tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
-    styles = method_styles(data.method.values.tolist())
+    styles = arm_styles(data.arm.values.tolist())
     # Without a finished task the panel of the main quantity is there, and empty.
     panels = [_score_panel(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
@@ -125,8 +125,8 @@ def scores(data: xr.Dataset) -> Drawing | None:
     window = max(1, per_task // 20)
     smooth = frame.groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
-    for method in smooth.columns:
-        top.plot(x, smooth[method], label=method, **styles[method] | {"linewidth": 1.0, "marker": ""})
+    for arm in smooth.columns:
+        top.plot(x, smooth[arm], label=arm, **styles[arm] | {"linewidth": 1.0, "marker": ""})
     for axes in (top, *below):
         axes.grid(visible=False, axis="x")
         for boundary in range(1, tasks) if tasks <= MOST_MARKERS else ():
@@ -144,12 +144,12 @@ def scores(data: xr.Dataset) -> Drawing | None:
 
 
 def curve_per_update(data: xr.Dataset) -> pd.DataFrame | None:
-    """The upper panel of `scores` before smoothing: update, task and one column a method, mean over seeds."""
+    """The upper panel of `scores` before smoothing: update, task and one column an arm, mean over seeds."""
     frame = _curve(data)
     if frame is None:
         return None
     frame.insert(0, "task", data.update_task.values)
-    return frame.dropna(how="all", subset=data.method.values.tolist()).reset_index().rename_axis(None, axis=1)
+    return frame.dropna(how="all", subset=data.arm.values.tolist()).reset_index().rename_axis(None, axis=1)
 
 
 def _ranks(data: xr.Dataset) -> list[Panel]:
@@ -174,7 +174,7 @@ def network(data: xr.Dataset) -> Drawing | None:
     if norm is not None:
         # The norm of all kernels together, which is what regularisers act on.
         norm = (norm.sel(mark="end") ** 2).sum(
-            [dim for dim in norm.dims if dim not in ("method", "seed", "task", "mark")], skipna=False
+            [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")], skipna=False
         ) ** 0.5
     panels = [
         Panel("feature_rank", "feature effective rank", layer_mean(data, "probe/features/effective_rank", "end")),
@@ -188,7 +188,7 @@ class _Heat(NamedTuple):
     """Counts of eigenvalues for heat maps.
 
     Attributes:
-      values: (method, task, bin), eigenvalues per bin, or their share where the size of the network is unknown.
+      values: (arm, task, bin), eigenvalues per bin, or their share where the size of the network is unknown.
       label: of the colour bar.
       axis: label of the vertical axis.
       norm: colour scale of log10(values), shared by all heat maps.
@@ -210,12 +210,12 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
         return None
     label = "eigenvalues per bin, share (log₁₀)"
     if (name := f"probe/{operator}/dim") in data:
-        # Every network of a method has the same number of parameters, but methods may differ.
-        sizes = data[name].max([dim for dim in data[name].dims if dim != "method"])
+        # Every network of an arm has the same number of parameters, but arms may differ.
+        sizes = data[name].max([dim for dim in data[name].dims if dim != "arm"])
         shares, label = shares * sizes, "eigenvalues per bin (log₁₀)"
     logs = np.log10(shares.where(shares > 0))
     top = np.ceil(float(logs.max()))
-    occupied = (shares > 0).any(["method", "task"])
+    occupied = (shares > 0).any(["arm", "task"])
     low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
     # Five decades of colour: what is rarer than that is rounding of the quadrature's weights.
     rank = rank_at(data, operator=operator)
@@ -225,9 +225,9 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     return _Heat(shares, label, axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
 
 
-def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
-    """One method's spectral density over tasks, with lines at +-eps; what was not measured is grey."""
-    one = heat.values.sel({"method": method}).dropna("task", how="all")
+def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:
+    """One arm's spectral density over tasks, with lines at +-eps; what was not measured is grey."""
+    one = heat.values.sel(arm=arm).dropna("task", how="all")
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
     across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
@@ -247,61 +247,61 @@ def _heat_map(axes: Axes, heat: _Heat, method: str) -> QuadMesh:
     axes.minorticks_off()
     axes.grid(visible=False)
     axes.set_facecolor("0.85")
-    axes.set_title(method)
+    axes.set_title(arm)
     axes.set_xlabel("task")
     integer_axis(axes)
     return mesh
 
 
-def _heat_frame(heat: _Heat, methods: Sequence[str]) -> pd.DataFrame:
-    """The numbers of some heat maps: method, task, low, high (the bin), value; empty bins are left out."""
-    series = heat.values.sel({"method": list(methods)}).to_dataframe("value").reset_index()
-    return series[series["value"] > 0][["method", "task", "low", "high", "value"]]
+def _heat_frame(heat: _Heat, arms: Sequence[str]) -> pd.DataFrame:
+    """The numbers of some heat maps: arm, task, low, high (the bin), value; empty bins are left out."""
+    series = heat.values.sel({"arm": list(arms)}).to_dataframe("value").reset_index()
+    return series[series["value"] > 0][["arm", "task", "low", "high", "value"]]
 
 
 def _measured(heat: _Heat) -> list[str]:
-    return [str(m) for m in heat.values.method.values if bool(heat.values.sel({"method": m}).notnull().any())]
+    return [str(m) for m in heat.values.arm.values if bool(heat.values.sel(arm=m).notnull().any())]
 
 
 def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
-    """Spectral density at the first update of every task, a heat map a method, pooled over seeds and probes."""
+    """Spectral density at the first update of every task, a heat map an arm, pooled over seeds and probes."""
     heat = _heat(data, operator)
     if heat is None:
         return None
-    methods = _measured(heat)
-    columns = min(3, len(methods))
-    rows = -(-len(methods) // columns)
+    arms = _measured(heat)
+    columns = min(3, len(arms))
+    rows = -(-len(arms) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 * rows + 0.2))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes, method in zip(grid.flat, methods):
-        mesh = _heat_map(axes, heat, method)
-    for axes in grid.flat[len(methods) :]:
+    for axes, arm in zip(grid.flat, arms):
+        mesh = _heat_map(axes, heat, arm)
+    for axes in grid.flat[len(arms) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(heat.axis)
     figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01, aspect=20 * rows)
-    return Drawing(figure, _heat_frame(heat, methods))
+    return Drawing(figure, _heat_frame(heat, arms))
 
 
 def worst_and_best(data: xr.Dataset) -> list[str]:
-    """The methods with the worst and the best score in the last tasks (the last window of `plastax.report.score`).
+    """The arms with the worst and the best score in the last tasks (the last window of `plastax.report.score`).
 
     ``reset`` is left out if there are two others: it starts every task anew and cannot lose plasticity.
     """
     score = score_of(data)
     values = None if score is None else task_values(data, score.main)
-    methods = [str(method) for method in data.method.values]
-    others = [method for method in methods if method != "reset"]
-    methods = others if len(others) >= 2 else methods
+    arms = [str(arm) for arm in data.arm.values]
+    others = [arm for arm in arms if arm != "reset"]
+    arms = others if len(others) >= 2 else arms
     if score is None or values is None:
-        return [methods[0], methods[-1]][: len(methods)]
+        return [arms[0], arms[-1]][: len(arms)]
     last = values.isel(task=score.windows[-1].tasks(values.sizes["task"])).mean(["seed", "task"])
-    last = last.to_series()[methods].dropna() * (1.0 if score.higher_is_better else -1.0)
+    last = last.to_series()[arms].dropna() * (1.0 if score.higher_is_better else -1.0)
     return [last.idxmin(), last.idxmax()] if len(last) >= 2 else list(last.index)
 
 
 def overview(data: xr.Dataset) -> Drawing | None:
-    """The study in one picture: score, Hessian eps-rank, and the spectra of the worst and the best method.
+    """The study in one picture: score, Hessian eps-rank, and the spectra of the worst and the best arm.
 
     Where there is no Hessian, the score's next quantity takes its place.
     """
@@ -310,28 +310,28 @@ def overview(data: xr.Dataset) -> Drawing | None:
     panels = [*panels[:1], _ranks(data)[0], *panels[1:]]
     intervals = dict(list(_intervals(panels).items())[:2])
     heat = _heat(data, "hessian")
-    chosen = [] if heat is None else [method for method in worst_and_best(data) if method in _measured(heat)]
+    chosen = [] if heat is None else [arm for arm in worst_and_best(data) if arm in _measured(heat)]
     if not intervals:
         return None
     figure = Figure(figsize=(WIDTH, 6.6 if chosen else 3.6))
     # Two rows in one grid of columns, so that the panels' edges line up however many each row has.
     mosaic: list[Any] = [list(intervals) * (2 // len(intervals))]
     if chosen:
-        mosaic.append([method for method in chosen for _ in range(2 // len(chosen))])
+        mosaic.append([arm for arm in chosen for _ in range(2 // len(chosen))])
     axes: dict[str, Any] = figure.subplot_mosaic(mosaic)
     for panel, interval in intervals.values():
         _lines(axes[panel.name], interval, panel.label)
         axes[panel.name].set_xlabel("task")
     frames = [_frame(intervals)]
     if heat is not None and chosen:
-        for method in chosen:
-            mesh = _heat_map(axes[method], heat, method)
-            axes[method].sharey(axes[chosen[0]])
+        for arm in chosen:
+            mesh = _heat_map(axes[arm], heat, arm)
+            axes[arm].sharey(axes[chosen[0]])
         axes[chosen[0]].set_ylabel(heat.axis)
         ends = ("lowest", "highest") if score is None or score.higher_is_better else ("highest", "lowest")
-        for method, rank in zip(chosen, ends if score and len(chosen) == 2 else ("",)):
-            axes[method].set_title(f"{method} ({rank} {score.name})" if score and rank else method)
-        figure.colorbar(mesh, ax=[axes[method] for method in chosen], label=heat.label, pad=0.01)
+        for arm, rank in zip(chosen, ends if score and len(chosen) == 2 else ("",)):
+            axes[arm].set_title(f"{arm} ({rank} {score.name})" if score and rank else arm)
+        figure.colorbar(mesh, ax=[axes[arm] for arm in chosen], label=heat.label, pad=0.01)
         frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
     legend(figure, axes[next(iter(intervals))])
     return Drawing(figure, pd.concat(frames))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Quantity(NamedTuple):
-    """Something that has one value a method, seed and task.
+    """Something that has one value an arm, seed and task.
 
     Attributes:
       name: in columns and CSV files.
@@ -100,7 +100,7 @@ def late(tasks: int) -> slice:
     return slice(tasks - min(5, math.ceil(tasks / 3)), tasks)
 
 
-# The first task is ordinary training for every method. With one task there is nothing else.
+# The first task is ordinary training for every arm. With one task there is nothing else.
 _LATER = Window("", "all tasks but the first", lambda tasks: slice(min(1, tasks - 1), tasks))
 _FIRST = Window("_first_task", "first task", lambda tasks: slice(0, 1))
 _LAST_THIRD = Window("_last_third", "last third of tasks", lambda tasks: thirds(tasks)[1])

@@ -18,8 +18,8 @@ from plastax.report.table import REFERENCES, cell, finished
 
 
 def is_sweep(data: xr.Dataset) -> bool:
-    """Whether a study's methods are arms of a sweep, see `plastax.labelled.read_run`."""
-    return "base" in data.coords and data.sizes["method"] > len(set(data.base.values.tolist()))
+    """Whether a method of the study has several arms, see `plastax.labelled.read_run`."""
+    return data.sizes["arm"] > len(set(data.method.values.tolist()))
 
 
 def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame:
@@ -35,7 +35,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
 
     Returns:
       The columns of `compare`, over the chosen arms and the second half of the seeds, compared with the chosen arm of
-      the first of `REFERENCES` that there is; before them ``base``, ``arms`` (chosen from so many), ``chosen_by`` and
+      the first of `REFERENCES` that there is; before them ``method``, ``arms`` (chosen from so many), ``chosen_by`` and
       ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (of the first half, too good).
 
     Raises:
@@ -48,28 +48,28 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
     half = (len(seeds) + 1) // 2
     found, score, _ = arms([data.isel(seed=slice(half))], quantity)
     tasks = np.arange(data.sizes["task"])[score.windows[-1].tasks(data.sizes["task"])]
-    done = finished(data).sel({"method": [arm.method for arm in found]}).all("method").values
+    done = finished(data).sel({"arm": [arm.label for arm in found]}).all("arm").values
     tasks = tasks[done[tasks]]
     sign = 1.0 if score.higher_is_better else -1.0
-    base = dict(zip(data.method.values.tolist(), data.base.values.tolist()))
+    method = dict(zip(data.arm.values.tolist(), data.method.values.tolist()))
     if not len(tasks):
-        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.method for arm in found)}")
+        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.label for arm in found)}")
     values: dict[str, float] = {}
     for arm in found:
         # A seed that has diverged from the start is left out there.
         whole = len(arm.seeds) == half and bool(np.isfinite(arm.values[:, tasks]).all())
-        values[arm.method] = float(STATISTICS[statistic](arm.values[:, tasks])) if whole else np.nan
+        values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks])) if whole else np.nan
     best: dict[str, str] = {}
     for label, value in values.items():
-        other = best.setdefault(base[label], label)
+        other = best.setdefault(method[label], label)
         if not np.isnan(value) and not sign * value <= sign * values[other]:
-            best[base[label]] = label
-    chosen = data.isel(seed=slice(half, None)).sel({"method": list(best.values())})
+            best[method[label]] = label
+    chosen = data.isel(seed=slice(half, None)).sel({"arm": list(best.values())})
     reference = next((best[name] for name in REFERENCES if name in best), "")
     frame = compare([chosen], statistic, quantity=quantity, reference=reference)
-    labels = frame["method"].tolist()
-    frame.insert(0, "base", [base[label] for label in labels])
-    frame.insert(1, "arms", [sum(base[other] == base[label] for other in values) for label in labels])
+    labels = frame["arm"].tolist()
+    frame.insert(0, "method", [method[label] for label in labels])
+    frame.insert(1, "arms", [sum(method[other] == method[label] for other in values) for label in labels])
     frame.insert(2, "chosen_by", f"{seeds[0]}-{seeds[half - 1]}")
     frame.insert(3, "reported_on", f"{seeds[half]}-{seeds[-1]}")
     frame.insert(4, "value_chosen_by", [values[label] for label in labels])
@@ -90,7 +90,7 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     for _, row in frame.iterrows():
         compared = isinstance(row["against"], str)
         cells = [cell(row, "value"), *(cell(row, name) if compared else "" for name in ("difference", "improves"))]
-        rows[row["method"]] = [str(row["arms"]), *cells]
+        rows[row["arm"]] = [str(row["arms"]), *cells]
     return pd.DataFrame.from_dict(rows, "index", columns=["of", "value", "difference", "P(better)"])
 
 

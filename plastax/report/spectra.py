@@ -66,23 +66,23 @@ def density(
       per_decade: bins in each.
 
     Returns:
-      Share of the eigenvalues (method, task, bin), pooled over seeds and probes, NaN where not measured; coordinates
+      Share of the eigenvalues (arm, task, bin), pooled over seeds and probes, NaN where not measured; coordinates
       ``low`` and ``high`` along ``bin`` are its edges. None if the study has no such spectra.
     """
     names = [f"probe/{operator}/{part}" for part in ("nodes", "weights")]
     if any(name not in data for name in names):
         return None
-    nodes, weights = (data[name].sel(mark=mark).transpose("method", "task", "seed", ...) for name in names)
+    nodes, weights = (data[name].sel(mark=mark).transpose("arm", "task", "seed", ...) for name in names)
     largest = float(np.abs(nodes).max())
     if not 0.0 < largest < np.inf:
         return None
     top = 10.0 ** np.ceil(np.log10(largest))
     edges = symlog_edges(top / 10.0**decades, top, per_decade)
-    out = np.full((nodes.sizes["method"], nodes.sizes["task"], len(edges) - 1), np.nan)
+    out = np.full((nodes.sizes["arm"], nodes.sizes["task"], len(edges) - 1), np.nan)
     for m, t in np.ndindex(out.shape[:2]):
         out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)
-    coords = {"method": data.method, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
-    return xr.DataArray(out, dims=("method", "task", "bin"), coords=coords, name="share")
+    coords = {"arm": data.arm, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
+    return xr.DataArray(out, dims=("arm", "task", "bin"), coords=coords, name="share")
 
 
 def signed_log(values: np.ndarray | float, smallest: float) -> np.ndarray:

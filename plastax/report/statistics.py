@@ -114,7 +114,7 @@ def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE, resamples: in
 def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset:
     """Mean of ``a - b`` seed by seed, over the seeds that both have, and its interval.
 
-    Seed k of every method sees the same tasks, so what tasks and seeds add to both cancels.
+    Seed k of every arm sees the same tasks, so what tasks and seeds add to both cancels.
 
     Args:
       a: any dimensions, one of them ``seed``.

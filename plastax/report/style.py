@@ -1,4 +1,4 @@
-"""How figures look: colours of the methods, sizes, and saving."""
+"""How figures look: colours of the arms, sizes, and saving."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ _FIXED = {"reset": "#000000", "backprop": "#D55E00"}
 _ROUNDS = (("-", "o"), ((0, (4, 1.5)), "s"), ((0, (1.5, 1)), "^"))
 
 
-def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line of every method, the same in all figures of a study.
+def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of every arm, the same in all figures of a study.
 
     Args:
-      methods: names in the order of the study.
+      arms: names in the order of the study.
 
     Returns:
-      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line and marker after five methods besides
+      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line and marker after five arms besides
       ``backprop`` and ``reset``, which always look the same.
     """
     styles: dict[str, dict[str, Any]] = {
-        method: {"color": colour, "linestyle": "-", "marker": "o"} for method, colour in _FIXED.items()
+        arm: {"color": colour, "linestyle": "-", "marker": "o"} for arm, colour in _FIXED.items()
     }
-    others = [method for method in methods if method not in _FIXED]
-    for i, method in enumerate(others):
+    others = [arm for arm in arms if arm not in _FIXED]
+    for i, arm in enumerate(others):
         line, marker = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
-        styles[method] = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": line, "marker": marker}
+        styles[arm] = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": line, "marker": marker}
     return styles
 
 

@@ -19,10 +19,10 @@ REFERENCES = ("reset", "backprop")
 
 
 def finished(data: xr.Dataset) -> xr.DataArray:
-    """Whether a method has finished a task (method, task), bool: a started one has the average of its beginning."""
+    """Whether an arm has finished a task (arm, task), bool: a started one has the average of its beginning."""
     last = data.update_task.groupby("update_task").count().values.cumsum()
     if "host/clock" not in data:
-        return xr.DataArray(np.zeros((data.sizes["method"], len(last)), bool), dims=("method", "task"))
+        return xr.DataArray(np.zeros((data.sizes["arm"], len(last)), bool), dims=("arm", "task"))
     done = (data["host/clock"] + data["host/length"]).max("segment")
     return done >= xr.DataArray(last, dims="task", coords={"task": data.task})
 
@@ -36,7 +36,7 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
         in which no episode ended), or a probe's value at one mark.
 
     Returns:
-      (method, seed, task), in the value's unit; None if the study does not have it.
+      (arm, seed, task), in the value's unit; None if the study does not have it.
     """
     if not measured(data, quantity):
         return None
@@ -47,11 +47,11 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
         values = values.assign_coords(task=data.task).where(finished(data))
         # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
         values = values if (alive := alive_in(data)) is None else values.where(alive)
-    return None if values is None else values.transpose("method", "seed", "task")
+    return None if values is None else values.transpose("arm", "seed", "task")
 
 
 def alive_in(data: xr.Dataset) -> xr.DataArray | None:
-    """Whether a seed's training did not break down up to the end of a task (method, seed, task), bool; None: not known.
+    """Whether a seed's training did not break down up to the end of a task (arm, seed, task), bool; None: not known.
 
     See `plastax.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
     """
@@ -62,21 +62,21 @@ def alive_in(data: xr.Dataset) -> xr.DataArray | None:
 
 
 def frozen(data: xr.Dataset) -> list[str]:
-    """The seeds that were frozen, in words: ``<method>: seed <k> since task <t>``, tasks counted from 1."""
+    """The seeds that were frozen, in words: ``<arm>: seed <k> since task <t>``, tasks counted from 1."""
     if (alive := alive_in(data)) is None:
         return []
     since = alive.sum("task").where(~alive.all("task"))
     table = since.to_series().dropna()
-    return [f"{method}: seed {k} since task {int(task) + 1}" for (method, k), task in table.items()]
+    return [f"{arm}: seed {k} since task {int(task) + 1}" for (arm, k), task in table.items()]
 
 
 def reference(data: xr.Dataset) -> str | None:
-    """The method that others are compared with, None if the study has none of `REFERENCES`."""
-    return next((name for name in REFERENCES if name in data.method.values), None)
+    """The arm that others are compared with, None if the study has none of `REFERENCES`."""
+    return next((name for name in REFERENCES if name in data.arm.values), None)
 
 
 def rank_at(data: xr.Dataset, eps: float | None = None, operator: str = "hessian") -> xr.DataArray | None:
-    """eps-rank at the first update of every task (method, seed, task): eigenvalues with absolute value above eps.
+    """eps-rank at the first update of every task (arm, seed, task): eigenvalues with absolute value above eps.
 
     Args:
       data: a study.
@@ -90,26 +90,26 @@ def rank_at(data: xr.Dataset, eps: float | None = None, operator: str = "hessian
     if name not in data:
         return None
     rank = data[name].sel(mark="init")
-    (axis,) = set(rank.dims) - {"method", "seed", "task"} or {None}
+    (axis,) = set(rank.dims) - {"arm", "seed", "task"} or {None}
     if axis is None:
         return rank
     index = rank.sizes[axis] // 2
     if eps is not None and axis in rank.coords:
         with np.errstate(divide="ignore"):
             index = int(np.argmin(np.abs(np.log(rank[axis].values.astype(float)) - math.log(eps))))
-    return rank.isel({axis: index}).transpose("method", "seed", "task")
+    return rank.isel({axis: index}).transpose("arm", "seed", "task")
 
 
 def layer_mean(data: xr.Dataset, name: str, mark: str) -> xr.DataArray | None:
-    """A probe's value at one mark, averaged over layers: (method, seed, task); None if it was not measured."""
+    """A probe's value at one mark, averaged over layers: (arm, seed, task); None if it was not measured."""
     if name not in data:
         return None
     value = data[name].sel(mark=mark)
-    return value.mean([dim for dim in value.dims if dim not in ("method", "seed", "task")])
+    return value.mean([dim for dim in value.dims if dim not in ("arm", "seed", "task")])
 
 
 def _add(columns: dict[str, xr.DataArray], name: str, data: xr.DataArray | None) -> None:
-    """Adds mean and interval over seeds of (method, seed) as the columns ``name``, ``name_low``, ``name_high``."""
+    """Adds mean and interval over seeds of (arm, seed) as the columns ``name``, ``name_low``, ``name_high``."""
     if data is not None:
         _add_interval(columns, name, over_seeds(data))
 
@@ -120,19 +120,19 @@ def _add_interval(columns: dict[str, xr.DataArray], name: str, interval: xr.Data
 
 
 def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], values: xr.DataArray, base: str) -> None:
-    """Adds the paired difference of (method, seed, task) to one of the methods, and the ratio to it.
+    """Adds the paired difference of (arm, seed, task) to one of the methods, and the ratio to it.
 
     Args:
       columns: to add to.
       names: of the difference and of the ratio; "" for none.
       values: of one quantity in the tasks of one window.
-      base: the method that others are compared with.
+      base: the arm that others are compared with.
     """
-    other = values.sel({"method": base}, drop=True)
+    other = values.sel(arm=base, drop=True)
     # Of two methods, one of which was killed, only the tasks that both finished can be compared.
     common = values.notnull() & other.notnull()
     mine, its = values.where(common), other.where(common)
-    different = values.method != base
+    different = values.arm != base
     difference = paired_difference(mine.mean("task"), its.mean("task"))
     _add_interval(columns, names[0], difference.where(different))
     if names[1]:
@@ -194,7 +194,7 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One row a method, index ``method``.
+      One row an arm, index ``arm``; ``method`` is the name of its method.
     """
     first, last = thirds(data.sizes["task"])
     score = score_of(data)
@@ -216,9 +216,9 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     if {"host/env_steps", "host/train_seconds"} <= set(data):
         steps, seconds = (data[f"host/{name}"].sum("segment") for name in ("env_steps", "train_seconds"))
         columns[_speed_column(score)] = steps / seconds.where(seconds > 0)
-    values = {name: column.values for name, column in columns.items()}
+    values = {"method": data.method.values} | {name: column.values for name, column in columns.items()}
     values |= {"notice": data.attrs["notice"]} if data.attrs.get("notice") else {}
-    return pd.DataFrame(values, pd.Index(data.method, name="method"))
+    return pd.DataFrame(values, pd.Index(data.arm, name="arm"))
 
 
 def _speed_column(score: Score | None) -> str:
@@ -292,8 +292,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One table with a column for every method; where those are too many for the terminal, tables with a row for every
-      method and some of the quantities each.
+      One table with a column for every arm; where those are too many for the terminal, tables with a row for every
+      arm and some of the quantities each.
     """
     frame, score = summary(data, eps), score_of(data)
     title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
@@ -305,8 +305,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
     if text := data.attrs.get("notice"):
         title, caption = f"[bold red]{text}[/bold red]\n{title}", f"[bold red]{text}[/bold red]\n{caption}"
     headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})
-    names = [name for name in frame if name not in ("seeds", "notice") and not name.endswith(("_low", "_high"))]
-    columns = {str(method): [cell(row, name) for name in names] for method, row in frame.iterrows()}
+    names = [name for name in frame if name in headings]
+    columns = {str(arm): [cell(row, name) for name in names] for arm, row in frame.iterrows()}
     cells = pd.DataFrame(columns, [headings[name] for name in names])
     first = min(max(map(len, cells.index)), max(width // 3, 24))
     blocks = _blocks(_widths(cells), width - first - 4)

@@ -54,7 +54,7 @@ def raw(directory: pathlib.Path, letter: str) -> pd.DataFrame:
             frame.index = range(RUNS[letter][3], RUNS[letter][3] + len(frame))
             for seed, value in frame.mean(axis=1).items():
                 rows.append((letter, path.parent.name, seed, int(file["host/task"]), value))
-    return pd.DataFrame(rows, columns=["run", "method", "seed", "task", "value"])
+    return pd.DataFrame(rows, columns=["run", "arm", "seed", "task", "value"])
 
 
 def iqm(values: np.ndarray) -> float:
@@ -81,10 +81,10 @@ def check_bca(ends: tuple[float, float], statistic, *samples: np.ndarray) -> Non
 @pytest.mark.parametrize("statistic", ["mean", "iqm"])
 def test_the_table_is_that_of_the_raw_records(runs: list[pathlib.Path], statistic: compare.Statistic) -> None:
     of = {"mean": np.mean, "iqm": iqm}[statistic]
-    frame = compare.compare([report.read(run) for run in runs], statistic).set_index(["run", "method"])
+    frame = compare.compare([report.read(run) for run in runs], statistic).set_index(["run", "arm"])
     values = pd.concat(raw(run, letter) for run, letter in zip(runs, RUNS))
     # The last third of the five tasks that both have.
-    wide = values[values["task"].isin([3, 4])].pivot(index=["run", "method", "seed"], columns="task", values="value")
+    wide = values[values["task"].isin([3, 4])].pivot(index=["run", "arm", "seed"], columns="task", values="value")
     other = {("A", "backprop"): ("A", "reset"), ("A", "l2_er"): ("A", "reset"), ("B", "l2_er"): ("A", "l2_er")}
     other |= {("B", "reset"): ("A", "reset")}
     assert set(frame.index) == {*other, ("A", "reset")}

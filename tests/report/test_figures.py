@@ -105,7 +105,7 @@ def test_every_figure_is_there_as_png_pdf_and_csv(study: pathlib.Path) -> None:
 
 
 def test_return_numbers_are_those_of_the_records(study: pathlib.Path) -> None:
-    drawn = pd.read_csv(study / "figures" / "returns.csv").set_index(["method", "task"])
+    drawn = pd.read_csv(study / "figures" / "returns.csv").set_index(["arm", "task"])
     assert len(drawn) == len(METHODS) * TASKS
     for method in METHODS:
         expected = raw_returns(study, method)
@@ -120,7 +120,7 @@ def test_return_numbers_are_those_of_the_records(study: pathlib.Path) -> None:
 
 
 def test_rank_numbers_are_those_at_the_start_of_a_task(study: pathlib.Path) -> None:
-    drawn = pd.read_csv(study / "figures" / "ranks.csv").set_index(["quantity", "method", "task"])["mean"]
+    drawn = pd.read_csv(study / "figures" / "ranks.csv").set_index(["quantity", "arm", "task"])["mean"]
     for task in range(TASKS):
         record = np.load(study / "records" / "backprop" / f"{PARTS * task:06d}.npz")
         rank, effective = record["probe/hessian/rank"], record["probe/hessian/effective_rank"]
@@ -129,7 +129,7 @@ def test_rank_numbers_are_those_at_the_start_of_a_task(study: pathlib.Path) -> N
 
 
 def test_network_numbers_are_those_at_the_end_of_a_task(study: pathlib.Path) -> None:
-    drawn = pd.read_csv(study / "figures" / "network.csv").set_index(["quantity", "method", "task"])["mean"]
+    drawn = pd.read_csv(study / "figures" / "network.csv").set_index(["quantity", "arm", "task"])["mean"]
     record = np.load(study / "records" / "l2_er" / f"{PARTS * 3 - 1:06d}.npz")
     norm = np.sqrt((record["probe/weights/norm"][:, 1].astype(float) ** 2).sum(-1)).mean()
     assert drawn["weight_norm", "l2_er", 2] == pytest.approx(norm, rel=1e-5)
@@ -139,12 +139,12 @@ def test_network_numbers_are_those_at_the_end_of_a_task(study: pathlib.Path) -> 
 
 def test_spectra_count_every_eigenvalue_once(study: pathlib.Path) -> None:
     drawn = pd.read_csv(study / "figures" / "spectra.csv")
-    totals = drawn.groupby(["method", "task"])["value"].sum()
+    totals = drawn.groupby(["arm", "task"])["value"].sum()
     assert len(totals) == len(METHODS) * TASKS
     np.testing.assert_allclose(totals, DIM, rtol=1e-5)
     record = np.load(study / "records" / "reset" / f"{PARTS * 4:06d}.npz")
     nodes, weights = record["probe/hessian/nodes"][:, 0], record["probe/hessian/weights"][:, 0]
-    negative = drawn[(drawn.method == "reset") & (drawn.task == 4) & (drawn.high < 0)]["value"].sum()
+    negative = drawn[(drawn.arm == "reset") & (drawn.task == 4) & (drawn.high < 0)]["value"].sum()
     edge = drawn.low.abs().min()
     expected = DIM * weights[nodes < -edge].sum() / (SEEDS * 2)
     assert expected > 0.0
@@ -152,7 +152,7 @@ def test_spectra_count_every_eigenvalue_once(study: pathlib.Path) -> None:
 
 
 def test_table_numbers(study: pathlib.Path) -> None:
-    frame = pd.read_csv(study / "summary.csv", index_col="method")
+    frame = pd.read_csv(study / "summary.csv", index_col="arm")
     backprop, reset = raw_returns(study, "backprop"), raw_returns(study, "reset")
     row = frame.loc["backprop"]
     assert row["tasks"] == TASKS
@@ -177,11 +177,11 @@ def test_table_is_printed(study: pathlib.Path) -> None:
         assert word in text
 
 
-def test_methods_keep_their_colour_in_every_study() -> None:
+def test_arms_keep_their_colour_in_every_study() -> None:
     many = [f"m{i}" for i in range(12)]
-    styles = style.method_styles(["backprop", *many, "reset"])
+    styles = style.arm_styles(["backprop", *many, "reset"])
     assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 14
-    assert style.method_styles(["reset"])["backprop"] == styles["backprop"]
+    assert style.arm_styles(["reset"])["backprop"] == styles["backprop"]
 
 
 def test_killed_run_draws_what_it_has(tmp_path: pathlib.Path) -> None:
@@ -189,9 +189,9 @@ def test_killed_run_draws_what_it_has(tmp_path: pathlib.Path) -> None:
     directory = make_study(tmp_path, {"backprop": 5, "reset": 0})
     (directory / "records" / "backprop" / ".000005.npz.7.tmp").write_bytes(b"half")
     report.write(directory)
-    drawn = pd.read_csv(directory / "figures" / "returns.csv").groupby("method")["task"].max()
+    drawn = pd.read_csv(directory / "figures" / "returns.csv").groupby("arm")["task"].max()
     assert drawn.to_dict() == {"backprop": 1, "l2_er": TASKS - 1}
-    frame = pd.read_csv(directory / "summary.csv", index_col="method")
+    frame = pd.read_csv(directory / "summary.csv", index_col="arm")
     assert frame["tasks"].to_dict() == {"backprop": 2, "l2_er": TASKS, "reset": 0}
     assert np.isnan(frame.loc["backprop", "return_last_third"])
     assert frame.loc["backprop", "return"] == pytest.approx(raw_returns(directory, "backprop")[:, 1].mean(), rel=1e-5)
@@ -222,7 +222,7 @@ def test_one_seed_and_no_spectra(tmp_path: pathlib.Path) -> None:
     assert drawn["mean"].notna().all()
     assert drawn[["low", "high"]].isna().all(axis=None)
     shutil.rmtree(target / "records" / "reset")
-    assert "minus_backprop" in table.summary(plastax.load(target).sel({"method": ["backprop", "l2_er"]}))
+    assert "minus_backprop" in table.summary(plastax.load(target).sel({"arm": ["backprop", "l2_er"]}))
 
 
 def test_tasks_without_probes_are_bridged(study: pathlib.Path) -> None:

@@ -142,7 +142,7 @@ def test_the_answer_is_that_of_the_study(data: xr.Dataset) -> None:
     assert re.search(r"losing: backprop \(-[\d.]+\), l2_er \(-[\d.]+\); no clear change: reset", keeps)
     assert re.fullmatch(r"By the Hessian eps-rank at 0.01: .*backprop \(task [1-4].*l2_er .*", order)
     row = found.frame.loc["backprop"]
-    values = data["train/episode_return"].sel({"method": "backprop"}).values.reshape(SEEDS, TASKS, -1)
+    values = data["train/episode_return"].sel({"arm": "backprop"}).values.reshape(SEEDS, TASKS, -1)
     per_task = np.nanmean(values, axis=2)
     assert row["change"] == pytest.approx((per_task[:, 3:].mean(1) - per_task[:, :2].mean(1)).mean(), rel=1e-5)
     shown = verdict.table(found)
@@ -163,7 +163,7 @@ def test_the_answer_is_that_of_the_study(data: xr.Dataset) -> None:
 def test_a_fall_is_one_that_lasts(path: list[float], better: bool, expected: int | None) -> None:
     noise = np.random.default_rng(0).normal(0, 0.03, (6, 5))
     values = xr.DataArray(
-        [np.array(path) + noise], dims=("method", "seed", "task"), coords={"method": ["m"], "task": range(5)}
+        [np.array(path) + noise], dims=("arm", "seed", "task"), coords={"arm": ["m"], "task": range(5)}
     )
     assert verdict.first_drop(values, better) == {"m": expected}
 
@@ -173,7 +173,7 @@ def test_correlation_within_and_between_methods() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (2, 6, 8)) + np.array([0.0, 20.0])[:, None, None]
     y = -x + 60.0 * np.array([0.0, 1.0])[:, None, None]
-    labels = {"dims": ("method", "seed", "task"), "coords": {"method": ["a", "b"]}}
+    labels = {"dims": ("arm", "seed", "task"), "coords": {"arm": ["a", "b"]}}
     found = relation.correlations(xr.DataArray(x, **labels), xr.DataArray(y, **labels))
     assert [found["a"].value, found["b"].value] == pytest.approx([-1.0, -1.0])
     assert found["all methods, within each"].value == pytest.approx(-1.0)
@@ -203,7 +203,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     config = read_json(other / "config.json")
     write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
     data, _ = html.side_by_side([study, other])
-    assert data.method.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
+    assert data.arm.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
     path = html.write([study, other], tmp_path / "both.html")
     text = path.read_text()
     assert "2 runs side by side" in text

@@ -107,7 +107,7 @@ def printed(directory: pathlib.Path) -> str:
     ],
 )
 def test_early_late_and_change(study: pathlib.Path, name: str, variable: str) -> None:
-    frame = pd.read_csv(study / "summary.csv", index_col="method")
+    frame = pd.read_csv(study / "summary.csv", index_col="arm")
     reset = raw(study, "reset", variable)
     for method in METHODS:
         values, row = raw(study, method, variable), frame.loc[method]
@@ -129,7 +129,7 @@ def test_early_late_and_change(study: pathlib.Path, name: str, variable: str) ->
 
 
 def test_other_columns(study: pathlib.Path) -> None:
-    frame = pd.read_csv(study / "summary.csv", index_col="method")
+    frame = pd.read_csv(study / "summary.csv", index_col="arm")
     assert (frame["tasks"] == TASKS).all()
     assert (frame["compile_s"] == 3.0).all()
     assert frame["examples_per_s"].to_numpy() == pytest.approx(6000.0)
@@ -139,7 +139,7 @@ def test_other_columns(study: pathlib.Path) -> None:
 
 def test_figures_show_accuracies(study: pathlib.Path) -> None:
     assert {path.stem for path in (study / "figures").glob("*.png")} == {"overview", "accuracy", "network"}
-    drawn = pd.read_csv(study / "figures" / "accuracy.csv").set_index(["quantity", "method"])
+    drawn = pd.read_csv(study / "figures" / "accuracy.csv").set_index(["quantity", "arm"])
     assert set(drawn.index.get_level_values(0)) == {"train_accuracy", "online_accuracy", "test_accuracy"}
     expected = raw(study, "l2", "probe/evaluation/train_accuracy").mean(axis=0)
     np.testing.assert_allclose(drawn.loc[("train_accuracy", "l2"), "mean"], expected, rtol=1e-5)
@@ -217,7 +217,7 @@ def test_run_killed_in_its_first_task_is_judged_as_its_whole(tmp_path: pathlib.P
 
 
 def test_returns_come_first_and_nothing_is_no_score() -> None:
-    dims = ("method", "seed", "update")
+    dims = ("arm", "seed", "update")
     both = xr.Dataset({name: (dims, np.ones((1, 1, 2))) for name in ("train/loss", "train/episode_return")})
     assert score.score_of(both).main == score.RETURN
     assert score.score_of(both[["train/loss"]]).main == score.ONLINE_LOSS

@@ -53,14 +53,14 @@ def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
 def test_what_chooses_does_not_report(tmp_path):
     data = report.read(make(tmp_path))
     assert selection.is_sweep(data)
-    frame = selection.select(data).set_index("base")
+    frame = selection.select(data).set_index("method")
     best = frame.loc["l2"]
-    assert (best["method"], best["arms"], best["chosen_by"], best["reported_on"]) == ("l2@l2=0.1", 3, "7-9", "10-11")
+    assert (best["arm"], best["arms"], best["chosen_by"], best["reported_on"]) == ("l2@l2=0.1", 3, "7-9", "10-11")
     # The last third is the last task, whose number is added.
     assert (best["value_chosen_by"], best["value"], best["seeds"]) == (31 + 2, 5.5 + 2, 2)
     assert (best["against"], best["difference"], best["improves"]) == ("reset", 5.5 - 54, 0)
     assert best["value_low"] <= best["value"] <= best["value_high"]
-    assert (frame.loc["reset", "method"], frame.loc["reset", "arms"], frame.loc["reset", "value"]) == ("reset", 1, 56)
+    assert (frame.loc["reset", "arm"], frame.loc["reset", "arms"], frame.loc["reset", "value"]) == ("reset", 1, 56)
 
 
 def test_the_tables_show_it(tmp_path):
@@ -80,7 +80,7 @@ def test_one_seed_is_not_enough_and_no_sweep_has_no_best(tmp_path):
     console = rich.console.Console(file=io.StringIO(), width=120)
     report.print_table(tmp_path / "a", console)
     assert "chosen by" not in console.file.getvalue()
-    assert not selection.is_sweep(data.drop_vars("base"))
+    assert not selection.is_sweep(data.isel(arm=slice(2, None)))
 
 
 def test_the_report_has_it(tmp_path):

@@ -67,10 +67,10 @@ def test_the_same_numbers_every_time() -> None:
 
 def test_labels_are_kept() -> None:
     values = np.arange(24.0).reshape(2, 3, 4)
-    data = xr.DataArray(values, dims=("method", "seed", "task"), coords={"method": ["a", "b"], "seed": [5, 6, 7]})
+    data = xr.DataArray(values, dims=("arm", "seed", "task"), coords={"arm": ["a", "b"], "seed": [5, 6, 7]})
     interval = over_seeds(data)
-    assert interval["mean"].dims == ("method", "task")
-    np.testing.assert_array_equal(interval["mean"].sel({"method": "b"}), values[1].mean(0))
+    assert interval["mean"].dims == ("arm", "task")
+    np.testing.assert_array_equal(interval["mean"].sel({"arm": "b"}), values[1].mean(0))
     assert "seed" not in interval.coords
 
 

@@ -25,7 +25,7 @@ Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Configs]:
-    """Some runs as one study: a single run as it is, of several the methods are called ``A: reset``, ``B: reset``.
+    """Some runs as one study: a single run as it is, of several the arms are called ``A: reset``, ``B: reset``.
 
     Args:
       runs: run directories.
@@ -48,14 +48,21 @@ def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Co
         lengths = ", ".join(f"{k}: {c['settings'].get('updates_per_task')}" for k, (c, _) in configs.items())
         raise ConfigError(f"runs whose tasks differ in updates ({lengths}) have no common axis; use plastax compare")
     shown = data.drop_vars([name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)])
-    arms = [
-        (letter, i, str(method))
-        for i, (letter, (config, _)) in enumerate(configs.items())
-        for method in labels(config)
-        if method in data.method.values
+    known = shown.arm.values.tolist()
+    places = [
+        (i, known.index(arm))
+        for i, (config, _) in enumerate(configs.values())
+        for arm in labels(config)
+        if arm in known
     ]
-    parts = [shown.isel(run=i, drop=True).sel({"method": method}, drop=True) for _, i, method in arms]
-    joined = xr.concat(parts, "method").assign_coords(method=[f"{letter}: {method}" for letter, _, method in arms])
+    # Point by point: of a run only the arms that it has.
+    run, arm = (xr.DataArray(list(place), dims="arm") for place in zip(*places))
+    joined = shown.isel(run=run, arm=arm).drop_vars("run")
+    named = {
+        name: [f"{list(configs)[i]}: {label}" for (i, _), label in zip(places, joined[name].values)]
+        for name in ("arm", "method")
+    }
+    joined = joined.assign_coords({name: ("arm", values) for name, values in named.items()})
     return joined.assign_attrs(notice=" ".join(text for text in said if text)), configs
 
 
@@ -78,7 +85,7 @@ def page(data: xr.Dataset, configs: Configs) -> str:
                 charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made))
     ids = {letter: f"{c.get('experiment', '')} {c.get('run_id', '')}".strip() for letter, (c, _) in configs.items()}
     title = next(iter(ids.values())) if len(ids) == 1 else f"{len(ids)} runs side by side"
-    sizes = f"{data.sizes['method']} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
+    sizes = f"{data.sizes['arm']} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
     several = "; ".join(f"{letter}: {text}" for letter, text in ids.items()) if len(ids) > 1 else ""
     first = ""
     if found is not None:

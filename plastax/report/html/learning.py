@@ -28,13 +28,13 @@ def curve(data: xr.Dataset) -> Chart | None:
     inside = np.arange(data.sizes["update"]) % per_task // window
     place = data.update_task.values + (inside * window + np.minimum(window, per_task - inside * window) / 2) / per_task
     values = data[score.curve.variable].assign_coords(place=("update", np.round(place, 4)))
-    means = values.groupby("place").mean().transpose("method", "seed", "place")
+    means = values.groupby("place").mean().transpose("arm", "seed", "place")
     interval = over_seeds(means, resamples=RESAMPLES)
     made = figure("task (a curve starts at its switch)", score.curve.label)
-    for method, style in styles(data.method.values.tolist()).items():
-        one = interval.sel({"method": method}).dropna("place", subset=["mean"])
+    for arm, style in styles(data.arm.values.tolist()).items():
+        one = interval.sel(arm=arm).dropna("place", subset=["mean"])
         if one.sizes["place"]:
-            band(made, one.place.values, one, method, style, markers=False, width=1.6)
+            band(made, one.place.values, one, arm, style, markers=False, width=1.6)
     if tasks <= 60:
         for border in range(1, tasks):
             made.add_vline(border, line={"width": 1, "color": "rgba(128,128,128,0.3)"})

@@ -1,4 +1,4 @@
-"""How charts look: colours and lines of the methods, bands, axes. One place, so that all charts agree."""
+"""How charts look: colours and lines of the arms, bands, axes. One place, so that all charts agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xarray as xr
 
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import over_seeds
-from plastax.report.style import method_styles
+from plastax.report.style import arm_styles
 
 RESAMPLES = 2000
 """Bootstrap resamples of bands along curves of hundreds of points; single numbers take more."""
@@ -23,15 +23,15 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
-def base(method: str) -> str:
-    """The method without the letter of its run, ``A: l2_er``."""
-    return method.partition(": ")[2] or method
+def base(arm: str) -> str:
+    """The arm without the letter of its run, ``A: l2_er``."""
+    return arm.partition(": ")[2] or arm
 
 
-def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Method -> ``color``, ``dash`` and ``symbol``: a colour a method, of several runs a dash a run."""
-    names = [str(method) for method in methods]
-    colours = method_styles(list(dict.fromkeys(map(base, names))))
+def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Arm -> ``color``, ``dash`` and ``symbol``: a colour an arm, of several runs a dash a run."""
+    names = [str(arm) for arm in arms]
+    colours = arm_styles(list(dict.fromkeys(map(base, names))))
     runs = list(dict.fromkeys(name.partition(": ")[0] if ": " in name else "" for name in names))
     out = {}
     for name in names:
@@ -125,10 +125,10 @@ def band(
 
 
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
-    """Mean over seeds in each task with its 95 % interval, a line a method.
+    """Mean over seeds in each task with its 95 % interval, a line an arm.
 
     Args:
-      values: (method, seed, task), NaN where not measured; None if it was not measured at all.
+      values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
       label: of the vertical axis.
       bars: error bars instead of bands.
 
@@ -139,32 +139,32 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
         return None
     interval = over_seeds(values.reset_coords(drop=True))
     means = interval["mean"].values[np.isfinite(interval["mean"].values)]
-    # One method far above the others would flatten them.
+    # One arm far above the others would flatten them.
     log = bool(means.min() > 0 and means.max() > WIDE * means.min())
     made = figure("task", f"{label} (log)" if log else label)
     if log:
         made.update_yaxes(type="log", exponentformat="power", dtick=1)
     if values.sizes["task"] <= 8:
         made.update_xaxes(dtick=1)
-    of = styles(values.method.values.tolist())
-    for method, style in of.items():
-        one = interval.sel({"method": method}).dropna("task", subset=["mean"])
+    of = styles(values.arm.values.tolist())
+    for arm, style in of.items():
+        one = interval.sel(arm=arm).dropna("task", subset=["mean"])
         if not one.sizes["task"]:
             continue
         if not bars:
-            band(made, one.task.values, one, method, style, markers=one.sizes["task"] <= 60)
+            band(made, one.task.values, one, arm, style, markers=one.sizes["task"] <= 60)
             continue
         mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
         made.add_scatter(
             x=one.task.values,
             y=mean,
-            name=method,
+            name=arm,
             mode="lines+markers",
             line={"color": style["color"], "dash": style["dash"], "width": 2},
             marker={"size": 6, "symbol": style["symbol"]},
             error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.2, "width": 3},
             customdata=np.stack([low, high], axis=-1),
-            hovertemplate=f"{method}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
+            hovertemplate=f"{arm}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
             "<extra></extra>",
         )
     return made if made.data else None

@@ -26,11 +26,11 @@ LAYERS = 12
 
 
 def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
-    """The norm of all kernels together at the end of every task (method, seed, task); None if it was not measured."""
+    """The norm of all kernels together at the end of every task (arm, seed, task); None if it was not measured."""
     norm = data.get("probe/weights/norm")
     if norm is None:
         return None
-    layers = [dim for dim in norm.dims if dim not in ("method", "seed", "task", "mark")]
+    layers = [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")]
     # A layer that one of several runs does not have is no layer of the others.
     there = norm.sel(mark="end").notnull().any(layers)
     return ((norm.sel(mark="end") ** 2).sum(layers) ** 0.5).where(there)
@@ -63,16 +63,16 @@ def kronecker(data: xr.Dataset) -> Section:
     charts = []
     for i, layer in enumerate(layers[:LAYERS]):
         made = figure("task", "effective rank")
-        for method, style in styles(data.method.values.tolist()).items():
+        for arm, style in styles(data.arm.values.tolist()).items():
             for side, dash in (("a", "solid"), ("g", "dot")):
-                one = intervals[side].sel({"method": method, "layer": layer}).dropna("task", subset=["mean"])
+                one = intervals[side].sel({"arm": arm, "layer": layer}).dropna("task", subset=["mean"])
                 mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
-                name = f"{method} {side.upper()}"
+                name = f"{arm} {side.upper()}"
                 made.add_scatter(
                     x=one.task.values,
                     y=mean,
                     name=name,
-                    legendgroup=method,
+                    legendgroup=arm,
                     mode="lines",
                     line={"color": style["color"], "dash": dash, "width": 2},
                     error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 0.8, "width": 0},
@@ -103,7 +103,7 @@ def others(data: xr.Dataset) -> Section:
                 one = layer_mean(data.assign({name: _middle(value)}), str(name), mark)
                 if one is not None and bool(one.notnull().any()):
                     chosen.append((f"{key}, task {'start' if mark == 'init' else 'end'}", one))
-    chosen = [(name, one.transpose("method", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]
+    chosen = [(name, one.transpose("arm", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]
     if not chosen:
         return Section("others", "All other measurements")
     together = xr.concat(
@@ -111,23 +111,23 @@ def others(data: xr.Dataset) -> Section:
     )
     interval = over_seeds(together, resamples=RESAMPLES)
     made = figure("task", "")
-    of = styles(data.method.values.tolist())
+    of = styles(data.arm.values.tolist())
     owner = []
     for i in range(len(chosen)):
-        for method, style in of.items():
-            row = interval.isel(value=i).sel({"method": method})
+        for arm, style in of.items():
+            row = interval.isel(value=i).sel(arm=arm)
             mean, low, high = (small(row[part].values) for part in ("mean", "low", "high"))
             made.add_scatter(
                 x=row.task.values,
                 y=mean,
-                name=method,
+                name=arm,
                 visible=i == 0,
                 mode="lines+markers" if len(mean) <= 60 else "lines",
                 connectgaps=True,
                 line={"color": style["color"], "dash": style["dash"], "width": 2},
                 marker={"size": 5},
                 error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1, "width": 2},
-                hovertemplate=f"{method}, task %{{x}}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"{arm}, task %{{x}}: %{{y:.4g}}<extra></extra>",
             )
             owner.append(i)
     menu = [

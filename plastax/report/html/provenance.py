@@ -31,12 +31,12 @@ def warnings(data: xr.Dataset, found: Findings | None) -> list[str]:
             "about 80 % in place of 95 %)."
         )
     done = finished(data).sum("task")
-    unfinished = {m: int(n) for m, n in zip(data.method.values.tolist(), done.values) if n < data.sizes["task"]}
+    unfinished = {m: int(n) for m, n in zip(data.arm.values.tolist(), done.values) if n < data.sizes["task"]}
     if unfinished:
-        named = ", ".join(f"{method} {n}" for method, n in unfinished.items())
+        named = ", ".join(f"{arm} {n}" for arm, n in unfinished.items())
         said.append(f"Unfinished: of {data.sizes['task']} tasks there are, by method: {named}.")
     said += _measurement(data)
-    if any(base(m) == "reset" for m in data.method.values.tolist()):
+    if any(base(m) == "reset" for m in data.arm.values.tolist()):
         said.append("reset starts every task anew: a reference without history, not an upper bound.")
     if found is not None and found.measure is not None:
         said.append(
@@ -56,7 +56,7 @@ def _measurement(data: xr.Dataset) -> list[str]:
     if rank is None or error is None or "eps" not in rank.coords:
         return []
     error = error.sel(mark="init", eps=float(rank.eps))
-    values, errors = (v.transpose("method", "seed", "task").values for v in (rank, error))
+    values, errors = (v.transpose("arm", "seed", "task").values for v in (rank, error))
     good = np.isfinite(values) & np.isfinite(errors)
     bad = float((errors[good] > 0.5 * values[good]).mean()) if good.any() else 0.0
     if bad <= 0.05:
@@ -93,13 +93,13 @@ def settings(configs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]])
 
 
 def _seconds(data: xr.Dataset) -> pd.DataFrame:
-    """Seconds of each method by what they were spent on."""
+    """Seconds of each arm by what they were spent on."""
     rows = {}
     for name in data.data_vars:
         if str(name).startswith("host/") and str(name).endswith("_seconds"):
             label = str(name).removeprefix("host/").removesuffix("_seconds")
             rows[label] = [f"{value:,.1f} s" for value in data[name].sum("segment").values]
-    return pd.DataFrame(rows, index=data.method.values)
+    return pd.DataFrame(rows, index=data.arm.values)
 
 
 def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataFrame:

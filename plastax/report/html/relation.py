@@ -36,7 +36,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, *, centre: bool) -> Correlation:
-    """Of ``[S, M, T]``; seeds are resampled whole. ``centre``: each method's values minus their mean."""
+    """Of ``[S, M, T]``; seeds are resampled whole. ``centre``: each arm's values minus their mean."""
 
     def of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if centre:
@@ -47,18 +47,18 @@ def _correlation(x: np.ndarray, y: np.ndarray, *, centre: bool) -> Correlation:
 
 
 def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
-    """Correlation of two quantities: of each method, of all methods together, and together but within methods.
+    """Correlation of two quantities: of each arm, of all methods together, and together but within methods.
 
     Args:
-      x: (method, seed, task).
-      y: likewise. Tasks that a method lacks in either are left out for it, and for all in what is together.
+      x: (arm, seed, task).
+      y: likewise. Tasks that an arm lacks in either are left out for it, and for all in what is together.
 
     Returns:
-      Method, ``all methods, pooled`` or ``all methods, within each`` -> its correlation. The last takes each method's
+      Method, ``all methods, pooled`` or ``all methods, within each`` -> its correlation. The last takes each arm's
       values minus their mean, so that differences between methods do not count.
     """
-    names = x.method.values.tolist()
-    mine, its = (v.transpose("seed", "method", "task").values.astype(float) for v in (x, y))
+    names = x.arm.values.tolist()
+    mine, its = (v.transpose("seed", "arm", "task").values.astype(float) for v in (x, y))
     there = np.isfinite(mine + its).all(axis=0)
     found = {}
     for m in range(len(names)):
@@ -99,22 +99,22 @@ def section(data: xr.Dataset) -> Section:
     charts, columns = [], {}
     for key, label, x, quantity, y in pairs(data):
         made = figure(f"{label} at task start", quantity.label)
-        for method, style in styles(data.method.values.tolist()).items():
-            mine, its = (v.sel({"method": method}).transpose("seed", "task") for v in (x, y))
+        for arm, style in styles(data.arm.values.tolist()).items():
+            mine, its = (v.sel(arm=arm).transpose("seed", "task") for v in (x, y))
             seeds, tasks = np.broadcast_arrays(mine.seed.values[:, None], mine.task.values)
             good = np.isfinite(mine.values) & np.isfinite(its.values)
             made.add_scatter(
                 x=small(mine.values[good]),
                 y=small(its.values[good]),
-                name=method,
+                name=arm,
                 mode="markers",
                 marker={"color": style["color"], "size": 6, "opacity": 0.55, "symbol": style["symbol"]},
                 customdata=np.stack([seeds[good], tasks[good]], axis=-1),
-                hovertemplate=f"{method}, seed %{{customdata[0]}}, task %{{customdata[1]}}<br>%{{x:.4g}}, %{{y:.4g}}"
+                hovertemplate=f"{arm}, seed %{{customdata[0]}}, task %{{customdata[1]}}<br>%{{x:.4g}}, %{{y:.4g}}"
                 "<extra></extra>",
             )
         charts.append(Chart(f"relation-{key}", f"{label} and the {quantity.label} of that task", made, height=380))
-        columns[label] = {method: _text(one) for method, one in correlations(x, y).items()}
+        columns[label] = {arm: _text(one) for arm, one in correlations(x, y).items()}
     if not charts:
         return Section("relation", "Curvature and performance")
     table = pd.DataFrame(columns)

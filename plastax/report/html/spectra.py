@@ -28,7 +28,7 @@ class Density(NamedTuple):
     """Spectral densities, ready to be drawn.
 
     Attributes:
-      counts: (method, task, bin): eigenvalues in each bin, or their share if the size of the network is not known.
+      counts: (arm, task, bin): eigenvalues in each bin, or their share if the size of the network is not known.
       unit: what they are.
       middle: ``[bin]``, places of the bins on the symmetric-log axis; edges ``[bin + 1]``.
       edges: of the bins, likewise.
@@ -51,19 +51,19 @@ def densities(data: xr.Dataset, operator: str, per_decade: int) -> Density | Non
         return None
     unit = "share of the eigenvalues per bin"
     if (name := f"probe/{operator}/dim") in data:
-        sizes = data[name].max([dim for dim in data[name].dims if dim != "method"])
+        sizes = data[name].max([dim for dim in data[name].dims if dim != "arm"])
         shares, unit = shares * sizes, "eigenvalues per bin"
     edges = np.append(shares.low.values, shares.high.values[-1])
     smallest = float(np.abs(edges).min())
     least = float(shares.max()) * 1e-6
-    occupied = np.flatnonzero((shares > least).any(["method", "task"]).values)
+    occupied = np.flatnonzero((shares > least).any(["arm", "task"]).values)
     axis = symlog_axis(smallest, float(edges[occupied[0]]), float(edges[occupied[-1] + 1]))
     places = signed_log(edges, smallest)
     return Density(shares, unit, (places[1:] + places[:-1]) / 2, places, axis, least)
 
 
 def _measured(shown: Density) -> list[int]:
-    there = shown.counts.notnull().any(["method", "bin"])
+    there = shown.counts.notnull().any(["arm", "bin"])
     return shown.counts.task.values[there.values].tolist()
 
 
@@ -73,25 +73,25 @@ def _chosen(tasks: list[int], most: int) -> list[int]:
 
 
 def slider(shown: Density, name: str) -> go.Figure:
-    """All methods' densities in one task; the slider goes from task to task."""
-    of = styles(shown.counts.method.values.tolist())
+    """All arms' densities in one task; the slider goes from task to task."""
+    of = styles(shown.counts.arm.values.tolist())
     tasks = _chosen(_measured(shown), FRAMES)
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
 
     def lines(task: int) -> list[go.Scatter]:
         drawn = []
-        for method, style in of.items():
-            counts = shown.counts.sel({"method": method, "task": task}).values
+        for arm, style in of.items():
+            counts = shown.counts.sel({"arm": arm, "task": task}).values
             line = {"color": style["color"], "dash": style["dash"], "width": 2, "shape": "hvh"}
-            text = f"{method}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
+            text = f"{arm}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
             drawn.append(
                 go.Scatter(
                     x=small(shown.middle),
                     # Empty bins are drawn below the axis, so that a line comes down instead of breaking off.
                     y=small(np.fmax(counts, floor)),
                     customdata=small(counts),
-                    name=method,
+                    name=arm,
                     mode="lines",
                     line=line,
                     hovertemplate=text,
@@ -113,8 +113,8 @@ def slider(shown: Density, name: str) -> go.Figure:
 
 
 def ridgeline(shown: Density, name: str) -> go.Figure:
-    """A row a task, from the first below to the last on top, each with all methods' densities."""
-    of = styles(shown.counts.method.values.tolist())
+    """A row a task, from the first below to the last on top, each with all arms' densities."""
+    of = styles(shown.counts.arm.values.tolist())
     tasks = _chosen(_measured(shown), ROWS)
     counts = shown.counts.where(shown.counts > shown.least, 0.0)
     height = counts.copy(data=np.log10(1.0 + counts.values))
@@ -123,31 +123,31 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
     x = np.concatenate([shown.middle, shown.middle[::-1]])
     # From the last task to the first: rows in front are drawn over those behind.
     for row, task in reversed(list(enumerate(tasks))):
-        for method, style in of.items():
-            y = height.sel({"method": method, "task": task}).values
-            if np.isnan(shown.counts.sel({"method": method, "task": task})).all():
+        for arm, style in of.items():
+            y = height.sel({"arm": arm, "task": task}).values
+            if np.isnan(shown.counts.sel({"arm": arm, "task": task})).all():
                 continue
             made.add_scatter(
                 x=small(x),
                 y=small(np.concatenate([row + y, np.full(len(y), row)])),
-                name=method,
-                legendgroup=method,
+                name=arm,
+                legendgroup=arm,
                 showlegend=row == 0,
                 mode="lines",
                 fill="toself",
                 fillcolor=faded(style["color"], 0.14),
                 line={"color": style["color"], "dash": style["dash"], "width": 1.4},
                 hoveron="points",
-                hovertemplate=f"{method}, task {task}<extra></extra>",
+                hovertemplate=f"{arm}, task {task}<extra></extra>",
             )
     made.update_yaxes(tickmode="array", tickvals=list(range(len(tasks))), ticktext=[str(task) for task in tasks])
     made.update_xaxes(**shown.axis)
     return made
 
 
-def heat_map(shown: Density, name: str, method: str, eps: float | None) -> go.Figure:
-    """One method's density over tasks; lines at +-eps."""
-    one = shown.counts.sel({"method": method}).dropna("task", how="all")
+def heat_map(shown: Density, name: str, arm: str, eps: float | None) -> go.Figure:
+    """One arm's density over tasks; lines at +-eps."""
+    one = shown.counts.sel(arm=arm).dropna("task", how="all")
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
     across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
@@ -187,22 +187,20 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     # Not by name: where two operators have spectra of different sizes, the second one's axes are its own.
     probe, node = map(str, nodes.dims[-2:])
     above = [(weights.where(np.abs(nodes) > e, 0.0)).sum(node).mean(probe).where(dim.notnull()) for e in eps]
-    ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose(
-        "method", "seed", "task", "eps"
-    )
+    ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose("arm", "seed", "task", "eps")
     first, last = thirds(data.sizes["task"])
     made = figure("eps (log)", "eigenvalues with |e| > eps (log)")
-    for method, style in styles(data.method.values.tolist()).items():
+    for arm, style in styles(data.arm.values.tolist()).items():
         for where, tasks in (("first third", first), ("last third", last)):
-            one = ranks.sel({"method": method}).isel(task=tasks).mean("task")
+            one = ranks.sel(arm=arm).isel(task=tasks).mean("task")
             if not bool(one.notnull().any()):
                 continue
             late = where == "last third"
-            name = method if late else f"{method}, {where}"
+            name = arm if late else f"{arm}, {where}"
             interval = over_seeds(one, resamples=RESAMPLES).where(lambda x: x["mean"] > 0)
             look = style if late else style | {"dash": "dot"}
             width = 2.0 if late else 1.3
-            band(made, eps, interval, name, look, group=method, markers=False, legend=late, width=width)
+            band(made, eps, interval, name, look, group=arm, markers=False, legend=late, width=width)
     made.update_xaxes(type="log", exponentformat="power", dtick=1)
     made.update_yaxes(type="log", exponentformat="power", dtick=1)
     return made
@@ -260,11 +258,11 @@ def section(data: xr.Dataset, operator: str) -> Section:
     name, shown, fine = NAMES[operator], densities(data, operator, 4), densities(data, operator, 8)
     charts = []
     if shown is not None and fine is not None and _measured(shown):
-        methods = [m for m in data.method.values.tolist() if bool(shown.counts.sel({"method": m}).notnull().any())]
+        arms = [m for m in data.arm.values.tolist() if bool(shown.counts.sel(arm=m).notnull().any())]
         charts.append(
             Chart(
                 f"{operator}-slider", "The spectrum at each task's start: move the slider", slider(shown, name),
-                "Pooled over seeds and probe vectors. A click on a method hides it, a double click hides the others.",
+                "Pooled over seeds and probe vectors. A click on a name hides it, a double click hides the others.",
                 460, wide=True,
             )
         )  # fmt: skip
@@ -272,9 +270,9 @@ def section(data: xr.Dataset, operator: str) -> Section:
         note = f"Height: log10(1 + {shown.unit}). First task below, last on top."
         charts.append(Chart(f"{operator}-ridge", "The same, task above task", ridge, note, 560, wide=True))
         eps = threshold(data, operator)
-        for i, method in enumerate(methods):
-            made = heat_map(fine, name, method, eps)
-            charts.append(Chart(f"{operator}-heat-{i}", method, made, "" if eps is None else f"Dashed: +-{eps:g}"))
+        for i, arm in enumerate(arms):
+            made = heat_map(fine, name, arm, eps)
+            charts.append(Chart(f"{operator}-heat-{i}", arm, made, "" if eps is None else f"Dashed: +-{eps:g}"))
     if (made := rank_curve(data, operator)) is not None and made.data:
         note = "Solid: last third of the tasks; dotted: first. Where solid lies below dotted the spectrum has shrunk."
         charts.append(Chart(f"{operator}-eps", "How many eigenvalues exceed eps", made, note, 400))

@@ -29,7 +29,7 @@ FEW = 3
 
 
 class Measure(NamedTuple):
-    """What stands for the spectrum: its label, and values (method, seed, task) at the start of each task."""
+    """What stands for the spectrum: its label, and values (arm, seed, task) at the start of each task."""
 
     label: str
     values: xr.DataArray
@@ -54,43 +54,43 @@ def windows(score: Score) -> tuple[Window, Window]:
 
 
 def first_drop(values: xr.DataArray, higher_is_better: bool = True) -> dict[str, int | None]:
-    """The first task of each method from which a value lies clearly below where it started.
+    """The first task of each arm from which a value lies clearly below where it started.
 
     Args:
-      values: (method, seed, task).
+      values: (arm, seed, task).
       higher_is_better: otherwise above.
 
     Returns:
       Method -> the first task in which, and in the next measured one too, the 95 % interval of the change since the
-      method's first measured task (paired by seed) lies below zero; None if there is none. Two in a row, because of
+      arm's first measured task (paired by seed) lies below zero; None if there is none. Two in a row, because of
       many intervals that are looked at some miss zero by chance.
     """
     sign = 1.0 if higher_is_better else -1.0
     out: dict[str, int | None] = {}
-    for method in values.method.values.tolist():
-        one = sign * values.sel({"method": method}, drop=True).dropna("task", how="all")
-        out[method] = None
+    for arm in values.arm.values.tolist():
+        one = sign * values.sel(arm=arm, drop=True).dropna("task", how="all")
+        out[arm] = None
         if one.sizes["task"] < 2:
             continue
         below = (over_seeds((one - one.isel(task=0, drop=True)).isel(task=slice(1, None)))["high"] < 0).values
         lasting = below & np.append(below[1:], True)
         if lasting.any():
-            out[method] = int(one.task.values[1:][lasting.argmax()])
+            out[arm] = int(one.task.values[1:][lasting.argmax()])
     return out
 
 
 class Findings(NamedTuple):
-    """What the study found, one row a method.
+    """What the study found, one row an arm.
 
     Attributes:
-      frame: index ``method``; ``late``, ``change`` and ``rank_change`` with their ends, ``minus`` (late, minus the
-        reference's), ``lead`` (late, the best method's minus this one's); ``drop`` and ``rank_drop``, the first task
+      frame: index ``arm``; ``late``, ``change`` and ``rank_change`` with their ends, ``minus`` (late, minus the
+        reference's), ``lead`` (late, the best arm's minus this one's); ``drop`` and ``rank_drop``, the first task
         below the start.
       score: what the study is judged by.
       measure: what stands for the spectrum, None if there is nothing.
       tasks: numbers of early and of late tasks.
       reference: what methods are compared with.
-      best: the method with the best late score, ``reset`` left out.
+      best: the arm with the best late score, ``reset`` left out.
       seeds: number of seeds.
     """
 
@@ -116,12 +116,12 @@ def findings(data: xr.Dataset) -> Findings | None:
     if count > 1:
         parts["change"] = paired_difference(values.isel(task=late).mean("task"), values.isel(task=early).mean("task"))
     if name is not None:
-        other = values.sel({"method": name}, drop=True)
+        other = values.sel(arm=name, drop=True)
         parts["minus"] = paired_difference(values.isel(task=late).mean("task"), other.isel(task=late).mean("task"))
     means = parts["late"]["mean"].to_series().dropna()
     ranked = means[[m for m in means.index if base(m) != "reset"] or means.index]
     best = ranked.idxmax() if score.higher_is_better else ranked.idxmin()
-    ours = values.sel({"method": best}, drop=True).isel(task=late).mean("task")
+    ours = values.sel(arm=best, drop=True).isel(task=late).mean("task")
     parts["lead"] = paired_difference(ours, values.isel(task=late).mean("task"))
     drops: dict[str, Any] = {"drop": first_drop(values, score.higher_is_better)}
     if measure is not None:
@@ -131,7 +131,7 @@ def findings(data: xr.Dataset) -> Findings | None:
         )
         drops["rank_drop"] = first_drop(ranks)
     columns = {f"{key}{end}": part[name_].values for key, part in parts.items() for name_, end in _ENDS.items()}
-    frame = pd.DataFrame(columns | {"method": data.method.values}).set_index("method")
+    frame = pd.DataFrame(columns | {"arm": data.arm.values}).set_index("arm")
     for key, found in drops.items():
         frame[key] = pd.Series(found, dtype=object)
     sizes = len(range(count)[early]), len(range(count)[late])
@@ -143,7 +143,7 @@ _ENDS = {"mean": "", "low": "_low", "high": "_high"}
 
 def _reference(data: xr.Dataset) -> str | None:
     """The reference; of several runs side by side, that of the first."""
-    names = data.method.values.tolist()
+    names = data.arm.values.tolist()
     return reference(data) or next((m for r in ("reset", "backprop") for m in names if base(m) == r), None)
 
 
@@ -170,10 +170,10 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
     text = f"In the last {found.tasks[1]} tasks {best} does best of those that train on: "
     text += f"{score.main.label} {cell(frame.loc[best], 'late')}"
     ahead: dict[bool, list[str]] = {True: [], False: []}
-    for method, row in frame.drop(best).iterrows():
+    for arm, row in frame.drop(best).iterrows():
         # Of many methods the numbers would hide the sentence.
         number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
-        ahead[_side(row, "lead", score) > 0].append(f"{method}{number}")
+        ahead[_side(row, "lead", score) > 0].append(f"{arm}{number}")
     text += f"; clearly ahead of {', '.join(ahead[True])}" if ahead[True] else ""
     text += f"; not clearly ahead of {', '.join(ahead[False])}" if ahead[False] else ""
     said = [f"{text}."]
@@ -188,8 +188,8 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
 def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Score) -> str:
     """``falling short: a (-3), b (-2); better: c (+1)``; the table has the intervals."""
     groups: dict[int, list[str]] = {}
-    for method, row in rows.iterrows():
-        groups.setdefault(_side(row, name, score), []).append(f"{method} ({_signed(row[[name]], name)})")
+    for arm, row in rows.iterrows():
+        groups.setdefault(_side(row, name, score), []).append(f"{arm} ({_signed(row[[name]], name)})")
     return "; ".join(f"{verbs[side]}: {', '.join(groups[side])}" for side in verbs if side in groups)
 
 
@@ -205,7 +205,7 @@ def _signed(row: pd.Series, name: str) -> str:
 
 
 def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[str]:
-    """How each method's score changes over the stream."""
+    """How each arm's score changes over the stream."""
     if "change" not in frame:
         return []
     said = _grouped(
@@ -219,9 +219,9 @@ def _order(frame: pd.DataFrame, found: Findings) -> str:
     if found.measure is None:
         return "Not measured: add --probes hessian."
     score, groups = found.score.name, dict[str, list[str]]()
-    for method, row in frame.iterrows():
+    for arm, row in frame.iterrows():
         verdict, when = _reading(row, score)
-        groups.setdefault(verdict, []).append(f"{method}{when}")
+        groups.setdefault(verdict, []).append(f"{arm}{when}")
     label = found.measure.label
     hint = "" if label.startswith(("Hessian", "Gauss")) else " No spectrum was measured; --probes hessian does."
     said = "; ".join(f"{verdict}: {', '.join(groups[verdict])}" for verdict in groups)
@@ -245,7 +245,7 @@ def _reading(row: pd.Series, score: str) -> tuple[str, str]:
 
 
 def table(found: Findings) -> pd.DataFrame:
-    """The findings for the page, one row a method."""
+    """The findings for the page, one row an arm."""
     label = found.score.main.label
     headings = {
         "late": f"{label}, last {found.tasks[1]} tasks",
@@ -257,8 +257,8 @@ def table(found: Findings) -> pd.DataFrame:
     for key, heading in headings.items():
         if key in found.frame:
             out[heading] = [
-                "" if key == "minus" and method == found.reference else cell(row, key)
-                for method, row in found.frame.iterrows()
+                "" if key == "minus" and arm == found.reference else cell(row, key)
+                for arm, row in found.frame.iterrows()
             ]
     for key, heading in {
         "drop": f"{found.score.name} below start from task",
