@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import logging
 import os
 import platform
-import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import compilation_cache
 
 logger = logging.getLogger(__name__)
 
@@ -39,58 +39,113 @@ counts = _Compilations()
 """Of this process so far."""
 
 
+LIMIT = 2**30
+"""Bytes that the kept programs may take, of all machines that share the folder, unless JAX's own option
+``jax_compilation_cache_max_size`` says otherwise; those that were used longest ago go first."""
+UNUSED = 30
+"""Days after which a program that nobody used goes: an update of jaxlib orphans every program of the old one."""
+_DIGEST = hashlib.sha256().digest_size
+
+
 class Cache:
     """The compiled programs of a machine, shared by processes that may be killed at any moment.
 
-    JAX writes an entry in place and never again: one that was cut short would be read, refused and compiled anew for
-    ever. So every process has a folder of its own, of links to the shared entries, and `share` links what is new, and
-    complete, back in one step. JAX's own key has program, jaxlib, flags and device; XLA compiles for the very CPU at
-    hand, so the folder is that of its instruction set: a home directory may be shared between different machines.
+    It takes the place of JAX's own cache, which writes an entry in place and never replaces it: one that was cut short
+    would cost every later process a compilation. Here an entry appears in one step, with its checksum; one that fails
+    it counts as missing, and the program that is compiled then replaces it.
+
+    JAX's key has program, jaxlib, flags and device. XLA compiles for the very CPU at hand, so the folder is that of its
+    instruction set: a home directory may be shared between different machines.
 
     Args:
-      root: where; by default ``plastax/xla`` in the user's cache directory.
+      root: where; by default ``plastax/xla`` in the folder that JAX's option ``jax_compilation_cache_dir`` names, or
+        else in the user's cache directory.
+      limit: see `LIMIT`.
+
+    Raises:
+      OSError: the folder cannot be made or written.
+      RuntimeError: there is no home directory.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plastax" / "xla"
-        self.directory = (root or base) / _instruction_set()
+    def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
+        self._root = root or _folder() / "plastax" / "xla"
+        self._path = self.directory = self._root / _instruction_set()
+        own = jax.config.values["jax_compilation_cache_max_size"]
+        self._limit = limit if limit is not None else LIMIT if own < 0 else own
+        self._silent = False
         self.directory.mkdir(parents=True, exist_ok=True)
-        for old in self.directory.glob("process-*"):
-            with contextlib.suppress(OSError):
-                if time.time() - old.stat().st_mtime > 7 * 86400:  # Of a process that was killed.
-                    shutil.rmtree(old, ignore_errors=True)
-        self._own = Path(tempfile.mkdtemp(prefix="process-", dir=self.directory))
-        for entry in self.directory.glob("*-cache"):
-            _link(entry, self._own / entry.name)
-        atexit.register(self._leave)
-        jax.config.update("jax_compilation_cache_dir", str(self._own))
+        tempfile.TemporaryFile(dir=self.directory).close()
+        self._size = 0
+        self._sweep()
+        jax.config.update("jax_compilation_cache_dir", str(self.directory))
         # Everything: a second start should compile nothing, not even what compiles fast.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        # XLA's caches of parts of a compilation are written in place as well.
+        # XLA's caches of parts of a compilation are written in place.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        # JAX has no public way to give it a cache.
+        compilation_cache.get_file_cache = lambda path: (self, path)  # type: ignore[assignment, return-value]
+        compilation_cache.reset_cache()
 
-    def share(self) -> None:
-        """Lets other processes have what this one has compiled so far; call it while none is being compiled."""
-        for entry in self._own.glob("*-cache"):
-            _link(entry, self.directory / entry.name)
-
-    def _leave(self) -> None:
-        self.share()
-        shutil.rmtree(self._own, ignore_errors=True)
-
-
-def _link(entry: Path, name: Path) -> None:
-    try:
-        os.link(entry, name)
-    except FileExistsError:
-        pass
-    except OSError:
-        # A file system without links: a copy that appears in one step.
-        part = name.with_name(f"{name.name}.{os.getpid()}.part")
+    def get(self, key: str) -> bytes | None:
+        """The program of this key; None if there is none, or it is damaged."""
+        entry = self.directory / f"{key}-cache"
+        try:
+            content = entry.read_bytes()
+        except OSError:
+            return None
         with contextlib.suppress(OSError):
-            shutil.copyfile(entry, part)
-            part.replace(name)
+            os.utime(entry)  # It was used now.
+        value = content[_DIGEST:]
+        return value if content[:_DIGEST] == hashlib.sha256(value).digest() else None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a program under this key in the place of any that is there; where that fails, one warning says so."""
+        size = _DIGEST + len(value)
+        if size > self._limit:
+            return
+        if self._size + size > self._limit:
+            self._sweep(size)
+        part = self.directory / f"{uuid.uuid4().hex}.part"
+        try:
+            try:
+                part.write_bytes(hashlib.sha256(value).digest() + value)
+                part.replace(self.directory / f"{key}-cache")
+                self._size += size
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._silent:
+                logger.warning("compiled programs are not kept: %s", error)
+            self._silent = True
+
+    def _sweep(self, more: int = 0) -> None:
+        """Takes away what nobody needs, and of the rest what makes it exceed the limit together with ``more`` bytes."""
+        files = []
+        for path in self._root.rglob("*"):
+            with contextlib.suppress(OSError):  # Other processes sweep as well.
+                stat = path.stat()
+                age = time.time() - stat.st_mtime
+                if path.is_dir():
+                    continue
+                # A part is there for a moment, unless its process was killed.
+                if age > UNUSED * 86400 or (path.suffix == ".part" and age > 3600):
+                    path.unlink()
+                else:
+                    files.append((stat.st_mtime, stat.st_size, path))
+        self._size = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if self._size + more <= self._limit:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                self._size -= size
+
+
+def _folder() -> Path:
+    """Where a user's caches are."""
+    own = jax.config.values["jax_compilation_cache_dir"] or os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path.home() / ".cache"
 
 
 def _instruction_set() -> str:
@@ -106,15 +161,12 @@ _cache: Cache | None = None
 
 
 def use_cache() -> None:
-    """Keeps compiled programs in the user's cache directory from now on; a warning where it cannot be written."""
+    """Keeps compiled programs on disk from now on, see `Cache`; a warning where they cannot be kept."""
     global _cache
+    if "://" in (jax.config.values["jax_compilation_cache_dir"] or ""):
+        return  # Not a folder of this machine: JAX keeps them there itself.
     try:
         _cache = _cache or Cache()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory.
+        jax.config.update("jax_compilation_cache_dir", None)
         logger.warning("compiled programs are not kept: %s", error)
-
-
-def share() -> None:
-    """`Cache.share`, where there is a cache."""
-    if _cache is not None:
-        _cache.share()

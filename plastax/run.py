@@ -150,7 +150,6 @@ def train(
             "compilations": compilation.counts.asked - asked,
             "compilations_uncached": compilation.counts.missed - missed,
         }
-        compilation.share()
         if restored:
             state = jax.device_put(from_host(batch.spread(restored.leaves), like), init.output_shardings)
         else:

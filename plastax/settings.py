@@ -75,7 +75,8 @@ class Study:
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, so that a second start compiles nothing."""
+    """Keep compiled programs in the user's cache directory, or where JAX_COMPILATION_CACHE_DIR says, at most 1 GiB of
+    them (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes): a second start compiles nothing."""
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

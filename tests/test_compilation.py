@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from plastax import compilation
@@ -17,36 +19,78 @@ PROGRAM = """
 import json, os, pathlib, signal, sys
 import jax, jax.numpy as jnp
 from plastax import compilation
-compilation._cache = compilation.Cache(pathlib.Path(sys.argv[1]))
+write = pathlib.Path.write_bytes
+if "killed" in sys.argv:
+    def torn(path, content):
+        write(path, content[:len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    pathlib.Path.write_bytes = torn
+if "nobody" in sys.argv:
+    import pwd
+    pwd.getpwuid = {}.__getitem__
+compilation.use_cache()
 value = float(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))(jnp.arange(3.0)))
-own = compilation._cache._own
-if "torn" in sys.argv:
-    for entry in own.glob("*-cache"):
-        entry.write_bytes(entry.read_bytes()[:20])  # As JAX leaves one that it was killed over.
-    os.kill(os.getpid(), signal.SIGKILL)
+value += float(jax.jit(jnp.tanh)(value))
 print(json.dumps({"value": value, "missed": compilation.counts.missed, "asked": compilation.counts.asked}))
 """
 
 
-def start(folder: pathlib.Path, *arguments: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), *arguments],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
+def start(folder: pathlib.Path | None, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process that compiles a program or two, with ``folder`` as the user's cache directory."""
+    variables = {"JAX_PLATFORMS": "cpu"} | variables
+    kept = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")}
+    if folder is not None:
+        variables["XDG_CACHE_HOME"] = str(folder)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
+        cwd=ROOT, env=kept | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == (-9 if arguments else 0), done.stderr
-    assert not done.stderr
-    return json.loads(done.stdout) if done.stdout else {}
+
+
+def counted(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
 
 
 def test_a_second_process_compiles_nothing_even_after_one_that_was_killed(tmp_path):
-    start(tmp_path, "torn")
-    assert not list(tmp_path.glob("*/*-cache"))
-    first, second = start(tmp_path), start(tmp_path)
+    assert start(tmp_path, "killed").returncode == -signal.SIGKILL
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".part"]
+    first, second = counted(start(tmp_path)), counted(start(tmp_path))
     assert first["missed"] == first["asked"] > 0
     assert (second["missed"], second["asked"]) == (0, first["asked"])
     assert first["value"] == second["value"]
-    # What the killed one left is swept away in a week, what the others had is gone.
-    assert len(list(tmp_path.glob("*/process-*"))) == 1
+
+
+def test_damaged_programs_are_replaced_once(tmp_path):
+    first = counted(start(tmp_path))
+    entries = sorted(tmp_path.rglob("*-cache"))
+    assert len(entries) == first["asked"] >= 3
+    for i, entry in enumerate(entries):
+        content = bytearray(entry.read_bytes())
+        content[len(content) // 2] ^= 1
+        entry.write_bytes([bytes(content), bytes(content[:-9]), b""][i % 3])
+    assert counted(start(tmp_path)) == first
+    assert counted(start(tmp_path)) == first | {"missed": 0}
+
+
+def test_the_users_own_folder_is_taken(tmp_path):
+    """And what others keep in it is left alone, however old and however large."""
+    other = tmp_path / "own" / "jit_other-cache"
+    other.parent.mkdir()
+    other.write_bytes(bytes(1000))
+    os.utime(other, (0, 0))
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"), "JAX_COMPILATION_CACHE_MAX_SIZE": "500000"}
+    first = counted(start(tmp_path / "home", **own))
+    assert counted(start(tmp_path / "home", **own)) == first | {"missed": 0}
+    assert not (tmp_path / "home").exists()
+    assert other.read_bytes() == bytes(1000)
+
+
+def test_a_user_without_a_home_keeps_nothing():
+    """Such as a container's, which has a number and no name."""
+    done = start(None, "nobody")
+    assert json.loads(done.stdout)["value"]
+    assert done.stderr == "compiled programs are not kept: Could not determine home directory.\n"
 
 
 def test_another_instruction_set_has_another_folder(tmp_path, monkeypatch):
@@ -56,21 +100,73 @@ def test_another_instruction_set_has_another_folder(tmp_path, monkeypatch):
     assert compilation._instruction_set() != here
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
-    (tmp_path / "plastax").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """``cache(limit)``: one that JAX does not learn of."""
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(compilation.compilation_cache, "reset_cache", lambda: None)
+    monkeypatch.setattr(compilation.compilation_cache, "get_file_cache", None)
+    return lambda limit=None: compilation.Cache(tmp_path / "cache", limit)
+
+
+@pytest.mark.parametrize("error", [OSError("no place"), RuntimeError("Could not determine home directory.")])
+def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, caplog, error):
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(compilation, "Cache", refuse)
     monkeypatch.setattr(compilation, "_cache", None)
     compilation.use_cache()
-    assert "compiled programs are not kept" in caplog.text
-    compilation.share()
+    assert f"compiled programs are not kept: {error}" in caplog.text
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_entries_appear_in_one_step(tmp_path, monkeypatch, linked):
-    if not linked:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    (tmp_path / "entry").write_bytes(b"program")
-    compilation._link(tmp_path / "entry", tmp_path / "shared")
-    compilation._link(tmp_path / "entry", tmp_path / "shared")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["entry", "shared"]
-    assert (tmp_path / "shared").read_bytes() == b"program"
+def test_what_was_used_longest_ago_makes_room(cache):
+    kept = cache(1000)
+    for age, name in ((300, "a"), (200, "b"), (100, "c")):
+        kept.put(name, bytes(200))
+        entry = kept.directory / f"{name}-cache"
+        os.utime(entry, (entry.stat().st_mtime - age,) * 2)
+    assert kept.get("a") == bytes(200)  # Now it is the newest.
+    kept.put("d", bytes(400))
+    assert {name: kept.get(name) is not None for name in "abcd"} == {"a": True, "b": False, "c": True, "d": True}
+    kept.put("larger than all", bytes(1000))
+    assert kept.get("larger than all") is None
+    assert kept.get("d") is not None
+    # A process that starts holds the limit whatever others left, in the folders of all machines.
+    other = kept.directory.parent / "other"
+    other.mkdir()
+    (other / "x-cache").write_bytes(bytes(900))
+    cache(1000)
+    assert sum(path.stat().st_size for path in kept.directory.parent.rglob("*") if path.is_file()) <= 1000
+
+
+def test_what_nobody_used_for_a_month_goes(cache):
+    kept = cache()
+    for name in ("old", "new"):
+        kept.put(name, b"program")
+    entry = kept.directory / "old-cache"
+    os.utime(entry, (entry.stat().st_mtime - 40 * 86400,) * 2)
+    part = kept.directory / "left.part"
+    part.touch()
+    os.utime(part, (entry.stat().st_mtime + 39 * 86400,) * 2)
+    cache()
+    assert [path.name for path in kept.directory.iterdir()] == ["new-cache"]
+
+
+def test_a_full_disk_keeps_nothing_and_says_so_once(cache, monkeypatch, caplog):
+    kept, write = cache(), pathlib.Path.write_bytes
+
+    def full(path: pathlib.Path, content: bytes) -> None:
+        write(path, content[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    for name in ("a", "b"):
+        kept.put(name, b"program")
+        assert kept.get(name) is None
+    assert not list(kept.directory.iterdir())
+    assert caplog.text.count("No space left on device") == 1
+    monkeypatch.undo()
+    kept.put("a", b"program")
+    assert kept.get("a") == b"program"
