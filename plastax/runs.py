@@ -1,25 +1,19 @@
 """Runs as they lie in a directory: at most one process works on each, and what has become of it can be told.
 
-``<run>/lock`` is locked by the process that works on the run, names it, and is touched by it every few seconds: the
-lock goes with the process, however it ends. ``<run>/status.json`` says how the last process began and, if it could
-still say so, how it ended. Progress is the number of records.
+``<run>/lock`` is held by the process that works on the run (see `locks`). ``<run>/status.json`` says how the last
+process began and, if it could still say so, how it ended. Progress is the number of records.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
-import json
-import os
-import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO as File
 from typing import Any, NamedTuple
 
+from plastax import locks
 from plastax.errors import RunError, Stopped
 from plastax.record import RecordError, read_json, write_json
 
@@ -28,9 +22,6 @@ IO = (
     "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_card",
 )  # fmt: skip
 """Settings that do not change a run's numbers and are not part of its identity."""
-
-HEARTBEAT, STALE = 10.0, 60.0
-"""Seconds between signs of life of a process, and after which one on another machine counts as gone."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -95,7 +86,7 @@ def _status(run: Path, place: Path) -> Status:
         stored = {}
     done = _done(run, stored.get("segments", "*"))
     total = sum(stored.get("segments", {}).values())
-    if owner := _owner(place):
+    if owner := locks.holder(place / "lock"):
         seconds = time.time() - datetime.datetime.fromisoformat(stored["started"]).timestamp() if stored else 0.0
         new = done - stored.get("done", 0)
         left = seconds / new * (total - done) if new > 0 and total else None
@@ -108,36 +99,6 @@ def _status(run: Path, place: Path) -> Status:
 def _done(run: Path, arms: Iterable[str]) -> int:
     """Segments recorded of some arms."""
     return sum(len(list((run / "records").glob(f"{arm}/[0-9]*.npz"))) for arm in arms)
-
-
-def _owner(run: Path) -> str:
-    """The process that works on a run, in words; "" if none does."""
-    try:
-        with (run / "lock").open() as file:
-            owner = _named(file)
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return owner or "another process"
-            # Not every shared file system carries locks from one machine to another; signs of life it does.
-            alive = owner and socket.gethostname() not in owner.split() and _age(run / "lock") < STALE
-            return owner if alive else ""
-    except OSError:
-        return ""
-
-
-def _named(file: File[str]) -> str:
-    """``process <pid> on <host>`` of a lock file."""
-    file.seek(0)
-    try:
-        owner = json.loads(file.read())
-        return f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
 
 
 @contextlib.contextmanager
@@ -157,13 +118,14 @@ def hold(run: Path, segments: Mapping[str, int], shard: str = "") -> Iterator[No
     for other in (run / "shards").glob("*-of-*"):
         if (there := other.name.rpartition("-")[2]) != shard.partition("/")[2]:
             raise RunError(f"{run} was begun in {there} shards; go on with --shard i/{there}, or in another --runs-dir")
-    with (place / "lock").open("a+") as file:
-        _lock(place, file)
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
-        over = threading.Event()
-        threading.Thread(target=_beat, args=(place / "lock", over), name="heartbeat", daemon=True).start()
+    with contextlib.ExitStack() as ending:
+        try:
+            ending.enter_context(locks.hold(place / "lock"))
+        except locks.Held as held:
+            raise RunError(
+                f"{run} is being worked on by {held}; stop that one first, or, if it is gone, try again in "
+                f"{locks.STALE:.0f} s"
+            ) from held
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         word: dict[str, Any] = {"state": "running", "started": now, "segments": dict(segments)}
         word["done"] = _done(run, segments)
@@ -181,37 +143,9 @@ def hold(run: Path, segments: Mapping[str, int], shard: str = "") -> Iterator[No
             word["state"] = "killed"
             raise
         finally:
-            over.set()
             # The disk that a run failed on may be too full for this as well.
             with contextlib.suppress(OSError):
                 write_json(place / "status.json", word)
-                file.truncate(0)
-
-
-def _lock(run: Path, file: File[str]) -> None:
-    for attempt in range(5):
-        owner = _named(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Whoever asks for a run's state holds its lock for an instant.
-            time.sleep(0.1 * attempt)
-            continue
-        except OSError:
-            pass  # A file system without locks.
-        if owner and socket.gethostname() not in owner.split() and _age(run / "lock") < STALE:
-            raise RunError(
-                f"{run} is being worked on: {owner} gave a sign of life {_age(run / 'lock'):.0f} s ago; "
-                f"if it is gone, try again in {STALE:.0f} s"
-            )
-        return
-    raise RunError(f"{run} is being worked on by {owner or 'another process'}; stop that one first")
-
-
-def _beat(path: Path, over: threading.Event) -> None:
-    while not over.wait(HEARTBEAT):
-        with contextlib.suppress(OSError):
-            os.utime(path)
 
 
 def newest(directory: Path, identity: str) -> Path | None:

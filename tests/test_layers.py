@@ -16,6 +16,8 @@ LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "tra
 LEAVES = {"environment", "record", "tracking", "parallel"}
 ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(MIDDLE, BASE),
+    "data": BASE | {"locks"},
+    "locks": {"errors"},
     **dict.fromkeys(("keys", "segments"), BASE),
     **dict.fromkeys(("learning", "training"), BASE | {"curvature"}),
     **dict.fromkeys(("streams", "probes"), MIDDLE | {"keys"}),
@@ -28,7 +30,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "dataset": {"labelled", "record", "runs", "errors"},
     **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
     "memory": BASE | {"parallel"},
-    "runs": {"record", "errors"},
+    "runs": {"record", "locks", "errors"},
     "checkpoint": BASE | {"record", "runs"},
     "settings": {"environment", "record", "runs", "errors"},
     "listing": {"record", "runs", "tracking", "errors"},

@@ -7,16 +7,15 @@ is whole. A lock makes a second process wait for the first one's download instea
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plastax import locks
 from plastax.data.base import Arrays, DataError, Entry, Source, SourceError
 from plastax.errors import ConfigError
 
@@ -87,7 +86,7 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
     if not entry.sources:
         return None, failures
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / f".{name}.lock"):
+    with locks.hold(folder.parent / f".{name}.lock", wait=True):
         if entry.present(folder):  # another process was faster
             return entry.read(folder, True, **options), failures
         for source in entry.sources:
@@ -120,13 +119,6 @@ def _tried(source: Source, entry: Entry, staging: Path, options: Mapping[str, An
         if not continued:
             raise
     return _tried(source, entry, staging, options)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _existing(setting: str, path: Path) -> Path:
