@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import tree
-from plastax.types import Array, Params, Tree
+from plastax.types import Array, Operator, Params, Tree
 
 
 def parameters(params: Params) -> Params:
@@ -26,6 +26,22 @@ def parameters(params: Params) -> Params:
         message = f"params must be real floating point, but not so: {listed}; close over what is no parameter"
         raise ValueError(message)
     return jax.tree.map(jnp.asarray, params)
+
+
+def operator(op: object) -> None:
+    """Raises ValueError unless it is an `Operator`: functions and trees of parameters are often given in its place."""
+    if not isinstance(op, Operator):
+        message = f"op must be an Operator, such as curvature.hessian(loss_fn, params), got {type(op).__name__}"
+        raise ValueError(message)
+
+
+def key(key: object) -> None:
+    """Raises ValueError unless it is one PRNG key, typed or as its raw words."""
+    array = isinstance(key, jax.Array | np.ndarray)
+    typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not array or key.shape != (() if typed else (2,)) or not (typed or key.dtype == jnp.uint32):
+        message = f"key must be a PRNG key, such as jax.random.key(0), got {key!r}"
+        raise ValueError(message)
 
 
 def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:

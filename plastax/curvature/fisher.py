@@ -120,6 +120,7 @@ def fisher(
     if sample is None:
         message = "fisher draws labels with loss.sample, which this loss does not have; ggn needs none"
         raise ValueError(message)
+    checks.key(key)
     if samples < 1:
         message = f"samples must be at least 1, got {samples}"
         raise ValueError(message)

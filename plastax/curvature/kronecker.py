@@ -133,7 +133,7 @@ def check(kind: Kind, loss: Loss, keyed: bool = True) -> None:
         message = f"{kind} factors need a loss with {'a sample' if kind == 'sampled' else 'a root'}, and this has none"
         raise ValueError(message)
     if kind == "sampled" and not keyed:
-        message = "sampled factors need a key"
+        message = "sampled factors need a key, such as key=jax.random.key(0)"
         raise ValueError(message)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import linalg
+from plastax.curvature import checks
 from plastax.curvature.lanczos import (
     Reorthogonalise,
     Tridiagonal,
@@ -67,8 +68,8 @@ def spectrum(
       The spectrum, in float32 or the operator's wider type; NaN where the operator gives NaN.
 
     Raises:
-      ValueError: if ``order``, ``probes`` or ``batch`` is not positive, ``reorthogonalise`` or ``basis`` is none of its
-        values, or anything is traced where ``basis`` is ``"host"``.
+      ValueError: if ``op`` is no operator or ``key`` no PRNG key, ``order``, ``probes`` or ``batch`` is not positive,
+        ``reorthogonalise`` or ``basis`` is none of its values, or anything is traced where ``basis`` is ``"host"``.
       MemoryError: if not one basis fits the device.
 
     References:
@@ -78,6 +79,8 @@ def spectrum(
       for spectrum and spectral sum approximation", 2022, section 5 (weights survive without reorthogonalisation).
       Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980, equation 3.48.
     """
+    checks.operator(op)
+    checks.key(key)
     if order < 1 or probes < 1 or (batch is not None and batch < 1):
         message = f"order, probes and batch must be positive, got {order}, {probes} and {batch}"
         raise ValueError(message)

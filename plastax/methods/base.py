@@ -155,7 +155,9 @@ class Ring(NamedTuple):
 
 
 def empty_ring(batch_like: Tree, k: int) -> Ring:
-    """Room for ``k`` batches of the shapes of ``batch_like``."""
+    """Room for ``k`` batches of the shapes of ``batch_like``; raises `ConfigError` where there is none."""
+    if batch_like is None:
+        raise ConfigError("batch_like: None is not allowed; give a minibatch, or its shapes by jax.eval_shape")
     return Ring(jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), batch_like), jnp.zeros((), jnp.int32))
 
 

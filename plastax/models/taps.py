@@ -5,15 +5,18 @@ The module stays as it is: its layers are met while it is applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.linear import canonicalize_padding
 
 from plastax import tree
+from plastax.errors import ConfigError
 from plastax.types import Array, LayerInputs, Params, Tapped, Tree, Window
 
 
@@ -42,11 +45,30 @@ def tapped(
       The network; ``params`` is what ``module.init(...)["params"]`` gives, and ``outputs`` what the module gives.
 
     Raises:
+      ConfigError: ``module`` is not one of `flax.linen`; or, where the network is applied, ``params`` has other
+        collections too, or the module needs a collection that ``variables`` lacks, or changes one.
       ValueError: where the network is applied, for a layer that is called twice (its parameters have two inputs), and
         for convolutions that no `Window` describes: grouped, masked, transposed by an input dilation, circular or
         reflecting, or with other than one batch axis.
     """
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a flax.linen.Module: "
+            "layers of nnx, Equinox or plain functions cannot be tapped"
+        )
     variables = variables or {}
+
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        """Says which argument is meant where Flax speaks of its scopes."""
+        try:
+            yield
+        except (flax.errors.ScopeCollectionNotFound, flax.errors.ModifyScopeVariableError) as error:
+            raise ConfigError(
+                f"variables: {', '.join(map(repr, variables)) or 'none'} is not enough for {type(module).__name__} "
+                f"({str(error).partition(' (')[0]}); give its collections and let it only read them: "
+                "models.tapped(module, variables={'batch_stats': ...}, use_running_average=True)"
+            ) from error
 
     def intercept(visit: Callable[[str, nn.Module, Array, Array], Array]) -> nn.module.Interceptor:
         names: set[str] = set()
@@ -78,6 +100,8 @@ def tapped(
         return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
+        if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
+            raise ConfigError(f"params: the collections {', '.join(params)} are not allowed; give variables['params']")
         seen: dict[str, LayerInputs] = {}
 
         def visit(name: str, layer: nn.Module, x: Array, out: Array) -> Array:
@@ -85,7 +109,7 @@ def tapped(
             seen[name] = LayerInputs(x, layer.use_bias, window)
             return out + taps[name] if name in taps else out
 
-        with nn.intercept_methods(intercept(visit)):
+        with explained(), nn.intercept_methods(intercept(visit)):
             outputs = module.apply({"params": params, **variables}, inputs(data), **arguments)
         return outputs, seen
 

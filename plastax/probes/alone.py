@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from plastax import tree
-from plastax.curvature import losses, running
+from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
 from plastax.types import Array, Examples, Features, Key, LayerInputs, Loss, Model, Params, ProbeInput, Tapped, Tree
 
@@ -64,6 +64,7 @@ def measure(
         raise ConfigError.unknown("probes", unknown[0], PROBES)
     configs: list[Any] = [PROBES[probe] if isinstance(probe, str) else probe for probe in probes]
     output_loss = losses.get(loss)
+    checks.key(key)
     examples = Examples(*batch)
     # A plain network is one without taps.
     network = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))
@@ -83,19 +84,25 @@ def measure(
     # Read while it is traced: a dict that comes out of JAX is sorted.
     jax.eval_shape(lambda p, x: hidden.extend(forward(p, {}, x)[1]), params, examples.x)
     tapped = tuple(network.taps(examples.x))
-    given = {
-        "features": (hidden, "apply: it gives no features; let it return (outputs, features)"),
-        "kronecker": (tapped, "apply: its layers are not tapped; give plastax.models.tapped(module)"),
-        "movement": (initial is not None and previous is not None, "initial, previous: None is not allowed"),
-        "plasticity": (init, "init: None is not allowed; give the network's initialiser"),
-    }
+    named = tree.named_leaves(params)
+    layers = tapped or tuple(name.removesuffix("/kernel") for name in named if name.endswith("/kernel"))
+    needs = (
+        ({"features"}, hidden, "apply: the network gives no features; let it return (outputs, features)"),
+        (
+            {"weights", "movement", "gradient"},
+            layers,
+            f"params: none is called <layer>/kernel (they are {', '.join(named)}); call the layers' matrices so",
+        ),
+        ({"kronecker"}, tapped, "apply: its layers are not tapped; give plastax.models.tapped(module)"),
+        ({"movement"}, initial is not None and previous is not None, "initial, previous: None is not allowed"),
+        ({"plasticity"}, init, "init: None is not allowed; give the network's initialiser"),
+    )
     for config in configs:
-        there, why = given.get(config.name, (True, ""))
-        if not there:
-            raise ConfigError(f"{why}, with the probe {config.name}")
-    kernels = tuple(name.removesuffix("/kernel") for name in tree.named_leaves(params) if name.endswith("/kernel"))
+        for names, there, why in needs:
+            if config.name in names and not there:
+                raise ConfigError(f"{why}, with the probe {config.name}")
     model = Model(
-        init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, tapped or kernels, tuple(hidden),
+        init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, layers, tuple(hidden),
         activation=activation,
     )  # fmt: skip
     seen = ProbeInput(

@@ -244,6 +244,11 @@ def test_bad_arguments() -> None:
     for mode in ("half", 0, True):
         with pytest.raises(ValueError, match="reorthogonalise"):
             curvature.spectrum(op, key, 2, reorthogonalise=mode)  # type: ignore[arg-type]
+    for bad in (0, jax.random.split(key), jnp.zeros(2)):
+        with pytest.raises(ValueError, match="key must be a PRNG key"):
+            curvature.spectrum(op, bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"op must be an Operator.*got function"):
+        curvature.spectrum(lambda x: x, key)  # type: ignore[arg-type]
     for options in ({"basis": "disk"}, {"basis": "host", "reorthogonalise": 3}):
         with pytest.raises(ValueError, match="host"):
             curvature.spectrum(op, key, 2, **options)

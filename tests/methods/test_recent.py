@@ -93,3 +93,9 @@ def test_a_window_needs_the_shape_of_a_batch_and_a_size() -> None:
         methods.EffectiveRank(window=0)
     with pytest.raises(ConfigError, match=r"L2ER.form: 'los' is unknown \(did you mean 'loss'\?\)"):
         methods.L2ER(form="los")  # type: ignore[arg-type]
+
+
+def test_a_window_without_the_shapes_of_a_batch_is_refused() -> None:
+    for method in (methods.c_chain(), methods.effective_rank(window=2)):
+        with pytest.raises(ConfigError, match="batch_like: None is not allowed; give a minibatch"):
+            method.init({"w": jnp.ones(2)})

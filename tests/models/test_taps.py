@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from plastax import curvature, models, tree
 from plastax.curvature import ekfac
 from plastax.curvature.kronecker import rows
+from plastax.errors import ConfigError
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -124,3 +126,33 @@ def test_what_factors_cannot_describe_is_refused(module: nn.Module, shape: tuple
     # Left out, it is in nobody's way.
     alone = models.tapped(module, layers=())
     assert jax.eval_shape(lambda p, x: alone.apply(p, alone.taps(x), x), params, x)[1] == {}
+
+
+class Normalised(nn.Module):
+    """A network with running statistics, which `nn.BatchNorm` keeps in a collection of their own."""
+
+    use_running_average: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=self.use_running_average)(x))
+
+
+def test_collections_are_asked_for_in_the_words_of_tapped() -> None:
+    x = jnp.ones((4, 2))
+    variables = Normalised(False).init(jax.random.key(0), x)
+    params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
+    for module, given, params_given, says in (
+        (Normalised(True), None, params, r"variables: none is not enough for Normalised.*batch_stats"),
+        (Normalised(False), rest, params, r"variables: 'batch_stats' is not enough.*immutable"),
+        (Normalised(True), rest, variables, r"params: the collections batch_stats, params .*variables\['params'\]"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            models.tapped(module, variables=given).apply(params_given, {}, x)
+    assert models.tapped(Normalised(True), variables=rest).apply(params, {}, x)[0].shape == (4, 3)
+
+
+@pytest.mark.parametrize("module", [nnx.Linear(2, 3, rngs=nnx.Rngs(0)), lambda x: x])
+def test_other_modules_than_linen_are_refused(module: Any) -> None:
+    with pytest.raises(ConfigError, match=r"module: .*(flax\.nnx.*Linear|function) is not allowed; give a flax\.linen"):
+        models.tapped(module)

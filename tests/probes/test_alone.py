@@ -1,9 +1,7 @@
-"""Probes in a training loop of one's own: the README's example, and what it must agree with."""
+"""Probes in a training loop of one's own, and what they must agree with."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -15,8 +13,6 @@ import pytest
 from plastax import models, probes
 from plastax.errors import ConfigError
 from plastax.probes import PlasticityProbe
-
-README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
 class Net(nn.Module):
@@ -32,20 +28,6 @@ class Net(nn.Module):
 def data() -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.standard_normal((12, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 12))
-
-
-def test_the_example_in_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(from plastax import probes\n.*?)```", README.read_text(), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 8
-    net, batch = Net(), data()
-    params = net.init(jax.random.key(0), batch[0])["params"]
-    scope = {"apply": lambda p, x: net.apply({"params": p}, x), "params": params, "batch": batch,
-             "key": jax.random.key(1)}  # fmt: skip
-    exec(compile(code, str(README), "exec"), scope)
-    values = scope["values"]
-    assert values["features/effective_rank"].shape == (2,)
-    for value in (values["features/effective_rank"], values["gradient/cosine"]):
-        assert np.isfinite(value).all()
 
 
 def test_probes_take_a_tapped_module_of_ones_own_and_compile_once(assert_no_retrace: Callable) -> None:
@@ -91,3 +73,13 @@ def test_what_is_missing_is_named() -> None:
     found = probes.measure(("gradient",), params, outputs, batch, jax.random.key(0))
     assert "gradient/dormant" not in found
     assert np.isfinite(found["gradient/norm"])
+
+
+@pytest.mark.parametrize("name", ["weights", "gradient", "movement"])
+def test_parameters_without_kernels_are_named(name: str) -> None:
+    params, batch = {"linear": {"w": jnp.ones((4, 3)), "b": jnp.zeros(3)}}, data()
+    with pytest.raises(ConfigError, match=rf"called <layer>/kernel .*linear/b, linear/w.* the probe {name}"):
+        probes.measure(
+            (name,), params, lambda p, x: x @ p["linear"]["w"], batch, jax.random.key(0), initial=params,
+            previous=params,
+        )  # fmt: skip
