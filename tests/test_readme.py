@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+
+import plastax
+from plastax import record
+from plastax.types import Record
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -53,3 +58,27 @@ def test_examples_of_a_library_user_run() -> None:
     assert scope["values"]["features/effective_rank"].shape == (1,)
     assert set(scope["factors"]) == {"dense_0", "dense_1"}
     assert float(scope["s"].trace().value) > 0
+
+
+def test_examples_of_a_runs_reader_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a run of two methods, one of them swept, of which the examples select what they say."""
+    arms = {"reset": {"method": "reset", "settings": {}}}
+    arms |= {f"l2_er@l2={l2}": {"method": "l2_er", "settings": {"method.l2": l2}} for l2 in (0.0, 1e-4)}
+    settings = {"methods": ["reset", "l2_er"], "seeds": 2, "tasks": 1, "updates_per_task": 3}
+    monkeypatch.chdir(tmp_path)
+    directory = pathlib.Path("runs/rl_gymnax/<run id>")
+    dims = {"hessian/nodes": ["probe", "node"]}
+    config = {"experiment": "rl_gymnax", "run_id": "one", "settings": settings, "arms": arms, "dims": dims}
+    record.write_json(directory / "config.json", config)
+    probe = {"hessian/nodes": np.ones((2, 2, 1, 4)), "hessian/relative_rank": np.ones((2, 2))}
+    for k, arm in enumerate(arms):
+        values = Record({"episode_return": np.full((2, 3), k)}, probe)
+        record.write_segment(directory / "records" / arm, 0, values, {"clock": 0, "length": 3, "task": 0})
+    scope: dict = {}
+    selected = []
+    for block in OF_RUNS:
+        exec(compile(block, "README.md", "exec"), scope)
+        for line in block.splitlines():
+            if ".sel(arm=" in line:
+                selected.append(np.atleast_1d(eval(line, scope | {"data": plastax.load(directory)})["arm"]).tolist())
+    assert selected == [["reset"], ["l2_er@l2=0.0001"], ["l2_er@l2=0.0", "l2_er@l2=0.0001"]]

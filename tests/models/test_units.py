@@ -163,7 +163,7 @@ def test_a_unit_is_its_incoming_entries_and_acts_through_its_outgoing_ones(case:
 
 @pytest.mark.parametrize("case", ["mlp_layer_norm", "resnet"])
 def test_taps_are_pre_activations(case: str, x64: None) -> None:
-    """In double precision: two programs of a normalised network round differently, by more in float32 than taps move."""
+    """In double precision: in float32 two programs of a normalised network differ by what their compilers fused."""
     model, *rest = build(case)
     params, x, taps = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (*rest, model.taps(rest[-1])))
     weights = jnp.asarray(np.random.default_rng(3).standard_normal((EXAMPLES, OUTPUTS)))
