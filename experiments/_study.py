@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-
-from plastax import compilation, memory, parallel, report, run, segments, settings, sweep, tracking
+from plastax import compilation, memory, output, parallel, report, run, segments, settings, sweep, tracking
 from plastax.errors import ConfigError
 from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
@@ -103,7 +101,7 @@ def carry_out(
     groups: Mapping[str, settings.Registry],
     build: Build,
     extra: Mapping[str, Any] | None = None,
-    console: Console | None = None,
+    console: output.Console | None = None,
 ) -> None:
     """Runs the study of a configuration and reports it.
 
@@ -115,7 +113,7 @@ def carry_out(
       extra: what else belongs to the stored settings.
       console: where to print.
     """
-    console = console or Console()
+    console = console or output.Console()
     if config.compilation_cache:
         compilation.use_cache()
     batches, plan = build(config)
@@ -126,7 +124,7 @@ def carry_out(
             plan.updates_per_segment,
             settings.to_json(config, groups),
         )
-        console.print(f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit side by side")
+        output.say(console, f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit side by side")
         config = dataclasses.replace(config, seed_chunk=chunk)
         batches, plan = build(config)
     chosen = settings.to_json(config, groups) | {"updates_per_task": plan.updates_per_task} | dict(extra or {})
@@ -135,7 +133,7 @@ def carry_out(
     mine = [batch for batch in batches if batch.arms[0] in own]
     directory, run_id, note = settings.run_directory(config, experiment, chosen)
     if note:
-        console.print(note, markup=False, soft_wrap=True)
+        output.say(console, note)
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
     described |= run.axes(batches)
     if config.sweep:
@@ -145,11 +143,15 @@ def carry_out(
     shares = run.study(directory, described, mine, plan, sinks, saving=saving, shard=config.shard)
     done = [arm for arm in arms if run.recorded(directory, arm, plan)]
     if len(done) < len(arms):
-        console.print(f"{len(done)} of {len(arms)} arms are complete in {directory}; the last shard writes the report")
+        output.say(
+            console, f"{len(done)} of {len(arms)} arms are complete in {directory}; the last shard writes the report"
+        )
         return
     report.write(directory)
     report.print_table(directory, console)
     for method, share in shares.items():
-        console.print(f"{method}: {share}", markup=False, highlight=False)
+        output.say(console, f"{method}: {share}")
     tracking.publish_safely(directory, config.wandb)
-    console.print(f"\nEverything is in [bold]{directory}[/bold]")
+    output.say(console, f"\nEverything is in {directory}")
+    if command := tracking.upload_command(directory):
+        output.say(console, f"Upload to W&B: {command}")

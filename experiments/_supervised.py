@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-
 from experiments import _study
-from plastax import data, parallel, run, settings, train
+from plastax import data, output, parallel, run, settings, train
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
@@ -165,10 +163,10 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
         build(config, blank)  # What cannot be built is refused before anything is fetched.
     dataset = load(config)
     build(config, dataset)  # What cannot be built is refused before anything is printed.
-    console = Console()
+    console = output.Console()
     extra = {}
     if dataset is not None:
         # The checksum says which images they are; the card also says where they lay, which changes no number.
         extra = {"data_checksum": dataset.card.checksum, "data_card": json.loads(json.dumps(dataset.card._asdict()))}
-        console.print(f"{dataset.card}\n", style="bold red" if dataset.card.synthetic else None, markup=False)
+        output.say(console, f"{dataset.card}\n", "bold red" if dataset.card.synthetic else None)
     _study.carry_out(experiment, config, GROUPS, lambda config: build(config, dataset), extra, console)

@@ -11,16 +11,18 @@ a data set and prints its card; ``wandb-export`` and
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import inspect
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from plastax import dataset, launch
+from plastax import dataset, launch, output
 from plastax.errors import ConfigError
 from plastax.record import RecordError
 
@@ -53,10 +55,17 @@ def entries(registry: Mapping[str, Any]) -> dict[str, str]:
 
 def experiments() -> dict[str, str]:
     """Name -> first docstring line of ``experiments/*.py`` below the working directory or else beside the package."""
+
+    def described(path: pathlib.Path) -> str:
+        try:
+            return first_line(ast.get_docstring(ast.parse(path.read_bytes())))
+        # The folder may be of another project: of an older Python, or no text at all.
+        except (SyntaxError, ValueError, OSError) as error:
+            return f"(cannot be read: {error})"
+
     for root in (pathlib.Path.cwd(), pathlib.Path(__file__).parent.parent):
         if (root / "experiments").is_dir():
-            paths = sorted((root / "experiments").glob("[!_]*.py"))
-            return {path.stem: first_line(ast.get_docstring(ast.parse(path.read_text("utf-8")))) for path in paths}
+            return {path.stem: described(path) for path in sorted((root / "experiments").glob("[!_]*.py"))}
     message = f"no experiments/ in {pathlib.Path.cwd()}: experiments are run from a checkout of plastax"
     raise ConfigError(message)
 
@@ -82,26 +91,28 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
             found += lines.items()
     width = max((len(name) for name, _ in found), default=0)
     for name, line in found:
-        print(f"{name:<{width}}  {line}".rstrip())
+        print(output.plain(f"{name:<{width}}  {line}".rstrip()))
 
 
-def report(runs: Runs, /, out: pathlib.Path = pathlib.Path("comparison.html")) -> None:
+def report(runs: Runs, /, out: pathlib.Path | None = None) -> None:
     """Writes the report of a run into its directory and prints its table; of several runs, one page side by side.
 
     Args:
       runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
-      out: the page of several runs.
+      out: the page; by default `report.html` in the directory of a run, or `comparison.html`. Of a single run, its
+        tables and figures go beside the page.
     """
     written = importlib.import_module("plastax.report")
     found = _found(runs)
     if len(found) == 1:
-        written.write(found[0])
-        written.print_table(found[0])
-        print(found[0] / "report.html")
+        page = out or found[0] / "report.html"
+        written.write(*found) if out is None else written.write(*found, out)
+        written.print_table(*found)
     else:
-        written.write_side_by_side(found, out)
+        page = out or pathlib.Path("comparison.html")
+        written.write_side_by_side(found, page)
         written.print_comparison(found)
-        print(out)
+    print(output.plain(str(page)))
 
 
 def compare(
@@ -139,7 +150,7 @@ def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pa
       out: the folder; needed for several runs, by default `export` in the run's directory.
     """
     for path in dataset.export([str(run) for run in _found(runs)], format, out):
-        print(path)
+        print(output.plain(str(path)))
 
 
 def wandb_export(
@@ -148,17 +159,26 @@ def wandb_export(
     per_seed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     mode: Literal["offline", "online"] = "offline",
     project: str | None = None,
+    out: pathlib.Path | None = None,
 ) -> None:
     """Writes W&B runs from a run's records, as if W&B had watched it.
 
     Args:
       run: the directory of a run, `runs/<experiment>/<run id>`.
       per_seed: one W&B run a seed, grouped by run and method, instead of one a method.
-      mode: offline files in the run's directory, to be uploaded by `wandb sync`, or online.
-      project: W&B project; by default the experiment's name.
+      mode: offline files, to be uploaded by `wandb sync`, or online.
+      project: W&B project; by default WANDB_PROJECT or the experiment's name.
+      out: the folder in whose `wandb` W&B's files go; by default the run's directory.
     """
-    count = importlib.import_module("plastax.tracking").replay(_found([str(run)])[0], mode, project, per_seed=per_seed)
-    print(f"{count} W&B runs, {'in ' + str(run / 'wandb') if mode == 'offline' else 'online'}")
+    directory = _found([str(run)])[0]
+    place = out or directory
+    # W&B goes to a temporary directory where it cannot write, and to many it would be the same as nowhere.
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place):
+        pass
+    tracking = importlib.import_module("plastax.tracking")
+    count = tracking.replay(directory, mode, project, per_seed=per_seed, out=place)
+    print(output.plain(f"{count} W&B runs, {f'in {place}/wandb' if mode == 'offline' else 'online'}"))
 
 
 def wandb_dashboard(
@@ -188,7 +208,7 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
       name: one of `python -m plastax list data`.
       path: the folder or archive that holds its files; looked for, and then fetched, by default.
     """
-    print(importlib.import_module("plastax.data").load(name, path).card)
+    print(output.plain(str(importlib.import_module("plastax.data").load(name, path).card)))
 
 
 def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("runs"), /) -> None:
@@ -197,12 +217,12 @@ def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path
     Args:
       directory: where runs are; one experiment's, or a single run, too.
     """
-    import rich.console
-
-    rich.console.Console().print(importlib.import_module("plastax.listing").table(directory))
+    output.Console().print(importlib.import_module("plastax.listing").table(directory))
 
 
 HERE = launch.Jobs()
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def sweep(args: Sequence[str]) -> None:
@@ -231,7 +251,8 @@ def sweep(args: Sequence[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; a setting that cannot be used ends it with exit code 2 and one line."""
+    """Runs the command line; what cannot be used, read or written ends it with one line and status 2."""
+    output.make_lossy()
     commands: dict[str, Callable[..., Any]] = {
         "list": list_,
         "report": report,
@@ -250,9 +271,15 @@ def main(args: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m plastax", description=first_line(__doc__), args=args
         )
-    except (ConfigError, RecordError, FileNotFoundError) as error:
-        print(f"plastax: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ConfigError, RecordError) as error:
+        output.fail(f"error: {error}")
+    except OSError as error:
+        # One with a number but without a file is a bug of ours or of a library; only a full disk names no file either.
+        if error.filename is None and error.errno not in (None, *_FULL):
+            raise
+        said = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        elsewhere = args[0] in ("report", "export", "wandb-export") and error.errno in (*_CLOSED, *_FULL)
+        output.fail(f"error: {said}{'; --out names another place to write to' if elsewhere else ''}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import rich.table
 import rich.text
 
-from plastax import runs
+from plastax import output, runs
 from plastax.errors import ConfigError
 from plastax.record import RecordError, read_json, read_segment
 from plastax.tracking.base import reduce_segment, score_values
@@ -52,7 +52,7 @@ def table(directory: Path) -> rich.table.Table:
             best = str(error)
         name = run.name if run == directory else str(run.relative_to(directory))
         cells = (name, status.state, done, left, best, status.detail)
-        texts = [rich.text.Text(cell) for cell in cells]
+        texts = [rich.text.Text(output.plain(cell)) for cell in cells]
         texts[1].stylize(_STYLES.get(status.state, ""))
         out.add_row(*texts)
     return out

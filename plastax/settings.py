@@ -16,11 +16,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from plastax import runs
+from plastax import output, runs
 from plastax.environment import changes, environment
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.record import FORMAT, read_json
@@ -77,12 +77,6 @@ class Study:
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, or where JAX_COMPILATION_CACHE_DIR says, at most 1 GiB of
     them (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes): a second start compiles nothing."""
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Prints one line and ends the process."""
-    print(message, file=sys.stderr)
-    raise SystemExit(status)
 
 
 def parse(
@@ -392,11 +386,12 @@ def main(run: Callable[[], None]) -> None:
 
     Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 1: other `RunError`s.
     """
+    output.make_lossy()
     try:
         run()
     except ConfigError as error:
-        fail(f"error: {error}")
+        output.fail(f"error: {error}")
     except Stopped as stop:
-        fail(str(stop), stop.status)
+        output.fail(str(stop), stop.status)
     except RunError as error:
-        fail(f"error: {error}", error.status)
+        output.fail(f"error: {error}", error.status)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = {"errors", "types", "tree", "linalg"}
+BASE = {"errors", "output", "types", "tree", "linalg"}
 MIDDLE = BASE | {"data", "models", "curvature"}
 SHARED = {"keys", "learning", "segments"}  # of the programs
 LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}
@@ -32,18 +32,19 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "memory": BASE | {"parallel"},
     "runs": {"record", "locks", "errors"},
     "checkpoint": BASE | {"record", "runs"},
-    "settings": {"environment", "record", "runs", "errors"},
-    "listing": {"record", "runs", "tracking", "errors"},
+    "settings": {"output", "environment", "record", "runs", "errors"},
+    "listing": {"output", "record", "runs", "tracking", "errors"},
     "sweep": {"settings", "errors"},
     "launch": {"errors"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
-    "report": {"dataset", "labelled", "record", "errors"},
+    "report": {"output", "dataset", "labelled", "record", "errors"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {
         "data",
         "dataset",
         "listing",
         "launch",
+        "output",
         "methods",
         "models",
         "probes",

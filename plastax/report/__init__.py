@@ -37,8 +37,8 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
     return data.assign_attrs(notice=notice(config.get("settings", {})))
 
 
-def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes ``report.html``, ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV) into the run directory.
+def write(run_dir: str | os.PathLike[str], page: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Writes a run's report: a page, and beside it ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV).
 
     Of a sweep also ``selection.csv``: the best arms, see `selection.select`.
 
@@ -46,6 +46,7 @@ def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
 
     Args:
       run_dir: ``runs/<experiment>/<run id>``.
+      page: the page; by default ``report.html`` in the run directory.
 
     Returns:
       The directory of the figures.
@@ -57,13 +58,14 @@ def write(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
     from plastax.report import figures, html, selection, table
 
-    directory = pathlib.Path(run_dir)
-    data = read(directory)
-    table.summary(data).to_csv(directory / "summary.csv")
+    page = pathlib.Path(page or pathlib.Path(run_dir) / "report.html")
+    data = read(run_dir)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    table.summary(data).to_csv(page.with_name("summary.csv"))
     if (best := selection.best(data)) is not None:
-        best.to_csv(directory / "selection.csv", index=False)
-    html.write([directory], directory / "report.html")
-    return figures.write(data, directory / "figures")
+        best.to_csv(page.with_name("selection.csv"), index=False)
+    html.write([run_dir], page)
+    return figures.write(data, page.with_name("figures"))
 
 
 def write_side_by_side(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
@@ -93,11 +95,10 @@ def print_table(run_dir: str | os.PathLike[str], console: Console | None = None)
       FileNotFoundError: there is no ``config.json``.
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
-    import rich.console
-
+    from plastax import output
     from plastax.report import table
 
-    console = console or rich.console.Console()
+    console = console or output.Console()
     data = read(run_dir)
     for one in table.render(data, console.width):
         console.print(one)
@@ -123,13 +124,12 @@ def print_comparison(
       plastax.record.RecordError: a record cannot be used, or no task is finished.
       plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """
-    import rich.console
-
+    from plastax import output
     from plastax.report import compare
 
     studies = [read(run) for run in run_dirs]
     frame = compare.compare_windows(studies, statistic, **options)
-    console = console or rich.console.Console()
+    console = console or output.Console()
     captions = {
         letter: " ".join(str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name))
         for letter, data in zip(compare.letters(len(studies)), studies)

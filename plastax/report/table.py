@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import rich.table
 import xarray as xr
+from rich.text import Text
 
 from plastax.report.score import Quantity, Score, measured, score_of, thirds
 from plastax.report.statistics import over_seeds, paired_difference
@@ -302,8 +303,7 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
         caption += f"; lower {score.name} is better"
     if seeds := frozen(data):
         caption += f"\nfrozen, and left out from then on: {'; '.join(seeds)}"
-    if text := data.attrs.get("notice"):
-        title, caption = f"[bold red]{text}[/bold red]\n{title}", f"[bold red]{text}[/bold red]\n{caption}"
+    notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
     headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})
     names = [name for name in frame if name in headings]
     columns = {str(arm): [cell(row, name) for name in names] for arm, row in frame.iterrows()}
@@ -324,7 +324,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
         for name, *values in part.itertuples():
             table.add_row(name, *values)
         tables.append(table)
-    tables[0].title, tables[-1].caption = title or None, caption
+    tables[0].title = Text.assemble(notice, title) if notice or title else None
+    tables[-1].caption = Text.assemble(notice, caption)
     return tables
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plastax import output
 from plastax.record import PathLike
 from plastax.report.score import notice
 from plastax.tracking.base import Metric, score_values
@@ -29,9 +30,7 @@ class ConsoleSink:
     """
 
     def __init__(self, console: rich.console.Console | None = None):
-        import rich.console
-
-        self.console = console or rich.console.Console(stderr=True)
+        self.console = console or output.Console(stderr=True)
         self._bar: rich.progress.Progress | None = None
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
@@ -45,14 +44,14 @@ class ConsoleSink:
         self._first_seed = int(settings.get("first_seed", 0))
         self._frozen: set[int] = set()
         if text := notice(settings):
-            self.console.print(f"{method}: {text}", style="bold red", highlight=False, soft_wrap=True)
+            output.say(self.console, f"{method}: {text}", "bold red")
         if self.console.is_terminal:
             import rich.progress as progress
 
             self._bar = progress.Progress(
-                progress.TextColumn("{task.fields[method]}"),
+                progress.TextColumn("{task.fields[method]}", markup=False),
                 progress.BarColumn(),
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 console=self.console,
             )
             self._task = self._bar.add_task("starting", total=self._updates, method=method)
@@ -66,7 +65,7 @@ class ConsoleSink:
             if name.startswith("host/") and isinstance(value, int | float)
         }
         if numbers.get("compile_seconds", 0.0) > 0.0:
-            self.console.print(f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s", highlight=False)
+            output.say(self.console, f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s")
         length = numbers.get("length", self._updates / self._tasks)
         self._tell_frozen(metrics, numbers.get("clock", self._seen), length, step)
         done = numbers.get("clock", self._seen) + length
@@ -84,7 +83,7 @@ class ConsoleSink:
         parts += [f"{quantity.label} {np.nanmean(value):.4g}" for quantity, value in values.items()]
         line = "  ".join(parts)
         if self._bar is None:
-            self.console.print(f"{self._method}: {line}", highlight=False, soft_wrap=True)
+            output.say(self.console, f"{self._method}: {line}")
         else:
             self._bar.update(self._task, completed=done, description=line)
 
@@ -95,11 +94,12 @@ class ConsoleSink:
             if k not in self._frozen:
                 self._frozen.add(int(k))
                 update = round(clock + shares[k] * length)
-                self.console.print(
+                output.say(
+                    self.console,
                     f"{self._method}: seed {self._first_seed + k} is frozen: its loss was not finite in update "
                     f"{update}, in task {step + 1}",
-                    style="bold red", highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                    "bold red",
+                )
 
     def finish(self) -> None:
         """Leaves the bar as it is. See `Sink.finish`."""

@@ -29,8 +29,8 @@ class Guarded:
             return
         try:
             getattr(self._sink, name)(*args)
-        # Whatever it is: hours of training are worth more than a curve on a web page.
-        except Exception as error:
+        # Whatever it is, and be it rich's way to end a process whose pipe is closed: hours of training are worth more.
+        except (Exception, SystemExit) as error:
             logger.warning("%s.%s failed, going on without it: %r", type(self._sink).__name__, name, error)
             self._sink = None
 
@@ -63,12 +63,20 @@ class Background:
       sink: any sink. It is only ever called from that thread.
       capacity: calls that may wait; one is a segment's metrics, some 100 kB.
       patience: seconds that the end of a method waits for the sink to finish.
+      give_up: called when the sink is left alone, with whether it hangs; else it has raised.
     """
 
-    def __init__(self, sink: Sink, capacity: int = 64, patience: float = 30.0):
+    def __init__(
+        self,
+        sink: Sink,
+        capacity: int = 64,
+        patience: float = 30.0,
+        give_up: Callable[[bool], object] = lambda hung: None,
+    ):
         self._sink = sink
         self._name = type(sink).__name__
         self._patience = patience
+        self._give_up = give_up
         self._calls: queue.Queue[tuple[str, tuple[Any, ...], threading.Event]] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self._left = False
@@ -79,15 +87,16 @@ class Background:
             name, args, done = self._calls.get()
             try:
                 getattr(self._sink, name)(*args)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._leave(f"{name} failed", error)
             done.set()
 
-    def _leave(self, why: str, error: Exception | None = None) -> None:
+    def _leave(self, why: str, error: BaseException | None = None) -> None:
         if not self._left:
             self._left = True
             because = "" if error is None else f": {error!r}"
             logger.warning("%s: %s, going on without it; nothing is missing in the records%s", self._name, why, because)
+            self._give_up(error is None)
 
     def _put(self, name: str, *args: Any) -> threading.Event | None:
         """Lets the sink be called; None if it is left alone or there is no room."""
@@ -126,16 +135,19 @@ class Background:
     def fork(self) -> Sink | None:
         """See `Sink.fork`."""
         other = self._sink.fork()
-        return Background(other, self._calls.maxsize, self._patience) if other else None
+        return Background(other, self._calls.maxsize, self._patience, self._give_up) if other else None
 
 
-def within(patience: float, name: str, action: Callable[[], Any]) -> bool:
+def within(
+    patience: float, name: str, action: Callable[[], Any], give_up: Callable[[bool], object] = lambda hung: None
+) -> bool:
     """Runs something that may fail or hang; says so in the log and goes on.
 
     Args:
       patience: seconds to wait.
       name: what it is, for the log.
       action: run in a thread of its own.
+      give_up: see `Background`.
 
     Returns:
       Whether it was done.
@@ -145,7 +157,7 @@ def within(patience: float, name: str, action: Callable[[], Any]) -> bool:
     def run() -> None:
         try:
             action()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failed.append(error)
 
     thread = threading.Thread(target=run, name=f"plastax-{name}", daemon=True)
@@ -155,4 +167,7 @@ def within(patience: float, name: str, action: Callable[[], Any]) -> bool:
         logger.warning("%s is still busy after %g s, going on without it", name, patience)
     elif failed:
         logger.warning("%s failed, going on without it: %r", name, failed[0])
-    return not thread.is_alive() and not failed
+    done = not thread.is_alive() and not failed
+    if not done:
+        give_up(thread.is_alive())
+    return done

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import logging
+import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +19,13 @@ from plastax.record import MARKS, PathLike, Segment, labels, read_json, read_met
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
+from plastax.tracking import service
 from plastax.tracking.base import Histogram, Metric, reduce_segment, score_values
 
 if TYPE_CHECKING:
     import wandb
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -34,61 +42,111 @@ SERIES = 5
 def open_run(
     config: Mapping[str, Any],
     directory: PathLike,
-    name: str,
+    arm: str,
     mode: Mode,
-    project: str | None,
-    group: str = "",
-    extra: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    *,
+    seed: int | None = None,
+    out: PathLike | None = None,
     **options: Any,
 ) -> wandb.Run:
     """Opens a W&B run; goes on with it if there is one of that name and it is online.
 
+    Where W&B cannot be reached, or nobody is logged in, the run is an offline one and a warning is logged.
+
     Args:
       config: the content of ``config.json``.
-      directory: the run directory; W&B's files go into its ``wandb``.
-      name: what it is called among the runs of its group.
+      directory: the run directory.
+      arm: whose run it is; its settings are the run's configuration.
       mode: ``offline`` or ``online``.
-      project: by default the experiment's name.
-      group: by default the run id.
-      extra: more configuration.
+      project: by default WANDB_PROJECT, or the experiment's name.
+      seed: the run is one of many that the arm has, one for each seed, and they are a group.
+      out: W&B's files go into its ``wandb``; by default the run directory.
       **options: others of ``wandb.init``.
     """
     # Here and not on top: it takes most of a second.
     import wandb
 
+    service.end_in_time()
     run_id = str(config["run_id"])
-    settings, arm = config.get("settings", {}), config.get("arms", {}).get(name)
     place = pathlib.Path(directory) / "environment.json"
     environment = read_json(place) if place.is_file() else {}
     told = {name: environment.get(name) for name in ("git_revision", "git_dirty", "versions", "devices", "command")}
-    run = wandb.init(
-        project=project or str(config.get("experiment", "plastax")),
-        dir=str(directory),
-        mode=mode,
-        group=group or run_id,
-        name=name,
-        # Only letters, digits, - and _ are safe in an id, which becomes a file name.
-        id="".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}"),
-        # The offline mode knows no earlier run; it warns when told to resume one.
-        resume="allow" if mode == "online" else None,
-        # A later method of the study is another W&B run in the same process.
-        reinit="create_new",
-        config={
-            **settings,
-            # An arm of a sweep: the values of its own, beside what the settings say for all.
-            **({"arm": name, **arm["settings"]} if arm else {}),
-            "method": arm["method"] if arm else name,
-            "hash": config.get("hash"),
-            "environment": told,
-            **(extra or {}),
-        },
-        tags=["synthetic"] if notice(settings) else None,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30, login_timeout=10),
-        **options,
-    )
+    name = arm if seed is None else f"{arm}-seed{seed}"
+
+    def opened(mode: Mode) -> wandb.Run:
+        if mode == "online" and not wandb.login(prompt=False):
+            raise ConfigError("nobody is logged in (wandb login)")
+        return wandb.init(
+            project=project or os.environ.get("WANDB_PROJECT") or str(config.get("experiment", "plastax")),
+            dir=str(out or directory),
+            mode=mode,
+            group=_fitting(run_id if seed is None else f"{run_id}-{arm}"),
+            name=_fitting(name),
+            # Only letters, digits, - and _ are safe in an id, which becomes a file name.
+            id=_fitting("".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}")),
+            # The offline mode knows no earlier run; it warns when told to resume one.
+            resume="allow" if mode == "online" else None,
+            # A later method of the study is another W&B run in the same process.
+            reinit="create_new",
+            config={
+                **settings_of(config, arm),
+                **({} if seed is None else {"seed": seed}),
+                "hash": config.get("hash"),
+                "environment": told,
+            },
+            tags=["synthetic"] if notice(config.get("settings", {})) else None,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30, login_timeout=10),
+            **options,
+        )
+
+    try:
+        run = opened(mode)
+    except Exception as error:
+        if mode != "online":
+            raise
+        logger.warning("W&B cannot be used online (%s); %s goes into offline files, for `wandb sync`", error, name)
+        run = opened("offline")
     run.define_metric("task")
     run.define_metric("*", step_metric="task")
     return run
+
+
+def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """The settings that an arm was trained under: the study's, and those of a sweep in their places among them.
+
+    Args:
+      config: the content of ``config.json``.
+      arm: its label.
+
+    Returns:
+      Settings as ``config.json`` has them, ``method`` and, of a sweep, ``arm`` and the swept settings whose names are
+      not those of their places (``method.l2``).
+    """
+    chosen = copy.deepcopy(dict(config.get("settings", {})))
+    swept = config.get("arms", {}).get(arm)
+    if swept is None:
+        return chosen | {"method": arm}
+    for name, value in swept["settings"].items():
+        group, _, setting = name.partition(".")
+        # See `plastax.sweep.arms` for what the names mean.
+        groups = swept["method"].split("+") if group == "method" else [group, f"{group}_settings"]
+        for place in (chosen[one] for one in groups if isinstance(chosen.get(one), dict) and setting in chosen[one]):
+            place[setting] = value
+        if group not in chosen or setting not in chosen[group]:
+            chosen[name] = value
+    return chosen | {"arm": arm, "method": swept["method"]}
+
+
+def _fitting(name: str) -> str:
+    """A name that W&B takes, of 128 characters at most: a longer one ends with a digest of the rest."""
+    return name if len(name) <= 128 else f"{name[:119]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def upload_command(directory: PathLike) -> str:
+    """The command that uploads the offline W&B runs in a run directory; "" where there are none."""
+    place = pathlib.Path(directory) / "wandb"
+    return f"wandb sync {shlex.quote(str(place))}/offline-run-*" if any(place.glob("offline-run-*")) else ""
 
 
 class WandbSink:
@@ -99,21 +157,25 @@ class WandbSink:
     thresholds) as ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) is summarised by
     its last, mean and best value. Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
     ``<operator>/density/<mark>``. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
-    Offline runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later.
+
+    Offline runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later, see
+    `upload_command`. W&B's own step is the update at which a segment began. So a run that was interrupted is several
+    files of one W&B run, each of which begins where the one before ended: ``wandb sync`` uploads them in the order of
+    their beginnings and makes them one curve. After a kill the segments since the last checkpoint are in two files,
+    with the same numbers.
 
     Args:
       mode: ``offline``, ``online`` or ``disabled``.
-      project: W&B project; by default the experiment's name.
-      group: by default the run id.
-      **options: ``extra`` and others, see `open_run`.
+      project: W&B project; by default WANDB_PROJECT, or the experiment's name.
+      **options: others of `open_run`.
     """
 
-    def __init__(self, mode: Mode = "offline", project: str | None = None, group: str = "", **options: Any):
+    def __init__(self, mode: Mode = "offline", project: str | None = None, **options: Any):
         self.mode = mode
         self.project = project
-        self._group = group
         self._options = options
         self._run: wandb.Run | None = None
+        self._step: int | None = None
         self._first_seed = 0
         self._defined: set[str] = set()
         self._spectra: dict[str, dict[int, Histogram]] = {}
@@ -124,7 +186,8 @@ class WandbSink:
             return
         self._first_seed = int(config.get("settings", {}).get("first_seed", 0))
         self._defined, self._spectra = set(), {}
-        self._run = open_run(config, directory, method, self.mode, self.project, self._group, **self._options)
+        self._step = None
+        self._run = open_run(config, directory, method, self.mode, self.project, **self._options)
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Logs everything but what has no value in any seed. See `Sink.log`."""
@@ -148,7 +211,10 @@ class WandbSink:
             if isinstance(value, Histogram):
                 out[name] = wandb.Histogram(np_histogram=(value.counts, value.edges))
                 self._spectra.setdefault(name, {})[step] = value
-        self._run.log({**out, "task": step})
+        clock, length = (metrics.get(f"host/{name}") for name in ("clock", "length"))
+        self._run.log({**out, "task": step}, step=None if clock is None else int(clock), commit=True)
+        # Of what is logged at the end: after this segment and before the next one, where a resumed run goes on.
+        self._step = None if clock is None or length is None else int(clock) + max(int(length) - 1, 1)
 
     def _define(self, name: str, seeds: int, higher_is_better: bool, is_score: bool) -> None:
         """Summaries of the score; single seeds of anything else get no panel of their own unless asked for."""
@@ -167,13 +233,13 @@ class WandbSink:
             try:
                 if self._spectra:
                     last = max(max(of_tasks) for of_tasks in self._spectra.values())
-                    run.log({**_densities(self._spectra), "task": last})
+                    run.log({**_densities(self._spectra), "task": last}, step=self._step, commit=True)
             finally:
                 run.finish()
 
     def fork(self) -> WandbSink:
         """See `Sink.fork`."""
-        return WandbSink(self.mode, self.project, self._group, **self._options)
+        return WandbSink(self.mode, self.project, **self._options)
 
 
 def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -220,7 +286,7 @@ def publish(directory: PathLike, mode: Mode = "offline", project: str | None = N
     Args:
       directory: the run directory.
       mode: ``offline``, ``online`` or ``disabled``.
-      project: by default the experiment's name.
+      project: see `WandbSink`.
     """
     if mode == "disabled":
         return
@@ -247,15 +313,23 @@ def publish(directory: PathLike, mode: Mode = "offline", project: str | None = N
         run.finish()
 
 
-def replay(directory: PathLike, mode: Mode = "offline", project: str | None = None, *, per_seed: bool = False) -> int:
+def replay(
+    directory: PathLike,
+    mode: Mode = "offline",
+    project: str | None = None,
+    *,
+    per_seed: bool = False,
+    out: PathLike | None = None,
+) -> int:
     """Writes W&B runs from the records of a study, as if it had been watched.
 
     Args:
       directory: the run directory.
       mode: ``offline`` or ``online``.
-      project: by default the experiment's name.
+      project: see `WandbSink`.
       per_seed: one W&B run a seed, grouped by ``<run id>-<method>``, with plain names and ``seed`` in its
         configuration, so that W&B itself can average; otherwise one a method, as during the run.
+      out: where W&B's files go, into its ``wandb``; by default the run directory.
 
     Returns:
       The number of W&B runs.
@@ -273,12 +347,11 @@ def replay(directory: PathLike, mode: Mode = "offline", project: str | None = No
         arrays = [array for segment in segments for array in (*segment.train.values(), *segment.probe.values())]
         seeds = len(arrays[0]) if arrays else 0
         for k in range(seeds) if per_seed else range(min(seeds, 1)):
-            sink, name, rows = WandbSink(mode, project), method, slice(None)
+            sink, rows = WandbSink(mode, project, out=out), slice(None)
             if per_seed:
-                extra = {"method": method, "seed": first + k}
-                sink = WandbSink(mode, project, f"{config['run_id']}-{method}", job_type="seed", extra=extra)
-                name, rows = f"{method}-seed{first + k}", slice(k, k + 1)
-            sink.start(config, directory, name)
+                sink = WandbSink(mode, project, out=out, seed=first + k, job_type="seed")
+                rows = slice(k, k + 1)
+            sink.start(config, directory, method)
             for segment in segments:
                 sink.log(reduce_segment(_of(segment, rows), config, method), int(segment.host["task"]))
             sink.finish()

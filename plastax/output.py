@@ -1,0 +1,89 @@
+"""What a process prints: it is shown as it is, and when nobody reads it any more it is lost without harm."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import rich.console
+from rich.segment import Segment
+from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, changes its colours or the direction of its text; not tabs and ends of lines."""
+
+
+def plain(text: str) -> str:
+    """A text with its control characters written out: ``\\x1b`` as four characters."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Console(rich.console.Console):
+    """A terminal that takes nothing in a text for markup, emoji or a command to itself, and that may be closed.
+
+    Args:
+      **options: of `rich.console.Console`.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `rich.console.Console.render_str`. What is written out takes room, in the cells of tables too."""
+        return super().render_str(plain(text), **options)
+
+    def render(self, renderable: Any, options: rich.console.ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `rich.console.Console.render`. Other texts than strings are cut where they get too long."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """Stays silent from now on; rich would end the process."""
+        self.quiet = True
+
+
+def say(console: rich.console.Console, text: str, style: str | None = None) -> None:
+    """Prints lines as they are, however long: a path is there to be copied, by a script too."""
+    console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Prints one line to standard error and ends the process."""
+    print(plain(message).replace("\n", " "), file=sys.stderr)
+    raise SystemExit(status)
+
+
+class _Lossy(io.FileIO):
+    """An open file that takes everything: what the system refuses (EPIPE, ENOSPC, EIO) is lost."""
+
+    def write(self, data: Any) -> int:
+        written = None
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+        return memoryview(data).nbytes if written is None else written
+
+
+def make_lossy() -> None:
+    """Lets standard output and error be closed, full or of a narrow encoding without an error, then and at the exit.
+
+    For the start of a program. Streams that somebody has put in their place (a notebook, a test) stay as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        with contextlib.suppress(OSError):
+            stream.flush()
+        # Held by the module's stream for the rest of the process; the descriptor stays whose it was.
+        lossy = io.TextIOWrapper(
+            io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False)),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lossy)
