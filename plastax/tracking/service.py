@@ -1,4 +1,4 @@
-"""W&B's service process: one that hangs is killed, for W&B itself would wait for it for ever at the end of the process."""
+"""W&B's service process: one that hangs is killed, because W&B would wait for it for ever as the process ends."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def end_in_time(patience: float = 30.0) -> None:
             if service is not None:
                 service.wait(patience)
         except subprocess.TimeoutExpired:
-            logger.warning(
-                "W&B is still busy %g s after the end, going without it; `wandb sync` has the rest", patience
-            )
+            logger.warning("W&B is still busy after %g s, ending without it; `wandb sync` uploads the rest", patience)
             service.kill()
 
     threading.Thread(target=watch, name="plastax-wandb-end", daemon=True).start()
