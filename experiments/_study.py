@@ -88,7 +88,7 @@ def build(
     batches = [
         parallel.batch(
             make, {arm.label: sweep.traced_values(arm, static) for arm in group}, seeds, config.seed_chunk,
-            config.devices,
+            0 if config.dry_run else config.devices,  # Those of another machine than this one, maybe.
         )
         for group, (_, make, _) in zip(groups_of_arms, prepared)
     ]  # fmt: skip
@@ -114,6 +114,10 @@ def carry_out(
       console: where to print.
     """
     console = console or output.Console()
+    if config.dry_run:
+        arms, plan = sweep.arms(config, groups), build(config)[1]
+        output.say(console, f"{len(arms)} arms, {config.seeds} seeds, {plan.segments} segments each: nothing was run")
+        return
     if config.compilation_cache:
         compilation.use_cache()
     batches, plan = build(config)

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from plastax import dataset, launch, output
-from plastax.errors import ConfigError
+from plastax.errors import ConfigError, RunError
 from plastax.record import RecordError
 
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -246,8 +246,10 @@ def sweep(args: Sequence[str]) -> None:
     for i, job in enumerate(submitted):
         print(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}")
     if jobs.launcher == "local":
-        for job in submitted:
-            job.result()
+        failed = [job for job in submitted if job.exception() is not None]
+        if failed:
+            logs = ", ".join(str(job.paths.stderr) for job in failed)
+            raise RunError(f"{len(failed)} of {len(submitted)} shards failed; the ends of their logs say why: {logs}")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -273,6 +275,8 @@ def main(args: list[str] | None = None) -> None:
         )
     except (ConfigError, RecordError) as error:
         output.fail(f"error: {error}")
+    except RunError as error:
+        output.fail(f"error: {error}", error.status)
     except OSError as error:
         # One with a number but without a file is a bug of ours or of a library; only a full disk names no file either.
         if error.filename is None and error.errno not in (None, *_FULL):

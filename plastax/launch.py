@@ -8,6 +8,8 @@ checkpoint behind the segment under way, and the same command once more.
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import runpy
 import shlex
 import signal
@@ -43,15 +45,30 @@ class Jobs:
     partition: str = ""
     """SLURM partition."""
     gpus: int = 0
-    """GPUs of a job."""
+    """GPUs of a job; 0: none are asked for."""
     cpus: int = 2
     """Cores of a job."""
     memory_gb: int = 8
-    """Memory of a job."""
+    """Memory of a job; 0: what the cluster gives. An option mem... in slurm takes its place."""
     slurm: tuple[str, ...] = ()
-    """More sbatch options, name=value (account=lab constraint=a100)."""
-    logs: Path = Path("runs/jobs")
-    """Where the jobs' files and logs go, %j their number."""
+    """More sbatch options, name=value or a name alone (account=lab constraint=a100 exclusive)."""
+    runs_dir: Path | None = None
+    """Where runs go; by default as the experiment has it."""
+    logs: Path | None = None
+    """Where the jobs' files and logs go, each into a folder of its number; by default <runs-dir>/jobs."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` for what no launcher takes."""
+        least_of = {"shards": 1, "at_once": 1, "minutes": 1, "grace": 1, "cpus": 1, "gpus": 0, "memory_gb": 0}
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; give {least} or more")
+        # A value with an end of line would be a line of its own in the batch script.
+        if self.partition and not re.fullmatch(r"\w[\w,.-]*", self.partition):
+            raise ConfigError(f"partition: {self.partition!r} is not allowed; give the name of one, or several: a,b")
+        for option in self.slurm:
+            if not re.fullmatch(r"[a-z][a-z-]*(=[^\x00-\x1f]+)?", option):
+                raise ConfigError(f"slurm: {option!r} is not allowed; give name=value, or a name alone: exclusive")
 
 
 class Shard:
@@ -96,24 +113,34 @@ def commands(experiment: str, settings: Sequence[str], shards: int) -> list[list
 
 
 def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
-    """The executor of submitit with the settings of the jobs."""
+    """The executor of submitit with the settings of the jobs.
+
+    Raises:
+      ConfigError: a setting is not allowed, or this machine has no such launcher.
+    """
     import submitit
 
-    made = submitit.AutoExecutor(folder=jobs.logs / "%j", cluster=jobs.launcher, slurm_max_num_timeout=1_000_000)
-    options = dict(option.partition("=")[::2] for option in jobs.slurm)
+    jobs.check()
+    logs = jobs.logs or (jobs.runs_dir or Path("runs")) / "jobs"
+    try:
+        made = submitit.AutoExecutor(folder=logs / "%j", cluster=jobs.launcher, slurm_max_num_timeout=1_000_000)
+    except RuntimeError as error:
+        raise ConfigError(f"launcher: {jobs.launcher} is not here ({error})") from error
+    # An option without a value is a flag, which is True to submitit.
+    options = {name: value or True for name, _, value in (option.partition("=") for option in jobs.slurm)}
     if jobs.launcher == "slurm":
         options |= {"partition": jobs.partition} if jobs.partition else {}
+    asked = {"gpus_per_node": jobs.gpus, "mem_gb": 0 if any(o.startswith("mem") for o in options) else jobs.memory_gb}
     made.update_parameters(
         name=name,
         timeout_min=jobs.minutes,
-        gpus_per_node=jobs.gpus,
         cpus_per_task=jobs.cpus,
-        mem_gb=jobs.memory_gb,
         tasks_per_node=1,
         nodes=1,
         slurm_array_parallelism=jobs.at_once,
         slurm_signal_delay_s=jobs.grace,
         slurm_additional_parameters=options,
+        **{name: number for name, number in asked.items() if number},
     )
     return made
 
@@ -128,13 +155,16 @@ def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submiti
 
     Raises:
       ConfigError: there is no such module, or no such number of shards.
+      SystemExit: the experiment refuses its settings, in a line of its own; nothing is submitted.
     """
     try:
         found = importlib.util.find_spec(experiment)
-    except ImportError:
+    except (ImportError, ValueError):
         found = None
     if found is None:
         raise ConfigError(f"experiment: {experiment!r} is no module; give experiments.rl_gymnax, say")
+    if jobs.runs_dir is not None:
+        settings = [*settings, "--runs-dir", str(jobs.runs_dir)]
     if jobs.launcher == "none":
         if jobs.shards != 1:
             raise ConfigError(
@@ -143,7 +173,12 @@ def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submiti
         sys.argv = [experiment, *settings, "--shard", jobs.shard or "0/1"]
         runpy.run_module(experiment, run_name="__main__", alter_sys=True)
         return []
-    if jobs.shard or jobs.shards < 1:
-        raise ConfigError(f"shards: {jobs.shard or jobs.shards} is not allowed with a launcher; give 1 or more")
+    if jobs.shard:
+        raise ConfigError(f"shards: {jobs.shard} is not allowed with a launcher; give their number")
+    jobs.check()
+    # Not in this process, which holds no device; and where jobs are submitted there may be none.
+    check = [sys.executable, "-m", experiment, *settings, "--dry-run"]
+    if status := subprocess.run(check, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(status)
     made = executor(jobs, experiment.rpartition(".")[2])
     return made.submit_array([Shard(command, jobs.grace) for command in commands(experiment, settings, jobs.shards)])

@@ -74,6 +74,8 @@ class Study:
     """Start anew. By default a run of the very same settings and code that was interrupted is gone on with."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
+    dry_run: bool = False
+    """Check the settings and the data and end, before anything is compiled or written."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, or where JAX_COMPILATION_CACHE_DIR says, at most 1 GiB of
     them (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes): a second start compiles nothing."""
@@ -286,7 +288,7 @@ def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
     """All settings as JSON types, without the groups of entries that were not chosen."""
     used = {member for field in groups for name in getattr(config, field) for member in members(name)}
     # Shards say the same of their run.
-    unused = {name for registry in groups.values() for name in registry} - used | {"shard"}
+    unused = {name for registry in groups.values() for name in registry} - used | {"shard", "dry_run"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 

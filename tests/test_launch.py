@@ -143,6 +143,75 @@ def test_what_slurm_is_told(tmp_path, monkeypatch):
     assert [line[-1] for line in launch.commands("experiments.rl_gymnax", ["--seeds", "2"], 3)] == ["0/3", "1/3", "2/3"]
 
 
+def sbatch(monkeypatch, tmp_path, **jobs) -> list[str]:
+    """The options in the batch script of a job, sorted."""
+    monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda _: 2))
+    made = launch.executor(launch.Jobs(launcher="slurm", logs=tmp_path, **jobs), "x")._executor
+    text = made._make_submission_file_text("python -m x", "uid")
+    return sorted(line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH"))
+
+
+def test_slurm_options_without_a_value_are_flags(monkeypatch, tmp_path):
+    options = sbatch(monkeypatch, tmp_path, slurm=("exclusive", "requeue", "comment=a b"))
+    assert {"exclusive", "requeue", "comment='a b'"} <= {*options}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "memory"),
+    [
+        ({}, ["mem=8GB"]),
+        ({"memory_gb": 0}, []),
+        ({"slurm": ("mem-per-cpu=4G",)}, ["mem-per-cpu=4G"]),
+        ({"slurm": ("mem=0",), "memory_gb": 3}, ["mem=0"]),
+    ],
+)
+def test_slurm_is_told_one_amount_of_memory(jobs, memory, monkeypatch, tmp_path):
+    options = sbatch(monkeypatch, tmp_path, **jobs)
+    assert [option for option in options if option.startswith("mem")] == memory
+    assert not [option for option in options if option.startswith("gpus")]
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        *({"slurm": (option,)} for option in ("=x", "exclusive=", "", "a b=1", "comment=a\nb", "-x=1")),
+        *({"partition": name} for name in ("a\n#SBATCH --uid=0", "a b", "-x")),
+        *({name: 0} for name in ("minutes", "cpus", "at_once", "grace", "shards")),
+        {"gpus": -1}, {"memory_gb": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_sbatch_would_not_take_is_refused(jobs):
+    (name,) = jobs
+    with pytest.raises(ConfigError, match=f"^{name}: .*give"):
+        launch.executor(launch.Jobs(launcher="local", **jobs), "x")
+
+
+def test_jobs_leave_their_logs_beside_the_runs(tmp_path):
+    made = launch.executor(launch.Jobs(launcher="local", runs_dir=tmp_path), "x")
+    assert made.folder.parent == tmp_path / "jobs"
+
+
+def test_a_dry_run_writes_nothing_and_asks_for_no_devices(tmp_path, capsys):
+    tiny_experiment.main(["--dry-run", "--devices", "99", "--runs-dir", str(tmp_path / "runs")])
+    assert capsys.readouterr().out == "2 arms, 2 seeds, 6 segments each: nothing was run\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # It starts a process.
+def test_a_setting_that_the_experiment_refuses_is_no_job(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    line = f"tests.tiny_experiment --launcher local --shards 2 --runs-dir {tmp_path}/runs --sweep method.l3=1"
+    with pytest.raises(SystemExit) as error:
+        cli.main(["sweep", *line.split()])
+    assert error.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "sweep: 'method.l3' is unknown (did you mean 'method.l2'?)" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_job_is_requeued_as_what_it_was():
     shard = launch.Shard([sys.executable, "-c", "import time; time.sleep(60)"], grace=16)
     shard._process = subprocess.Popen(shard.command)
