@@ -61,6 +61,8 @@ class ImageConfig(Config):
     """Data set (`python -m plastax list data`)."""
     data_path: str = ""
     """Folder or archive of its files; empty: PLASTAX_DATA, the cache, installed packages, then the network."""
+    data_verify: bool = True
+    """Refuse files that are not the published ones, or not all of them."""
     synthetic: Synthetic = field(default_factory=Synthetic)
     """The images of the data set synthetic; without effect on others."""
 
@@ -70,7 +72,7 @@ def load(config: Any) -> Dataset | None:
     if not config.stream.needs_data:
         return None
     options = dataclasses.asdict(config.synthetic) if config.data == "synthetic" else {}
-    return data.load(config.data, config.data_path or None, **options)
+    return data.load(config.data, config.data_path or None, verify=config.data_verify, **options)
 
 
 def build(config: Any, dataset: Dataset | None) -> tuple[list[parallel.Batch], run.Plan]:
@@ -158,6 +160,8 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
       experiment: its name.
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
+    if config.data_path:  # Whoever resumes the run may be in another directory.
+        config = dataclasses.replace(config, data_path=os.path.abspath(os.path.expanduser(config.data_path)))
     settings.check_writable(config, experiment)
     if config.stream.needs_data and not config.data_path and (blank := data.blank(config.data)):
         build(config, blank)  # What cannot be built is refused before anything is fetched.

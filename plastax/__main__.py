@@ -201,14 +201,15 @@ def _found(runs: Sequence[str]) -> list[pathlib.Path]:
     return dataset.find(*runs)
 
 
-def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None) -> None:
+def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None, verify: bool = True) -> None:
     """Fetches a data set if it is not here yet, checks it and prints its card.
 
     Args:
       name: one of `python -m plastax list data`.
       path: the folder or archive that holds its files; looked for, and then fetched, by default.
+      verify: refuse files that are not the published ones, or not all of them.
     """
-    print(output.plain(str(importlib.import_module("plastax.data").load(name, path).card)))
+    print(output.plain(str(importlib.import_module("plastax.data").load(name, path, verify=verify).card)))
 
 
 def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("runs"), /) -> None:

@@ -19,7 +19,7 @@ from plastax.record import RecordError, read_json, write_json
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
-    "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_card",
+    "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_verify", "data_card",
 )  # fmt: skip
 """Settings that do not change a run's numbers and are not part of its identity."""
 

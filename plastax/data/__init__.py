@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from plastax.data.base import Arrays, Card, DataError, Dataset, Entry, Source, SourceError, checksum
+from plastax.data.bounded import reading
 from plastax.data.cifar import CIFAR100
 from plastax.data.digits import DIGITS
 from plastax.data.find import cache, locate, places
@@ -46,8 +47,8 @@ def load(
       name: one of `DATA`.
       path: the folder (or archive) that holds its files; None: look in ``PLASTAX_DATA``, the cache and installed
         packages, and fetch it if it is nowhere.
-      verify: refuse files that are not the published ones. False takes any files of the right format: your own subset,
-        say.
+      verify: refuse files that are not the published ones, or not all of them. False takes any files of the right
+        format: your own subset, say.
       download: whether the network may be asked.
       **options: of the reader: of ``synthetic`` (`plastax.data.synthetic.read`) and ``imagenet32``
         (`plastax.data.imagenet.read`).
@@ -61,7 +62,8 @@ def load(
     """
     entry = _entry(name)
     if entry.files:
-        arrays, origin = locate(name, entry, path, verify, download, options)
+        with reading(name):
+            arrays, origin = locate(name, entry, path, verify, download, options)
     elif path is None:
         arrays, origin = entry.read(**options), f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
     else:
@@ -83,8 +85,9 @@ def blank(name: str) -> Dataset | None:
       ConfigError: an unknown name, or ``PLASTAX_DATA`` is not there.
     """
     entry = _entry(name)
-    if entry.published is None or any(entry.present(folder) for folder in places(name, entry)):
-        return None
+    with reading(name):
+        if entry.published is None or any(entry.present(folder) for folder in places(name, entry)):
+            return None
     *sizes, shape, classes = entry.published
     parts = [(np.broadcast_to(np.uint8(0), (n, *shape)), np.arange(n, dtype=np.int32) % classes) for n in sizes]
     return _dataset(name, entry, Arrays(*parts[0], *parts[1], classes), "not fetched yet", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,19 @@ from typing import NamedTuple
 import numpy as np
 
 from plastax.errors import ConfigError
+from plastax.output import plain
+
+MEANT = "if you mean what is there, say verify=False (experiments: --no-data-verify, plastax data: --no-verify)"
+"""How to use files that are not the published ones."""
+MEMORY = 1 << 36
+"""Bytes of images that no data set here comes near."""
 
 
 class DataError(ConfigError):
     """Data that cannot be had or used; the message names the file and the remedy. Ends an experiment with status 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))  # It may quote a file.
 
 
 class Card(NamedTuple):
@@ -103,6 +113,9 @@ class Source(NamedTuple):
 class SourceError(Exception):
     """Why a source could not give its files."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))  # It may quote a server.
+
 
 class Entry(NamedTuple):
     """What the registry knows of a data set.
@@ -148,7 +161,7 @@ def checksum(arrays: Arrays) -> str:
 
 
 def verify(path: Path, content: bytes, expected: str) -> None:
-    """Refuses a file that is not the published one; ``expected`` is ``<algorithm>:<hex>``.
+    """Before it is parsed: refuses a file that is not the published one; ``expected`` is ``<algorithm>:<hex>``.
 
     Raises:
       DataError: the content has another digest.
@@ -158,9 +171,20 @@ def verify(path: Path, content: bytes, expected: str) -> None:
     if found != digest:
         message = (
             f"{path}: not the published file, or a damaged one ({algorithm} {found[:12]}..., published: "
-            f"{digest[:12]}...); delete it and get it again, or say verify=False if you mean this file"
+            f"{digest[:12]}...); delete it and get it again, or, {MEANT}"
         )
         raise DataError(message)
+
+
+def affordable(*shape: int) -> None:
+    """Refuses images of more bytes than any machine has memory for.
+
+    Raises:
+      ConfigError: states the size.
+    """
+    if math.prod(shape) > MEMORY:
+        message = f"{' x '.join(map(str, shape))} bytes of images are asked for, at most {MEMORY >> 30} GiB can be had"
+        raise ConfigError(message)
 
 
 def positive(**values: int) -> None:

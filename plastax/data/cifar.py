@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from plastax.data import pickles
 from plastax.data.base import Arrays, DataError, Entry, verify
+from plastax.data.bounded import content, refusing, unpacked
+from plastax.data.bounded import members as of_archive
 from plastax.data.sources import mirror
 
 ARCHIVE = "cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
 CLASSES = 100
-CHUNK = 1 << 20
+LIMIT = 1 << 28
+"""More bytes than the archive has, unpacked or not, or one of its members: the largest holds 50,000 x 3,072 pixels."""
 DIGESTS = {"train": "md5:16019d7e3df5f24257cddd939b257f8d", "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"}
 """Of the two members that are read: they hold for the archive and for what was unpacked from it."""
 
 
 def archive(path: Path) -> Path | None:
-    """The archive that ``path`` is, or holds."""
-    return next((p for p in (path, path / ARCHIVE) if p.is_file()), None)
+    """The archive that ``path`` is, or holds: also as a tar file, if a browser has unpacked the rest."""
+    return next((p for p in (path, path / ARCHIVE, path / ARCHIVE.removesuffix(".gz")) if p.is_file()), None)
 
 
-def unpacked(path: Path) -> Path | None:
+def folder_of(path: Path) -> Path | None:
     """The unpacked folder that ``path`` is, or holds."""
     return next((p for p in (path, path / FOLDER) if any((p / name).is_file() for name in DIGESTS)), None)
 
 
 def present(path: Path) -> bool:
     """Whether ``path`` is or holds the archive or the unpacked folder."""
-    return (archive(path) or unpacked(path)) is not None
+    return (archive(path) or folder_of(path)) is not None
 
 
 def members(path: Path) -> dict[str, tuple[Path, bytes]]:
@@ -43,32 +42,19 @@ def members(path: Path) -> dict[str, tuple[Path, bytes]]:
     Raises:
       DataError: one is missing, or the archive is damaged.
     """
-    folder, found = unpacked(path), archive(path)
-    try:
-        if folder is not None:
-            return {name: (folder / name, (folder / name).read_bytes()) for name in DIGESTS}
-        if found is None:
-            message = f"{path}: holds neither {ARCHIVE} nor {FOLDER}/"
-            raise DataError(message)
-        with tarfile.open(found, "r:gz") as tar:
-            contents = {}
-            for name in DIGESTS:
-                file = tar.extractfile(f"{FOLDER}/{name}")
-                if file is None:
-                    message = f"{found}: {FOLDER}/{name} is not a file; replace the archive by {ARCHIVE}"
-                    raise DataError(message)
-                contents[name] = (found / FOLDER / name, file.read())
-        # tarfile stops behind the last member; only at its end does gzip compare its checksum.
-        with gzip.open(found) as whole:
-            while whole.read(CHUNK):
-                pass
-        return contents
-    except KeyError as error:
-        message = f"{found}: no CIFAR-100 archive ({error.args[0]}); replace it by {ARCHIVE}"
-        raise DataError(message) from error
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        message = f"{found or path}: damaged, cut short or not readable ({error}); delete it and get it again"
-        raise DataError(message) from error
+    folder, found = folder_of(path), archive(path)
+    if folder is not None:
+        return {name: (folder / name, content(folder / name, LIMIT)) for name in DIGESTS}
+    if found is None:
+        message = f"{path}: holds neither {ARCHIVE} nor {FOLDER}/"
+        raise DataError(message)
+    names = {f"{FOLDER}/{name}": name for name in DIGESTS}
+    with refusing(found, f"a CIFAR-100 archive ({ARCHIVE})"), unpacked(found, LIMIT) as stream:
+        contents = of_archive(stream, dict.fromkeys(names, LIMIT))
+    if missing := sorted(names.keys() - contents):
+        message = f"{found}: no CIFAR-100 archive (has no {' and no '.join(missing)}); replace it by {ARCHIVE}"
+        raise DataError(message)
+    return {names[name]: (found / name, data) for name, data in contents.items()}
 
 
 def read(path: Path, verify_: bool) -> Arrays:
@@ -84,13 +70,11 @@ def read(path: Path, verify_: bool) -> Arrays:
     contents = members(path)
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        label, content = contents[name]
+        label, data = contents[name]
         if verify_:
-            verify(label, content, DIGESTS[name])
-        images, labels = pickles.images_and_labels(pickles.load(io.BytesIO(content), label), label, "fine_labels")
-        if labels.min() < 0 or labels.max() >= CLASSES:
-            message = f"{label}: labels from {labels.min()} to {labels.max()}, expected 0 to {CLASSES - 1}"
-            raise DataError(message)
+            verify(label, data, DIGESTS[name])
+        batch = pickles.load(data, label, ("data", "fine_labels"))
+        images, labels = pickles.images_and_labels(batch, label, "fine_labels", 0, CLASSES)
         return np.ascontiguousarray(images), labels
 
     return Arrays(*split("train"), *split("test"), CLASSES)
@@ -106,5 +90,5 @@ CIFAR100 = Entry(
     present=present,
     folders=("cifar100", "CIFAR100", "."),
     published=(50_000, 10_000, (32, 32, 3), CLASSES),
-    sources=(mirror("https://www.cs.toronto.edu/~kriz/", (ARCHIVE,)),),
+    sources=(mirror("https://www.cs.toronto.edu/~kriz/", {ARCHIVE: LIMIT}),),
 )

@@ -20,10 +20,13 @@ from plastax.data.base import Arrays, DataError, Entry, Source, SourceError
 from plastax.errors import ConfigError
 
 
-def cache() -> Path:
-    """The folder that fetched data sets are kept in."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "plastax" / "data"
+def cache() -> Path | None:
+    """The folder that fetched data sets are kept in; None: the user has no home, and ``XDG_CACHE_HOME`` is not set."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a container's user without HOME and without an entry in the list of users
+        return None
+    return Path(home) / "plastax" / "data"
 
 
 def locate(
@@ -44,16 +47,24 @@ def locate(
 
     Raises:
       ConfigError: ``path`` or ``PLASTAX_DATA`` is not there.
-      DataError: the data are nowhere, or damaged, or the cache cannot be written.
+      DataError: the data are nowhere, or damaged, or there is no cache or it cannot be written.
+      OSError: a folder or a file cannot be read.
     """
     if path is not None:
-        return entry.read(_existing(f"path of {name}", Path(path)), check, **options), str(path)
-    kept, looked = cache() / name, places(name, entry)
+        top = _existing(f"path of {name}", Path(path))
+        below = (folder for folder in (top, *(top / inner for inner in entry.folders)) if entry.present(folder))
+        found = next(below, top)
+        return entry.read(found, check, **options), str(found)
+    root, looked = cache(), places(name, entry)
+    kept = root / name if root else None
     for folder in looked:
         if entry.present(folder):
             return entry.read(folder, check or folder == kept, **options), str(folder)
     failures: list[str] = []
-    if fetch:
+    if fetch and entry.sources:
+        if kept is None:
+            message = f"there is no home directory to keep {name} in; name a directory for it in XDG_CACHE_HOME"
+            raise DataError(message)
         try:
             arrays, failures = fetched(name, entry, kept, options)
         except OSError as error:
@@ -71,9 +82,10 @@ def locate(
 def places(name: str, entry: Entry) -> list[Path]:
     """Where a data set may lie on this machine, best first; raises `ConfigError` if ``PLASTAX_DATA`` is not there."""
     given: list[Path] = []
-    if root := os.environ.get("PLASTAX_DATA"):
-        given = [_existing("PLASTAX_DATA", Path(root)) / folder for folder in entry.folders]
-    return [*given, cache() / name, *map(Path, entry.installed)]
+    if top := os.environ.get("PLASTAX_DATA"):
+        given = [_existing("PLASTAX_DATA", Path(top)) / folder for folder in entry.folders]
+    root = cache()
+    return [*given, *([root / name] if root else []), *map(Path, entry.installed)]
 
 
 def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -> tuple[Arrays | None, list[str]]:
@@ -83,8 +95,6 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
       The arrays, None if no source had them, and what went wrong with each source.
     """
     failures: list[str] = []
-    if not entry.sources:
-        return None, failures
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locks.hold(folder.parent / f".{name}.lock", wait=True):
         if entry.present(folder):  # another process was faster
@@ -123,13 +133,14 @@ def _tried(source: Source, entry: Entry, staging: Path, options: Mapping[str, An
 
 def _existing(setting: str, path: Path) -> Path:
     if not path.exists():
-        message = f"{setting}: {path} does not exist"
+        message = f"{setting}: {path.absolute()} does not exist"
         raise ConfigError(message)
     return path
 
 
 def _missing(name: str, entry: Entry, tried: list[str]) -> str:
     parents = "$PLASTAX_DATA/" + entry.folders[0] if entry.folders else "a folder given as path"
-    remedy = f"put {entry.files} into {cache() / name} or {parents}"
+    root = cache()
+    remedy = f"put {entry.files} into {f'{root / name} or ' if root else ''}{parents}"
     how = entry.remedy or f"make data NAME={name}, with a network"
     return "\n  ".join([f"data set {name!r} is not on this machine", *tried, f"get it: {how}", f"or {remedy}"])

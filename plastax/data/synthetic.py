@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from plastax.data.base import Arrays, Entry, positive
+from plastax.data.base import Arrays, Entry, affordable, positive
 from plastax.errors import ConfigError
 
 WAVES = 4
@@ -62,6 +62,7 @@ def read(
         message = f"seed={seed} is negative"
         raise ConfigError(message)
     shape = (side, side, channels)
+    affordable(classes, train_per_class + test_per_class, *shape)
     train_images = np.empty((classes, train_per_class, *shape), np.uint8)
     test_images = np.empty((classes, test_per_class, *shape), np.uint8)
     for k in range(classes):

@@ -23,6 +23,10 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined, misc]
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_bytes(self, obj: bytes) -> None:
+        if self.proto == 0:
+            self.write(b"S" + repr(obj)[1:].encode() + b"\n")
+            self.memoize(obj)
+            return
         short = len(obj) < 256
         self.write((b"U" + bytes([len(obj)]) if short else b"T" + struct.pack("<i", len(obj))) + obj)
         self.memoize(obj)
@@ -42,9 +46,9 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined, misc]
             super().save_global(obj, name)
 
 
-def python2_pickle(value: Any) -> bytes:
+def python2_pickle(value: Any, protocol: int = 2) -> bytes:
     file = io.BytesIO()
-    Python2Pickler(file, protocol=2).dump(value)
+    Python2Pickler(file, protocol=protocol).dump(value)
     return file.getvalue()
 
 

@@ -1,0 +1,199 @@
+"""Reads files from strangers without believing what they announce.
+
+A few kilobytes may unpack to gigabytes, and a header of a few bytes may promise terabytes. Everything here therefore
+takes a limit, the size that the published file has, and never reads, unpacks or allocates more. What the content is,
+compressed or not, is told by the content: browsers unpack a file without taking the ``.gz`` from its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import math
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from plastax.data.base import DataError
+from plastax.errors import ConfigError
+
+CHUNK = 1 << 20
+GZIP = b"\x1f\x8b"
+MEMBERS = 10_000
+"""Of a tar archive. The published ones have a handful; a list of millions would fill the memory."""
+
+
+@contextlib.contextmanager
+def reading(label: str | Path) -> Iterator[None]:
+    """Turns what the machine refuses while something is read, bytes or memory, into a `DataError`."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{error.filename or label}: cannot be read ({error.strerror or error})"
+        raise DataError(message) from error
+    except MemoryError as error:
+        message = f"{label}: does not fit into the memory that is free"
+        raise DataError(message) from error
+
+
+@contextlib.contextmanager
+def refusing(path: str | Path, kind: str) -> Iterator[None]:
+    """Turns whatever goes wrong while ``path`` is read as ``kind`` into a `DataError` with the remedy.
+
+    A file that cannot be read is not called damaged: nobody should delete it for that.
+    """
+    with reading(path):
+        try:
+            yield
+        except (ConfigError, MemoryError):
+            raise
+        # zipfile, tarfile, zlib and numpy have errors of their own for damaged files, an AttributeError among them;
+        # EINVAL is that of a seek to where no file begins.
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
+            reason = str(error) or type(error).__name__
+            message = f"{path}: damaged, cut short or not {kind} ({reason}); delete it and get it again"
+            raise DataError(message) from error
+
+
+class Limited:
+    """A stream that fails where it would give more than ``limit`` bytes in all."""
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self.stream, self.limit, self.left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        piece = self.stream.read(min(size, self.left + 1))
+        self.left -= len(piece)
+        if self.left < 0:
+            message = f"larger than the {self.limit:,} bytes that are expected"
+            raise ValueError(message)
+        return piece
+
+
+@contextlib.contextmanager
+def unpacked(path: Path, limit: int) -> Iterator[Limited]:
+    """The content of a file, decompressed if it is gzip's, as a stream of at most ``limit`` bytes."""
+    with path.open("rb") as file:
+        compressed = file.peek(len(GZIP))[: len(GZIP)] == GZIP
+        yield Limited(gzip.GzipFile(fileobj=file) if compressed else file, limit)  # type: ignore[arg-type]
+
+
+def content(path: Path, limit: int) -> bytes:
+    """The bytes of a file, decompressed if it is gzip's.
+
+    Raises:
+      DataError: it cannot be read, is damaged, or holds more than ``limit`` bytes.
+    """
+    with refusing(path, "a whole file"), unpacked(path, limit) as stream:
+        return everything(stream)
+
+
+def everything(stream: Limited) -> bytes:
+    """All that is left of a stream."""
+    return b"".join(iter(lambda: stream.read(CHUNK), b""))
+
+
+def members(stream: Limited, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Regular files of a tar archive, with their names in it.
+
+    Args:
+      stream: the archive, decompressed.
+      limits: the largest size of each, by name.
+
+    Raises:
+      ValueError, tarfile.TarError, ...: one is larger, or the archive is damaged.
+    """
+    found: dict[str, bytes] = {}
+    # One pass from the first to the last byte: nothing is unpacked twice, and links lead nowhere.
+    with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+        for number, member in enumerate(tar):
+            if number >= MEMBERS:
+                message = f"more than {MEMBERS:,} files in the archive"
+                raise ValueError(message)
+            name = member.name.removeprefix("./")
+            if name in limits and member.isreg():
+                if member.size > limits[name]:
+                    message = f"{name} is larger than the {limits[name]:,} bytes that are expected"
+                    raise ValueError(message)
+                found[name] = bytes(exactly(tar.extractfile(member), member.size))  # type: ignore[arg-type]
+    # tarfile stops at the archive's end mark; only at the end of the file does gzip compare its checksum.
+    while stream.read(CHUNK):
+        pass
+    return found
+
+
+class _Clipped:
+    """A file that reads at most `CHUNK` bytes at a time: a zip archive's directory is read in one go."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(CHUNK if size < 0 else min(size, CHUNK))
+
+
+def archive(file: BinaryIO) -> zipfile.ZipFile:
+    """A zip archive whose list of members has at most `CHUNK` bytes.
+
+    Raises:
+      zipfile.BadZipFile: damaged, no zip archive, or its list of members is larger.
+    """
+    return zipfile.ZipFile(_Clipped(file))  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def member(zipped: zipfile.ZipFile, name: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A member of a zip archive and its size.
+
+    Raises:
+      ValueError: it is larger than ``limit`` bytes, or compressed by another method than deflate (that of LZMA reserves
+        whatever memory the archive asks for).
+    """
+    info = zipped.getinfo(name)
+    if info.file_size > limit or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        message = f"{name} has {info.file_size:,} bytes (expected: at most {limit:,}), or is not compressed by deflate"
+        raise ValueError(message)
+    with zipped.open(info) as stream:
+        yield stream, info.file_size  # type: ignore[misc]
+
+
+def exactly(stream: BinaryIO, size: int) -> bytearray:
+    """The next ``size`` bytes, read in pieces into one buffer.
+
+    Raises:
+      EOFError: there are fewer.
+    """
+    buffer = bytearray(size)
+    view, done = memoryview(buffer), 0
+    while done < size:
+        count = stream.readinto(view[done : done + CHUNK])  # type: ignore[attr-defined]
+        if not count:
+            message = f"{done:,} bytes where {size:,} are promised"
+            raise EOFError(message)
+        done += count
+    return buffer
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def npy(stream: BinaryIO, size: int) -> np.ndarray:
+    """The array of an ``.npy`` file of ``size`` bytes: numbers only, and exactly as long as its header says.
+
+    Raises:
+      ValueError, KeyError, ...: it holds objects, is damaged, or is not as long as its header says.
+    """
+    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)  # type: ignore[no-untyped-call]
+    promised, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if dtype.kind not in "buif" or promised != there:
+        message = f"{dtype} {shape}, which is {promised:,} bytes of numbers, in {there:,} bytes"
+        raise ValueError(message)
+    return np.frombuffer(exactly(stream, promised), dtype).reshape(shape, order="F" if fortran else "C")
