@@ -131,9 +131,14 @@ def parse(
         _known(field, name, registry)
         entry = registry[name]
         fields.append((f"{field}_settings", Annotated[type(entry), tyro.conf.arg(name=field)], entry))
-        whole = overrides.get(f"{field}_settings", entry)
-        if type(whole) is not type(entry):
-            overrides = {k: v for k, v in overrides.items() if v is not whole}
+        # A preset speaks of one choice; of another it holds what that has as well.
+        group, kind = f"{field}_settings", type(entry)
+        own = {f"{group}.{setting.name}" for setting in dataclasses.fields(entry)}
+        overrides = {
+            name: value
+            for name, value in overrides.items()
+            if name.partition(".")[0] != group or name in own or (name == group and type(value) is kind)
+        }
     for registry in groups.values():
         fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
     namespace: dict[str, Any] = {"__doc__": base.__doc__}
@@ -190,13 +195,12 @@ def with_options(model: Any, name: str, method: str, options: Mapping[str, Any])
 
 
 def _value_of(args: Sequence[str], flag: str) -> str | None:
-    """The value behind ``flag``, in either spelling; None where it is not given."""
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(flag + "="):
-            return arg.partition("=")[2]
-    return None
+    """The value after ``flag``, in either spelling; None where it is not given; raises `ConfigError` if given twice."""
+    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == flag]
+    found += [arg.partition("=")[2] for arg in args if arg.startswith(flag + "=")]
+    if len(found) > 1:
+        raise ConfigError(f"{flag.removeprefix('--')}: {' and '.join(found)} are given; give one")
+    return found[0] if found else None
 
 
 def _known(field: str, name: str, allowed: Registry) -> None:

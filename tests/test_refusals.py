@@ -19,6 +19,7 @@ ALL = [*EXPERIMENTS, "rl_gymnax"]
 CASES = [
     # What one piece of code refuses for all experiments.
     ("random_label", "--preset smok", ("preset", "'smok'", "did you mean 'smoke'")),
+    ("rotating", "--preset smoke --preset=default", ("preset", "smoke and default", "give one")),
     ("permuted_mnist", "--model mpl", ("model", "'mpl'", "did you mean 'mlp'")),
     ("slowly_changing_regression", "--methods l2er", ("methods", "'l2er'", "l2_er")),
     ("continual_imagenet", "--probes hesian", ("probes", "'hesian'", "did you mean 'hessian'")),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import shlex
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from experiments import (
     warm_start,
 )
 from plastax import run, settings
+from plastax.models import MLP
 from tests.streams.tiny import DATASET
 
 EXPERIMENTS = {
@@ -57,6 +58,22 @@ def test_every_preset_is_valid_and_can_be_overridden(name, preset):
     assert settings.identity(settings.to_json(config, supervised.GROUPS)) != settings.identity(
         settings.to_json(dataclasses.replace(config, seeds=4), supervised.GROUPS)
     )
+
+
+def test_a_network_without_a_preset_s_setting_keeps_its_own(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Linear(MLP):
+        """A network of somebody else's, without the setting `hidden`."""
+
+        hidden: ClassVar[tuple[int, ...]] = ()
+
+    monkeypatch.setitem(supervised.CHOSEN["model"], "linear", Linear())
+    line = "--preset smoke --model linear"
+    chosen = settings.parse(
+        permuted_mnist.Config, permuted_mnist.PRESETS, supervised.CHOSEN, supervised.GROUPS, shlex.split(line)
+    )
+    assert chosen.model_settings == Linear()
+    assert chosen.stream.examples == 320
 
 
 def test_a_presets_network_holds_where_it_is_chosen():
