@@ -2,7 +2,8 @@
 
 Beside what orbax writes, every checkpoint has a ``manifest.json``, written last: the format, the settings that it
 belongs to, the leaves of the state, and size and checksum of every file. A checkpoint without one was never finished;
-one whose files do not match it is damaged (orbax reads some damage back as numbers).
+one whose files do not match it is damaged (orbax reads some damage back as numbers), and kept. One that cannot be read
+is neither: nothing is decided about it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 import os
 import re
 import shutil
+import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +26,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from plastax import __version__, runs, tree
-from plastax.errors import RunError
-from plastax.record import FORMAT, read_json, write_json
+from plastax.errors import RecordError, RunError, Unreadable
+from plastax.files import aside, read_json, regular, trouble, write_json
+from plastax.record import FORMAT, Survey
 from plastax.types import Tree
 
 # orbax logs every save, and every error that it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 MANIFEST = "manifest.json"
+
+_SHAPE = {
+    "format": int, "plastax": str, "hash": str | None, "settings": {}, "leaves": {...: [list | str]},
+    "files": {...: [int]},
+}  # fmt: skip
 
 ROOM = 1 << 17
 """Bytes that a checkpoint takes beside its numbers."""
@@ -88,18 +96,24 @@ class Checkpoints:
       directory: ``checkpoints/<method>`` in the run directory; made if need be.
       config: the content of ``config.json``; another configuration's checkpoints are refused.
       keep: how many.
+      first: the segment that the run goes on with: later checkpoints make room, see `clear`.
+
+    Attributes:
+      newest: the segment of the newest checkpoint that is finished; 0: none.
 
     Raises:
       RunError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], keep: int = 2) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], keep: int = 2, first: int = 0) -> None:
+        self.newest = first
         self._directory, self._run = directory.absolute(), directory.parent.parent
         self._config = {"hash": config.get("hash"), "settings": config.get("settings", {})}
         # In a thread of our own rather than orbax's, because the manifest has to come behind orbax's last file.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
+        self._guarded(lambda: clear(directory, first))
         self._manager = self._guarded(lambda: ocp.CheckpointManager(self._directory, options=options))
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
@@ -109,11 +123,8 @@ class Checkpoints:
             return call()
         # orbax and TensorStore raise nearly anything where a disk is full or a folder may not be written.
         except Exception as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(code[1]) if code else getattr(error, "errno", None)
-            why = os.strerror(number) if number else f"{error}".strip().partition("\n")[0][:300]
             raise RunError(
-                f"{self._directory}: a checkpoint could not be written ({why}); those before it are whole: "
+                f"{self._directory}: a checkpoint could not be written ({_why(error)}); those before it are whole: "
                 f"go on with --resume {self._run}"
             ) from error
 
@@ -137,63 +148,13 @@ class Checkpoints:
         shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
         manifest = {"format": FORMAT, "plastax": __version__, **self._config, "leaves": shapes, "files": files}
         write_json(folder / MANIFEST, manifest)
+        self.newest = segment
 
     def wait(self) -> None:
         """Waits for a save under way; raises its `RunError`."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
-
-    def restore(self, like: Tree) -> Restored | None:
-        """The newest checkpoint that is whole; None if none was ever finished. Removes those behind it.
-
-        Args:
-          like: a state of the program's structure (arrays or shape structs).
-
-        Raises:
-          RunError: all are damaged, or the newest belongs to another configuration, model or version of plastax.
-        """
-        notes: list[str] = []
-        for segment in sorted(self._manager.all_steps(), reverse=True):
-            folder = self._directory / str(segment)
-            # Killed between orbax's last file and ours: as if it had not been begun.
-            if (folder / MANIFEST).exists():
-                try:
-                    manifest = read_json(folder / MANIFEST)
-                    damaged = [name for name, sum in manifest["files"].items() if _checksum(folder / name) != sum]
-                except (OSError, ValueError, KeyError) as error:
-                    damaged = [str(error)]
-                if not damaged:
-                    self._check(folder, manifest, like)
-                    # Told the shapes, orbax restores to NumPy, wherever the state was when it was saved.
-                    empty = {
-                        name: np.empty(shape, jnp.dtype(dtype)) for name, (shape, dtype) in manifest["leaves"].items()
-                    }
-                    leaves = self._manager.restore(segment, args=ocp.args.StandardRestore(empty))
-                    return Restored(segment, leaves, notes)
-                notes.append(f"{folder} is damaged ({damaged[0]})")
-            self._manager.delete(segment)
-        if notes:
-            raise RunError(f"no checkpoint is left to go on with: {'; '.join(notes)}; start anew with --fresh")
-        return None
-
-    def _check(self, folder: Path, manifest: Mapping[str, Any], like: Tree) -> None:
-        """Raises `RunError` unless the checkpoint is one of this program."""
-        if manifest["format"] != FORMAT:
-            raise RunError(
-                f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
-                f"format {FORMAT}; go on with that version, or start anew with --fresh"
-            )
-        if manifest["hash"] != self._config["hash"]:
-            listed = runs.listed(runs.differences(manifest["settings"], self._config["settings"]))
-            raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
-        there = {name: f"{dtype}{shape}" for name, (shape, dtype) in manifest["leaves"].items()}
-        shapes = jax.eval_shape(_without_keys, like)
-        here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}
-        if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
-            differing.sort(key=lambda name: "params" not in name)  # What says most.
-            some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
-            raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")
 
     def close(self) -> None:
         """Waits for a save under way; raises its `RunError`."""
@@ -202,6 +163,137 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
             self._manager.close()
+
+
+EVERYTHING = Survey(sys.maxsize, "", 0)
+
+
+def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = EVERYTHING) -> Restored | None:
+    """The newest checkpoint that is whole, and whose records are; None if none was ever finished. Changes nothing.
+
+    Args:
+      place: ``checkpoints/<method>`` in the run directory.
+      config: the content of ``config.json``.
+      like: a state of the program's structure (arrays or shape structs).
+      there: what has been recorded.
+
+    Raises:
+      RecordError: a file cannot be read now.
+      RunError: one was finished, but none is left that is whole and whose records are; or the newest belongs to
+        another configuration, model or version of plastax.
+    """
+    notes: list[str] = []
+    for segment, folder in sorted(_folders(place).items(), reverse=True):
+        try:
+            manifest = read_json(folder / MANIFEST, _SHAPE)
+            if missing := _SHAPE.keys() - manifest.keys():
+                raise RecordError(f"{MANIFEST} lacks {', '.join(sorted(missing))}")
+            _verify(folder, manifest["files"])
+        # Killed between orbax's last file and the manifest: as if it had not been begun.
+        except FileNotFoundError:
+            continue
+        except Unreadable:
+            raise
+        except RecordError as error:
+            notes.append(f"{folder} is damaged ({error})")
+            continue
+        _check(folder, manifest, config, like)
+        if segment > there.whole:
+            note = there.problem or f"there are {there.whole} records for {folder}"
+            notes += [note] if note not in notes else []
+            continue
+        return Restored(segment, _leaves(folder, like), notes)
+    if not notes and there.checkpoint:
+        notes = [f"{place} lacks the checkpoint before segment {there.checkpoint}"]
+    if notes:
+        raise RunError(
+            f"no checkpoint is left to go on with: {'; '.join(notes)}; put back what is damaged or missing from a "
+            "copy, or start anew with --fresh"
+        )
+    return None
+
+
+def clear(place: Path, first: int) -> None:
+    """Makes room for the checkpoints after segment ``first``: those that were finished are moved aside."""
+    for segment, folder in _folders(place).items():
+        try:
+            (folder / MANIFEST).lstat()
+        # Never finished. Every other error ends this: nothing is removed that cannot be looked at.
+        except FileNotFoundError:
+            shutil.rmtree(folder)
+        except NotADirectoryError:
+            aside(folder)
+        else:
+            if segment > first:
+                aside(folder)
+
+
+def _folders(place: Path) -> dict[int, Path]:
+    """Segment -> folder of its checkpoint; whatever else lies beside them is none."""
+    try:
+        return {int(path.name): path for path in place.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)}
+    except OSError as error:
+        missing = trouble(place, error)
+        if isinstance(missing, FileNotFoundError):
+            return {}
+        raise missing from error
+
+
+def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
+    """Raises `RecordError` unless all files of a checkpoint are there, inside of it, and what they were."""
+    for name, expected in sums.items():
+        path = folder / name
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+            if not inside or regular(path).st_size != expected[0] or _checksum(path) != expected:
+                raise RecordError(f"{name} is {'not what was written' if inside else 'outside of it'}")
+        except (FileNotFoundError, ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, RecordError):
+                raise
+            raise RecordError(f"{name} is missing") from error
+        except OSError as error:
+            raise trouble(path, error) from error
+
+
+def _leaves(folder: Path, like: Tree) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint that has been verified."""
+    # Told the shapes, orbax restores to NumPy, wherever the state was when it was saved.
+    shapes = _named(jax.eval_shape(_without_keys, like))
+    empty = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            return reader.restore(folder.absolute() / "default", empty)
+    # Its bytes are right: what orbax and TensorStore raise is the system's.
+    except Exception as error:
+        raise RunError(
+            f"{folder} cannot be read ({_why(error)}); nothing was changed; try again when it can"
+        ) from error
+
+
+def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any], like: Tree) -> None:
+    """Raises `RunError` unless the checkpoint is one of this program."""
+    if manifest["format"] != FORMAT:
+        raise RunError(
+            f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
+            f"format {FORMAT}; go on with that version, or start anew with --fresh"
+        )
+    if manifest["hash"] != config.get("hash"):
+        listed = runs.listed(runs.differences(manifest["settings"], config.get("settings", {})))
+        raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
+    there = {name: "".join(map(str, reversed(leaf))) for name, leaf in manifest["leaves"].items()}
+    shapes = jax.eval_shape(_without_keys, like)
+    here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}
+    if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+        differing.sort(key=lambda name: "params" not in name)  # What says most.
+        some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
+        raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")
+
+
+def _why(error: Exception) -> str:
+    """The reason in an error of orbax or TensorStore, in a line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(code[1]) if code else getattr(error, "errno", None)
+    return os.strerror(number) if number else f"{error}".strip().partition("\n")[0][:300]
 
 
 def _checksum(path: Path) -> list[int]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from plastax.errors import ConfigError
+from plastax.files import PathLike
 from plastax.labelled import read_run
-from plastax.record import PathLike, RecordError, read_json
+from plastax.record import RecordError, read_config
 from plastax.runs import IO
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
     runs = find(*([path] if isinstance(path, str | os.PathLike) else path))
     if not runs:
         raise FileNotFoundError("no run is given; name a run directory or a pattern")
-    return join([read_run(run) for run in runs], [read_json(run / "config.json") for run in runs], runs)
+    return join([read_run(run) for run in runs], [read_config(run) for run in runs], runs)
 
 
 def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths: Sequence[pathlib.Path]) -> xr.Dataset:

@@ -29,3 +29,11 @@ class Stopped(RunError):
     """A run that was asked to stop, and did so behind a checkpoint; it can be gone on with."""
 
     status = 75  # EX_TEMPFAIL: not a failure, but to be tried again.
+
+
+class RecordError(ValueError):
+    """A file of a run that cannot be used; the message names the file."""
+
+
+class Unreadable(RecordError):
+    """A file that is there and cannot be read now (permissions, a network drive): it may well be whole."""

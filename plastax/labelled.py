@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from plastax.record import MARKS, PathLike, RecordError, Segment, coords_of, labels, read_json, read_method
+from plastax.errors import RecordError
+from plastax.files import PathLike
+from plastax.record import MARKS, Segment, coords_of, labels, read_arm, read_config
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,6 +47,29 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     return _Plan(arms, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
 
+MOST, MOST_TIMES = 4 << 30, 1000
+"""Bytes that a data set may take whatever has been recorded, and as a multiple of what has been."""
+
+
+def _check_size(directory: pathlib.Path, plan: _Plan, found: Mapping[str, list[Segment]]) -> None:
+    """Raises `RecordError` where a configuration asks for a data set out of all proportion to the records."""
+    updates = plan.tasks * plan.updates_per_task
+    if plan.tasks < 1 or plan.updates_per_task < 1 or plan.seeds < 1:
+        raise RecordError(f"{directory / 'config.json'}: seeds, tasks and updates_per_task must be 1 or more")
+    parts = [segment for segments in found.values() for segment in segments]
+    there = sum(array.nbytes for part in parts for array in (*part.train.values(), *part.probe.values()))
+    widths = {name: updates * array.itemsize for part in parts for name, array in part.train.items()}
+    for part in parts:
+        widths |= {f"probe/{k}": plan.tasks * array[:1].nbytes for k, array in part.probe.items() if len(array)}
+    needed = len(plan.arms) * plan.seeds * sum(widths.values()) + 16 * updates + 8 * plan.seeds
+    if needed > max(MOST, MOST_TIMES * there):
+        raise RecordError(
+            f"{directory}: {plan.tasks} tasks of {plan.updates_per_task} updates, {plan.seeds} seeds and "
+            f"{len(plan.arms)} methods, as it is configured, take {needed / 2**30:.3g} GiB, and only "
+            f"{there / 2**20:.3g} MiB have been recorded"
+        )
+
+
 def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
     """Puts ``value`` into the NaN array ``target[name]``, made here when first seen."""
     if name not in target:
@@ -62,6 +87,8 @@ def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -
     for axis, dim in enumerate(dims if len(dims) == value.ndim - 2 else (), start=2):
         if dim in own and own[dim] != every[dim]:
             shape = (*value.shape[:axis], len(every[dim]), *value.shape[axis + 1 :])
+            if value.shape[axis] != len(own[dim]):
+                raise RecordError(f"{arm}: {name} has {value.shape[axis]} entries along {dim}, not {len(own[dim])}")
             wide = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
             places = [every[dim].index(label) for label in own[dim]]
             np.moveaxis(wide, axis, 0)[places] = np.moveaxis(value, axis, 0)
@@ -158,10 +185,12 @@ def read_run(path: PathLike) -> xr.Dataset:
     import xarray as xr
 
     directory = pathlib.Path(path)
-    config = read_json(directory / "config.json")
-    folders = sorted(folder for folder in (directory / "records").glob("*") if folder.is_dir())
-    found = {folder.name: segments for folder in folders if (segments := read_method(folder))}
+    config = read_config(directory)
+    places = (directory / "records").glob("*")
+    arms = labels(config) or sorted(place.name for place in places if place.is_dir())
+    found = {arm: segments for arm in arms if (segments := read_arm(directory, config, arm))}
     plan = _plan(directory, config, found)
+    _check_size(directory, plan, found)
     try:
         arrays = _collect(plan, found, config)
     except RecordError as error:
@@ -195,4 +224,8 @@ def read_run(path: PathLike) -> xr.Dataset:
         if name not in coords and used.get(name) == len(along):
             coords[name] = list(along)
     attributes = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
-    return xr.Dataset(variables, coords, attributes)
+    try:
+        return xr.Dataset(variables, coords, attributes)
+    except ValueError as error:
+        message = f"{directory / 'config.json'} does not fit its records: {error}"
+        raise RecordError(message) from error

@@ -13,10 +13,12 @@ import rich.text
 
 from plastax import output, runs
 from plastax.errors import ConfigError
-from plastax.record import RecordError, read_json, read_segment
+from plastax.record import labels, listed, owner, place, read_config, read_segment
 from plastax.tracking.base import reduce_segment, score_values
 
-_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
+_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"} | dict.fromkeys(
+    ("failed", "killed", "damaged"), "red"
+)
 
 
 def find(directory: Path) -> list[Path]:
@@ -41,35 +43,45 @@ def table(directory: Path) -> rich.table.Table:
         # A run's name is there to be copied.
         out.add_column(heading, no_wrap=heading in ("run", "state", "left"), overflow="fold")
     for run in find(directory):
-        status = runs.status(run)
-        done = f"{status.done} segments"
-        if status.total:
-            done = f"{100 * status.done / status.total:.0f} % ({status.done}/{status.total})"
-        left = "" if status.left is None else str(datetime.timedelta(seconds=round(status.left)))
-        try:
-            best = _best(run, read_json(run / "config.json"))
-        except (RecordError, OSError) as error:
-            best = str(error)
         name = run.name if run == directory else str(run.relative_to(directory))
-        cells = (name, status.state, done, left, best, status.detail)
+        cells = (name, *_row(run))
         texts = [rich.text.Text(output.plain(cell)) for cell in cells]
-        texts[1].stylize(_STYLES.get(status.state, ""))
+        texts[1].stylize(_STYLES.get(cells[1], ""))
         out.add_row(*texts)
     return out
+
+
+def _row(run: Path) -> tuple[str, str, str, str, str]:
+    """State, progress, time left, best method and detail of one run."""
+    # Whatever a damaged run, or a stranger's, holds: the others are still listed.
+    try:
+        config, status = read_config(run), runs.status(run)
+    except Exception as error:
+        return "damaged", "", "", "", str(error) or repr(error)
+    try:
+        best = _best(run, config)
+    except Exception as error:
+        best = str(error) or repr(error)
+    done = f"{status.done} segments"
+    if status.total:
+        done = f"{100 * status.done / status.total:.0f} % ({status.done}/{status.total})"
+    left = "" if status.left is None else str(datetime.timedelta(seconds=round(status.left)))
+    return status.state, done, left, best, status.detail
 
 
 def _best(run: Path, config: Mapping[str, Any]) -> str:
     """The best method's score and name; "" before the first record."""
     values: dict[str, float] = {}
-    for folder in sorted((run / "records").glob("*")):
-        if not (files := sorted(folder.glob("[0-9]*.npz"))):
+    for arm in labels(config):
+        if not (files := listed(place(run, config, arm))):
             continue
-        score, found = score_values(reduce_segment(read_segment(files[-1]), config, folder.name))
+        segment = read_segment(files[max(files)], owner(config, arm))
+        score, found = score_values(reduce_segment(segment, config, arm))
         if score is None:
             continue
         quantity = score.main if score.main in found else score.curve
         if quantity in found:
-            label, values[folder.name] = quantity.label, float(np.nanmean(found[quantity]))
+            label, values[arm] = quantity.label, float(np.nanmean(found[quantity]))
             choose = max if score.higher_is_better else min
     if not values:
         return ""

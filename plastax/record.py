@@ -1,35 +1,41 @@
-"""What a run leaves behind: its files, written whole or not at all. `plastax.labelled` makes one data set of them.
+"""What a run leaves behind: its records and what is said of them. `plastax.labelled` makes one data set of them.
 
 A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
 configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
 
     config.json                      experiment, run_id, hash, settings, dims, coords (of an arm that has fewer labels:
-                                     own_coords); of a sweep: arms
+                                     own_coords); of a sweep: arms; of labels too long for a folder: folders
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
 
 A record file holds ``train/<name>`` ``[S, length]``, ``probe/<probe>/<value>`` ``[S, 2, ...]`` (axis 1: start and end
-of the segment) and ``host/<name>`` scalars. Every file appears under its final name only when it is complete and on
-disk, so a run that was killed at any moment reads as the segments that it finished.
+of the segment) and ``host/<name>`` scalars. Its last bytes, the archive's comment, are its seal: a checksum of all the
+others, and whose record it is. Every file appears under its final name only when it is complete and on disk, so a run
+that was killed at any moment reads as the segments that it finished.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from plastax import files
 from plastax.environment import environment
+from plastax.errors import RecordError
+from plastax.files import PathLike, read_bytes, read_json, write_json
 
 if TYPE_CHECKING:
     from plastax.types import Record
-
-PathLike = str | os.PathLike[str]
 
 MARKS = ("init", "end")
 """Labels of the mark axis: right after a task switch, and right before the next one."""
@@ -41,9 +47,15 @@ is what was written before there were numbers."""
 REQUIRED_HOST = ("clock", "length", "task")
 """Host scalars that `labelled.read_run` needs to place a segment: its first update, its number of updates, its task."""
 
+LONGEST = 64
+"""Bytes of the longest label that names a folder."""
 
-class RecordError(ValueError):
-    """A record file that cannot be used; the message names the file."""
+_SEAL = b"\0plastax "
+_CONFIG = {
+    "format": int, "experiment": str, "run_id": str, "hash": str, "dims": {...: [str]}, "coords": {...: [None]},
+    "own_coords": {...: {...: [None]}}, "arms": {...: {"method": str, "settings": {}}}, "folders": {...: str},
+    "settings": {"methods": [str], "seeds": int, "first_seed": int, "tasks": int, "updates_per_task": int},
+}  # fmt: skip
 
 
 class Segment(NamedTuple):
@@ -58,70 +70,6 @@ class Segment(NamedTuple):
     train: dict[str, np.ndarray]
     probe: dict[str, np.ndarray]
     host: dict[str, float]
-
-
-def _write_atomic(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The same directory, because os.replace is atomic only within one file system.
-    # Processes on several machines may write one file at the same time, and have the same number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself is in the directory: without this a power cut may lose it.
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _jsonable(value: Any) -> Any:
-    """The ``default`` of `json.dumps`: dataclasses, paths and NumPy values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    message = f"{type(value).__name__} {value!r} cannot be written to JSON"
-    raise TypeError(message)
-
-
-def write_json(path: PathLike, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically.
-
-    Args:
-      path: the file.
-      value: JSON types, dataclasses, paths, NumPy arrays and scalars.
-
-    Raises:
-      TypeError: for anything else.
-    """
-    text = json.dumps(value, indent=2, default=_jsonable) + "\n"
-    _write_atomic(pathlib.Path(path), lambda file: file.write(text.encode()))
-
-
-def read_json(path: PathLike) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      FileNotFoundError: no such file.
-      RecordError: not JSON.
-    """
-    path = pathlib.Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        message = f"{path} is not valid JSON: {error}"
-        raise RecordError(message) from error
 
 
 def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
@@ -171,8 +119,10 @@ def _as_float(name: str, value: Any) -> np.ndarray:
         raise RecordError(message) from error
 
 
-def write_segment(directory: PathLike, index: int, record: Record, host: Mapping[str, float]) -> pathlib.Path:
-    """Writes one segment of one method, atomically and durably.
+def write_segment(
+    directory: PathLike, index: int, record: Record, host: Mapping[str, float], owner: Mapping[str, Any] | None = None
+) -> pathlib.Path:
+    """Writes one segment of one method, atomically and durably; another record in its place is moved aside.
 
     Args:
       directory: ``records/<method>`` in the run directory; made if need be.
@@ -180,6 +130,7 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
       record: ``train`` arrays ``[S, length]`` and ``probe`` arrays ``[S, 2, ...]``, on the host or on a device.
       host: scalars from the host; must name `REQUIRED_HOST`. Others in use: ``segment``, ``train_seconds``,
         ``probe_seconds``, ``compile_seconds``, ``compilations``, ``env_steps`` (of all seeds together).
+      owner: whose record it is, see `owner`; anything else to be sealed with it.
 
     Returns:
       The file.
@@ -196,30 +147,123 @@ def write_segment(directory: PathLike, index: int, record: Record, host: Mapping
     # float64 holds every count exactly, float32 only up to 2**24.
     arrays |= {f"host/{name}": np.asarray(value, np.float64) for name, value in {"segment": index, **host}.items()}
     _check(path, arrays)
-    _write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    # A segment that is computed again is the same, but on another machine.
+    if os.path.lexists(path) and not _same(path, arrays):
+        files.aside(path)
+    archive = io.BytesIO()
+    np.savez(archive, allow_pickle=False, **arrays)
+    content = _sealed(archive.getvalue(), {**(owner or {}), "segment": index})
+    files.write_atomic(path, lambda file: file.write(content))
     return path
 
 
-def cut(directory: PathLike, segments: int) -> None:
-    """Removes what a killed run has recorded behind the state that it goes on from: it will be recorded again.
+def _same(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a record has these numbers, those of the host aside."""
+    try:
+        segment = read_segment(path)
+    except (RecordError, FileNotFoundError):
+        return False
+    old = {f"train/{k}": v for k, v in segment.train.items()} | {f"probe/{k}": v for k, v in segment.probe.items()}
+    new = {name: array for name, array in arrays.items() if not name.startswith("host/")}
+    return old.keys() == new.keys() and all(
+        old[k].dtype == v.dtype and old[k].shape == v.shape and old[k].tobytes() == v.tobytes() for k, v in new.items()
+    )
+
+
+def _sealed(archive: bytes, seal: Mapping[str, Any]) -> bytes:
+    """An archive without a comment, with its seal as one."""
+    body, text = archive[:-2], json.dumps(seal).encode()  # what ends an archive is the length of its comment
+    comment = _SEAL + b"%08x " % zlib.crc32(body + text) + text
+    return body + struct.pack("<H", len(comment)) + comment
+
+
+def _unsealed(path: pathlib.Path, raw: bytes, owner: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record's seal says, {} of one that earlier versions wrote; `RecordError` if it is broken or another's."""
+    start = raw.rfind(_SEAL)
+    if start < 0:
+        return {}
+    checksum, _, text = raw[start + len(_SEAL) :].partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(raw[: start - 2] + text):
+        raise RecordError(f"{path} is truncated or corrupt: it does not match its checksum")
+    try:
+        seal = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{path} has a seal that cannot be read: {error}") from error
+    if wrong := files.mismatch(seal, {"segment": int, "checkpoint": int}, "its seal"):
+        raise RecordError(f"{path}: {wrong}")
+    expected = {**owner, "segment": int(path.stem)} if path.stem.isdecimal() else owner
+    if others := {name: seal[name] for name, value in expected.items() if seal.get(name, value) != value}:
+        told = ", ".join(f"{name} {value}" for name, value in others.items())
+        raise RecordError(f"{path} holds another record: {told}")
+    return seal
+
+
+class Survey(NamedTuple):
+    """What there is of an arm's records.
+
+    Attributes:
+      whole: how many there are from the first on without a gap, each of them whole.
+      problem: what is wrong with the next one; "" if it has just not been recorded.
+      checkpoint: the newest checkpoint, by its segment, that was complete when one of them was written; 0: none.
+    """
+
+    whole: int
+    problem: str
+    checkpoint: int
+
+
+def survey(directory: PathLike, owner: Mapping[str, Any], segments: int) -> Survey:
+    """Checks every record of an arm: each byte of it, and that it is what its name says.
 
     Args:
       directory: ``records/<method>``.
-      segments: how many to keep.
+      owner: whose records they must be, see `owner`.
+      segments: how many there are to be.
 
     Raises:
-      RecordError: one of these is missing.
+      Unreadable: one of them cannot be read now.
     """
-    directory = pathlib.Path(directory)
-    for index in range(segments):
-        if not (path := directory / f"{index:06d}.npz").exists():
-            message = f"{path} is missing, and the run is already behind it; start anew with --fresh"
-            raise RecordError(message)
-    for path in sorted(directory.glob("[0-9]*.npz"), reverse=True):
-        if int(path.stem) >= segments:
-            path.unlink()
-    for path in directory.glob(".*.tmp"):
-        path.unlink()
+    there, whole, problem, checkpoint = listed(directory), None, "", 0
+    end = min(segments, max(there, default=-1) + 1)
+    for index in range(end):
+        path = pathlib.Path(directory) / f"{index:06d}.npz"
+        try:
+            checkpoint = max(checkpoint, check_segment(path, owner).get("checkpoint", 0))
+        except files.Unreadable:
+            raise
+        except (RecordError, FileNotFoundError) as error:
+            if whole is None:
+                whole, problem = index, str(error) if isinstance(error, RecordError) else f"{path} is missing"
+    return Survey(end if whole is None else whole, problem, checkpoint)
+
+
+def surveyed(folders: Mapping[str, pathlib.Path], owners: Mapping[str, Mapping[str, Any]], segments: int) -> Survey:
+    """`survey` of several arms that are recorded together: arm -> its folder, arm -> `owner`."""
+    found = [survey(folder, owners[arm], segments) for arm, folder in folders.items()]
+    whole = min(one.whole for one in found)
+    problem = next((one.problem for one in found if one.problem and one.whole == whole), "")
+    return Survey(whole, problem, max(one.checkpoint for one in found))
+
+
+def listed(directory: PathLike) -> dict[int, pathlib.Path]:
+    """Number of the segment -> record file, in order; whatever else lies beside them is none."""
+    try:
+        found = [path for path in pathlib.Path(directory).iterdir() if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]
+    except OSError as error:
+        missing = files.trouble(pathlib.Path(directory), error)
+        if isinstance(missing, FileNotFoundError):
+            return {}
+        raise missing from error
+    return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
+
+
+def check_segment(path: pathlib.Path, owner: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record's seal says; errors as `read_segment`. Of one without a seal, every array is read."""
+    raw = read_bytes(path)
+    seal = _unsealed(path, raw, owner)
+    if not seal:
+        _parsed(path, raw)
+    return seal
 
 
 def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -227,10 +271,16 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     if missing := [name for name in REQUIRED_HOST if f"host/{name}" not in arrays]:
         message = f"{path}: host scalars {missing} are missing"
         raise RecordError(message)
-    length = int(arrays["host/length"]) if arrays["host/length"].ndim == 0 else -1
     seeds = {}
+    for name in REQUIRED_HOST:
+        value = arrays[f"host/{name}"]
+        if value.ndim or value.dtype.kind != "f" or not 0 <= value < 2**53 or value != int(value):
+            raise RecordError(f"{path}: host/{name} is {value}, no whole number")
+    length = int(arrays["host/length"])
     for name, array in arrays.items():
         kind = name.partition("/")[0]
+        if array.dtype.kind != "f":
+            raise RecordError(f"{path}: {name} holds {array.dtype}, not numbers")
         good = {
             "host": array.ndim == 0,
             "train": array.ndim == 2 and array.shape[1] == length,
@@ -246,19 +296,31 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise RecordError(message)
 
 
-def read_segment(path: PathLike) -> Segment:
+def read_segment(path: PathLike, owner: Mapping[str, Any] | None = None) -> Segment:
     """Reads one record file.
 
+    Args:
+      path: the file.
+      owner: whose record it must be, see `owner`.
+
     Raises:
-      RecordError: the file is truncated, corrupt or not a record; the message names it.
+      FileNotFoundError: no such file.
+      Unreadable: it is there and cannot be read now.
+      RecordError: the file is truncated, corrupt, no record or another's; the message names it.
     """
     path = pathlib.Path(path)
+    raw = read_bytes(path)
+    _unsealed(path, raw, owner or {})
+    return _parsed(path, raw)
+
+
+def _parsed(path: pathlib.Path, raw: bytes) -> Segment:
     try:
-        # Opened here: where the archive is damaged, np.load leaves a file open that it opened itself.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
+            # A record is not compressed: no file unpacks to more than it is.
+            if sum(member.file_size for member in archive.zip.infolist()) > len(raw):
+                raise RecordError("its arrays are larger than the file")
             arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise
     # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
     except Exception as error:
         message = f"{path} is truncated or corrupt: {error}"
@@ -268,17 +330,74 @@ def read_segment(path: PathLike) -> Segment:
     for name, array in arrays.items():
         kind, _, rest = name.partition("/")
         parts[kind][rest] = float(array) if kind == "host" else array
-    return Segment(**parts)
+    segment = Segment(**parts)
+    # All that tells a record of earlier versions, which has no seal, from a copy of another one.
+    if path.stem.isdecimal() and segment.host.get("segment", int(path.stem)) != int(path.stem):
+        raise RecordError(f"{path} holds another record: segment {segment.host['segment']:.0f}")
+    return segment
 
 
-def read_method(directory: PathLike) -> list[Segment]:
-    """All finished segments in ``records/<method>``, in the order of the run; unfinished ``*.tmp`` files are ignored.
+def read_arm(run: PathLike, config: Mapping[str, Any], arm: str) -> list[Segment]:
+    """All finished segments of an arm, in the order of the run; whatever else lies beside them is ignored.
+
+    Args:
+      run: the run directory.
+      config: the content of its ``config.json``.
+      arm: its label.
 
     Raises:
-      RecordError: a file is corrupt.
+      RecordError: a record cannot be used, is another's, or is missing between others.
     """
-    segments = [read_segment(path) for path in sorted(pathlib.Path(directory).glob("[0-9]*.npz"))]
-    return sorted(segments, key=lambda segment: segment.host["clock"])
+    directory = place(run, config, arm)
+    found = listed(directory)
+    if missing := set(range(len(found))) - found.keys():
+        path = directory / f"{min(missing):06d}.npz"
+        raise RecordError(f"{path} is missing, and later ones are there; put it back from a copy")
+    whose = owner(config, arm)
+    return sorted((read_segment(path, whose) for path in found.values()), key=lambda segment: segment.host["clock"])
+
+
+def read_config(directory: PathLike) -> dict[str, Any]:
+    """Reads the ``config.json`` of a run directory.
+
+    Raises:
+      FileNotFoundError: there is none.
+      Unreadable: it is there and cannot be read now.
+      RecordError: it is damaged, or no run's configuration; the message names it.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    config = read_json(path, _CONFIG)
+    for name in (folder(config, arm) for arm in labels(config)):
+        if pathlib.PurePath(name).name != name or name == ".." or "\0" in name:
+            raise RecordError(f"{path}: {name!r:.60} cannot name a folder of records")
+    coords = config.get("coords", {})
+    for arm, axes in config.get("own_coords", {}).items():
+        if wrong := [axis for axis, own in axes.items() if any(one not in coords.get(axis, ()) for one in own)]:
+            raise RecordError(f"{path}: own_coords.{arm}.{wrong[0]} is not among coords")
+    return config
+
+
+def owner(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """Whose record one is that an arm of a run writes: goes into its seal."""
+    return {"run": config.get("run_id", ""), "hash": config.get("hash", ""), "arm": arm}
+
+
+def short(label: str) -> str:
+    """A label that may name a folder: itself, or where it is long its beginning and a digest of the whole."""
+    if len(label.encode()) <= LONGEST:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}"
+
+
+def folder(config: Mapping[str, Any], arm: str) -> str:
+    """What an arm's folders in a run directory are called: its label, or what ``config.json`` says instead."""
+    return config.get("folders", {}).get(arm, arm)
+
+
+def place(run: PathLike, config: Mapping[str, Any], arm: str) -> pathlib.Path:
+    """Where an arm's records are."""
+    return pathlib.Path(run) / "records" / folder(config, arm)
 
 
 def labels(config: Mapping[str, Any]) -> list[str]:

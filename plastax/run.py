@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plastax import compilation, memory, record, runs
+from plastax import checkpoint, compilation, files, memory, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.parallel import Batch
@@ -111,28 +111,26 @@ def train(
     plan.check()
     begun = time.perf_counter()
     saving, stopping = saving or Saving(), stopping or Stopping()
-    folders = {arm: directory / "records" / arm for arm in batch.arms}
+    folders = {arm: record.place(directory, config, arm) for arm in batch.arms}
+    owners = {arm: record.owner(config, arm) for arm in batch.arms}
     like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
     # Devices, and with them the number of copies that fill them up, may be others than before.
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
-    place = directory / "checkpoints" / batch.folder
-    checkpoints = Checkpoints(place, config, saving.keep) if saving.enabled else None
-    restored = checkpoints.restore(own) if checkpoints else None
+    place = directory / "checkpoints" / record.folder(config, batch.folder)
+    there = record.surveyed(folders, owners, plan.segments)
+    restored = checkpoint.restore(place, config, own, there)
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
-    complete = all(recorded(directory, arm, plan) for arm in batch.arms)
-    if first == plan.segments or (not checkpoints and complete):
-        if checkpoints:
-            checkpoints.close()
+    if first == plan.segments or (not saving.enabled and there.whole == plan.segments):
         return None
     for note in restored.notes if restored else ():
         print(f"{note}; going on behind segment {first} of {plan.segments}")
     for folder in folders.values():
-        record.cut(folder, first)
+        files.remove_unfinished(folder)
     if stopping.asked:
         raise _stopped(stopping.asked, directory, f"before {batch.name}")
     with contextlib.ExitStack() as ending:
-        if checkpoints:
+        if checkpoints := Checkpoints(place, config, saving.keep, first) if saving.enabled else None:
             ending.callback(checkpoints.close)
         watching = [one for sink in sinks for one in _watching(sink, batch)]
         for arm, sink in watching:
@@ -176,7 +174,8 @@ def train(
             real = batch.real(values)
             parts: dict[str, Any] = {"": real, **batch.split(real)}
             for arm, folder in folders.items():
-                record.write_segment(folder, index, parts[arm], host)
+                seal = owners[arm] | {"checkpoint": checkpoints.newest if checkpoints else first}
+                record.write_segment(folder, index, parts[arm], host, seal)
             if checkpoints and leaves is not None:
                 checkpoints.save(index + 1, dict(leaves))
             metrics: dict[str, Mapping[str, Metric]] = {}
@@ -223,14 +222,20 @@ def train(
             checkpoints.wait()
         if asked_by:
             raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {batch.name}")
+    there = record.surveyed(folders, owners, plan.segments)
+    if there.whole < plan.segments:
+        lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
+        raise RunError(f"{lost}; put it back from a copy, or start anew with --fresh")
     compiling = compiled["compile_seconds"] * len(batch.arms)
     idle = time.perf_counter() - begun - compiling - computed - costs.timing
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
 
 
 def recorded(directory: Path, arm: str, plan: Plan) -> bool:
-    """Whether an arm's last segment is on disk."""
-    return (directory / "records" / arm / f"{plan.segments - 1:06d}.npz").exists()
+    """Whether all segments of an arm are on disk, and whole."""
+    config = record.read_config(directory)
+    there = record.survey(record.place(directory, config, arm), record.owner(config, arm), plan.segments)
+    return there.whole == plan.segments
 
 
 SHARED = ("train_seconds", "probe_seconds", "compile_seconds", "env_steps")
@@ -258,11 +263,12 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
-    """The names of the record's axes and their labels: ``dims``, ``coords`` and ``own_coords`` of ``config.json``.
+    """What ``config.json`` says of the record: the names of its axes and their labels, and long arms' folders.
 
     An axis has the labels of all arms (the layers of all networks); what an arm has fewer of is in ``own_coords``.
+    ``folders`` has the arms, and batches of arms, whose names are too long for a folder.
     """
-    labels: dict[str, Tree] = {"dims": {}, "coords": {}, "own_coords": {}}
+    labels: dict[str, Tree] = {"dims": {}, "coords": {}, "own_coords": {}, "folders": {}}
     for batch in batches:
         labels["dims"] |= {name: list(dims) for name, dims in batch.program.dims.items()}
         for axis, names in batch.program.coords.items():
@@ -271,6 +277,8 @@ def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
         own = {axis: list(names) for axis, names in batch.program.coords.items()}
         own = {axis: names for axis, names in own.items() if names != labels["coords"][axis]}
         labels["own_coords"] |= {arm: own for arm in batch.arms if own}
+        names = {name: record.short(name) for name in (*batch.arms, batch.folder)}
+        labels["folders"] |= {name: folder for name, folder in names.items() if folder != name}
     return labels
 
 
@@ -309,6 +317,8 @@ def study(
         segments = {arm: plan.segments for batch in batches for arm in batch.arms}
         with runs.hold(directory, segments, shard), Stopping() as stopping:
             record.start_run(directory, config)
+            # Of a run that earlier versions began, long labels are folders as well.
+            config |= {"folders": record.read_config(directory).get("folders", {})}
             shares = {
                 batch.name: train(directory, config, batch, plan, sinks, saving=saving, stopping=stopping)
                 for batch in batches

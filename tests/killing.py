@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import checkpoint, compilation, parallel, record, run, segments, settings
+from plastax import checkpoint, compilation, files, parallel, run, segments, settings
 from plastax.keys import fold
 from plastax.types import Program
 
@@ -169,7 +169,7 @@ def arm(order: Order) -> None:
         return count[0] == int(order.when)
 
     if order.where in ("record", "renamed"):
-        write = record._write_atomic
+        write = files.write_atomic
 
         def torn(path: pathlib.Path, fill: Any) -> None:
             def half(file: Any) -> None:
@@ -182,7 +182,7 @@ def arm(order: Order) -> None:
             if path.suffix == ".npz" and order.where == "renamed" and now():
                 die()
 
-        record._write_atomic = torn
+        files.write_atomic = torn
     elif order.where == "checkpoint":
         save = checkpoint.Checkpoints._write
 

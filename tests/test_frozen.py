@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from plastax import parallel, report, run
-from plastax.checkpoint import Checkpoints, to_host
+from plastax import checkpoint, parallel, report, run
+from plastax.checkpoint import to_host
 from plastax.tracking import ConsoleSink
 from tests import killing
 
@@ -33,11 +33,9 @@ def test_it_is_frozen_before_the_update_that_broke_it(studies):
     final = {}
     for directory in (sound, broken):
         like = jax.eval_shape(killing.program(killing.OPTIMIZERS["adam"]).init, parallel.seed_keys(range(2)), ())
-        checkpoints = Checkpoints(directory / "checkpoints" / "adam", killing.config())
-        restored = checkpoints.restore(like)
+        restored = checkpoint.restore(directory / "checkpoints" / "adam", killing.config(), like)
         assert restored is not None
         final[directory] = restored.leaves
-        checkpoints.close()
     np.testing.assert_array_equal(final[broken]["alive"], [True, False])
     for name, leaf in final[broken].items():
         np.testing.assert_array_equal(leaf[0], final[sound][name][0], err_msg=name)

@@ -13,7 +13,7 @@ BASE = {"errors", "output", "types", "tree", "linalg"}
 MIDDLE = BASE | {"data", "models", "curvature"}
 SHARED = {"keys", "learning", "segments"}  # of the programs
 LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}
-LEAVES = {"environment", "record", "tracking", "parallel"}
+LEAVES = {"environment", "files", "record", "tracking", "parallel"}
 ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(MIDDLE, BASE),
     "data": BASE | {"locks"},
@@ -25,19 +25,21 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "methods": MIDDLE - {"models"},
     "train": LIBRARY,
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
-    "tracking": LIBRARY | {"environment", "record", "report"},  # the report's statistics, for live intervals
-    "labelled": {"record"},
-    "dataset": {"labelled", "record", "runs", "errors"},
+    "files": {"errors"},
+    "record": LIBRARY | {"environment", "files"},
+    "tracking": LIBRARY | {"environment", "files", "record", "report"},  # the report's statistics, for live intervals
+    "labelled": {"record", "files", "errors"},
+    "dataset": {"labelled", "record", "files", "runs", "errors"},
     **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
     "memory": BASE | {"parallel"},
-    "runs": {"record", "locks", "errors"},
-    "checkpoint": BASE | {"record", "runs"},
-    "settings": {"output", "environment", "record", "runs", "errors"},
+    "runs": {"files", "record", "locks", "errors"},
+    "checkpoint": BASE | {"files", "record", "runs"},
+    "settings": {"output", "environment", "files", "record", "runs", "errors"},
     "listing": {"output", "record", "runs", "tracking", "errors"},
     "sweep": {"settings", "errors"},
     "launch": {"errors"},
     "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
-    "report": {"output", "dataset", "labelled", "record", "errors"},
+    "report": {"output", "dataset", "labelled", "files", "record", "errors"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {
         "data",

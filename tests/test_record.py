@@ -222,7 +222,9 @@ def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
 
 def test_json(tmp_path: pathlib.Path) -> None:
     record.write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": (1, 2)})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 0.5, "b": [0, 1], "c": str(tmp_path), "d": [1, 2]}
+    plain = {"a": 0.5, "b": [0, 1], "c": str(tmp_path), "d": [1, 2]}
+    assert record.read_json(tmp_path / "x.json") == plain
+    assert json.loads((tmp_path / "x.json").read_text()).items() >= plain.items()
     with pytest.raises(TypeError, match="set"):
         record.write_json(tmp_path / "y.json", {1, 2})
     (tmp_path / "x.json").write_text("{")

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from plastax import parallel, run
-from plastax.checkpoint import Checkpoints
+from plastax import checkpoint, parallel, run
 from plastax.record import read_segment
 from plastax.tracking import Background, ConsoleSink, Guarded, WandbSink, reduce_segment
 from plastax.types import Program, Record
@@ -78,9 +77,8 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
         config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
         run.study(tmp_path / name, config, [batch], run.Plan(3, 4, 4, 1), sinks)
         seconds = time.monotonic() - started
-        checkpoints = Checkpoints(tmp_path / name / "checkpoints" / "sgd", config)
-        restored = checkpoints.restore(batch.program.init(batch.start, ()))
-        checkpoints.close()
+        like = batch.program.init(batch.start, ())
+        restored = checkpoint.restore(tmp_path / name / "checkpoints" / "sgd", config, like)
         assert restored is not None
         leaves = restored.leaves
         losses = [read_segment(path).train["loss"] for path in sorted((tmp_path / name).glob("records/sgd/*.npz"))]

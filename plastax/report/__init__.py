@@ -29,11 +29,11 @@ def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
     from plastax.labelled import read_run
-    from plastax.record import read_json
+    from plastax.record import read_config
     from plastax.report.score import notice
 
     data = read_run(run_dir)
-    config = read_json(pathlib.Path(run_dir) / "config.json")
+    config = read_config(run_dir)
     return data.assign_attrs(notice=notice(config.get("settings", {})))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from plastax.errors import ConfigError
-from plastax.record import PathLike, labels, read_json, read_method
+from plastax.files import PathLike
+from plastax.record import labels, read_arm, read_config
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
 
@@ -85,10 +86,10 @@ def parts(metrics: Collection[str] | None = None) -> list[Part]:
 def measured(directory: PathLike) -> set[str]:
     """Names of everything that a run has told its sinks, see `plastax.tracking.reduce_segment`."""
     directory = pathlib.Path(directory)
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     names: set[str] = set()
     for method in labels(config):
-        for segment in read_method(directory / "records" / method):
+        for segment in read_arm(directory, config, method):
             found = reduce_segment(segment, config, method)
             names |= {name for name, value in found.items() if not isinstance(value, float)}
     return names

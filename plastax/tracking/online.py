@@ -15,7 +15,8 @@ import numpy as np
 import scipy.stats
 
 from plastax.errors import ConfigError
-from plastax.record import MARKS, PathLike, Segment, labels, read_json, read_method
+from plastax.files import PathLike
+from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_json
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -293,7 +294,7 @@ def publish(directory: PathLike, mode: Mode = "offline", project: str | None = N
     import wandb
 
     directory = pathlib.Path(directory)
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     run = open_run(config, directory, "report", mode, project, job_type="report")
     try:
         contents = {
@@ -339,11 +340,11 @@ def replay(
       ConfigError: nothing has been recorded.
     """
     directory = pathlib.Path(directory)
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     first = int(config.get("settings", {}).get("first_seed", 0))
     count = 0
     for method in labels(config):
-        segments = read_method(directory / "records" / method)
+        segments = read_arm(directory, config, method)
         arrays = [array for segment in segments for array in (*segment.train.values(), *segment.probe.values())]
         seeds = len(arrays[0]) if arrays else 0
         for k in range(seeds) if per_seed else range(min(seeds, 1)):

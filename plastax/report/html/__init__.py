@@ -11,7 +11,7 @@ import xarray as xr
 
 from plastax import dataset
 from plastax.errors import ConfigError
-from plastax.record import labels, read_json
+from plastax.record import labels, read_config, read_json
 from plastax.report import selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
@@ -39,7 +39,7 @@ def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Co
     configs = {}
     for letter, folder in zip(letters(len(folders)), folders):
         place = folder / "environment.json"
-        configs[letter] = read_json(folder / "config.json"), read_json(place) if place.is_file() else {}
+        configs[letter] = read_config(folder), read_json(place) if place.is_file() else {}
     said = list(dict.fromkeys(notice(config.get("settings", {})) for config, _ in configs.values()))
     if len(folders) == 1:
         return dataset.load(folders[0]).assign_attrs(notice=said[0]), configs

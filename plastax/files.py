@@ -1,0 +1,188 @@
+"""Files of a run directory: written whole or not at all, read with suspicion, and moved aside rather than deleted."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import stat
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from plastax.errors import RecordError, Unreadable
+
+PathLike = str | os.PathLike[str]
+
+MOST_JSON = 1 << 26
+"""Bytes of the largest JSON file that is read."""
+
+ASIDE = "aside"
+"""Folder beside a file that keeps what another one has replaced."""
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same directory, because os.replace is atomic only within one file system.
+    # Processes on several machines may write one file at the same time, and have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself is in the directory: without this a power cut may lose it.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed in `write_atomic` have left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def aside(path: Path) -> Path:
+    """Moves a file or folder into the folder `ASIDE` beside it; where it is now."""
+    folder = path.parent / ASIDE
+    folder.mkdir(exist_ok=True)
+    names = (f"{path.stem}{f'-{k}' if k else ''}{path.suffix}" for k in range(1_000_000))
+    free = next(folder / name for name in names if not os.path.lexists(folder / name))
+    return path.rename(free)
+
+
+def regular(path: Path) -> os.stat_result:
+    """What the system says of a regular file.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      Unreadable: the system refuses to say.
+      RecordError: it is a folder, a device or a pipe.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise trouble(path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise RecordError(f"{path} is no regular file")
+    return found
+
+
+def trouble(path: Path, error: OSError) -> FileNotFoundError | Unreadable:
+    """The error to raise for one of the system: whether a file is missing, or there and cannot be read."""
+    if error.errno in _NOT_THERE:
+        return FileNotFoundError(error.errno, os.strerror(error.errno), os.fspath(path))
+    return Unreadable(f"{path} cannot be read ({error.strerror or error}); nothing was changed; try again when it can")
+
+
+def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
+    """The content of a regular file; errors as `regular`, and `RecordError` where there is more than ``most``."""
+    path = Path(path)
+    if (size := regular(path).st_size) > most:
+        raise RecordError(f"{path} has {size} bytes, and such a file at most {most}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise trouble(path, error) from error
+
+
+def _jsonable(value: Any) -> Any:
+    """The ``default`` of `json.dumps`: dataclasses, paths and NumPy values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    message = f"{type(value).__name__} {value!r} cannot be written to JSON"
+    raise TypeError(message)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes an object as indented JSON, atomically, with a checksum of its content as its last entry.
+
+    Args:
+      path: the file.
+      value: a mapping or dataclass of JSON types, dataclasses, paths, NumPy arrays and scalars.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    plain = json.loads(json.dumps(value, default=_jsonable))
+    text = json.dumps({**plain, "checksum": _checksum(plain)}, indent=2) + "\n"
+    write_atomic(Path(path), lambda file: file.write(text.encode()))
+
+
+def _checksum(plain: Mapping[str, Any]) -> int:
+    """CRC-32 of JSON content, whatever its layout."""
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+
+
+def read_json(path: PathLike, shape: Any = None) -> dict[str, Any]:
+    """Reads what `write_json` wrote, without its checksum; files of earlier versions have none.
+
+    Args:
+      path: the file.
+      shape: what the object must look like, see `mismatch`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      Unreadable: it is there and cannot be read.
+      RecordError: it is damaged, no JSON object, or of another shape; the message names the file.
+    """
+    raw = read_bytes(path, MOST_JSON)
+    try:
+        value = json.loads(raw)
+        checksum = value.pop("checksum", None) if isinstance(value, dict) else None
+        whole = checksum is None or checksum == _checksum(value)
+    # Beside the decoder's own: bytes that are no text, numbers of a million digits, brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path} holds no JSON object")
+    if not whole:
+        raise RecordError(
+            f"{path} does not match its checksum: it is damaged; put it back from a copy (or take its line "
+            '"checksum" out, if you changed it yourself)'
+        )
+    if wrong := mismatch(value, shape):
+        raise RecordError(f"{path}: {wrong}")
+    return value
+
+
+def mismatch(value: Any, shape: Any, name: str = "") -> str:
+    """How a JSON value differs from a shape, in words; "" if it fits.
+
+    Args:
+      value: the value.
+      shape: a type or union of types; ``[shape]`` of a list's items; ``{...: shape}`` of an object's values; ``{name:
+        shape}`` of the entries that an object may have among others; None: anything.
+      name: of the value.
+    """
+    if isinstance(shape, list | dict):
+        kind = type(shape)
+        if not isinstance(value, kind):
+            return f"{name} is no {'list' if kind is list else 'object'}"
+        items = enumerate(value) if kind is list else value.items()
+        shapes = shape[0] if kind is list else shape.get(...)
+        own = shape if kind is dict else {}
+        found = (mismatch(v, own.get(key, shapes), f"{name}{'.' * bool(name)}{key}") for key, v in items)
+        return next(filter(None, found), "")
+    # In Python, booleans are whole numbers.
+    if shape is not None and (not isinstance(value, shape) or (isinstance(value, bool) and shape is int)):
+        return f"{name} is {value!r:.60}, not {getattr(shape, '__name__', shape)}"
+    return ""
