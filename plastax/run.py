@@ -20,7 +20,7 @@ from plastax.parallel import Batch
 from plastax.record import Segment
 from plastax.shares import ProbeCosts, Shares
 from plastax.stopping import Stopping
-from plastax.tracking import Metric, Sink, reduce_segment
+from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
 
@@ -134,7 +134,7 @@ def train(
             ending.callback(checkpoints.close)
         watching = [one for sink in sinks for one in _watching(sink, batch)]
         for arm, sink in watching:
-            sink.start(config, directory, arm or batch.name)
+            sink.start(config, directory, arm)
             ending.callback(sink.finish)
         needed: memory.Need | None = None
         ending.enter_context(memory.explained(batch.name, config.get("settings", {}), lambda: needed))
@@ -171,21 +171,16 @@ def train(
             }
             if index == first:
                 host |= compiled
-            real = batch.real(values)
-            parts: dict[str, Any] = {"": real, **batch.split(real)}
+            parts = batch.split(batch.real(values))
             for arm, folder in folders.items():
                 seal = owners[arm] | {"checkpoint": checkpoints.newest if checkpoints else first}
                 record.write_segment(folder, index, parts[arm], host, seal)
             if checkpoints and leaves is not None:
                 checkpoints.save(index + 1, dict(leaves))
-            metrics: dict[str, Mapping[str, Metric]] = {}
+            metrics = {
+                arm: reduce_segment(Segment(part.train, part.probe, host), config, arm) for arm, part in parts.items()
+            }
             for arm, sink in watching:
-                if arm not in metrics:
-                    seen = parts[arm]
-                    # Of all arms together, the host's numbers are those of all.
-                    whole = {name: host[name] * len(batch.arms) for name in SHARED if not arm and name in host}
-                    own = Segment(seen.train, seen.probe, host | whole)
-                    metrics[arm] = reduce_segment(own, config, arm or batch.arms[0])
                 sink.log(metrics[arm], task)
 
         def look(clock: int) -> None:
@@ -238,16 +233,9 @@ def recorded(directory: Path, arm: str, plan: Plan) -> bool:
     return there.whole == plan.segments
 
 
-SHARED = ("train_seconds", "probe_seconds", "compile_seconds", "env_steps")
-"""What the host measures that every arm of a batch has its share of."""
-
-
 def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:
-    """A sink for every arm; one for all of them, "", where there is but one."""
-    if len(batch.arms) == 1:
-        return [(batch.arms[0], sink)]
-    forks = [sink.fork() for _ in batch.arms]
-    return [(arm, fork) for arm, fork in zip(batch.arms, forks) if fork is not None] or [("", sink)]
+    """A sink for every arm."""
+    return [(arm, sink if len(batch.arms) == 1 else sink.fork()) for arm in batch.arms]
 
 
 def num_frozen(values: Record) -> int:

@@ -224,6 +224,35 @@ def test_console_shows_the_current_score(tmp_path: pathlib.Path, regression: boo
     assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}"
 
 
+def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pathlib.Path) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = Guarded(ConsoleSink(console))
+    arms = {name: sink.fork() for name in ("l2@l2=0", "l2@l2=0.1", "l2@l2=1")}
+    for name, arm in arms.items():
+        arm.start(SUPERVISED, tmp_path, name)
+    for k, arm in enumerate(arms.values()):
+        metrics = reduce_segment(supervised_segment(0), SUPERVISED) | {"host/compile_seconds": 2.5}
+        metrics |= {"train/accuracy": metrics["train/accuracy"] + 0.1 * k, "train/alive": np.array([1.0, 1.0 - k / 4])}
+        arm.log(metrics, 0)
+    for arm in arms.values():
+        arm.finish()
+    notice, second, third, compiled, line = console.file.getvalue().splitlines()
+    assert notice.startswith("l2@l2=0: SYNTHETIC DATA")
+    assert second.startswith("l2@l2=0.1: seed 3 is frozen")
+    assert third.startswith("l2@l2=1: seed 3 is frozen")
+    assert compiled == "l2@l2=0 and 2 more: compiled in 7.5 s"
+    assert line == "l2@l2=0 and 2 more: task 1/3  5,000 examples/s  0:00:12 left  online accuracy 0.5 to 0.7"
+
+
+def test_probes_are_a_part_of_the_time_that_is_left(tmp_path: pathlib.Path) -> None:
+    """As `plastax.run` measures: the seconds of a segment are those of its probes too."""
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(CONFIG, tmp_path, "l2_er")
+    sink.log(reduce_segment(segment(1), CONFIG) | {"host/train_seconds": 8.0, "host/probe_seconds": 7.0}, 1)
+    assert "  0:00:08 left" in console.file.getvalue()
+
+
 def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:
     console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True)
     sink = ConsoleSink(console)

@@ -50,8 +50,8 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Ends the method, whether it is complete or was interrupted."""
 
-    def fork(self) -> Sink | None:
-        """Another one of its kind, for an arm that is trained at the same time; None: there is one for all of them."""
+    def fork(self) -> Sink:
+        """Another one of its kind, for an arm among several that are trained at the same time."""
 
 
 def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -> dict[str, Metric]:

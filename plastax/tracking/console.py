@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     import rich.progress
 
 
+class _Part(NamedTuple):
+    """What the line shows of one arm: the host's numbers, the steps' name, the means over seeds by what they are."""
+
+    numbers: dict[str, float]
+    steps: str
+    values: dict[str, float]
+
+
 class ConsoleSink:
     """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
 
     Speed (environment steps or examples of all seeds together) and time left are without compilation, which is printed
     apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds; what is measured
-    at the end of a task follows where one ends.
+    at the end of a task follows where one ends. Arms that are trained at the same time share a line, with the lowest
+    and the highest score.
 
     Args:
       console: where to; standard error by default, so that standard output stays a program's own.
@@ -32,17 +41,28 @@ class ConsoleSink:
     def __init__(self, console: rich.console.Console | None = None):
         self.console = console or output.Console(stderr=True)
         self._bar: rich.progress.Progress | None = None
+        self._frozen: dict[str, set[int]] = {}
+        """Arms of the line -> numbers of the seeds that were said to be frozen."""
+        self._parts: list[_Part] = []
+
+    @property
+    def _name(self) -> str:
+        first, *more = self._frozen
+        return f"{first} and {len(more)} more" if more else first
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
         """Shows an empty bar. See `Sink.start`."""
+        self._frozen[method] = set()
+        if len(self._frozen) > 1:
+            if self._bar is not None:
+                self._bar.update(self._task, method=self._name)
+            return
         settings = config["settings"]
-        self._method = method
         self._tasks = int(settings["tasks"])
         self._updates = self._tasks * int(settings["updates_per_task"])
         self._seconds = 0.0
         self._seen = 0.0
         self._first_seed = int(settings.get("first_seed", 0))
-        self._frozen: set[int] = set()
         if text := notice(settings):
             output.say(self.console, f"{method}: {text}", "bold red")
         if self.console.is_terminal:
@@ -57,55 +77,87 @@ class ConsoleSink:
             self._task = self._bar.add_task("starting", total=self._updates, method=method)
             self._bar.start()
 
-    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Moves the bar on, or prints a line. See `Sink.log`."""
+    def log(self, metrics: Mapping[str, Metric], step: int, method: str | None = None) -> None:
+        """Moves the bar on, or prints a line, when all arms have told theirs. See `Sink.log`."""
         numbers = {
             name.removeprefix("host/"): float(value)
             for name, value in metrics.items()
             if name.startswith("host/") and isinstance(value, int | float)
         }
-        if numbers.get("compile_seconds", 0.0) > 0.0:
-            output.say(self.console, f"{self._method}: compiled in {numbers['compile_seconds']:.1f} s")
-        length = numbers.get("length", self._updates / self._tasks)
-        self._tell_frozen(metrics, numbers.get("clock", self._seen), length, step)
-        done = numbers.get("clock", self._seen) + length
-        train = numbers.get("train_seconds", 0.0)
-        self._seen += length
-        self._seconds += train + numbers.get("probe_seconds", 0.0)
+        clock, length = numbers.get("clock", self._seen), numbers.get("length", self._updates / self._tasks)
+        self._tell_frozen(method or self._name, metrics, clock, length, step)
         score, values = score_values(metrics)
-        parts = [f"task {step + 1}/{self._tasks}"]
-        if train > 0.0 and "env_steps" in numbers:
-            unit = "steps" if score is None else score.steps.split()[-1]
-            parts.append(f"{numbers['env_steps'] / train:,.0f} {unit}/s")
+        means = {quantity.label: float(np.nanmean(value)) for quantity, value in values.items()}
+        self._parts.append(_Part(numbers, "steps" if score is None else score.steps.split()[-1], means))
+        if len(self._parts) < len(self._frozen):
+            return
+        parts, self._parts = self._parts, []
+        # Every arm has its share of what the host measures of all; probes are a part of training's time.
+        compiling, seconds, steps = (
+            sum(part.numbers.get(name, 0.0) for part in parts)
+            for name in ("compile_seconds", "train_seconds", "env_steps")
+        )
+        if compiling > 0.0:
+            output.say(self.console, f"{self._name}: compiled in {compiling:.1f} s")
+        self._seen += length
+        self._seconds += seconds
+        shown = [f"task {step + 1}/{self._tasks}"]
+        if seconds > 0.0 and steps > 0.0:
+            shown.append(f"{steps / seconds:,.0f} {parts[0].steps}/s")
         if self._seconds > 0.0:
-            left = self._seconds / self._seen * max(self._updates - done, 0)
-            parts.append(f"{datetime.timedelta(seconds=round(left))} left")
-        parts += [f"{quantity.label} {np.nanmean(value):.4g}" for quantity, value in values.items()]
-        line = "  ".join(parts)
+            left = self._seconds / self._seen * max(self._updates - clock - length, 0)
+            shown.append(f"{datetime.timedelta(seconds=round(left))} left")
+        for label in parts[0].values:
+            over_arms = [part.values[label] for part in parts if label in part.values]
+            low, high = min(over_arms), max(over_arms)
+            shown.append(f"{label} {low:.4g}" + (f" to {high:.4g}" if len(parts) > 1 else ""))
+        line = "  ".join(shown)
         if self._bar is None:
-            output.say(self.console, f"{self._method}: {line}")
+            output.say(self.console, f"{self._name}: {line}")
         else:
-            self._bar.update(self._task, completed=done, description=line)
+            self._bar.update(self._task, completed=clock + length, description=line)
 
-    def _tell_frozen(self, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
+    def _tell_frozen(self, method: str, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
         """Says once of every seed when it was frozen, see `plastax.segments`."""
         shares = np.atleast_1d(np.asarray(metrics.get("train/alive", 1.0), np.float64))
         for k in np.flatnonzero(shares < 1.0):
-            if k not in self._frozen:
-                self._frozen.add(int(k))
+            if k not in self._frozen[method]:
+                self._frozen[method].add(int(k))
                 update = round(clock + shares[k] * length)
                 output.say(
                     self.console,
-                    f"{self._method}: seed {self._first_seed + k} is frozen: its loss was not finite in update "
+                    f"{method}: seed {self._first_seed + k} is frozen: its loss was not finite in update "
                     f"{update}, in task {step + 1}",
                     "bold red",
                 )
 
     def finish(self) -> None:
         """Leaves the bar as it is. See `Sink.finish`."""
+        self._frozen, self._parts = {}, []
         if self._bar is not None:
             bar, self._bar = self._bar, None
             bar.stop()
 
-    def fork(self) -> None:
-        """A terminal has one bar. See `Sink.fork`."""
+    def fork(self) -> _Arm:
+        """An arm's part in the one line that a terminal has. See `Sink.fork`."""
+        return _Arm(self)
+
+
+class _Arm:
+    """One of the arms that share a line."""
+
+    def __init__(self, line: ConsoleSink):
+        self._line = line
+
+    def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
+        self._method = method
+        self._line.start(config, directory, method)
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        self._line.log(metrics, step, self._method)
+
+    def finish(self) -> None:
+        self._line.finish()
+
+    def fork(self) -> _Arm:
+        return _Arm(self._line)

@@ -21,8 +21,8 @@ class Guarded:
       sink: any sink.
     """
 
-    def __init__(self, sink: Sink):
-        self._sink: Sink | None = sink
+    def __init__(self, sink: Sink | None):
+        self._sink = sink
 
     def _call(self, name: str, *args: Any) -> None:
         if self._sink is None:
@@ -46,10 +46,9 @@ class Guarded:
         """See `Sink.finish`."""
         self._call("finish")
 
-    def fork(self) -> Sink | None:
-        """See `Sink.fork`."""
-        other = self._sink and self._sink.fork()
-        return Guarded(other) if other else None
+    def fork(self) -> Guarded:
+        """See `Sink.fork`. One of a sink that has raised is not called either."""
+        return Guarded(self._sink and self._sink.fork())
 
 
 class Background:
@@ -132,10 +131,9 @@ class Background:
         if done is None or not (done.wait(self._patience) or self._left):
             self._leave(f"it is still busy after {self._patience:g} s" if done else "it is far behind")
 
-    def fork(self) -> Sink | None:
+    def fork(self) -> Background:
         """See `Sink.fork`."""
-        other = self._sink.fork()
-        return Background(other, self._calls.maxsize, self._patience, self._give_up) if other else None
+        return Background(self._sink.fork(), self._calls.maxsize, self._patience, self._give_up)
 
 
 def within(
