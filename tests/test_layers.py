@@ -9,7 +9,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = {"errors", "output", "types", "tree", "linalg"}
+BASE = {"errors", "output", "types", "tree", "linalg", "roles"}
 MIDDLE = BASE | {"data", "models", "curvature"}
 SHARED = {"keys", "learning", "segments"}  # of the programs
 LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}

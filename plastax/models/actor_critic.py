@@ -176,5 +176,7 @@ def _as_model(
         for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), channels + config.hidden)
     }
     own = names((*hidden, "output"))
-    model = Model(init, apply, network.taps, tapped, own, names(hidden), units, activation=config.activation)
+    model = Model(
+        init, apply, network.taps, tapped, own, names(hidden), units, activation=config.activation, roles=layers.roles
+    )
     return with_injections(model, config.injections, config.head_layers)

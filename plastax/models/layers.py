@@ -15,6 +15,7 @@ import numpy as np
 from plastax import linalg, tree
 from plastax.errors import ConfigError
 from plastax.models import taps
+from plastax.roles import Role, Roles, convolution
 from plastax.types import Array, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
 
 
@@ -95,12 +96,25 @@ def check_image(model: str, input_shape: Sequence[int]) -> None:
 
 
 def norm_name(layer: str) -> str:
-    """The name of the normalisation between a layer and its nonlinearity: ``block_0/norm_conv_0``.
-
-    Methods know the parameters that are not regularised by this prefix.
-    """
+    """The name of the normalisation between a layer and its nonlinearity: ``block_0/norm_conv_0``."""
     *path, last = layer.split("/")
     return "/".join([*path, f"norm_{last}"])
+
+
+def roles(params: Params) -> dict[str, Role]:
+    """What every parameter of the networks here is: output layers are called ``output``, four axes are a convolution's.
+
+    Further heads (`plastax.models.injection`) have the layers of the first, and their names behind a prefix.
+    """
+    named = tree.named_leaves(params)
+    kernels = [name for name in named if name.rpartition("/")[2] == "kernel"]
+    layers = [name.removesuffix("/kernel") for name in kernels]
+    return Roles(
+        output=tuple(layer for layer in layers if layer.rpartition("/")[2] == "output"),
+        kernels={name: convolution(2) for name in kernels if named[name].ndim == 4},
+        others=tuple(name for name in named if name == "log_std"),
+        normalized=tuple(layer for layer in layers if f"{norm_name(layer)}/scale" in named),
+    )(params)
 
 
 def activate(name: str, z: Array, activation: str, layer_norm: bool) -> Array:
@@ -184,7 +198,8 @@ def as_model(
         given: Any = module.apply({"params": params, "batch_stats": stats}, x, train=False)
         return given
 
-    model = Model(init, apply, plain.taps, tapped, taps.names(plain, example), hidden, units, activation=activation)
+    names = taps.names(plain, example)
+    model = Model(init, apply, plain.taps, tapped, names, hidden, units, activation=activation, roles=roles)
     if not batch_norm:
         return model
     # As Flax starts them, in NumPy: building a model compiles nothing.

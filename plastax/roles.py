@@ -1,0 +1,407 @@
+"""What every parameter of a network is: kernel (and with which axes), bias, normalisation; of a hidden or output layer.
+
+Methods and probes ask here and never go by a layer's name. The answer comes from the model where it knows
+(`Model.roles`), else from the structure of the tree: what lies beside what, in which shapes. What structure cannot tell
+is declared by `Roles`. Whoever needs what neither says refuses, see `axes`, `kernels` and `outputs`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plastax import tree
+from plastax.errors import ConfigError
+from plastax.types import Array, Params
+
+Kind = Literal["kernel", "bias", "scale", "offset", "embedding", "other", "unknown"]
+
+
+class Kernel(NamedTuple):
+    """Which axes of a kernel are what; every other axis stacks layers of one kind (`nn.scan`, `nn.vmap`).
+
+    Attributes:
+      inputs: what a unit reads at one place.
+      outputs: the units.
+      places: the window of a convolution.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    places: tuple[int, ...] = ()
+
+
+DENSE = Kernel((-2,), (-1,))
+
+
+def convolution(axes: int) -> Kernel:
+    """The kernel ``[*window, inputs, outputs]`` of a convolution over so many axes."""
+    return Kernel((-2,), (-1,), tuple(range(-2 - axes, -2)))
+
+
+class Role(NamedTuple):
+    """What one parameter is.
+
+    Attributes:
+      kind: ``bias`` of a layer with a kernel; ``scale`` and ``offset`` of a normalisation; ``other``: of no layer.
+      layer: the name of its layer; empty where the network is one layer.
+      shape: of the parameter.
+      readings: of a kernel: all that its axes may be.
+      stacks: of another parameter: how many leading axes may stack layers.
+      output: whether the layer is an output layer; None: nobody says.
+      normalized: whether a normalisation follows the layer; None: nobody says.
+    """
+
+    kind: Kind
+    layer: str
+    shape: tuple[int, ...]
+    readings: tuple[Kernel, ...] = ()
+    stacks: tuple[int, ...] = (0,)
+    output: bool | None = None
+    normalized: bool | None = None
+
+
+RolesOf: TypeAlias = Callable[[Params], Mapping[str, Role]]
+"""``params -> {name: role}``, for every array of the tree, by path name."""
+
+_SHIFTS = frozenset({"bias", "b", "beta", "offset", "shift"})
+_SCALES = frozenset({"scale", "gamma", "g", "weight"})
+_EMBEDDINGS = frozenset({"embedding", "embeddings"})
+_ATTENTION = frozenset({"query", "key", "value", "out"})
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What of a network its parameters' structure does not say; called with parameters, it says what each one is.
+
+    Layers and parameters are named by their paths, ``encoder/Dense_0`` and ``encoder/Dense_0/kernel``, or by patterns
+    with ``*``. A name without one has to be there.
+
+    Understood as they are: layers of Flax linen and nnx, Haiku and Equinox, attention, and stacks of layers, wherever
+    shapes admit one reading only. A kernel of three axes or more without a bias admits several.
+    """
+
+    output: tuple[str, ...] | None = None
+    """The output layers; empty: there are none; None: not said."""
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    """Parameters that are kernels, and their axes, from the left or, negative, from the right."""
+    norms: tuple[str, ...] = ()
+    """Layers that are normalisations."""
+    others: tuple[str, ...] = ()
+    """Parameters of no layer, such as a temperature."""
+    stacked: Mapping[str, int] = field(default_factory=dict)
+    """Layers whose arrays hold several layers of one kind, and along how many leading axes."""
+    normalized: tuple[str, ...] | None = None
+    """Layers that a normalisation follows; None: not said."""
+
+    def __call__(self, params: Params) -> dict[str, Role]:
+        """The role of every array.
+
+        Raises:
+          ConfigError: a declared name is not there, or axes do not fit.
+        """
+        masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        layers: dict[str, dict[str, tuple[str, Any]]] = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=masked):
+            layer, part = _layer_and_part(path)
+            layers.setdefault(layer, {})[part] = (tree.path_name(path), leaf)
+        shapes = {
+            layer: {part: () if masked(leaf) else jnp.shape(leaf) for part, (_, leaf) in parts.items()}
+            for layer, parts in layers.items()
+        }
+        if not any(masked(leaf) for parts in layers.values() for _, leaf in parts.values()):
+            self._check(layers)
+        found = {}
+        for layer, parts in layers.items():
+            types = {part: _owner(params, name) for part, (name, _) in parts.items()}
+            roles = self._of_layer(layer, shapes, types)
+            found |= {name: roles[part] for part, (name, leaf) in parts.items() if not masked(leaf)}
+        return found
+
+    def _check(self, layers: Mapping[str, Mapping[str, tuple[str, Any]]]) -> None:
+        names = [name for parts in layers.values() for name, _ in parts.values()]
+        declared = {
+            "output": (self.output or (), layers),
+            "norms": (self.norms, layers),
+            "stacked": (self.stacked, layers),
+            "normalized": (self.normalized or (), layers),
+            "kernels": (self.kernels, names),
+            "others": (self.others, names),
+        }
+        for setting, (patterns, there) in declared.items():
+            for pattern in patterns:
+                if "*" not in pattern and pattern not in there:
+                    raise ConfigError.unknown(f"roles.{setting}", pattern, there)
+
+    def _of_layer(
+        self, layer: str, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], types: Mapping[str, str]
+    ) -> dict[str, Role]:
+        parts = shapes[layer]
+        stacked = _match(self.stacked, layer)
+        output = None if self.output is None else _match(dict.fromkeys(self.output, True), layer) or False
+        normalized = None if self.normalized is None else _match(dict.fromkeys(self.normalized, True), layer) or False
+        named = {part: f"{layer}/{part}" if layer else part for part in parts}
+        given = {part: _match(self.kernels, name) for part, name in named.items()}
+        others = {part for part, name in named.items() if _match(dict.fromkeys(self.others, True), name)}
+        rest = {part: shape for part, shape in parts.items() if part not in others}
+        kinds: dict[str, Kind]
+        if _match(dict.fromkeys(self.norms, True), layer):
+            kinds = {part: "offset" if part in _SHIFTS else "scale" for part in rest}
+        else:
+            kinds = _kinds(layer, rest, types, stacked or 0, frozenset(p for p, kernel in given.items() if kernel))
+        bias = next((shape for part, shape in rest.items() if kinds[part] == "bias"), None)
+        attention = layer.rpartition("/")[2] if _is_attention(layer, shapes) else ""
+        found = {}
+        for part, shape in parts.items():
+            kind = kinds.get(part, "other")
+            readings: tuple[Kernel, ...] = ()
+            if kind == "kernel":
+                kernel = given[part]
+                readings = (
+                    _readings(part, types[part], shape, bias, stacked, attention)
+                    if kernel is None
+                    else (_from_left(named[part], kernel, shape),)
+                )
+            stacks = (stacked,) if stacked is not None else tuple(range(max(1, len(shape))))
+            found[part] = Role(kind, layer, shape, readings, stacks, output, normalized)
+        kernels = [role for role in found.values() if role.kind == "kernel"]
+        if len(kernels) == 1:
+            # A bias is stacked as its kernel is.
+            depth = {len(shape_of(kernels[0], reading)[0]) for reading in kernels[0].readings}
+            found = {p: r._replace(stacks=tuple(sorted(depth))) if r.kind == "bias" else r for p, r in found.items()}
+        return found
+
+
+STRUCTURE = Roles()
+"""What structure alone says."""
+
+
+def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:
+    """The axes of a kernel.
+
+    Args:
+      name: of the parameter.
+      role: its role.
+      asks: who wants to know.
+      places: whether it matters which axes are the window of a convolution.
+
+    Raises:
+      ConfigError: shapes admit several readings, which differ in what matters.
+    """
+
+    def seen(reading: Kernel) -> Any:
+        return reading if places else (sorted(reading.inputs + reading.places), reading.outputs)
+
+    if not role.readings or any(seen(reading) != seen(role.readings[0]) for reading in role.readings):
+        last = len(role.shape) - 1
+        example = f"Kernel(inputs={tuple(range(last))}, outputs=({last},))".replace(",)", ",)")
+        raise ConfigError(
+            f"{asks}: which axes of {name!r} {list(role.shape)} are inputs and which are units cannot be told from its "
+            f"shape; give roles=Roles(kernels={{{name!r}: {example}}}) with the axes that it has"
+        )
+    return role.readings[0]
+
+
+def shape_of(role: Role, kernel: Kernel) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The axes that stack layers, those of a unit's inputs (places too), and those of the units."""
+    rows = tuple(sorted(kernel.inputs + kernel.places))
+    return tuple(i for i in range(len(role.shape)) if i not in rows + kernel.outputs), rows, kernel.outputs
+
+
+def matrices(x: Array, role: Role, kernel: Kernel) -> Array:
+    """A kernel as ``[*stack, inputs, units]``; a convolution's inputs are those of all its places."""
+    stack, rows, units = shape_of(role, kernel)
+    sizes = [math.prod(role.shape[i] for i in group) for group in (rows, units)]
+    return x.transpose(stack + rows + units).reshape(*(role.shape[i] for i in stack), *sizes)
+
+
+def from_matrices(x: Array, role: Role, kernel: Kernel) -> Array:
+    """Back from `matrices`."""
+    order = sum(shape_of(role, kernel), ())
+    return x.reshape([role.shape[i] for i in order]).transpose([order.index(i) for i in range(len(order))])
+
+
+def kernels(found: Mapping[str, Role], asks: str, *, hidden: bool = False) -> dict[str, Role]:
+    """The kernels of a network, or those of hidden layers alone, by name.
+
+    Raises:
+      ConfigError: there are none; or they are to be hidden ones, and nobody says which layers are output layers.
+    """
+    named = {name: role for name, role in found.items() if role.kind == "kernel"}
+    if hidden:
+        heads = outputs(found, asks, none_allowed=True)
+        named = {name: role for name, role in named.items() if name not in heads}
+    if not named:
+        what = "hidden layer's kernel" if hidden else "kernel"
+        raise ConfigError(
+            f"{asks}: none of the parameters is a {what} (they are {_listed(found)}); name the kernels by "
+            "roles=Roles(kernels={'...': Kernel(inputs=(0,), outputs=(1,))})"
+        )
+    return named
+
+
+def outputs(found: Mapping[str, Role], asks: str, *, none_allowed: bool = False) -> dict[str, Role]:
+    """The parameters of output layers, by name.
+
+    Raises:
+      ConfigError: nobody says which layers are output layers, or there are none.
+    """
+    layers = dict.fromkeys(role.layer for role in found.values() if role.kind == "kernel")
+    if any(role.output is None for role in found.values()):
+        raise ConfigError(
+            f"{asks}: nothing says which layers are output layers (there are {_listed(layers)}); give "
+            f"roles=Roles(output=({next(reversed(layers), 'head')!r},)), or a model with roles"
+        )
+    heads = {name: role for name, role in found.items() if role.output}
+    if not heads and not none_allowed:
+        raise ConfigError(f"{asks}: there is no output layer (layers: {_listed(layers)}); name it in Roles(output=...)")
+    return heads
+
+
+def norms(found: Mapping[str, Role], asks: str) -> frozenset[str]:
+    """The scales and offsets of normalisations, by name.
+
+    Raises:
+      ConfigError: for a parameter that may be one and may be none.
+    """
+    for name, role in found.items():
+        if role.kind == "unknown":
+            raise ConfigError(
+                f"{asks}: whether {name!r} belongs to a normalisation cannot be told; give "
+                f"roles=Roles(norms=({role.layer!r},)) or Roles(others=({name!r},))"
+            )
+    return frozenset(name for name, role in found.items() if role.kind in ("scale", "offset"))
+
+
+def stack_of(name: str, role: Role, asks: str) -> int:
+    """How many leading axes of a bias or a normalisation's parameter stack layers; raises `ConfigError` if unclear."""
+    if len(role.stacks) != 1:
+        raise ConfigError(
+            f"{asks}: whether {name!r} {list(role.shape)} is one layer's or a stack of several cannot be told; give "
+            f"roles=Roles(stacked={{{role.layer!r}: 1}}), or 0 for one layer"
+        )
+    return role.stacks[0]
+
+
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+
+
+def _match(declared: Mapping[str, Any], name: str) -> Any:
+    """The value of the first pattern that fits a name; None: none does."""
+    return next((value for pattern, value in declared.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _layer_and_part(path: tuple[Any, ...]) -> tuple[str, str]:
+    """``("encoder/l1", "kernel")``; nnx keeps every array in the attribute ``value`` of its variable."""
+    last = path[-1:]
+    if len(path) > 1 and last == (jax.tree_util.GetAttrKey("value"),):
+        path = path[:-1]
+    layer, _, part = tree.path_name(path).rpartition("/")
+    return layer, part
+
+
+def _owner(params: Params, name: str) -> str:
+    """The name of the type that holds an array as its attribute; empty in trees of dicts and lists."""
+    for key in name.split("/")[:-1]:
+        if isinstance(params, Mapping):
+            return ""
+        params = params[int(key)] if isinstance(params, list | tuple) and key.isdigit() else getattr(params, key, None)
+    return "" if isinstance(params, Mapping | list | tuple) else type(params).__name__
+
+
+def _kinds(
+    layer: str,
+    parts: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, str],
+    stacked: int,
+    declared: frozenset[str],
+) -> dict[str, Kind]:
+    """What the parameters of one layer are, by what lies beside what."""
+
+    def is_matrix(part: str) -> bool:
+        return part in declared or len(parts[part]) - stacked >= 2
+
+    known = {part for part in parts if part in ("kernel", "w", "W", "weight") and is_matrix(part)} | set(declared)
+    twins = len(parts) == 2 and len(set(parts.values())) == 1 and len(_SHIFTS & set(parts)) == 1 and not declared
+    normalizes = ("scale" in parts and not known) or (twins and not {"kernel", "w", "W"} & set(parts))
+    normalizes |= any("Norm" in types[part] for part in parts)
+    found: dict[str, Kind] = {}
+    for part, shape in parts.items():
+        embeds = part in _EMBEDDINGS or "Embedding" in types[part]
+        if part in declared:
+            found[part] = "kernel"
+        elif embeds:
+            found[part] = "embedding"
+        elif part == "scale" or normalizes:
+            found[part] = "offset" if part in _SHIFTS else "scale"
+        elif part in known:
+            # Without a bias, of a type that nobody knows, a table of embeddings looks the same.
+            sure = part != "weight" or len(parts) > 1 or types[part]
+            found[part] = "kernel" if sure else "unknown"
+        elif is_matrix(part) and not known and part not in _SHIFTS:
+            found[part] = "kernel"
+        elif known or any(is_matrix(p) and p not in _SHIFTS for p in parts):
+            scale = not layer and any(word in part.lower() for word in ("scale", "gamma", "norm"))
+            found[part] = "unknown" if scale else "bias" if part in _SHIFTS or len(parts) == 2 else "other"
+        elif part in _SCALES - {"g", "weight"}:
+            found[part] = "scale"
+        else:
+            nested = bool(layer) and len(shape) > 0 and part not in ("w", "kernel")
+            found[part] = "unknown" if nested else "other"
+    return found
+
+
+def _is_attention(layer: str, shapes: Mapping[str, Any]) -> bool:
+    above, _, last = layer.rpartition("/")
+    return last in _ATTENTION and all((f"{above}/{one}" if above else one) in shapes for one in _ATTENTION)
+
+
+def _from_left(name: str, kernel: Kernel, shape: tuple[int, ...]) -> Kernel:
+    """Declared axes, counted from the left."""
+    size = len(shape)
+    counted = Kernel(*(tuple(axis % size for axis in group) for group in kernel))
+    every = [*kernel.inputs, *kernel.outputs, *kernel.places]
+    if any(not -size <= axis < size for axis in every) or len({axis % size for axis in every}) != len(every):
+        raise ConfigError(f"roles.kernels: {kernel} does not fit {name!r} {list(shape)}")
+    return counted
+
+
+def _readings(
+    part: str, owner: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, stacked: int | None, attention: str
+) -> tuple[Kernel, ...]:
+    """All that the axes of a kernel may be, given its bias."""
+    size = len(shape)
+    if attention and size >= 3:
+        first = size - 3
+        head = Kernel((first,), (first + 1, first + 2))
+        return (Kernel((first, first + 1), (first + 2,)) if attention == "out" else head,)
+    depths = range(size - 1) if stacked is None else (stacked,)
+    if bias is None and size == 2:
+        depths = (0,)
+    found = []
+    if part != "weight":  # [*inputs, *units], as Flax and Haiku have it.
+        for depth in depths:
+            for units in range(1, size - depth):
+                between = tuple(range(depth, size - units))
+                if bias is None or bias == shape[:depth] + shape[size - units :]:
+                    found.append(Kernel(between, tuple(range(size - units, size))))
+                    if units == 1 and len(between) > 1:
+                        found.append(Kernel(between[-1:], (size - 1,), between[:-1]))
+    if part not in ("kernel", "w"):  # [units, inputs, *places], as Equinox and PyTorch have it.
+        for depth in depths:
+            rest = tuple(range(depth + 2, size))
+            ends = (shape[: depth + 1], shape[: depth + 1] + (1,) * len(rest))
+            if depth + 1 < size and (bias is None or bias in ends):
+                found.append(Kernel((depth + 1,), (depth,), rest))
+    if part == "weight" and not owner:  # A dict's, in either order.
+        found += _readings("kernel", owner, shape, bias, stacked, attention)
+    return tuple(dict.fromkeys(found))
