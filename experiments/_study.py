@@ -6,7 +6,23 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from plastax import compilation, memory, output, parallel, report, run, segments, settings, sweep, tracking
+import jax
+
+from plastax import (
+    compilation,
+    environment,
+    memory,
+    output,
+    parallel,
+    report,
+    run,
+    runs,
+    segments,
+    settings,
+    starting,
+    sweep,
+    tracking,
+)
 from plastax.errors import ConfigError
 from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
@@ -95,6 +111,24 @@ def build(
     return batches, plan
 
 
+def _used(config: Any, groups: Mapping[str, settings.Registry]) -> list[object]:
+    """What a configuration is made of, for `environment.own_sources`."""
+    entries = [
+        registry[member]
+        for field, registry in groups.items()
+        for name in getattr(config, field)
+        for member in settings.members(name)
+    ]
+    names = {name for registry in groups.values() for name in registry}
+    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in names)
+    return [*type(config).__mro__[1:-1], *entries, *filter(dataclasses.is_dataclass, others)]
+
+
+def _devices(config: Any, arms: int) -> int | None:
+    """How many devices networks are spread over, None where each trains chunks of the same size anyway."""
+    return None if config.seed_chunk else min(config.devices or len(jax.devices()), arms * config.seeds)
+
+
 def carry_out(
     experiment: str,
     config: Any,
@@ -135,7 +169,8 @@ def carry_out(
     arms = [arm for batch in batches for arm in batch.arms]
     own = settings.share_of([arm.label for arm in sweep.arms(config, groups)], config.shard)
     mine = [batch for batch in batches if batch.arms[0] in own]
-    directory, run_id, note = settings.run_directory(config, experiment, chosen)
+    here = environment.environment(_used(config, groups), _devices(config, len(arms)))
+    directory, run_id, note = starting.run_directory(config, experiment, chosen, here)
     if note:
         output.say(console, note)
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
@@ -144,14 +179,17 @@ def carry_out(
         described["arms"] = sweep.described(sweep.arms(config, groups))
     sinks = tracking.sinks(config.wandb, console)
     saving = run.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep)
-    shares = run.study(directory, described, mine, plan, sinks, saving=saving, shard=config.shard)
-    done = [arm for arm in arms if run.recorded(directory, arm, plan)]
-    if len(done) < len(arms):
+    shares = run.study(
+        directory, described, mine, plan, sinks, saving=saving, shard=config.shard, here=here,
+        same=config.resume is None and bool(config.shard), report=lambda: report.write(directory),
+    )  # fmt: skip
+    if (status := runs.status(directory)).state != "finished":
         output.say(
-            console, f"{len(done)} of {len(arms)} arms are complete in {directory}; the last shard writes the report"
+            console,
+            f"{status.done} of {len(arms) * plan.segments} segments are recorded in {directory}; the last shard writes "
+            "the report",
         )
         return
-    report.write(directory)
     report.print_table(directory, console)
     for method, share in shares.items():
         output.say(console, f"{method}: {share}")

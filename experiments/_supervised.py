@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import data, output, parallel, run, settings, train
+from plastax import data, output, parallel, run, settings, starting, train
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
@@ -162,7 +162,7 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
     config = settings.parse(base, presets, CHOSEN, GROUPS)
     if config.data_path:  # Whoever resumes the run may be in another directory.
         config = dataclasses.replace(config, data_path=os.path.abspath(os.path.expanduser(config.data_path)))
-    settings.check_writable(config, experiment)
+    starting.check_writable(config, experiment)
     if config.stream.needs_data and not config.data_path and (blank := data.blank(config.data)):
         build(config, blank)  # What cannot be built is refused before anything is fetched.
     dataset = load(config)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import parallel, run, segments, settings
+from plastax import parallel, run, segments, settings, starting
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import MODELS
@@ -122,7 +122,7 @@ def prepare(
 def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
-    settings.check_writable(config, "rl_gymnax")
+    starting.check_writable(config, "rl_gymnax")
     _study.carry_out("rl_gymnax", config, GROUPS, build)
 
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+_JAX = (
+    "allow_f16_reductions", "default_prng_impl", "disable_jit", "disable_most_optimizations", "enable_pgle",
+    "exec_time_optimization_effort", "explicit_x64_dtypes", "high_dynamic_range_gumbel", "memory_fitting_effort",
+    "memory_fitting_level", "numpy_dtype_promotion", "optimization_level", "random_seed_offset", "softmax_custom_jvp",
+    "threefry_gpu_kernel_lowering", "threefry_partitionable", "use_magma",
+)  # fmt: skip
+"""JAX's settings that numbers depend on, beside those that have an entry of their own."""
+_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+"""Variables that numbers depend on, beside ``XLA_FLAGS``."""
+_HERE = pathlib.Path(__file__).parent
+_FOLDERS = (_HERE, _HERE.parent / "experiments")
+_OURS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
+_STANDARD = f"{sysconfig.get_path('stdlib')}{os.sep}"
 
 _PACKAGES = ("plastax-lab", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy", "xarray")
 
@@ -25,10 +44,12 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """The output of git in the source tree of plastax, None without git or outside a work tree."""
+    # Whose the tree is does not matter: its code is being run.
+    anyones = ("-c", "safe.directory=*")
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=pathlib.Path(__file__).parent,
+            ["git", *anyones, *arguments],
+            cwd=_HERE,
             capture_output=True,
             text=True,
             timeout=10,
@@ -41,26 +62,107 @@ def _git(*arguments: str) -> str | None:
 
 def source() -> str:
     """Eight hexadecimal digits of the code: of all of plastax's files and, in a checkout, of the experiments'."""
-    package = pathlib.Path(__file__).parent
     total = hashlib.sha256()
-    for folder in (package, package.parent / "experiments"):
+    for folder in _FOLDERS:
         for path in sorted(folder.rglob("*.py")):
             total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return total.hexdigest()[:8]
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What of two environments differs and may change a number, in words."""
+def own_sources(used: Iterable[object] = ()) -> dict[str, str]:
+    """Eight hexadecimal digits of everything outside plastax that a run's code consists of, by module.
+
+    That is the program itself and what ``used`` is defined in: their files, those beside and below them that have been
+    imported, and of an installed package the parts of it that have been. What was typed in, as in a notebook, counts
+    by its own text.
+
+    Args:
+      used: classes, functions, or objects of classes, such as the settings of methods, models and streams.
+    """
+    kinds = [x if inspect.isroutine(x) or isinstance(x, type) else type(x) for x in used]
+    files = {name: file for name, module in list(sys.modules.items()) if (file := getattr(module, "__file__", None))}
+    files.pop("__mp_main__", None)  # A second name of the program.
+    parts = {"__main__", *(kind.__module__ for kind in kinds)} & files.keys()
+    beside = tuple(f"{os.path.dirname(files[name])}{os.sep}" for name in parts if not _is_installed(files[name]))
+    packages = {name.partition(".")[0] for name in parts - {"__main__"} if _is_installed(files[name])}
+    packages -= sys.stdlib_module_names
+    found: dict[str, bytes] = {}
+    for name, file in files.items():
+        own = file.startswith(beside) and not _is_installed(file)
+        if (own or name.partition(".")[0] in packages) and not file.startswith(_OURS):
+            with contextlib.suppress(OSError):
+                found[os.path.basename(file) if name == "__main__" else name] = pathlib.Path(file).read_bytes()
+    for kind in kinds:
+        if kind.__module__ not in files:
+            found[f"{kind.__module__}.{kind.__qualname__}"] = _typed(kind).encode()
+    return {name: hashlib.sha256(content).hexdigest()[:8] for name, content in sorted(found.items())}
+
+
+def _is_installed(file: str) -> bool:
+    return (
+        file.startswith(_STANDARD)
+        or f"{os.sep}site-packages{os.sep}" in file
+        or f"{os.sep}dist-packages{os.sep}" in file
+    )
+
+
+def _typed(kind: Any) -> str:
+    """The text of a function or of the functions of a class, as far as it is known."""
+    texts = []
+    for function in (kind, *(vars(kind).values() if isinstance(kind, type) else ())):
+        with contextlib.suppress(OSError, TypeError):
+            texts.append(inspect.getsource(function))
+    return "\n".join(texts)
+
+
+def cpu() -> dict[str, str]:
+    """The kind of this machine's CPU: its name, and the vector instructions that XLA may compile for."""
+    found = {"model": platform.processor() or platform.machine(), "vectors": ""}
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        entries = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+        flags = entries.get("flags", entries.get("Features", "")).split()
+        vectors = re.compile(r"avx|sse|ssse|fma|f16c|amx|asimd|sve|sme\d*$|neon|bf16|i8mm")
+        found = {
+            "model": entries.get("model name", found["model"]),
+            "vectors": " ".join(sorted({flag for flag in flags if vectors.match(flag)})),
+        }
+    return found
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What of two environments differs and may change a number, in words.
+
+    What an earlier version did not note of the old one is not known to differ.
+    """
     found = [] if old.get("source") == new["source"] else ["the code"]
-    versions = old.get("versions", {})
-    found += [f"{name} {versions.get(name)}" for name, now in new["versions"].items() if versions.get(name) != now]
+    found += [f"the code of {name}" for name in _differing(old, new, "own", missing=True)]
+    found += [f"{name} {old.get('versions', {}).get(name)}" for name in _differing(old, new, "versions", missing=True)]
     kinds = ({device["kind"] for device in one.get("devices", ())} for one in (old, new))
     found += ["the device"] if len(set(map(frozenset, kinds))) > 1 else []
-    return found + [name for name in ("x64", "matmul_precision", "xla_flags") if old.get(name) != new[name]]
+    if old.get("backend") == new["backend"] == "cpu" and old.get("cpu", new["cpu"]) != new["cpu"]:
+        found.append("the CPU")
+    counts = old.get("devices_used"), new.get("devices_used")
+    found += ["the number of devices"] if None not in counts and counts[0] != counts[1] else []
+    found += [name for name in ("x64", "matmul_precision", "xla_flags") if old.get(name) != new[name]]
+    return found + [f"jax_{name}" for name in _differing(old, new, "jax")] + _differing(old, new, "variables")
 
 
-def environment() -> dict[str, Any]:
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str, *, missing: bool = False) -> list[str]:
+    """The entries of a part of two environments that differ; those that one of them lacks only where ``missing``."""
+    if part not in old:
+        return []
+    a, b = old[part], new[part]
+    names = [*b, *(name for name in a if name not in b)] if missing else [name for name in b if name in a]
+    return [name for name in names if a.get(name) != b.get(name)]
+
+
+def environment(used: Iterable[object] = (), devices: int | None = None) -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, devices, precision, code revision.
+
+    Args:
+      used: see `own_sources`.
+      devices: how many networks are spread over, where numbers depend on it.
 
     Returns:
       JSON types only. Starts the JAX backend if it has not been started yet.
@@ -69,7 +171,7 @@ def environment() -> dict[str, Any]:
     import jax
 
     status = _git("status", "--porcelain")
-    devices = jax.devices()
+    values = jax.config.values
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -79,12 +181,17 @@ def environment() -> dict[str, Any]:
         "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "backend": jax.default_backend(),
-        "devices": [{"kind": device.device_kind, "id": device.id} for device in devices],
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
-        "x64": bool(jax.config.values["jax_enable_x64"]),
+        "devices": [{"kind": device.device_kind, "id": device.id} for device in jax.devices()],
+        "devices_used": devices,
+        "cpu": cpu(),
+        "matmul_precision": values["jax_default_matmul_precision"] or "default",
+        "x64": bool(values["jax_enable_x64"]),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "variables": {name: os.environ.get(name, "") for name in _VARIABLES},
+        "jax": {name: str(values[f"jax_{name}"]) for name in _JAX if f"jax_{name}" in values},
         "command": shlex.join(sys.orig_argv),
         "source": source(),
+        "own": own_sources(used),
         "git_revision": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
     }

@@ -176,7 +176,7 @@ def _machine() -> dict[str, str]:
     """What tells this machine, and this container of it, from others and from itself before a reboot."""
     found = {"host": socket.gethostname()}
     with contextlib.suppress(OSError):
-        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         found["pids"] = os.readlink("/proc/self/ns/pid")
     return found
 

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from plastax import files
-from plastax.environment import environment
-from plastax.errors import RecordError
+from plastax.environment import changes, environment
+from plastax.errors import RecordError, RunError
 from plastax.files import PathLike, read_bytes, read_json, write_json
 
 if TYPE_CHECKING:
@@ -72,39 +72,65 @@ class Segment(NamedTuple):
     host: dict[str, float]
 
 
-def start_run(directory: PathLike, config: Mapping[str, Any]) -> pathlib.Path:
+def start_run(
+    directory: PathLike,
+    config: Mapping[str, Any],
+    here: Mapping[str, Any] | None = None,
+    *,
+    blank: bool = False,
+    same: bool = False,
+) -> pathlib.Path:
     """Makes the run directory and writes ``config.json`` and ``environment.json``; a no-op on the config on resume.
 
     Args:
       directory: ``runs/<experiment>/<run id>``.
       config: ``experiment``, ``run_id``, ``hash``, ``settings``, ``dims``, ``coords``.
+      here: by default `environment`.
+      blank: nothing is recorded yet: both are written, whatever is left of them.
+      same: refuse to go on in another environment.
 
     Returns:
       The directory.
 
     Raises:
-      RecordError: the directory holds a run of a different configuration (another ``hash``) or `FORMAT`.
+      RecordError: the directory holds a run of a different configuration (another ``hash``) or `FORMAT`; or one of the
+        files is damaged and there are records.
+      RunError: code, versions or device are not the `same`.
     """
     directory = pathlib.Path(directory)
-    path = directory / "config.json"
-    if path.exists():
-        old = read_json(path)
-        if old.get("format", 0) != FORMAT:
-            message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
-            raise RecordError(message)
-        if old.get("hash") != config.get("hash"):
-            message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
-            raise RecordError(message)
-    else:
-        write_json(path, {**config, "format": FORMAT})
-    path = directory / "environment.json"
-    if path.exists():
-        # A resumed run may continue on another machine: keep where every part of it ran.
-        first = read_json(path)
-        write_json(path, {**first, "resumed": [*first.get("resumed", []), environment()]})
-    else:
-        write_json(path, environment())
+    here = environment() if here is None else here
+    old, first = (_left(directory / name, blank) for name in ("config.json", "environment.json"))
+    if old and old.get("format", 0) != FORMAT:
+        message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
+        raise RecordError(message)
+    if old and old.get("hash") != config.get("hash"):
+        message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
+        raise RecordError(message)
+    if first and same and not blank and (other := changes(first, here)):
+        raise RunError(
+            f"{', '.join(other)} changed since {directory} was begun, whose shards are to be alike; go on all the same "
+            f"with --resume {directory} and this --shard, or start all shards anew in another --runs-dir"
+        )
+    if blank or not old:
+        write_json(directory / "config.json", {**config, "format": FORMAT})
+    # A resumed run may continue on another machine: keep where every part of it ran.
+    told = here if blank or not first else {**first, "resumed": [*first.get("resumed", []), here]}
+    if old and not blank and not first:
+        told = {**here, "began": "not known: this file was missing when the run went on"}
+    write_json(directory / "environment.json", told)
     return directory
+
+
+def _left(path: pathlib.Path, blank: bool) -> dict[str, Any] | None:
+    """What an earlier start of a run has left in a file, None for nothing; of a ``blank`` run nothing is needed."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except RecordError:
+        if blank:
+            return None
+        raise
 
 
 def _as_float(name: str, value: Any) -> np.ndarray:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from plastax import checkpoint, compilation, files, memory, record, runs
+from plastax import checkpoint, compilation, files, locks, memory, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.parallel import Batch
@@ -85,6 +84,7 @@ def train(
     *,
     saving: Saving | None = None,
     stopping: Stopping | None = None,
+    lock: locks.Lock | None = None,
 ) -> Shares | None:
     """Runs one program to its end, from its newest checkpoint if there is one.
 
@@ -100,6 +100,7 @@ def train(
       saving: when to make checkpoints, by default as `Saving` has it; one more follows a segment in which a seed's
         loss was not finite.
       stopping: where to ask, at every border of segments, whether to stop.
+      lock: of the run; nothing is written once it is lost.
 
     Returns:
       Where the time of this call went; None if there was nothing left to do.
@@ -128,7 +129,7 @@ def train(
     for folder in folders.values():
         files.remove_unfinished(folder)
     if stopping.asked:
-        raise _stopped(stopping.asked, directory, f"before {batch.name}")
+        raise Stopped(f"stopped by {stopping.asked} before {batch.name}")
     with contextlib.ExitStack() as ending:
         if checkpoints := Checkpoints(place, config, saving.keep, first) if saving.enabled else None:
             ending.callback(checkpoints.close)
@@ -159,6 +160,8 @@ def train(
             index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float, probes: float
         ) -> None:
             """Everything that the host does about a finished segment, while the device is in the next one."""
+            if lock and lock.lost:
+                raise RunError(runs.moved(directory))
             clock = index * plan.updates_per_segment
             task = clock // plan.updates_per_task
             host: dict[str, float] = {
@@ -216,7 +219,7 @@ def train(
         if checkpoints:
             checkpoints.wait()
         if asked_by:
-            raise _stopped(asked_by, directory, f"behind segment {index + 1} of {plan.segments} of {batch.name}")
+            raise Stopped(f"stopped by {asked_by} behind segment {index + 1} of {plan.segments} of {batch.name}")
     there = record.surveyed(folders, owners, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
@@ -226,11 +229,11 @@ def train(
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
 
 
-def recorded(directory: Path, arm: str, plan: Plan) -> bool:
-    """Whether all segments of an arm are on disk, and whole."""
-    config = record.read_config(directory)
-    there = record.survey(record.place(directory, config, arm), record.owner(config, arm), plan.segments)
-    return there.whole == plan.segments
+def _recorded(directory: Path, config: Mapping[str, Any], arms: Sequence[str], plan: Plan) -> bool:
+    """Whether all segments of some arms are on disk, and whole."""
+    folders = {arm: record.place(directory, config, arm) for arm in arms}
+    owners = {arm: record.owner(config, arm) for arm in arms}
+    return not arms or record.surveyed(folders, owners, plan.segments).whole == plan.segments
 
 
 def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:
@@ -241,13 +244,6 @@ def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:
 def num_frozen(values: Record) -> int:
     """Seeds whose loss was not finite at some time up to the end of the segment; see `segments`."""
     return int(np.sum(np.asarray(values.train["alive"])[:, -1] == 0)) if "alive" in values.train else 0
-
-
-def _stopped(asked_by: str, directory: Path, where: str) -> Stopped:
-    return Stopped(f"stopped by {asked_by} {where}; go on with --resume {directory}, or just start the same again")
-
-
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
@@ -279,8 +275,11 @@ def study(
     *,
     saving: Saving | None = None,
     shard: str = "",
+    here: Mapping[str, Any] | None = None,
+    same: bool = False,
+    report: Callable[[], Any] | None = None,
 ) -> dict[str, Shares]:
-    """Runs programs one after another into one run directory.
+    """Runs programs one after another into one run directory; see `runs` for the states that this takes it through.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
@@ -291,6 +290,9 @@ def study(
       sinks: see `train`.
       saving: see `train`.
       shard: see `runs.hold`.
+      here: see `record.start_run`.
+      same: see `record.start_run`.
+      report: writes the report, once everything is recorded, of the other shards too; None: there is none.
 
     Returns:
       Method -> where its time went, of those that there was something left to do of.
@@ -301,23 +303,35 @@ def study(
     """
     plan.check()
     config = {**axes(batches), **config}
+    with contextlib.suppress(FileNotFoundError, record.RecordError):
+        # Of a run that earlier versions began, long labels are folders as well.
+        config["folders"] = record.read_config(directory).get("folders", {})
+    own = [arm for batch in batches for arm in batch.arms]
+    others = [arm for arm in record.labels(config) if arm not in own]
+    again = f"go on with --resume {directory}{f' --shard {shard}' * bool(shard)}"
+    shares: dict[str, Shares | None] = {}
     try:
-        segments = {arm: plan.segments for batch in batches for arm in batch.arms}
-        with runs.hold(directory, segments, shard), Stopping() as stopping:
-            record.start_run(directory, config)
-            # Of a run that earlier versions began, long labels are folders as well.
-            config |= {"folders": record.read_config(directory).get("folders", {})}
-            shares = {
-                batch.name: train(directory, config, batch, plan, sinks, saving=saving, stopping=stopping)
-                for batch in batches
-            }
-            return {name: share for name, share in shares.items() if share}
+        with Stopping() as stopping:
+            ended = ("recorded", "finished") if shard else ("recorded",)
+            if not report or runs.status(directory).state not in ended or not _recorded(directory, config, own, plan):
+                segments = {record.folder(config, arm): plan.segments for arm in own}
+                begin = functools.partial(record.start_run, directory, config, here, same=same)
+                end = "recorded" if report else "finished"
+                with runs.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end) as lock:
+                    for batch in batches:
+                        shares[batch.name] = train(
+                            directory, config, batch, plan, sinks, saving=saving, stopping=stopping, lock=lock
+                        )
+            if report and _recorded(directory, config, others, plan):
+                with stopping.at_once("before the report was written"):
+                    runs.conclude(directory, report)
+    except Stopped as stop:
+        raise Stopped(f"{stop}; {again}, or just start the same again") from stop
     except record.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
         raise RunError(
-            f"{directory} cannot be written any more ({error.strerror}); what it holds is whole: "
-            f"make room and go on with --resume {directory}"
+            f"{error.filename or directory}: {error.strerror or error}; what {directory} holds is whole: mend that and "
+            f"{again}"
         ) from error
+    return {name: share for name, share in shares.items() if share}

@@ -1,27 +1,52 @@
-"""Runs as they lie in a directory: at most one process works on each, and what has become of it can be told.
+"""Runs as they lie in a directory: what state each is in, and which process may change it.
 
-``<run>/lock`` is held by the process that works on the run (see `locks`). ``<run>/status.json`` says how the last
-process began and, if it could still say so, how it ended. Progress is the number of records.
+A run is in one of these states. `status` reads it from the files alone, whatever wrote them and however that ended:
+
+- begun: its directory is there; nobody has said or recorded anything yet.
+- running: a process works on it.
+- stopped: it was asked to end, and did so behind a checkpoint.
+- failed: it ended with an error.
+- killed: it ended without a word.
+- recorded: everything is trained and recorded; the report is not written, or not whole.
+- finished: the report is written too.
+
+::
+
+    begun --> running --> stopped, failed, killed --> running --> ... --> recorded --> running --> recorded, finished
+
+The same command enters every state but running and finished again, and what it finds there decides what it does. Where
+nothing is recorded it begins: it writes ``config.json`` and ``environment.json``, whatever is left of them. Where
+something is recorded both must be whole, and it goes on from the newest checkpoint. Where everything is recorded it
+writes the report and trains nothing.
+
+``lock`` (see `locks`) is held by the process that works on the run, ``status.json`` beside it says how that process
+began and, if it could still say so, how it ended. Both are in the run directory, and of a shard in
+``shards/<i>-of-<n>``. A run as a whole and its shards exclude each other, and so do shards of different numbers:
+``.begin.lock`` is held while a process begins, so that of several that begin at once each sees what the others hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plastax import locks
-from plastax.errors import RunError, Stopped
-from plastax.record import RecordError, read_json, write_json
+from plastax.errors import ConfigError, RecordError, RunError, Stopped
+from plastax.files import read_json, write_json
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
     "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_verify", "data_card",
 )  # fmt: skip
 """Settings that do not change a run's numbers and are not part of its identity."""
+
+REPORT = "report.html"
+"""What a run has when it is finished."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -47,8 +72,7 @@ class Status(NamedTuple):
     """What has become of a run.
 
     Attributes:
-      state: running | finished | stopped (by a signal, behind a checkpoint) | failed (with an error) | killed (without
-        a word).
+      state: one of those above.
       done: segments recorded, of all methods.
       total: segments in all; 0 if not known.
       left: seconds that a running one still needs at its speed so far; None if not known.
@@ -64,91 +88,233 @@ class Status(NamedTuple):
 
 def status(run: Path) -> Status:
     """What has become of a run, whatever wrote it; a damaged ``status.json`` counts as none."""
-    places = sorted((run / "shards").glob("*-of-*"))
-    if not places:
+    shards = _shards(run)
+    if not shards:
         return _status(run, run)
-    parts = [_status(run, place) for place in places]
-    states = [part.state for part in parts]
-    missing = int(places[0].name.rpartition("-")[2]) - len(places)
-    state = next((s for s in ("running", "failed", "killed", "stopped") if s in states), "finished")
-    left = max((part.left for part in parts if part.left is not None), default=None)
-    detail = "; ".join(f"shard {place.name}: {part.detail}" for place, part in zip(places, parts) if part.detail)
-    detail += f"{'; ' * bool(detail)}{missing} shards have not begun" if missing else ""
-    state = "stopped" if missing and state == "finished" else state
-    return Status(state, sum(part.done for part in parts), sum(part.total for part in parts), left, detail)
+    parts = {place: _status(run, place) for place in shards}
+    states = [part.state for part in parts.values()]
+    missing = max(count for _, count in shards.values()) - len({index for index, _ in shards.values()})
+    state = next((s for s in ("running", "failed", "killed", "stopped", "begun") if s in states), "finished")
+    left = max((part.left for part in parts.values() if part.left is not None), default=None)
+    detail = [f"shard {place.name}: {part.detail}" for place, part in parts.items() if part.detail]
+    if missing > 0:
+        detail.append(f"{missing} shards have not begun")
+        state = "stopped" if state == "finished" else state
+    elif state == "finished" and "recorded" in states:
+        # Each shard has recorded its share; the report is that of the run.
+        report = _status(run, run)
+        state = report.state if report.state in ("running", "finished") else "recorded"
+        detail += [report.detail] * bool(report.detail)
+    done, total = (sum(part[i] for part in parts.values()) for i in (1, 2))
+    return Status(state, done, total, left, "; ".join(detail))
 
 
 def _status(run: Path, place: Path) -> Status:
     """What has become of a run, or of the shard of it whose lock and word are in ``place``."""
-    try:
-        stored = read_json(place / "status.json")
-    except (OSError, RecordError):
-        stored = {}
-    done = _done(run, stored.get("segments", "*"))
-    total = sum(stored.get("segments", {}).values())
+    stored = _word(place)
+    done, total = _done(run, stored.get("segments", "*")), sum(stored.get("segments", {}).values())
     if owner := locks.holder(place / "lock"):
-        seconds = time.time() - datetime.datetime.fromisoformat(stored["started"]).timestamp() if stored else 0.0
-        new = done - stored.get("done", 0)
+        seconds, new = time.time() - _time(stored.get("started", "")), done - stored.get("done", 0)
         left = seconds / new * (total - done) if new > 0 and total else None
         return Status("running", done, total, left, owner)
-    # Runs of earlier versions have no status.json; whoever has a summary came to the end.
-    state = stored.get("state") or ("finished" if (run / "summary.csv").exists() else "killed")
-    return Status("killed" if state == "running" else state, done, total, None, stored.get("error", ""))
+    state = stored.get("state")
+    if not state:
+        # Runs of earlier versions have no status.json; whoever has a summary came to the end.
+        state = "finished" if (run / "summary.csv").exists() else "killed" if done else "begun"
+    elif state == "running":
+        state = "killed"
+    elif state == "finished" and stored.get("report") and not _filled(run / REPORT):
+        state = "recorded"
+    return Status(state, done, total, None, stored.get("error", ""))
+
+
+def _word(place: Path) -> dict[str, Any]:
+    """What the last process that worked on a run or shard left in ``status.json``; {} if that cannot be used."""
+    shape = {"state": str, "started": str, "segments": {...: int}, "done": int, "error": str, "report": bool}
+    try:
+        return read_json(place / "status.json", shape)
+    except (OSError, RecordError):
+        return {}
+
+
+def _filled(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _done(run: Path, arms: Iterable[str]) -> int:
-    """Segments recorded of some arms."""
-    return sum(len(list((run / "records").glob(f"{arm}/[0-9]*.npz"))) for arm in arms)
+    """Segments recorded of some arms, or of all for "*"."""
+    folders = (run / "records").glob("*") if arms == "*" else (run / "records" / arm for arm in arms)
+    return sum(len(list(folder.glob("[0-9]*.npz"))) for folder in folders)
+
+
+def _time(text: str) -> float:
+    """Seconds of an ISO 8601 time; 0 for anything else."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+
+
+def blank(run: Path) -> bool:
+    """Whether there is nothing in a run that could be lost: neither a record nor a checkpoint."""
+    return not any(True for pattern in ("records/*/*.npz", "checkpoints/*/[0-9]*") for _ in run.glob(pattern))
+
+
+def unfinished(directory: Path, identity: str) -> list[Path]:
+    """The runs of a configuration that are not finished, of those of an experiment: the one last worked on first."""
+
+    def last(run: Path) -> float:
+        try:
+            began = read_json(run / "environment.json", {"time": str}).get("time", "")
+        except (OSError, RecordError):
+            began = ""
+        return _time(_word(run).get("started", "")) or _time(began) or run.stat().st_mtime
+
+    found = [run for run in directory.glob(f"*-{identity}*") if run.is_dir() and status(run).state != "finished"]
+    return sorted(found, key=lambda run: (last(run), run.name), reverse=True)
+
+
+def numbers(shard: str) -> tuple[int, int]:
+    """The numbers i and n of a shard ``i/n``, however they are written.
+
+    Raises:
+      ConfigError: that is no shard.
+    """
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"shard: {shard!r} is not allowed; give i/n, from 0/n to (n-1)/n")
+    return int(index), int(count)
+
+
+def begun(run: Path, shard: str) -> bool:
+    """Whether a process has ever worked on a shard of a run."""
+    return numbers(shard) in _shards(run).values()
+
+
+def _place(run: Path, shard: str) -> Path:
+    """Where lock and word are of a run, or of a shard ``i/n`` of it."""
+    return run / "shards" / "{}-of-{}".format(*numbers(shard)) if shard else run
+
+
+def _shards(run: Path) -> dict[Path, tuple[int, int]]:
+    """The places of the shards that a run was begun in, and their numbers."""
+    found = {path: re.fullmatch(r"(\d+)-of-(\d+)", path.name) for path in sorted((run / "shards").glob("*-of-*"))}
+    return {
+        path: (int(name[1]), int(name[2]))
+        for path, name in found.items()
+        if name and ((path / "lock").exists() or (path / "status.json").exists())
+    }
 
 
 @contextlib.contextmanager
-def hold(run: Path, segments: Mapping[str, int], shard: str = "") -> Iterator[None]:
+def hold(
+    run: Path,
+    segments: Mapping[str, int],
+    shard: str = "",
+    *,
+    begin: Callable[[bool], Any] = lambda blank: None,
+    end: str = "finished",
+) -> Iterator[locks.Lock]:
     """Makes this the one process that works on a run, or on a shard of it, and leaves word of how it ended.
 
     Args:
-      run: the run directory.
-      segments: arm -> its number of segments.
-      shard: ``i/n``: the i-th of n shares of the arms, whose lock and word are in ``shards/<i>-of-<n>``; "": all.
+      run: the run directory, made if need be.
+      segments: folder of an arm's records -> its number of segments.
+      shard: ``i/n``: the i-th of n shares of the arms; "": all.
+      begin: called once no other process can begin, before anything else is changed, with whether nothing is recorded
+        yet and no shard works on it; what it raises leaves all as it was.
+      end: the state after a context that ends well.
 
     Raises:
-      RunError: another process works on it, or it was begun in another number of shards.
+      RunError: another process works on it, or it was begun as a whole, or in another number of shards.
     """
-    place = run / "shards" / shard.replace("/", "-of-") if shard else run
-    place.mkdir(parents=True, exist_ok=True)
-    for other in (run / "shards").glob("*-of-*"):
-        if (there := other.name.rpartition("-")[2]) != shard.partition("/")[2]:
-            raise RunError(f"{run} was begun in {there} shards; go on with --shard i/{there}, or in another --runs-dir")
+    place = _place(run, shard)
+    run.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as ending:
+        with locks.hold(run / ".begin.lock", wait=True):
+            running = _refuse_others(run, shard)
+            begin(not running and blank(run))
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = ending.enter_context(locks.hold(place / "lock"))
+            except locks.Held as held:
+                raise _busy(run, f"{held}") from held
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            word = {"state": "running", "started": now, "segments": dict(segments), "done": _done(run, segments)}
+            write_json(place / "status.json", word)
         try:
-            ending.enter_context(locks.hold(place / "lock"))
-        except locks.Held as held:
-            raise RunError(
-                f"{run} is being worked on by {held}; stop that one first, or, if it is gone, try again in "
-                f"{locks.STALE:.0f} s"
-            ) from held
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        word: dict[str, Any] = {"state": "running", "started": now, "segments": dict(segments)}
-        word["done"] = _done(run, segments)
-        write_json(place / "status.json", word)
-        try:
-            yield
-            word["state"] = "finished"
+            yield lock
+            word["state"] = end
         except Stopped:
             word["state"] = "stopped"
             raise
         except Exception as error:
-            word |= {"state": "failed", "error": f"{error}".strip().partition("\n")[0] or repr(error)}
+            word |= {"state": "failed", "error": _line(error)}
             raise
         except BaseException:
             word["state"] = "killed"
             raise
         finally:
-            # The disk that a run failed on may be too full for this as well.
-            with contextlib.suppress(OSError):
-                write_json(place / "status.json", word)
+            # The disk that a run failed on may be too full for this as well. A run that was moved is not made again.
+            if not lock.lost:
+                with contextlib.suppress(OSError):
+                    write_json(place / "status.json", word)
 
 
-def newest(directory: Path, identity: str) -> Path | None:
-    """The newest run of a configuration among those of an experiment; None without one."""
-    found = [path for path in directory.glob(f"*-{identity}*") if (path / "config.json").exists()]
-    return max(found, key=lambda path: path.name, default=None)
+def conclude(run: Path, write: Callable[[], Any]) -> None:
+    """Writes the report of a run, which is finished then; if another process is about to, waits for that one instead.
+
+    Args:
+      run: the run directory; everything is recorded.
+      write: writes the report.
+
+    Raises:
+      RunError: the run was moved meanwhile.
+    """
+    with locks.hold(run / "lock", wait=True) as lock:
+        word = {name: value for name, value in _word(run).items() if name != "error"} | {"report": True}
+        if word.get("state") == "finished" and _filled(run / REPORT):
+            return
+        try:
+            write()
+            if lock.lost:
+                raise RunError(moved(run))
+            write_json(run / "status.json", word | {"state": "finished"})
+        except Exception as error:
+            if not lock.lost and not isinstance(error, Stopped):
+                with contextlib.suppress(OSError):
+                    write_json(run / "status.json", word | {"state": "recorded", "error": _line(error)})
+            raise
+
+
+def moved(run: Path) -> str:
+    """What is to be said when a run is not where it was."""
+    return f"{run} was moved or removed meanwhile; what it holds is whole: go on with --resume <where it is now>"
+
+
+def _line(error: Exception) -> str:
+    return f"{error}".strip().partition("\n")[0] or repr(error)
+
+
+def _busy(run: Path, owner: str) -> RunError:
+    return RunError(
+        f"{run} is being worked on by {owner}; stop that one first, or, if it is gone, try again in {locks.STALE:.0f} s"
+    )
+
+
+def _refuse_others(run: Path, shard: str) -> bool:
+    """Raises `RunError` where others exclude this one; otherwise whether another shard is being worked on."""
+    place, shards = _place(run, shard), _shards(run)
+    for other in (run, place):
+        if owner := locks.holder(other / "lock"):
+            raise _busy(run, owner)
+    count = numbers(shard)[1] if shard else 0
+    if others := {there for _, there in shards.values()} - {count}:
+        there = max(others)
+        raise RunError(f"{run} was begun in {there} shards; go on with --shard i/{there}, or in another --runs-dir")
+    if shard and not shards and ((run / "status.json").exists() or not blank(run)):
+        raise RunError(f"{run} was begun as a whole; go on without --shard, or in another --runs-dir")
+    return any(locks.holder(other / "lock") for other in shards)

@@ -8,12 +8,10 @@ checks what can be checked before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +19,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from plastax import output, runs
-from plastax.environment import changes, environment
-from plastax.errors import ConfigError, RunError, Stopped
-from plastax.record import FORMAT, read_json
+from plastax.errors import ConfigError, RecordError, RunError, Stopped
+from plastax.record import read_config
 from plastax.runs import IO
 
 Registry = Mapping[str, Any]
@@ -57,7 +54,7 @@ class Study:
     """A setting and values for it, method.er-lr=1e-2,1e-3; again and again for a grid. Every combination is an arm."""
     shard: str = ""
     """i/n, from 0/n to (n-1)/n: train the i-th of n shares of the arms, beside the processes that train the others, in
-    one run directory, whose name is then the settings' alone."""
+    one run directory, whose name is then the settings' alone. Code, versions and device must be the same for all."""
     devices: int = 0
     """Devices of this machine that networks (arms x seeds) are spread over; 0: all."""
     checkpoint_minutes: float = 5.0
@@ -71,7 +68,8 @@ class Study:
     resume: Path | None = None
     """A run directory to go on with; its settings are used, and others are refused."""
     fresh: bool = False
-    """Start anew. By default a run of the very same settings and code that was interrupted is gone on with."""
+    """Start anew. By default a run of the very same settings and code that was interrupted is gone on with. A shard of
+    several that has begun cannot start anew alone: move the directory that they share away first."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
     dry_run: bool = False
@@ -112,7 +110,7 @@ def parse(
     stored: Mapping[str, Any] = {}
     if path := _value_of(args, "--resume"):
         try:
-            stored = read_json(Path(path) / "config.json")["settings"]
+            stored = read_config(Path(path))["settings"]
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(f"resume: {path} is not a run directory ({error})") from error
     preset = _value_of(args, "--preset") or stored.get("preset", "default")
@@ -267,7 +265,7 @@ def _check(config: Any) -> None:
             f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
         )
     if config.shard:
-        share_of((), config.shard)
+        runs.numbers(config.shard)
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
     if config.seed_chunk and config.seeds % config.seed_chunk:
@@ -280,12 +278,10 @@ def share_of(items: Sequence[Any], shard: str) -> Sequence[Any]:
     Raises:
       ConfigError: that is no share.
     """
-    index, _, count = shard.partition("/")
     if not shard:
         return items
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"shard: {shard!r} is not allowed; give i/n, from 0/n to (n-1)/n")
-    return items[int(index) * len(items) // int(count) : (int(index) + 1) * len(items) // int(count)]
+    index, count = runs.numbers(shard)
+    return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
 def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
@@ -303,94 +299,11 @@ def identity(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def check_writable(config: Any, experiment: str) -> None:
-    """Raises `ConfigError` unless the directory of a run could be made and written; makes none itself."""
-    setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    _check_room(there, setting, directory)
-
-
-def run_directory(config: Any, experiment: str, settings: Mapping[str, Any]) -> tuple[Path, str, str]:
-    """The directory of this run, made: a new one, or that of an interrupted run to go on with.
-
-    Without ``resume`` and ``fresh``, the newest run of these settings is gone on with if it was interrupted, no process
-    works on it, and code, versions and device are those that it began with, so that it ends as it would have ended.
-
-    Returns:
-      The directory; the run's id; what is to be said about the choice, "" for nothing.
-
-    Raises:
-      ConfigError: the directory cannot be written, or the resumed run has other settings, which are named.
-    """
-    if config.resume is not None:
-        stored = read_json(config.resume / "config.json")
-        if stored["experiment"] != experiment:
-            raise ConfigError(f"resume: {config.resume} is a run of {stored['experiment']}, not of {experiment}")
-        if stored.get("format", 0) != FORMAT:
-            raise ConfigError(
-                f"resume: {config.resume} is of format {stored.get('format', 0)} and this plastax goes on with format "
-                f"{FORMAT} only; go on with the version that began it (environment.json names it), or start anew"
-            )
-        if differing := runs.differences(stored["settings"], settings):
-            listed = runs.listed(differing)
-            raise ConfigError(f"resume: {config.resume} is another configuration ({listed}); drop these settings")
-        _writable(config.resume, "resume")
-        other = changes(read_json(config.resume / "environment.json"), environment())
-        note = f"not what this run began with: {', '.join(other)}; numbers may differ in the last bits" if other else ""
-        return config.resume, stored["run_id"], note
-    folder, note = config.runs_dir / experiment, ""
-    if config.shard:
-        # One for all shards, and for whoever starts one again.
-        directory = folder / identity(settings)
-        _writable(directory, "runs_dir")
-        return directory, directory.name, note
-    previous = None if config.fresh else runs.newest(folder, identity(settings))
-    if previous is not None and (state := runs.status(previous).state) not in ("finished", "running"):
-        stored = read_json(previous / "config.json")
-        other = changes(read_json(previous / "environment.json"), environment())
-        other += [] if stored.get("format", 0) == FORMAT else ["the format"]
-        if not other:
-            _writable(previous, "runs_dir")
-            return previous, stored["run_id"], f"going on with {previous}, which was {state} (--fresh starts anew)"
-        note = f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed"
-    elif previous is not None and state == "running":
-        note = f"starting anew: {previous} of the same settings is running"
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_id = f"{stamp}-{identity(settings)}"
-    directory = folder / run_id
-    # Two starts within a second are two runs.
-    for k in range(2, 100):
-        if not directory.exists():
-            break
-        directory = directory.with_name(f"{run_id}-{k}")
-    _writable(directory, "runs_dir")
-    return directory, directory.name, note
-
-
-def _writable(directory: Path, setting: str) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(setting, directory, error) from error
-    _check_room(directory, setting, directory)
-
-
-def _check_room(place: Path, setting: str, directory: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now
-    except OSError as error:
-        raise _unwritable(setting, directory, error) from error
-
-
-def _unwritable(setting: str, directory: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{setting}: {directory} cannot be written ({error.strerror}); name another directory")
-
-
 def main(run: Callable[[], None]) -> None:
     """Runs an experiment's body; what ends it early is one line and a status.
 
-    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 1: other `RunError`s.
+    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 1: everything else that a
+    machine or a damaged file can do.
     """
     output.make_lossy()
     try:
@@ -399,5 +312,5 @@ def main(run: Callable[[], None]) -> None:
         output.fail(f"error: {error}")
     except Stopped as stop:
         output.fail(str(stop), stop.status)
-    except RunError as error:
-        output.fail(f"error: {error}", error.status)
+    except (RunError, RecordError, OSError) as error:
+        output.fail(f"error: {error}", RunError.status)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
+
+from plastax.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,6 +24,29 @@ class Stopping:
     """
 
     asked = ""
+    _doing = ""
+
+    @contextlib.contextmanager
+    def at_once(self, doing: str) -> Iterator[None]:
+        """Within it, the first signal does not wait for a border: it raises `Stopped`, as one does that came before.
+
+        Args:
+          doing: what is stopped then, in words.
+        """
+        self._doing = doing
+        try:
+            self._raise(self.asked)
+            yield
+            self._raise(self.asked)  # Somebody may have caught the first one.
+        finally:
+            self._doing = ""
+
+    def _raise(self, name: str) -> None:
+        if name and self._doing:
+            raise Stopped(f"stopped by {name} {self._doing}")
+
+    def _handle(self, number: int, _: object) -> None:
+        self._raise(signal.Signals(number).name)
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is not threading.main_thread():
@@ -27,7 +54,7 @@ class Stopping:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._old = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watcher.start()
         return self
@@ -53,4 +80,5 @@ class Stopping:
                 print("\x1b[?25h" * sys.stderr.isatty() + "stopped at once", file=sys.stderr, flush=True)
                 os._exit(128 + byte[0])
             self.asked = signal.Signals(byte[0]).name
-            print(f"{self.asked}: stopping behind this segment (again: at once)", file=sys.stderr, flush=True)
+            if not self._doing:
+                print(f"{self.asked}: stopping behind this segment (again: at once)", file=sys.stderr, flush=True)

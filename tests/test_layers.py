@@ -34,11 +34,12 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "memory": BASE | {"parallel"},
     "runs": {"files", "record", "locks", "errors"},
     "checkpoint": BASE | {"files", "record", "runs"},
+    "starting": {"environment", "files", "record", "runs", "settings", "errors"},
     "settings": {"output", "environment", "files", "record", "runs", "errors"},
     "listing": {"output", "record", "runs", "tracking", "errors"},
     "sweep": {"settings", "errors"},
     "launch": {"errors"},
-    "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "memory", "runs", "shares", "stopping"},
+    "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "files", "locks", "memory", "runs", "shares", "stopping"},
     "report": {"output", "dataset", "labelled", "files", "record", "errors"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {

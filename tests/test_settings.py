@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import rl_gymnax
-from plastax import record, runs, settings
+from plastax import record, runs, settings, starting
 from plastax.errors import ConfigError
 
 
@@ -131,7 +131,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     config = dataclasses.replace(parse(), runs_dir=pathlib.Path(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"runs_dir: .*file.* cannot be written"):
-        settings.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
+        starting.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
 
 
 def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
 
     def start(config: Any = config, state: str = "") -> tuple[pathlib.Path, str]:
         """Where the run goes and what is said; then ends it so."""
-        directory, run_id, note = settings.run_directory(
+        directory, run_id, note = starting.run_directory(
             config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS)
         )
         assert directory.name == run_id
@@ -161,7 +161,10 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
     # What does not change numbers may be another; what does may not.
     assert start(dataclasses.replace(config, wandb="disabled", checkpoint_every=7), "running")[0] == fresh
     assert start(dataclasses.replace(config, seeds=5), "running")[0] not in (first, fresh)
+    # Of several the one last worked on, whatever its name; one that is running is left alone.
     with runs.hold(fresh, {}):
+        assert start(state="running")[0] == first
+        record.write_json(first / "status.json", {"state": "finished"})
         other, note = start(state="finished")
         assert other not in (first, fresh)
         assert note == f"starting anew: {fresh} of the same settings is running"
@@ -173,7 +176,7 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
     assert changed != newest
     assert note == f"starting anew: {newest} was killed, but since then the code changed"
     resumed = dataclasses.replace(config, resume=newest)
-    assert settings.run_directory(resumed, "rl_gymnax", chosen)[2].startswith("not what this run began with: the code;")
+    assert starting.run_directory(resumed, "rl_gymnax", chosen)[2].startswith("not what this run began with: the code;")
 
 
 def test_every_setting_has_a_help_text(capsys):

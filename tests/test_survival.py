@@ -25,7 +25,7 @@ from rich.console import Console
 
 import plastax
 from plastax import __main__ as cli
-from plastax import checkpoint, files, listing, parallel, runs, settings
+from plastax import checkpoint, files, listing, parallel, runs, settings, starting
 from plastax.errors import ConfigError, RunError
 from plastax.record import read_json, write_json
 from tests import killing
@@ -235,7 +235,7 @@ def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
         killing.study(directory)
     config = dataclasses.replace(settings.Study(), resume=directory)
     with pytest.raises(ConfigError, match=r"resume: .* is of format 0 .* go on with the version that began it"):
-        settings.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
+        starting.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
     assert list((directory / "checkpoints" / "adam").iterdir())
     assert np.isfinite(plastax.load(directory)["train/loss"]).all()
 

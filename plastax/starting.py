@@ -1,0 +1,171 @@
+"""Where a run goes: into a directory of its own, or on in that of an interrupted one."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plastax import runs
+from plastax.environment import changes, environment
+from plastax.errors import ConfigError, RecordError, Unreadable
+from plastax.files import read_json
+from plastax.record import FORMAT, read_config
+from plastax.settings import identity
+
+_ENVIRONMENT = {
+    "source": str, "versions": {}, "devices": [{"kind": str}], "backend": str, "own": {}, "jax": {}, "variables": {},
+    "resumed": [{}],
+}  # fmt: skip
+
+
+def check_writable(config: Any, experiment: str) -> None:
+    """Raises `ConfigError` unless the directory of a run could be made and written; makes none itself."""
+    setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    _check_room(there, setting, directory)
+
+
+def run_directory(
+    config: Any, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
+) -> tuple[Path, str, str]:
+    """The directory of this run, made: a new one, or that of an interrupted run to go on with.
+
+    Without ``resume`` and ``fresh``, it goes on with the interrupted run of these settings that was worked on last,
+    if code, versions and device are those that it began with, so that it ends as it would have ended. Where only the
+    report is missing, that does not matter. Shards share one directory, whose name is the settings' alone; `run.study`
+    compares what they began with.
+
+    Args:
+      config: from `settings.parse`.
+      experiment: its name.
+      settings: from `settings.to_json`.
+      here: what the run would begin with, by default `environment`.
+
+    Returns:
+      The directory; the run's id; what is to be said about the choice, "" for nothing.
+
+    Raises:
+      ConfigError: the directory cannot be written; the resumed run has other settings, which are named; a run has
+        records, and the file that says what they are is damaged; or a shard that has begun is to start anew.
+    """
+    here = environment() if here is None else here
+    folder = config.runs_dir / experiment
+    if config.resume is not None:
+        run_id, note = _resumed(config.resume, experiment, settings, here)
+        return _writable(config.resume, "resume"), run_id, note
+    if config.shard:
+        directory = _writable(_shared(folder / identity(settings), config), "runs_dir")
+        return directory, directory.name, ""
+    notes = []
+    for previous in [] if config.fresh else runs.unfinished(folder, identity(settings)):
+        state = runs.status(previous).state
+        if state == "running":
+            notes.append(f"starting anew: {previous} of the same settings is running")
+            continue
+        other, unknown = ([], "") if state == "recorded" else _changed(previous, here)
+        if not other:
+            note = f"going on with {previous}, which was {state} (--fresh starts anew){unknown}"
+            return _writable(previous, "runs_dir"), _run_id(previous), note
+        notes.append(f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed")
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    # Two starts within a second are two runs.
+    directory = next(path for path in _following(folder / f"{stamp}-{identity(settings)}") if not path.exists())
+    return _writable(directory, "runs_dir"), directory.name, notes[0] if notes else ""
+
+
+def _run_id(run: Path) -> str:
+    with contextlib.suppress(OSError, RecordError, KeyError):
+        return read_config(run)["run_id"]
+    return run.name
+
+
+def _resumed(run: Path, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
+    """The id of a run that ``--resume`` names, and what is to be said."""
+    try:
+        stored = read_config(run)
+        if stored["experiment"] != experiment:
+            raise ConfigError(f"resume: {run} is a run of {stored['experiment']}, not of {experiment}")
+        if stored.get("format", 0) != FORMAT:
+            raise ConfigError(
+                f"resume: {run} is of format {stored.get('format', 0)} and this plastax goes on with format {FORMAT} "
+                "only; go on with the version that began it (environment.json names it), or start anew"
+            )
+        if differing := runs.differences(stored["settings"], settings):
+            listed = runs.listed(differing)
+            raise ConfigError(f"resume: {run} is another configuration ({listed}); drop these settings")
+        run_id = stored["run_id"]
+    except (RecordError, OSError, KeyError) as error:
+        raise ConfigError(f"resume: {run} is not a run directory ({error})") from error
+    other, unknown = _changed(run, here)
+    note = f"not what this run began with: {', '.join(other)}; numbers may differ in the last bits" if other else ""
+    return run_id, note + unknown
+
+
+def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
+    """What differs from what an interrupted run began with, and what is to be said where that is not known."""
+    try:
+        format_ = read_config(run).get("format", 0)
+        then = read_json(run / "environment.json", _ENVIRONMENT)
+        return changes(then, here) + (["the format"] if format_ != FORMAT else []), ""
+    except FileNotFoundError as error:
+        if runs.blank(run):
+            return [], ""
+        return [], f"; {error.filename} is missing: whether code, versions and device are the same is not known"
+    except RecordError as error:
+        if runs.blank(run):
+            return [], ""
+        if isinstance(error, Unreadable):
+            raise
+        raise ConfigError(
+            f"{run} has records, but {error}; put that file back from a copy, or move it away to go on without it, "
+            "or start anew with --fresh"
+        ) from error
+
+
+def _following(path: Path) -> Iterator[Path]:
+    """A path, and further ones that are named after it."""
+    return itertools.chain([path], (path.with_name(f"{path.name}-{k}") for k in itertools.count(2)))
+
+
+def _shared(first: Path, config: Any) -> Path:
+    """The directory of all shards: the newest one of these settings."""
+    directory = first
+    for new in _following(first):
+        if not new.exists():
+            break
+        directory = new
+    if not config.fresh or not runs.begun(directory, config.shard):
+        return directory
+    if runs.numbers(config.shard)[1] > 1:
+        # Whether the other shards have already started anew, or are those of before, nobody could tell.
+        raise ConfigError(
+            f"fresh: shard {config.shard} has begun in {directory}, which all shards share; move that directory away, "
+            "or name another --runs-dir"
+        )
+    return new
+
+
+def _writable(directory: Path, setting: str) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(setting, directory, error) from error
+    _check_room(directory, setting, directory)
+    return directory
+
+
+def _check_room(place: Path, setting: str, directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now
+    except OSError as error:
+        raise _unwritable(setting, directory, error) from error
+
+
+def _unwritable(setting: str, directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{setting}: {directory} cannot be written ({error.strerror}); name another directory")
