@@ -149,8 +149,8 @@ def carry_out(
     """
     console = console or output.Console()
     if config.dry_run:
-        arms, plan = sweep.arms(config, groups), build(config)[1]
-        output.say(console, f"{len(arms)} arms, {config.seeds} seeds, {plan.segments} segments each: nothing was run")
+        count, plan = len(sweep.arms(config, groups)), build(config)[1]
+        output.say(console, f"{count} arms, {config.seeds} seeds, {plan.segments} segments each: nothing was run")
         return
     if config.compilation_cache:
         compilation.use_cache()

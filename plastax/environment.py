@@ -121,7 +121,7 @@ def cpu() -> dict[str, str]:
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         entries = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
-        flags = entries.get("flags", entries.get("Features", "")).split()
+        flags = (entries.get("flags") or entries.get("Features") or "").split()
         vectors = re.compile(r"avx|sse|ssse|fma|f16c|amx|asimd|sve|sme\d*$|neon|bf16|i8mm")
         found = {
             "model": entries.get("model name", found["model"]),

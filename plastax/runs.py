@@ -105,7 +105,7 @@ def status(run: Path) -> Status:
         report = _status(run, run)
         state = report.state if report.state in ("running", "finished") else "recorded"
         detail += [report.detail] * bool(report.detail)
-    done, total = (sum(part[i] for part in parts.values()) for i in (1, 2))
+    done, total = sum(part.done for part in parts.values()), sum(part.total for part in parts.values())
     return Status(state, done, total, left, "; ".join(detail))
 
 
