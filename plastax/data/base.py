@@ -114,7 +114,7 @@ class SourceError(Exception):
     """Why a source could not give its files."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(plain(message))  # It may quote a server.
+        super().__init__(plain(" ".join(message[:500].split())))  # It may quote a server.
 
 
 class Entry(NamedTuple):

@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def refusing(path: str | Path, kind: str) -> Iterator[None]:
         except Exception as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            reason = str(error) or type(error).__name__
+            reason = " ".join(str(error)[:200].split()) or type(error).__name__
             message = f"{path}: damaged, cut short or not {kind} ({reason}); delete it and get it again"
             raise DataError(message) from error
 
@@ -182,6 +182,8 @@ def exactly(stream: BinaryIO, size: int) -> bytearray:
     return buffer
 
 
+HEADER = 1000
+"""More characters than the header of an ``.npy`` file of numbers has."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -191,8 +193,10 @@ def npy(stream: BinaryIO, size: int) -> np.ndarray:
     Raises:
       ValueError, KeyError, ...: it holds objects, is damaged, or is not as long as its header says.
     """
-    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)  # type: ignore[no-untyped-call]
-    promised, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    start: Any = Limited(stream, size)
+    version = np.lib.format.read_magic(start)  # type: ignore[no-untyped-call]
+    shape, fortran, dtype = _HEADERS[version](start, max_header_size=HEADER)  # type: ignore[no-untyped-call]
+    promised, there = math.prod(shape) * dtype.itemsize, start.left
     if dtype.kind not in "buif" or promised != there:
         message = f"{dtype} {shape}, which is {promised:,} bytes of numbers, in {there:,} bytes"
         raise ValueError(message)

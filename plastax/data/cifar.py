@@ -49,7 +49,7 @@ def members(path: Path) -> dict[str, tuple[Path, bytes]]:
         message = f"{path}: holds neither {ARCHIVE} nor {FOLDER}/"
         raise DataError(message)
     names = {f"{FOLDER}/{name}": name for name in DIGESTS}
-    with refusing(found, f"a CIFAR-100 archive ({ARCHIVE})"), unpacked(found, LIMIT) as stream:
+    with refusing(found, "CIFAR-100's archive"), unpacked(found, LIMIT) as stream:
         contents = of_archive(stream, dict.fromkeys(names, LIMIT))
     if missing := sorted(names.keys() - contents):
         message = f"{found}: no CIFAR-100 archive (has no {' and no '.join(missing)}); replace it by {ARCHIVE}"

@@ -22,6 +22,7 @@ from plastax.data.bounded import refusing
 
 INSTRUCTIONS = 2_000_000
 """Of one pickle. The largest published one has 260,000; each may take up some hundred bytes."""
+DIGITS = 100
 NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
 """The types of arrays: numbers of fixed size, as NumPy spells them in a pickle."""
 
@@ -168,6 +169,9 @@ def _text(data: memoryview) -> str:
 
 def _whole(line: bytes) -> int | bool:
     """How protocol 0 writes numbers, True and False among them."""
+    if len(line) > DIGITS:
+        message = f"a number of {len(line)} digits"
+        raise ValueError(message)
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line.rstrip(b"L"))
 
 
@@ -273,8 +277,8 @@ def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> N
     """Refuses a batch that lacks one of the names."""
     there = set(batch)
     if missing := [name for name in names if name not in there]:
-        only = ", ".join(sorted(there)[:10]) or "nothing"
-        message = f"{label}: has no {' and no '.join(missing)} (only {only}); replace it by the right file"
+        only = f" (only {', '.join(map(repr, sorted(there)[:10]))})" if there else ""
+        message = f"{label}: has no {' and no '.join(missing)}{only}; replace it by the right file"
         raise DataError(message)
 
 

@@ -41,7 +41,8 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves ``files`` by name; ``faults[name]`` are spent one a request before the file is served whole.
 
     A fault is a status code, or: "cut" (breaks off half way), "stall" (falls silent half way), "whole" (ignores the
-    range), "shifted" (continues at another byte), "short" (half the file, as if it were all).
+    range), "shifted" (continues at another byte), "short" (half the file, as if it were all), "long" (more than the
+    file).
     """
 
     daemon_threads = True
@@ -78,6 +79,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             shift = 1 if fault == "shifted" else 0
             self.send_header("Content-Range", f"bytes {start + shift}-{len(content) - 1}/{len(content)}")
+        if fault == "long":
+            body += b"more"
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault in ("cut", "stall") else body)

