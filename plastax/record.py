@@ -408,12 +408,12 @@ def owner(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
     return {"run": config.get("run_id", ""), "hash": config.get("hash", ""), "arm": arm}
 
 
-def short(label: str) -> str:
-    """A label that may name a folder: itself, or where it is long its beginning and a digest of the whole."""
-    if len(label.encode()) <= LONGEST:
+def short(label: str, most: int = LONGEST) -> str:
+    """A label of at most ``most`` bytes: itself, or where it is long its beginning and a digest of the whole."""
+    if len(label.encode()) <= most:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
-    return f"{label.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}"
+    return f"{label.encode()[: most - 9].decode(errors='ignore')}-{digest}"
 
 
 def folder(config: Mapping[str, Any], arm: str) -> str:

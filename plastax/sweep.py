@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from plastax.errors import ConfigError
+from plastax.record import short
 from plastax.settings import Registry, members, replaced
 
 
@@ -25,7 +26,7 @@ class Arm(NamedTuple):
     """A method under certain values of the swept settings.
 
     Attributes:
-      label: of its record, unique.
+      label: of its record, unique; one that would be long ends with a digest of what it leaves out.
       method: its name.
       config: the experiment's configuration with these values.
       named: setting, as the sweep names it -> value.
@@ -86,14 +87,14 @@ def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ())
     out: list[Arm] = []
     for method in config.methods:
         own = [(axis, path) for axis in swept if (path := _path(config, groups, method, axis.name))]
-        short = {axis.name: axis.name.rpartition(".")[2] for axis, _ in own}
-        if len(set(short.values())) < len(short):
-            short = {name: name for name in short}
+        names = {axis.name: axis.name.rpartition(".")[2] for axis, _ in own}
+        if len(set(names.values())) < len(names):
+            names = {name: name for name in names}
         for texts in itertools.product(*(axis.texts for axis, _ in own)):
             values = {path: _value(config, axis.name, path, text) for (axis, path), text in zip(own, texts)}
             named = {axis.name: values[path] for axis, path in own}
-            shown = ",".join(f"{short[name]}={_shown(value)}" for name, value in named.items())
-            label = f"{method}@{shown.replace('/', '-')}" if shown else method
+            shown = ",".join(f"{names[name]}={_shown(value)}" for name, value in named.items())
+            label = short(f"{method}@{shown.replace('/', '-')}") if shown else method
             out.append(Arm(label, method, replaced(config, values), named, values))
     if len({arm.label for arm in out}) < len(out):
         raise ConfigError(f"sweep: two of the values of {', '.join(config.sweep)} are the same number")

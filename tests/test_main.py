@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pathlib
@@ -12,6 +13,10 @@ import sys
 import pytest
 
 from plastax import __main__ as cli
+from plastax.files import write_json
+from plastax.record import write_segment
+from plastax.types import Record
+from tests.tracked import CONFIG, TASKS, segment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -84,6 +89,99 @@ def test_report_writes_and_prints(tmp_path, monkeypatch):
     calls.clear()
     cli.main(["report", str(one), str(two), "--out", "x.html"])
     assert calls == [([one, two], pathlib.Path("x.html")), ("compare", [one, two])]
+
+
+def test_list_experiments_of_another_project(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "old.py").write_text("print 'Python 2'\n")
+    (tmp_path / "experiments" / "binary.py").write_bytes(bytes(range(256)))
+    (tmp_path / "experiments" / "a_folder.py").mkdir()
+    (tmp_path / "experiments" / "study.py").write_text('"""\x1b[2JWhat it asks."""\n')
+    monkeypatch.chdir(tmp_path)
+    cli.main(["list", "experiments"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == ["a_folder", "binary", "old", "study"]
+    assert all(said.startswith("(cannot be read: ") for _, said in lines[:3])
+    assert lines[3][1] == "\\x1b[2JWhat it asks."
+
+
+@pytest.fixture
+def a_run(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A run that has nothing but records."""
+    directory = tmp_path / "run"
+    write_json(directory / "config.json", CONFIG)
+    for task in range(TASKS):
+        train, probe, host = segment(task)
+        write_segment(directory / "records" / "l2_er", task, Record(train, probe), host)
+    return directory
+
+
+COMMANDS = """
+import sys
+from plastax import __main__ as cli
+for command in ("report", "export", "wandb-export"):
+    try:
+        cli.main([command, sys.argv[1]])
+    except SystemExit as stopped:
+        print("status", stopped.code, flush=True)
+"""
+
+
+@pytest.mark.slow  # It starts a process.
+def test_a_run_that_cannot_be_written_is_one_line_with_a_remedy(a_run):
+    # Nothing is closed to root, unless it gives that right away.
+    rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    if rights and subprocess.run([*rights, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs setpriv, or another user than root")
+    before = sorted(a_run.rglob("*"))
+    a_run.chmod(0o555)
+    script = [*rights, sys.executable, "-c", COMMANDS, str(a_run)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    a_run.chmod(0o755)
+    assert sorted(a_run.rglob("*")) == before
+    assert done.stdout == "status 2\n" * 3, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    for line in lines:
+        assert line.startswith(f"error: {a_run}")
+        assert line.endswith("Permission denied; --out names another place to write to")
+
+
+@pytest.mark.slow  # A whole report.
+def test_the_report_of_one_run_goes_where_it_is_asked_to(a_run, tmp_path, capsys):
+    before = sorted(a_run.rglob("*"))
+    cli.main(["report", str(a_run), "--out", str(tmp_path / "mine" / "page.html")])
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "mine" / "page.html")
+    assert {"page.html", "summary.csv", "figures"} <= {path.name for path in (tmp_path / "mine").iterdir()}
+    assert sorted(a_run.rglob("*")) == before
+
+
+def test_errors_of_our_own_are_not_taken_for_the_users(monkeypatch):
+    def broken(*args):
+        raise OSError(errno.EBADF, "a bug")
+
+    monkeypatch.setattr(cli.dataset, "find", broken)
+    with pytest.raises(OSError, match="a bug"):
+        cli.main(["export", "a"])
+
+
+NOTEBOOK = "module://matplotlib_inline.backend_inline"  # What its kernel tells the programs that it starts.
+
+
+@pytest.mark.parametrize("backend", [NOTEBOOK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("", "svg"))])
+def test_reports_are_drawn_whatever_backend_is_named(backend):
+    code = (
+        "from plastax.drawing import import_matplotlib as load; load(); load()\n"
+        "import matplotlib, os, matplotlib.pyplot as p; p.figure()\n"
+        "from plastax.report import figures; print(matplotlib.get_backend(), os.environ['MPLBACKEND'], sep=',')"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    script = [sys.executable, "-c", code]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    used, _, kept = done.stdout.strip().partition(",")
+    assert kept == backend, done.stderr
+    assert used == "svg" or backend != "svg"
+    assert used
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -73,6 +73,15 @@ def test_what_may_be_traced_goes_into_one_program():
     assert [len(group) for group in sweep.together(arms("--method l2_er --sweep method.period=1,2"))] == [1, 1]
 
 
+def test_a_long_label_is_shortened_and_stays_unique():
+    swept = "l2.l2 ppo.learning-rate ppo.b1 ppo.b2 ppo.eps ppo.gamma ppo.gae-lambda ppo.clip ppo.entropy-weight"
+    line = " ".join(f"--sweep {name}=0.123456789" for name in swept.split())
+    found = arms(f"--method l2 {line} --sweep ppo.value-weight=0.1,0.2,0.3")
+    assert len({arm.label for arm in found}) == 3
+    assert all(len(arm.label) <= 64 and arm.label.startswith("l2@l2=0.123456789,") for arm in found)
+    assert [arm.named["ppo.value_weight"] for arm in found] == [0.1, 0.2, 0.3]
+
+
 @pytest.mark.parametrize(
     ("line", "names"),
     [

@@ -13,7 +13,7 @@ from plastax import __main__ as cli
 from plastax import tracking
 from plastax.errors import ConfigError
 from plastax.record import write_json, write_segment
-from plastax.tracking import Background, Histogram, WandbSink, dashboard, reduce_segment
+from plastax.tracking import Background, Histogram, WandbSink, dashboard, online, reduce_segment
 from plastax.types import Record
 from tests.tracked import (
     CONFIG,
@@ -105,6 +105,109 @@ def test_every_seed_is_replayed_as_a_run_of_its_own(recorded: pathlib.Path) -> N
             assert shares.sum() == pytest.approx((nodes < 0).mean())
     with pytest.raises(FileNotFoundError):
         tracking.replay(recorded / "records")
+
+
+SWEPT = {
+    **CONFIG,
+    "settings": {
+        **CONFIG["settings"],
+        "model": "mlp",
+        "model_settings": {"hidden": [64], "layer_norm": False},
+        "training": {"learning_rate": 0.002, "epochs": 3},
+        "l2": {"l2": 0.0},
+        "effective_rank": {"er_lr": 1.0},
+    },
+    "arms": {
+        "l2+effective_rank@lr": {
+            "method": "l2+effective_rank",
+            "settings": {
+                "training.learning_rate": 0.01,
+                "method.l2": 0.5,
+                "effective_rank.er_lr": 2.0,
+                "model.hidden": [8],
+            },
+        },
+        "l2@hidden=16": {"method": "l2", "settings": {"model.hidden": [16]}},
+    },
+}
+
+
+def test_an_arms_configuration_says_what_it_was_trained_under() -> None:
+    before = json.dumps(SWEPT)
+    chosen = online.settings_of(SWEPT, "l2+effective_rank@lr")
+    assert (chosen["arm"], chosen["method"]) == ("l2+effective_rank@lr", "l2+effective_rank")
+    assert chosen["training"] == {"learning_rate": 0.01, "epochs": 3}
+    assert (chosen["l2"], chosen["effective_rank"]) == ({"l2": 0.5}, {"er_lr": 2.0})
+    assert chosen["model_settings"] == {"hidden": [8], "layer_norm": False}
+    # W&B joins the names of nested settings by dots: none of these may be there twice, with another value.
+    assert {name: value for name, value in chosen.items() if "." in name} == {"method.l2": 0.5, "model.hidden": [8]}
+    assert online.settings_of(SWEPT, "l2@hidden=16")["training"]["learning_rate"] == 0.002
+    assert json.dumps(SWEPT) == before
+
+
+def test_runs_of_a_swept_arm_have_its_settings_one_by_one_too(tmp_path: pathlib.Path) -> None:
+    arm = "l2@hidden=16"
+    write_json(tmp_path / "config.json", SWEPT)
+    train, probe, host = segment(0)
+    write_segment(tmp_path / "records" / arm, 0, Record(train, probe), host)
+    out = tmp_path / "elsewhere"
+    assert tracking.replay(tmp_path, per_seed=True, out=out) == SEEDS
+    for k in range(SEEDS):
+        config, _, run = read_offline_run(out, f"-seed{2 + k}")
+        assert (config["arm"], config["method"], config["seed"]) == (arm, "l2", 2 + k)
+        assert config["model_settings"]["hidden"] == [16]
+        assert (run.run_group, run.display_name) == (f"r0-{arm}", f"{arm}-seed{2 + k}")
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_pieces_of_an_interrupted_run_fit(tmp_path: pathlib.Path) -> None:
+    steps = []
+    for part in (range(2), range(2, TASKS)):
+        sink = WandbSink("offline")
+        sink.start(CONFIG, tmp_path / str(part.start), "l2_er")
+        for task in part:
+            sink.log(reduce_segment(segment(task), CONFIG), task)
+        sink.finish()
+        steps.append([row["_step"] for row in read_offline_run(tmp_path / str(part.start))[1]])
+    # Segments begin in updates 0, 5 and 10; the spectra of some tasks come last.
+    assert steps == [[0, 5, 9], [10, 14]]
+
+
+def test_a_name_that_is_too_long_for_wandb_is_cut_and_stays_unique(tmp_path: pathlib.Path) -> None:
+    ids = set()
+    for end in "ab":
+        sink = WandbSink("offline")
+        sink.start(CONFIG, tmp_path / end, f"{'l2=0.1,' * 40}{end}")
+        sink.finish()
+        run = read_offline_run(tmp_path / end)[2]
+        assert max(len(name) for name in (run.run_id, run.display_name, run.run_group)) <= 128
+        ids.add(run.run_id)
+    assert len(ids) == 2
+
+
+def test_online_without_a_login_leaves_offline_files_and_says_how_to_upload_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    sink = WandbSink("online")
+    with caplog.at_level("WARNING"):
+        sink.start(CONFIG, tmp_path / "a b", "l2_er")
+    sink.log({"x": 1.0}, 0)
+    sink.finish()
+    assert read_offline_run(tmp_path / "a b")[1][0]["x"] == 1.0
+    assert "wandb login" in caplog.text
+    assert tracking.upload_command(tmp_path / "a b") == f"wandb sync '{tmp_path}/a b/wandb'/offline-run-*"
+    assert tracking.upload_command(tmp_path) == ""
+
+
+def test_wandbs_own_variable_names_the_project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    sink = WandbSink("offline")
+    sink.start(CONFIG, tmp_path, "l2_er")
+    sink.finish()
+    assert read_offline_run(tmp_path)[2].project == "mine"
 
 
 def test_record_and_report_become_artifacts(recorded: pathlib.Path) -> None:

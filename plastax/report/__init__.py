@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from plastax import drawing
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,6 +58,7 @@ def write(run_dir: str | os.PathLike[str], page: str | os.PathLike[str] | None =
       plastax.record.RecordError: a record cannot be used; the message names the file.
     """
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
+    drawing.import_matplotlib()
     from plastax.report import figures, html, selection, table
 
     page = pathlib.Path(page or pathlib.Path(run_dir) / "report.html")
@@ -70,6 +73,7 @@ def write(run_dir: str | os.PathLike[str], page: str | os.PathLike[str] | None =
 
 def write_side_by_side(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes one HTML report of several runs; see `plastax.report.html.write`."""
+    drawing.import_matplotlib()
     from plastax.report import html
 
     return html.write(run_dirs, path)

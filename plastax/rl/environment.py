@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax import tree
+from plastax import drawing, tree
 from plastax.errors import ConfigError
 from plastax.types import Array, Key, Tree
 
@@ -229,6 +229,7 @@ def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
     spaces_of(env_id, setting)
     # gymnax draws in matplotlib and seaborn: loading it costs more than the rest of plastax together, so it is left to
     # the first stream that is built.
+    drawing.import_matplotlib()
     import gymnax
 
     env, params = gymnax.make(env_id, **options)

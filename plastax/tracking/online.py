@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import os
 import pathlib
@@ -16,7 +15,7 @@ import scipy.stats
 
 from plastax.errors import ConfigError
 from plastax.files import PathLike
-from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_json
+from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_json, short
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -32,6 +31,9 @@ Mode = Literal["offline", "online", "disabled"]
 
 RESAMPLES = 2000
 """Bootstrap resamples of the live intervals; the report takes more."""
+
+MOST_CHARACTERS = 128
+"""Of the names that W&B takes."""
 
 MOST_SEEDS = 16
 """Seeds up to which every single number is logged for each of them; of more seeds, only the score is."""
@@ -82,10 +84,10 @@ def open_run(
             project=project or os.environ.get("WANDB_PROJECT") or str(config.get("experiment", "plastax")),
             dir=str(out or directory),
             mode=mode,
-            group=_fitting(run_id if seed is None else f"{run_id}-{arm}"),
-            name=_fitting(name),
+            group=short(run_id if seed is None else f"{run_id}-{arm}", MOST_CHARACTERS),
+            name=short(name, MOST_CHARACTERS),
             # Only letters, digits, - and _ are safe in an id, which becomes a file name.
-            id=_fitting("".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}")),
+            id=short("".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}"), MOST_CHARACTERS),
             # The offline mode knows no earlier run; it warns when told to resume one.
             resume="allow" if mode == "online" else None,
             # A later method of the study is another W&B run in the same process.
@@ -137,11 +139,6 @@ def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
         if group not in chosen or setting not in chosen[group]:
             chosen[name] = value
     return chosen | {"arm": arm, "method": swept["method"]}
-
-
-def _fitting(name: str) -> str:
-    """A name that W&B takes, of 128 characters at most: a longer one ends with a digest of the rest."""
-    return name if len(name) <= 128 else f"{name[:119]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def upload_command(directory: PathLike) -> str:
