@@ -194,12 +194,19 @@ def program(
 
     Raises:
       ConfigError: batches and updates do not fit the task, see `Training.blocks`; the best weights are asked for, and
-        nothing is kept to judge them by; probes that label an axis differently.
+        nothing is kept to judge them by; exact Kronecker factors of a network with batch normalisation; probes that
+        label an axis differently.
     """
     if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
         message = (
             f"training.restore_best: True is not allowed for {stream.description}: no images are kept for validation; "
             "give False, or stream.validation_per_class where there is that"
+        )
+        raise ConfigError(message)
+    if config.kronecker_every and config.kronecker_kind == "exact" and model.train is not None:
+        message = (
+            "training.kronecker_kind: 'exact' is not allowed for a network with batch normalisation, whose examples "
+            "share their backward pass; give sampled, whose factors have the same mean"
         )
         raise ConfigError(message)
     blocks = config.blocks(stream.examples)

@@ -51,7 +51,7 @@ def empirical_fisher(
     it is not invariant to the loss's scale either; see the reference.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
       loss: a `Loss` whose value is known, or one of the names in `losses.LOSSES`. Given all outputs, the value must be
         a mean of one term an example; weights computed from ``data`` alone (PPO's normalised advantages) are allowed
         if it is not chunked.
@@ -98,7 +98,7 @@ def fisher(
     grow with ``samples`` but in the output layer.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
       loss: a `Loss` with ``sample``, or one of the names in `losses.LOSSES`.
       params: where the gradients are taken: any tree of real floating arrays.
       data: the batch of B examples.

@@ -9,6 +9,9 @@ Rows of A, P numbers each, are never held together: one at a time is pulled back
 through all of them. That is B K half products of the operator for any P, K/2 times fewer operations than multiplying
 the rows out, and the memory is that of the Gram matrix, one example's K rows, and the linearised network.
 
+With batch normalisation an example's outputs depend on the other examples. J is then the Jacobian of the outputs of
+this batch, and rows are pulled back through all of it, for twice the operations. `coupling` measures which way it is.
+
 References:
   Golub and Van Loan, "Matrix computations", section 2.4 (``A^T A`` and ``A A^T`` share the squared singular values).
   Jacot, Gabriel and Hongler, "Neural tangent kernel: convergence and generalization in neural networks", NeurIPS 2018.
@@ -27,6 +30,7 @@ from jax.flatten_util import ravel_pytree
 
 from plastax import linalg, tree
 from plastax.curvature import checks, losses
+from plastax.curvature.coupling import ROUNDING, coupling, independent
 from plastax.curvature.fisher import weights
 from plastax.curvature.operators import chunk, chunks, ggn, rest
 from plastax.curvature.quadrature import spectrum
@@ -67,27 +71,44 @@ def _gram(apply_fn: Apply, root: Root, params: Params, data: Tree, chunk_size: i
     whole, left = chunks(data, size)
     if checks.concrete((params, data)):
         checks.finite({"outputs": apply_fn(params, data)})
+    together = size == examples
+    apart = jnp.zeros(()) if together else independent(apply_fn, params, data, size, f"chunk_size={size}")
 
-    def columns(params: Params, data: Tree, part: Tree) -> Array:
+    def columns(params: Params, data: Tree, part: Tree, coupled: Array) -> Array:
         """The products of the rows of all examples with those of some, ``[B, K, B' K]``."""
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
         roots = jax.vmap(lambda o, d: jax.tree.map(lambda r: r[:, 0], root(_one(o), _one(d))))(outputs, part)
         # Rows one after another on CPU, where batches of them are slower; the K of an example together elsewhere.
         against = linalg.sequential(lambda row: weights(roots, push(row)).ravel())
+        pull_all = jax.linear_transpose(push, params)
 
-        def rows(example: Tree) -> Array:
+        def rows(x: tuple[Array, Tree]) -> Array:
+            place, example = x
             output, pull = jax.vjp(lambda p: apply_fn(p, _one(example)), params)
-            return jax.vmap(lambda r: against(pull(r)[0]))(root(output, _one(example)))
 
-        return jax.lax.map(rows, data) + checks.nan_unless_finite(outputs)
+            def in_batch(k: Array) -> Params:
+                return pull_all(jax.tree.map(lambda r: jnp.zeros_like(r[:, 0]).at[place].set(r[place, k]), roots))[0]
+
+            def row(k: Array, r: Tree) -> Array:
+                found = pull(r)[0]
+                if together:
+                    # A loop, not a branch: `vmap` turns a branch into both of its sides.
+                    found, _ = jax.lax.while_loop(lambda x: x[1], lambda _: (in_batch(k), no), (found, coupled))
+                return against(found)
+
+            own, no = root(output, _one(example)), jnp.zeros((), bool)
+            return jax.vmap(row)(jnp.arange(jax.tree.leaves(own)[0].shape[0]), own)
+
+        return jax.lax.map(rows, (jnp.arange(examples), data)) + checks.nan_unless_finite(outputs)
 
     @linalg.sequential
     def matrix(params: Params, data: Tree) -> Array:
-        found = jax.lax.map(lambda i: columns(params, data, chunk(data, i, size)), jnp.arange(whole))
+        coupled = coupling(apply_fn, params, data) > ROUNDING if together else jnp.zeros((), bool)
+        found = jax.lax.map(lambda i: columns(params, data, chunk(data, i, size), coupled), jnp.arange(whole))
         blocks = [jnp.moveaxis(found, 0, 2).reshape(*found.shape[1:3], -1)]
         if left:
-            blocks.append(columns(params, data, rest(data, size)))
-        gram = jnp.concatenate(blocks, axis=-1).reshape(-1, examples * found.shape[2])
+            blocks.append(columns(params, data, rest(data, size), coupled))
+        gram = jnp.concatenate(blocks, axis=-1).reshape(-1, examples * found.shape[2]) + apart
         # A decomposition may give numbers where only some entries are NaN.
         return gram + checks.nan_unless_finite(gram)
 
@@ -97,10 +118,11 @@ def _gram(apply_fn: Apply, root: Root, params: Params, data: Tree, chunk_size: i
 def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, chunk_size: int | None = None) -> Array:
     """The loss-weighted Gram matrix ``A A^T`` of the Gauss-Newton matrix ``A^T A``.
 
-    Row ``i K + k`` of A is ``J_i^T r_ki / sqrt(B)``: the gradient of example i along the k-th root of its curvature.
+    Row ``i K + k`` of A is ``J_i^T r_ki / sqrt(B)``: the gradient of example i along the k-th root of its curvature, in
+    this batch where its outputs depend on the other examples.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
       loss: a `Loss` with ``root``, or one of the names in `losses.LOSSES`.
       params: where the matrix is taken: any tree of real floating arrays.
       data: the batch of B examples.
@@ -111,7 +133,8 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
 
     Raises:
       ValueError: if ``loss`` is unknown or has no ``root``, ``params`` has no leaf or one that is not real floating
-        point, the leaves of ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite.
+        point, the leaves of ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or
+        there are chunks of examples that depend on one another (inside, the matrix is NaN).
     """
     return _gram(apply_fn, _root(loss), params, data, chunk_size) / checks.examples(data)
 
@@ -126,7 +149,7 @@ def gram_spectrum(
     a second on one core, 10,000 about two minutes and 1.2 GB. Seeds under `vmap` run one after another on CPU.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
       loss: a `Loss` with ``root``, or one of the names in `losses.LOSSES`.
       params: where the matrix is taken: any tree of P real floating scalars.
       data: the batch of B examples.
@@ -147,10 +170,11 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
     """The exact spectrum of the empirical neural tangent kernel ``J J^T`` at these parameters.
 
     Not divided by the number of examples or outputs: for the mean ``1/B sum_i |f_i - y_i|^2 / 2``, gradient flow
-    shrinks the residual along an eigenvector of eigenvalue ``lambda`` at the rate ``lambda / B``.
+    shrinks the residual along an eigenvector of eigenvalue ``lambda`` at the rate ``lambda / B``. Under batch
+    normalisation J is that of the outputs of this batch, and the kernel belongs to it as a whole.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front, each computed from its own data.
+      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
       params: where the kernel is taken: any tree of real floating arrays.
       data: B examples.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
@@ -160,7 +184,8 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
 
     Raises:
       ValueError: if ``params`` has no leaf or one that is not real floating point, the leaves of ``data`` do not share
-        their leading axis, or, outside `jit`, outputs are not finite.
+        their leading axis, or, outside `jit`, outputs are not finite or there are chunks of examples that depend on
+        one another (inside, the spectrum is NaN).
 
     References:
       Jacot, Gabriel and Hongler, "Neural tangent kernel: convergence and generalization in neural networks", NeurIPS

@@ -7,7 +7,9 @@ product are the products of eigenvalues, so its whole spectrum costs two small d
 Whose gradients g are makes the kind of factors: ``empirical``, of the loss at the data's labels, which a training step
 has anyway; ``sampled``, at labels drawn from the network, for one more backward pass; ``exact``, the expectation over
 these draws, for one backward pass an output. The last two approximate the Fisher matrix, which for the usual losses is
-the generalised Gauss-Newton matrix; the first does not.
+the generalised Gauss-Newton matrix; the first does not. With batch normalisation every example's pre-activations act on
+all outputs. Gradients are then those of the whole batch's loss, and ``exact``, whose backward passes hold one output of
+every example at once, is refused.
 
 Where a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens), ``a_t`` and
 ``g_t`` being a place's, there are two approximations. ``expand`` takes places as further examples:
@@ -34,6 +36,7 @@ import numpy as np
 
 from plastax import linalg
 from plastax.curvature import losses
+from plastax.curvature.coupling import independent
 from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
 
 Kind = Literal["empirical", "sampled", "exact"]
@@ -85,8 +88,8 @@ def kronecker(
       Layer name -> factors, in the order of the forward pass.
 
     Raises:
-      ValueError: if ``kind`` or ``sharing`` is none of the names, if a key is missing, or if the loss cannot give what
-        ``kind`` needs.
+      ValueError: if ``kind`` or ``sharing`` is none of the names, if a key is missing, if the loss cannot give what
+        ``kind`` needs, or, outside `jit`, if ``kind`` is exact and examples depend on one another (inside: NaN).
     """
     inputs, pull, pulled = backward(network, loss, params, data, kind, key)
     return fisher_factors(inputs, pull, pulled, sharing)
@@ -98,7 +101,11 @@ def backward(
 ) -> tuple[dict[str, LayerInputs], Callable[[Tree], dict[str, Array]], Tree]:
     """One forward pass: the layers' inputs, the backward pass to the taps, and the cotangents that go into it."""
     outputs, pull, inputs = jax.vjp(lambda taps: network.apply(params, taps, data), network.taps(data), has_aux=True)
-    return inputs, lambda cotangent: pull(cotangent)[0], cotangents(loss, kind, outputs, data, key)
+    found = cotangents(loss, kind, outputs, data, key)
+    if kind == "exact":
+        nan = independent(lambda p, d: network.apply(p, network.taps(d), d)[0], params, data, 1, "kind='exact'")
+        found = jax.tree.map(lambda x: x + nan.astype(x.dtype), found)
+    return inputs, lambda cotangent: pull(cotangent)[0], found
 
 
 def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key | None = None) -> Tree:

@@ -9,9 +9,10 @@ the loss or an output is not finite, every product is NaN, and the same call out
 
 ``chunk_size`` streams the examples, the leading axis of every leaf of ``data``, through a loop, so that memory does not
 grow with their number. Products are then means over the chunks, weighted by their sizes (the last may be smaller),
-equal to those of all examples at once up to rounding. What it costs: every product evaluates the network anew, which
-otherwise happens once for all. What it presumes: the loss is a mean over examples that do not see one another. A loss
-that normalises over its batch (batch statistics, PPO's advantages) is another function chunk by chunk.
+equal to those of all examples at once up to rounding. What it costs: every product evaluates the network again, which
+otherwise happens once for all. What it presumes: the loss is a mean over examples that do not see one another. Outputs
+that do (batch statistics) are refused, outside `jit`, and make every product NaN inside. A Hessian has no outputs to
+look at: a loss that normalises over its batch (batch statistics, PPO's advantages) is another function chunk by chunk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 
 from plastax import tree
 from plastax.curvature import checks, losses
+from plastax.curvature.coupling import independent
 from plastax.types import Array, Loss, Operator, Params, Tree
 
 Product = Callable[[Tree], Tree]
@@ -72,7 +74,10 @@ def _mean(fn: Callable[[Tree], Tree], data: Tree, size: int) -> Tree:
 
 def _visible(product: Product, values: Tree) -> Product:
     """The product, NaN if one of the values is not finite: their derivatives can be finite all the same."""
-    nan = checks.nan_unless_finite(values)
+    return _plus(checks.nan_unless_finite(values), product)
+
+
+def _plus(nan: Array, product: Product) -> Product:
     return lambda tangent: jax.tree.map(lambda x: x + nan.astype(x.dtype), product(tangent))
 
 
@@ -172,7 +177,11 @@ def sandwich(
         # One number an output leaf, whatever the number of examples: zero if all entries are finite, NaN otherwise.
         return _visible(product, outputs), {"outputs": jax.tree.map(lambda x: jnp.sum(0.0 * x), outputs)}
 
-    return _operator(linearised, params, data, chunk_size)
+    op = _operator(linearised, params, data, chunk_size)
+    if chunk_size is None or chunk_size >= checks.examples(data):
+        return op
+    nan = independent(apply_fn, params, data, chunk_size, f"chunk_size={chunk_size}")
+    return Operator(_plus(nan, op.mv), params)
 
 
 def ggn(

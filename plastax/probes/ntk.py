@@ -38,19 +38,13 @@ class NTKProbe(Settings):
         ``eigenvalues`` ``[ntk_index]``, descending; ``srank`` of K, ``effective_rank`` (power 1 of K's eigenvalues) and
         ``numerical_rank``, ``largest`` and ``trace``. K's eigenvalues are the squares of J's singular values, so its
         srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of J that other papers mean. All ranks
-        are at most n C: compare at one number of examples.
-
-        Raises:
-          ConfigError: for a network with batch normalisation, whose outputs for an example depend on the others.
+        are at most n C: compare at one number of examples. Under batch normalisation J is that of the outputs of these
+        n examples together, and K belongs to them as a whole.
 
         References:
           Jacot, Gabriel and Hongler, "Neural tangent kernel", NeurIPS 2018; see `plastax.curvature.ntk_spectrum`.
         """
-        if model.train is not None:
-            raise ConfigError(
-                "probes: ntk is not allowed for a network with batch normalisation, whose outputs have no kernel of "
-                "single examples; leave it out"
-            )
+        del model
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             seen = thinned(seen, self.examples)
