@@ -325,6 +325,16 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return self.do_open(_SecureConnection, request)
 
 
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Follows redirections without their bodies, which urllib reads to their end, if they have one."""
+
+    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """urllib's, without what a redirection has no business with: ftp, files and data in the address itself."""
     opener = urllib.request.OpenerDirector()
@@ -332,7 +342,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler,
         urllib.request.UnknownHandler,
         urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
+        _Redirections,
         urllib.request.HTTPErrorProcessor,
         _Handler,
     ):

@@ -227,6 +227,8 @@ NONSENSE = {
     "a redirection to ftp": redirect(b"ftp://127.0.0.1:9/x"),
     "a redirection to data": redirect(b"data:,x"),
     "a redirection to itself": redirect(b"/"),
+    "a redirection without end": Answer(b"HTTP/1.1 302 Found\r\nLocation: x\r\n\r\n", lambda: forever(bytes(1 << 16))),
+    "an error without end": Answer(b"HTTP/1.1 503 No\r\n\r\n", lambda: forever(bytes(1 << 16))),
     "a status that is no number": Answer(b"HTTP/1.1 abc OK\r\n\r\n"),
     "a status of colours": Answer(b"HTTP/1.1 404 \x1b[31mred\x07\r\n\r\n"),
     "no HTTP": Answer(b"\xff\x00\xfe" * 1000),
