@@ -47,7 +47,7 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     return _Plan(arms, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
 
-MOST, MOST_TIMES = 4 << 30, 1000
+MOST, MOST_TIMES = 1 << 30, 1000
 """Bytes that a data set may take whatever has been recorded, and as a multiple of what has been."""
 
 

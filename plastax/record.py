@@ -393,8 +393,10 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     """
     path = pathlib.Path(directory) / "config.json"
     config = read_json(path, _CONFIG)
+    if "settings" not in config:
+        raise RecordError(f"{path} holds no settings")
     for name in (folder(config, arm) for arm in labels(config)):
-        if pathlib.PurePath(name).name != name or name == ".." or "\0" in name:
+        if pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
             raise RecordError(f"{path}: {name!r:.60} cannot name a folder of records")
     coords = config.get("coords", {})
     for arm, axes in config.get("own_coords", {}).items():

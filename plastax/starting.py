@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -160,6 +161,14 @@ def _writable(directory: Path, setting: str) -> Path:
 
 
 def _check_room(place: Path, setting: str, directory: Path) -> None:
+    try:
+        str(directory.absolute()).encode()
+    # orbax takes nothing but text for the name of a file.
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{setting}: {directory} is no text in this system's encoding of file names, {sys.getfilesystemencoding()}; "
+            "set a UTF-8 locale (LC_ALL=C.UTF-8), or name another directory"
+        ) from error
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now

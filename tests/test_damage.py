@@ -1,0 +1,519 @@
+"""Runs whose files are damaged, missing, unreadable, out of place or a stranger's: nothing good is ever lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import plastax
+from plastax import checkpoint, files, listing, parallel, record, run, runs, settings, starting
+from plastax.errors import ConfigError, RecordError, RunError, Unreadable
+from plastax.types import Record
+from tests import killing
+
+SEGMENTS = killing.PLAN.segments
+ARMS = tuple(killing.OPTIMIZERS)
+Path = pathlib.Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with the checkpoints after all segments and after all but one."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    killing.study(directory)
+    return directory
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+@pytest.fixture
+def killed(copy: Path) -> Path:
+    """One that was killed after all but one segment of each arm: it has one checkpoint, before its last record."""
+    for arm in ARMS:
+        shutil.rmtree(copy / "checkpoints" / arm / str(SEGMENTS))
+    return copy
+
+
+def tree(directory: Path) -> dict[Path, bytes]:
+    """Every file that holds what a run has computed."""
+    found = (path for top in ("records", "checkpoints") for path in (directory / top).rglob("*"))
+    return {path: path.read_bytes() for path in found if path.is_file() and not path.is_symlink()}
+
+
+def likes() -> dict[str, Any]:
+    start = parallel.seed_keys(range(killing.SEEDS))
+    return {arm: jax.eval_shape(killing.program(killing.OPTIMIZERS[arm]).init, start, ()) for arm in ARMS}
+
+
+def restored(directory: Path, arm: str, like: Any = None) -> checkpoint.Restored | None:
+    like = likes()[arm] if like is None else like
+    there = record.survey(directory / "records" / arm, record.owner(killing.config(), arm), SEGMENTS)
+    return checkpoint.restore(directory / "checkpoints" / arm, killing.config(), like, there)
+
+
+def assert_same(directory: Path, whole: Path) -> None:
+    """Every recorded number and every final state, bit for bit."""
+    one, other = plastax.load(directory), plastax.load(whole)
+    assert set(one.data_vars) == set(other.data_vars)
+    for name in other.data_vars:
+        if not name.startswith("host/"):
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    for arm in ARMS:
+        a, b = restored(directory, arm), restored(whole, arm)
+        assert a
+        assert b
+        assert a.segment == b.segment == SEGMENTS
+        for name, leaf in b.leaves.items():
+            np.testing.assert_array_equal(a.leaves[name], leaf, err_msg=name)
+
+
+def start(directory: Path) -> None:
+    """What a start of a run looks at before it trains anything."""
+    record.read_config(directory)
+    for arm in ARMS:
+        restored(directory, arm)
+
+
+def assert_refused(directory: Path, message: str, begin: Callable[[Path], None] = start) -> None:
+    """The same line at every start, and nothing changes."""
+    before = tree(directory)
+    for _ in range(2):
+        with pytest.raises((RunError, RecordError), match=message) as caught:
+            begin(directory)
+        assert "\n" not in str(caught.value)
+        assert tree(directory) == before
+
+
+def flip(path: Path, place: int = -30) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 0x10
+    path.write_bytes(raw)
+
+
+def unreadable(path: Path) -> Callable[[], None]:
+    """Makes reading a file an I/O error, for root too; what undoes it."""
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs /proc")
+    kept = path.rename(path.parent.parent / f"kept-{path.name}")
+    path.symlink_to("/proc/self/mem")
+    return lambda: void(kept.replace(path))
+
+
+def void(_: Any) -> None: ...
+
+
+def test_what_cannot_be_read_is_not_damaged(killed: Path, whole: Path) -> None:
+    data = next(path for path in (killed / "checkpoints/adam/5").rglob("d/*") if path.is_file())
+    for name in ("checkpoints/adam/5/manifest.json", "records/adam/000002.npz", "config.json"):
+        undo = unreadable(killed / name)
+        assert_refused(killed, rf"{name} cannot be read \(Input/output error\)")
+        undo()
+    data.chmod(0)
+    if not os.access(data, os.R_OK):  # nothing is closed to root
+        assert_refused(killed, rf"{data} cannot be read \(Permission denied\)")
+    data.chmod(0o600)
+    assert (found := restored(killed, "adam"))
+    assert found.segment == SEGMENTS - 1
+
+
+def test_what_is_damaged_is_kept_and_made_again(copy: Path, whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A flipped byte among the numbers of a checkpoint, which orbax itself would read back as a number; of a record."""
+    folder, bad = copy / "checkpoints" / "adam", copy / "records" / "momentum" / f"{SEGMENTS - 1:06d}.npz"
+    victim = max(
+        (path for path in (folder / str(SEGMENTS)).rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+    flip(victim, victim.stat().st_size // 2)
+    flip(bad, 100)
+    damaged = victim.read_bytes(), bad.read_bytes()
+    killing.study(copy)
+    out, err = capfd.readouterr()
+    assert "adam/6 is damaged" in out
+    assert f"{bad} is truncated or corrupt" in out
+    assert out.count(f"going on behind segment {SEGMENTS - 1} of {SEGMENTS}") == 2
+    assert "Traceback" not in err
+    kept = folder / files.ASIDE / victim.relative_to(folder), bad.parent / files.ASIDE / bad.name
+    assert tuple(path.read_bytes() for path in kept) == damaged
+    assert_same(copy, whole)
+
+
+def test_where_no_checkpoint_is_left_every_start_is_refused(copy: Path) -> None:
+    for step in (SEGMENTS, SEGMENTS - 1):
+        next((copy / "checkpoints" / "adam" / str(step)).rglob("manifest.ocdbt")).unlink()
+    message = "no checkpoint is left to go on with: .*adam/6 is damaged.*adam/5 is damaged"
+    assert_refused(copy, message, killing.study)
+    assert runs.status(copy).state == "failed"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/adam", "checkpoints/adam/5/manifest.json"])
+def test_records_without_a_checkpoint_are_not_made_again(killed: Path, name: str) -> None:
+    """As a copy of a run without its largest files leaves them."""
+    (shutil.rmtree if (killed / name).is_dir() else os.unlink)(killed / name)
+    assert_refused(killed, "no checkpoint is left to go on with: .*checkpoints/adam lacks the checkpoint before")
+
+
+def resealed(path: Path, seal: Mapping[str, Any]) -> None:
+    """Writes a record again, under another seal."""
+    segment = record.read_segment(path)
+    path.unlink()
+    record.write_segment(path.parent, int(path.stem), Record(segment.train, segment.probe), segment.host, seal)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_and_keeps_its_records(killed: Path, whole: Path) -> None:
+    records, seen = killed / "records" / "adam", []
+    shutil.rmtree(killed / "checkpoints" / "adam")
+    for path in records.iterdir():
+        resealed(path, record.owner(killing.config(), "adam"))
+    (records / f"{SEGMENTS - 1:06d}.npz").unlink()
+
+    class Count(killing.Hook):
+        def log(self, metrics: Any, step: int) -> None:
+            seen.append(len(list(records.glob("*.npz"))))
+
+    killing.study(killed, (Count(killing.Order("", "", "")),))
+    assert min(seen) >= SEGMENTS - 1
+    assert not (records / files.ASIDE).exists()
+    assert_same(killed, whole)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "flipped": lambda path: flip(path, 100),
+    "zero": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "another segment": lambda path: shutil.copy(path.with_name("000001.npz"), path),
+    "another arm": lambda path: shutil.copy(path.parent.parent / "momentum" / path.name, path),
+    "another run": lambda path: resealed(path, record.owner(killing.config(), "adam") | {"run": "y"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bad_record_is_found_before_anything_is_trained(copy: Path, damage: str) -> None:
+    DAMAGE[damage](copy / "records" / "adam" / "000002.npz")
+    assert_refused(copy, r"adam/000002\.npz (is|holds) .*from a copy, or start anew with --fresh")
+    with pytest.raises(RecordError, match=r"adam/000002\.npz (is|holds) "):
+        plastax.load(copy)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bad_record_after_a_checkpoint_is_recorded_again(copy: Path, damage: str) -> None:
+    DAMAGE[damage](copy / "records" / "adam" / f"{SEGMENTS - 1:06d}.npz")
+    found = restored(copy, "adam")
+    assert found
+    assert found.segment == SEGMENTS - 1
+    assert len(found.notes) == 1
+
+
+def test_a_record_that_goes_missing_while_it_trains_is_missed_at_its_end(tmp_path: Path) -> None:
+    class Thief(killing.Hook):
+        def log(self, metrics: Any, step: int) -> None:
+            (tmp_path / "run" / "records" / "adam" / "000001.npz").unlink(missing_ok=True)
+
+    with pytest.raises(RunError, match=r"adam/000001\.npz is missing; put it back"):
+        killing.study(tmp_path / "run", (Thief(killing.Order("", "", "")),))
+    assert runs.status(tmp_path / "run").state == "failed"
+
+
+def test_another_record_in_the_place_of_one_is_moved_aside(tmp_path: Path) -> None:
+    host = {"clock": 0, "length": 2, "task": 0}
+    for value in (1.0, 1.0, 2.0, 3.0):
+        path = record.write_segment(tmp_path, 0, Record({"loss": np.full((1, 2), value)}, {}), host)
+    values = [record.read_segment(p).train["loss"][0, 0] for p in (path, *sorted((tmp_path / "aside").iterdir()))]
+    assert values == [3.0, 2.0, 1.0]
+
+
+def test_stray_files_do_no_harm(killed: Path, whole: Path) -> None:
+    """What synchronising, copying and looking at a run leaves beside its files."""
+    for arm in ARMS:
+        records, checkpoints = killed / "records" / arm, killed / "checkpoints" / arm
+        for name in ("000003 (1).npz", "000003-conflict.npz", "3.npz", "000003.npz~", "٠٠٠٠٠٣.npz"):
+            shutil.copy(records / "000003.npz", records / name)
+        shutil.copytree(checkpoints / "5", checkpoints / "5 (1)")
+        shutil.copytree(checkpoints / "5", checkpoints / "007")
+        (checkpoints / "7").write_text("a file")
+        (records / "old").mkdir()
+        for folder in (records, checkpoints, checkpoints / "5"):
+            (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+            (folder / "._000003.npz").write_bytes(b"\0\5\26\7")
+    shutil.copytree(killed / "records" / "adam", killed / "records" / "adam (1)")
+    shutil.copytree(killed / "checkpoints" / "adam", killed / "checkpoints" / "adam (1)")
+    killing.study(killed)
+    assert_same(killed, whole)
+    assert listing._row(killed)[3] == listing._row(whole)[3]
+
+
+ODD = {
+    "empty": b"", "list": b"[]", "number": b"7", "null": b"null", "cut": b'{"experiment": "tiny", "sett',
+    "no text": b'{"a": "\xff\xfe"}', "deep": b"[" * 100_000, "digits": b'{"a": ' + b"9" * 10_000 + b"}",
+    "settings": b'{"settings": 3}', "names": b'{"settings": {"methods": "adam"}}',
+    "numbers": b'{"settings": {"tasks": "x"}}',
+    "types": b'{"state": {}, "done": "x", "started": 5, "error": [], "settings": []}',
+    "axes": b'{"dims": {"a": [1]}}', "arms": b'{"arms": ["a"]}', "segments": b'{"segments": [1], "state": "running"}',
+    "folder": None, "pipe": None,
+}  # fmt: skip
+
+
+def put(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(ODD[kind] or b"")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_one_bad_file_takes_no_other_run_with_it(copy: Path, kind: str) -> None:
+    for name in ("config.json", "status.json"):
+        other = Path(shutil.copytree(copy, copy.with_name(f"other-{name}")))
+        put(other / name, kind)
+    with pytest.raises((RecordError, FileNotFoundError), match=r"other-config\.json"):
+        plastax.load(copy.with_name("other-config.json"))
+    console = Console(file=io.StringIO(), width=500)
+    console.print(listing.table(copy.parent))
+    lines = [line for line in console.file.getvalue().splitlines() if "│" in line]
+    assert len(lines) == 3
+    assert "finished" in next(line for line in lines if " run " in line)
+    damaged = next(line for line in lines if "other-config" in line)
+    assert "damaged" in damaged
+    assert "config.json" in damaged
+
+
+def test_a_strangers_manifest_names_no_file_outside_of_its_checkpoint(
+    killed: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = killed / "checkpoints" / "adam" / "5"
+    manifest = files.read_json(folder / "manifest.json")
+    data = next(path for path in folder.rglob("d/*") if path.is_file())
+    shutil.copy(data, tmp_path / "outside")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    sums = manifest["files"][str(data.relative_to(folder))]
+    os.mkfifo(folder / "pipe")
+    odd = [
+        "/dev/zero",
+        "../../../../../../../../../dev/zero",
+        "..",
+        str(tmp_path / "outside"),
+        "link",
+        "pipe",
+        ".",
+        "a\0b",
+    ]
+    for name in [*odd, "x" * 5000]:
+        files.write_json(folder / "manifest.json", manifest | {"files": manifest["files"] | {name: sums}})
+        assert_refused(killed, "no checkpoint is left to go on with: .*adam/5 is damaged")
+    for wrong in ({"files": []}, {"files": {"x": {}}}, {"files": {"x": []}}, {"leaves": 1}, {"format": "1"}):
+        files.write_json(folder / "manifest.json", manifest | wrong)
+        assert_refused(killed, "no checkpoint is left to go on with: .*adam/5 is damaged")
+    files.write_json(folder / "manifest.json", manifest)
+    start(killed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": 10**7},
+        {"tasks": 10**18},
+        {"updates_per_task": 10**9},
+        {"tasks": 0},
+        {"tasks": -3},
+        {"updates_per_task": 0},
+    ],
+)
+def test_a_strangers_configuration_eats_no_memory(copy: Path, change: dict[str, int]) -> None:
+    config = files.read_json(copy / "config.json")
+    files.write_json(copy / "config.json", config | {"settings": config["settings"] | change})
+    with pytest.raises(
+        RecordError, match=r"take .* GiB, and only .* MiB have been recorded|must be 1 or more|not inside"
+    ):
+        plastax.load(copy)
+    shutil.rmtree(copy / "records")
+    files.write_json(
+        copy / "config.json", config | {"settings": config["settings"] | {"tasks": 10**7} | change | {"seeds": 10**12}}
+    )
+    with pytest.raises(RecordError, match=r"take .* GiB, and only 0 MiB have been recorded|must be 1 or more"):
+        plastax.load(copy)
+
+
+def test_labels_longer_than_a_file_name_have_short_folders(tmp_path: Path) -> None:
+    arms = {f"adam@{'a-long-setting=' * 30}{i}": {} for i in range(2)}
+    chosen = {"methods": ["adam"], "seeds": 2, "tasks": killing.TASKS, "updates_per_task": killing.UPDATES}
+    described = {label: {"method": "adam", "settings": {}} for label in arms}
+    config = {"experiment": "tiny", "run_id": "x", "hash": "h", "settings": chosen, "arms": described}
+    batches = [
+        parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2)) for label in arms
+    ]
+    for _ in range(2):
+        run.study(tmp_path / "run", config, batches, killing.PLAN, saving=run.Saving(1))
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / record.short(next(iter(arms))) / str(SEGMENTS))
+    names = [path.name for top in ("records", "checkpoints") for path in (tmp_path / "run" / top).iterdir()]
+    assert len(set(names)) == 2
+    assert max(len(name) for name in names) <= record.LONGEST
+    data = plastax.load(tmp_path / "run")
+    assert data.arm.values.tolist() == list(arms)
+    assert np.isfinite(data["train/loss"]).all()
+    assert runs.status(tmp_path / "run")[1:3] == (2 * SEGMENTS, 2 * SEGMENTS)
+
+
+def test_a_run_that_named_its_folders_by_long_labels_still_has_them(killed: Path, whole: Path) -> None:
+    """As earlier versions did, whose records had no seal either."""
+    label = "adam" * 30
+    config = files.read_json(killed / "config.json")
+    config["settings"]["methods"] = [label]
+    files.write_json(killed / "config.json", config)
+    for top in ("records", "checkpoints"):
+        (killed / top / "adam").rename(killed / top / label)
+        shutil.rmtree(killed / top / "momentum")
+    for path in (killed / "records" / label).iterdir():
+        resealed(path, {})
+    batch = parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2))
+    run.study(killed, killing.config(), [batch], killing.PLAN, saving=run.Saving(1))
+    assert [path.name for path in (killed / "records").iterdir()] == [label]
+    loss = plastax.load(killed)["train/loss"][0]
+    np.testing.assert_array_equal(loss, plastax.load(whole)["train/loss"].sel({"arm": "adam"}))
+
+
+def test_a_label_or_folder_of_a_stranger_stays_in_the_run(copy: Path) -> None:
+    config = files.read_json(copy / "config.json")
+    for name in ("../../run/records/adam", "..", "", "/", "a\0b"):
+        files.write_json(copy / "config.json", config | {"folders": {"adam": name}})
+        with pytest.raises(RecordError, match="cannot name a folder of records"):
+            plastax.load(copy)
+
+
+def test_a_directory_whose_name_is_no_text_is_refused_first(tmp_path: Path) -> None:
+    """As every name with a letter outside of ASCII, where the system's encoding is ASCII."""
+    config = dataclasses.replace(settings.Study(), runs_dir=tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(ConfigError, match="runs_dir: .* is no text in this system's encoding of file names"):
+        starting.check_writable(config, "tiny")
+    assert not list(tmp_path.iterdir())
+
+
+class Fuzzed:
+    """A run of which one file at a time is damaged, and what its readers make of that."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.likes = directory, likes()
+        self.files = {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+        self.config = record.read_config(directory)
+        self.data = plastax.load(directory)
+        self.states = {arm: {} for arm in ARMS}  # arm -> segment -> leaves
+        for arm in ARMS:
+            for folder in (directory / "checkpoints" / arm).glob("[0-9]*"):
+                found = checkpoint.restore(
+                    folder.parent, self.config, self.likes[arm], record.Survey(int(folder.name), "", 0)
+                )
+                assert found
+                self.states[arm][found.segment] = found.leaves
+
+    def damage(self, draw: random.Random) -> Path:
+        """Damages a file: a byte flipped or overwritten, or the end cut off."""
+        path = draw.choice(list(self.files))
+        raw = bytearray(self.files[path])
+        if not raw or draw.random() < 0.2:
+            raw = raw[: draw.randrange(len(raw) + 1)]
+        else:
+            raw[draw.randrange(len(raw))] ^= draw.choice([1 << draw.randrange(8), draw.randrange(1, 256)])
+        path.write_bytes(raw)
+        return path
+
+    def detected(self, path: Path, every_reader: bool) -> bool:
+        """Whether a damaged file is named; where it is not, asserts that nothing that is read from it has changed."""
+        found = False
+        top = path.relative_to(self.directory).parts[0]
+        if top == "records" or every_reader:
+            arm = path.parent.name
+            found |= self.refused(lambda: self.check_survey(arm)) if top == "records" else False
+            found |= self.refused(self.check_load)
+        if top == "checkpoints" or every_reader:
+            for arm in ARMS:
+                found |= self.refused(lambda arm=arm: self.check_state(arm))
+        if top.endswith(".json"):
+            found |= self.refused(lambda: self.check_json(path))
+        # No damage is an error here: it is shown.
+        row = listing._row(self.directory)
+        return found or row[0] == "damaged" or "corrupt" in row[3]
+
+    def refused(self, read: Callable[[], None]) -> bool:
+        try:
+            read()
+        except (RecordError, RunError) as caught:
+            error = caught
+        else:
+            return False
+        assert str(self.directory) in str(error)
+        assert "\n" not in str(error)
+        assert not isinstance(error, Unreadable)
+        return True
+
+    def check_survey(self, arm: str) -> None:
+        there = record.survey(self.directory / "records" / arm, record.owner(self.config, arm), SEGMENTS)
+        if there.whole < SEGMENTS:
+            raise RecordError(there.problem)
+
+    def check_load(self) -> None:
+        data = plastax.load(self.directory)
+        assert data.identical(self.data)
+
+    def check_state(self, arm: str) -> None:
+        there = record.Survey(SEGMENTS, "", 0)
+        found = checkpoint.restore(self.directory / "checkpoints" / arm, self.config, self.likes[arm], there)
+        assert found
+        for name, leaf in self.states[arm][found.segment].items():
+            np.testing.assert_array_equal(found.leaves[name], leaf, err_msg=name)
+        if found.notes:
+            raise RecordError(found.notes[0])
+
+    def check_json(self, path: Path) -> None:
+        value, old = files.read_json(path), json.loads(self.files[path])
+        value.pop("checksum", None)
+        unknown = value.keys() - old.keys()  # the word "checksum" itself was hit
+        assert {name: value[name] for name in value if name not in unknown} == {
+            k: v for k, v in old.items() if k != "checksum"
+        }
+        assert len(unknown) <= 1
+
+
+def fuzz(directory: Path, number: int, seed: int, every_reader: bool) -> int:
+    """Damages a run so many times; how often that was detected. What was not has been harmless."""
+    fuzzed, draw, detected = Fuzzed(directory), random.Random(seed), 0
+    for _ in range(number):
+        path = fuzzed.damage(draw)
+        detected += fuzzed.detected(path, every_reader)
+        path.write_bytes(fuzzed.files[path])
+    return detected
+
+
+def test_a_flipped_byte_is_detected_or_harmless(copy: Path) -> None:
+    assert fuzz(copy, 150, 0, False) > 75
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_thousand_flipped_bytes_are_detected_or_harmless(
+    killed: Path, whole: Path, tmp_path: Path, interrupted: bool
+) -> None:
+    directory = killed if interrupted else Path(shutil.copytree(whole, tmp_path / "finished"))
+    detected = fuzz(directory, 1000, 1, True)
+    kind = "an interrupted" if interrupted else "a finished"
+    print(f"1000 damages to files of {kind} run: {detected} detected, the others harmless")
+    assert detected > 700
