@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plastax import locks
+from plastax import locks, record
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
 from plastax.files import read_json, write_json
 
@@ -147,7 +147,7 @@ def _filled(path: Path) -> bool:
 def _done(run: Path, arms: Iterable[str]) -> int:
     """Segments recorded of some arms, or of all for "*"."""
     folders = (run / "records").glob("*") if arms == "*" else (run / "records" / arm for arm in arms)
-    return sum(len(list(folder.glob("[0-9]*.npz"))) for folder in folders)
+    return sum(len(record.listed(folder)) for folder in folders)
 
 
 def _time(text: str) -> float:

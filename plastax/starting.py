@@ -166,7 +166,7 @@ def _check_room(place: Path, setting: str, directory: Path) -> None:
     # orbax takes nothing but text for the name of a file.
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{setting}: {directory} is no text in this system's encoding of file names, {sys.getfilesystemencoding()}; "
+            f"{setting}: {directory} is no text in this system's encoding of names ({sys.getfilesystemencoding()}); "
             "set a UTF-8 locale (LC_ALL=C.UTF-8), or name another directory"
         ) from error
     try:
