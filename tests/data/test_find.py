@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plastax import __main__ as cli
-from plastax.data import DATA, DataError, find, idx, load
+from plastax.data import DATA, DataError, blank, find, idx, load
 from plastax.data.base import Entry
 from plastax.data.sources import mirror
 from plastax.errors import ConfigError
@@ -210,6 +210,64 @@ def test_folders_that_are_not_there_are_named(empty_cache, monkeypatch):
     monkeypatch.setenv("PLASTAX_DATA", "/no/such")
     with pytest.raises(ConfigError, match="PLASTAX_DATA: /no/such"):
         load("mnist")
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without HOME and without an entry in the system's list of users, as in many containers."""
+    for name in ("HOME", "XDG_CACHE_HOME", "PLASTAX_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+
+
+def test_without_a_home_directory_data_are_found_elsewhere(homeless, tiny, server, idx_files, tmp_path, monkeypatch):
+    installed = tmp_path / "installed"
+    tiny(server.url, installed=(installed,))
+    assert find.cache() is None
+    with pytest.raises(DataError, match=r"no home directory.*XDG_CACHE_HOME"):
+        load("tiny")
+    with pytest.raises(DataError, match="was not asked"):
+        load("tiny", download=False)
+    assert blank("tiny") is None
+    assert not server.requests
+    assert load("tiny", fill(installed, idx_files)).card.train == 20
+    assert load("tiny").card.origin == str(installed)
+    server.files = idx_files
+    shutil.rmtree(installed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert load("tiny").card.train == 20
+
+
+@pytest.mark.parametrize("below", ["", "tiny", "Tiny/raw"])
+def test_a_given_path_may_be_the_folder_of_all_data(empty_cache, tiny, idx_files, tmp_path, below):
+    tiny()
+    origin = tmp_path / "given" / below
+    fill(origin, idx_files)
+    assert load("tiny", tmp_path / "given").card.origin == str(origin)
+
+
+def test_a_relative_path_is_said_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"path of mnist: {tmp_path}/images does not exist"):
+        load("mnist", "images")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_one_line(empty_cache, tiny, monkeypatch, tmp_path):
+    tiny()
+    monkeypatch.setenv("PLASTAX_DATA", str(tmp_path))
+    for name, find_it in (("tiny", load), ("mnist", blank)):
+        (tmp_path / name).symlink_to("n" * 300)  # looking at it fails, for whatever user
+        with pytest.raises(DataError, match=rf"{name}.*cannot be read"):
+            find_it(name)
+
+
+def test_files_that_are_not_the_published_ones_are_asked_for_on_the_command_line(tmp_path, idx_files, capsys):
+    folder = str(fill(tmp_path / "given", idx_files))
+    with pytest.raises(SystemExit):
+        cli.main(["data", "mnist", "--path", folder])
+    assert "--no-verify" in capsys.readouterr().err
+    cli.main(["data", "mnist", "--path", folder, "--no-verify"])
+    assert "NOT verified" in capsys.readouterr().out
 
 
 def test_the_cache_is_below_the_home_directory_unless_told_otherwise(monkeypatch):

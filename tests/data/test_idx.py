@@ -42,6 +42,36 @@ def test_files_are_read_in_every_spelling(folder, idx_files, spelling):
     assert "NOT verified" in found.card.notes
 
 
+def test_content_decides_whether_a_file_is_compressed(folder, idx_files):
+    whole = load("mnist", folder, verify=False).card.checksum
+    for name in idx.FILES:
+        content = gzip.decompress(idx_files[f"{name}.gz"])
+        (folder / f"{name}.gz").write_bytes(content)  # unpacked by a browser, which left the name as it was
+    assert load("mnist", folder, verify=False).card.checksum == whole
+    for name in idx.FILES:
+        (folder / f"{name}.gz").unlink()
+        (folder / name).write_bytes(gzip.compress(gzip.decompress(idx_files[f"{name}.gz"])))
+    assert load("mnist", folder, verify=False).card.checksum == whole
+
+
+def test_the_published_files_are_compared_before_they_are_parsed(folder):
+    (folder / f"{idx.TRAIN_IMAGES}.gz").write_bytes(b"no idx file")
+    with pytest.raises(DataError, match="not the published file"):
+        load("mnist", folder)
+    with pytest.raises(DataError, match="not an idx file"):
+        load("mnist", folder, verify=False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that gives a read error")
+def test_a_file_that_cannot_be_read_is_not_called_damaged(folder):
+    path = folder / f"{idx.TRAIN_IMAGES}.gz"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="cannot be read") as raised:
+        load("mnist", folder)
+    assert "delete" not in str(raised.value)
+
+
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(shape=st.lists(st.integers(0, 5), min_size=1, max_size=3), cut=st.integers(1, 200), data=st.data())
 def test_only_whole_files_parse(shape, cut, data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 
@@ -149,3 +150,61 @@ def test_nothing_to_read_and_impossible_counts(tmp_path):
     for name in ("classes", "train_per_class", "test_per_class"):
         with pytest.raises(ConfigError, match=f"{name}=0"):
             load("imagenet32", tmp_path, **{name: 0})
+
+
+@pytest.mark.parametrize("form", ["pickles", "npz", "zip of pickles", "zip of npz"])
+def test_a_missing_batch_is_named_because_it_would_change_the_images(tmp_path, form):
+    FORMS[form](tmp_path)
+    whole = load("imagenet32", tmp_path, **COUNTS).card
+    for archive in tmp_path.glob("*.zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(tmp_path)
+        archive.unlink()
+    for number in (10, 3):
+        (lost,) = tmp_path.glob(f"train_data_batch_{number}*")
+        lost.unlink()
+    with pytest.raises(DataError, match=r"training batch 3, 10 missing.*--no-data-verify"):
+        load("imagenet32", tmp_path, train_per_class=3, test_per_class=2)
+    part = load("imagenet32", tmp_path, verify=False, train_per_class=3, test_per_class=2).card
+    assert part.checksum != whole.checksum
+    assert "NOT verified" in part.notes
+
+
+def test_a_missing_class_is_named_because_others_would_take_its_number(tmp_path):
+    class_files(tmp_path)
+    (tmp_path / "classes" / "4.npy").unlink()
+    with pytest.raises(DataError, match=r"class file 4.npy missing"):
+        load("imagenet32", tmp_path, **COUNTS)
+    assert load("imagenet32", tmp_path, classes=4, **COUNTS).card.classes == 4
+    assert load("imagenet32", tmp_path, verify=False, **COUNTS).card.classes == 11
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "\u0661", "-1", "01", "1e3"])
+def test_files_whose_names_are_no_numbers_are_no_classes(tmp_path, name):
+    class_files(tmp_path)
+    (tmp_path / "classes" / f"{name}.npy").write_bytes(b"")
+    assert load("imagenet32", tmp_path, **COUNTS).card.classes == 12
+
+
+@pytest.mark.parametrize("name", ["Imagenet32_train_npz", "Imagenet32_train"])
+def test_the_folder_that_the_archive_unpacks_to_is_found(tmp_path, monkeypatch, name):
+    (tmp_path / "imagenet32" / name).mkdir(parents=True)
+    npz(tmp_path / "imagenet32" / name)
+    assert load("imagenet32", tmp_path / "imagenet32", **COUNTS).card.classes == 12
+    monkeypatch.setenv("PLASTAX_DATA", str(tmp_path))
+    assert load("imagenet32", **COUNTS).card.classes == 12
+
+
+def test_more_images_than_any_memory_holds_are_refused_at_once(tmp_path):
+    npz(tmp_path)
+    for option in ("classes", "train_per_class", "test_per_class"):
+        with pytest.raises(ConfigError, match="at most 64 GiB"):
+            load("imagenet32", tmp_path, **COUNTS | {option: 10**12})
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    (tmp_path / "classes").mkdir()
+    for name in ("classes/0.npy", "train_data_batch_1"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="holds neither"):
+        load("imagenet32", tmp_path, **COUNTS)
