@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,7 +25,9 @@ from experiments import (
     warm_start,
 )
 from plastax import run, settings
+from plastax.data import idx
 from plastax.models import MLP
+from tests.data.formats import idx_bytes
 from tests.streams.tiny import DATASET
 
 EXPERIMENTS = {
@@ -93,6 +96,27 @@ def test_the_card_goes_into_the_settings_and_the_place_does_not_count():
     elsewhere = parse("continual_imagenet", "--preset smoke --data-path /elsewhere")
     first, second = (settings.to_json(c, supervised.GROUPS) for c in (config, elsewhere))
     assert settings.identity(first) == settings.identity(second | {"data_card": {}})
+
+
+def test_own_files_are_named_from_anywhere_and_asked_for_by_a_word(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, array in zip(idx.FILES, (np.zeros((40, 28, 28)), np.arange(40) % 10) * 2):
+        (folder / name).write_bytes(idx_bytes(array))
+    monkeypatch.chdir(tmp_path)
+    kept: list[Any] = []
+    monkeypatch.setattr(supervised._study, "carry_out", lambda *arguments: kept.append(arguments))
+    line = "random_label --preset smoke --data mnist --data-path own --stream.examples 40 --training.batch-size 20"
+    for extra in ([], ["--no-data-verify"]):
+        monkeypatch.setattr("sys.argv", [*shlex.split(line), "--runs-dir", str(tmp_path / "runs"), *extra])
+        with contextlib.suppress(SystemExit):
+            settings.main(lambda: supervised.main(random_label.Config, random_label.PRESETS, "random_label"))
+    assert "--no-data-verify" in capsys.readouterr().err
+    ((_, config, *_, extra, _),) = kept
+    assert config.data_path == str(folder)
+    assert "NOT verified" in extra["data_card"]["notes"]
+    published = settings.to_json(dataclasses.replace(config, data_verify=True), supervised.GROUPS)
+    assert settings.identity(published) == settings.identity(settings.to_json(config, supervised.GROUPS))
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
