@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +23,12 @@ from plastax import (
     starting,
     sweep,
     tracking,
+    tree,
 )
 from plastax.errors import ConfigError
 from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
-from plastax.types import MethodConfig, Probe, Program
+from plastax.types import MethodConfig, Model, Probe, Program
 
 Make = Callable[[Mapping[str, Any]], Program]
 """``(dotted setting -> value, maybe traced) -> program`` of one network."""
@@ -44,18 +46,37 @@ def method_of(config: Any, name: str) -> MethodConfig:
     return compose([getattr(config, member, METHODS[member]) for member in settings.members(name)])
 
 
-def looks(config: Any, learning_rate: float, steps: int) -> list[Any]:
-    """The settings of the chosen probes; that of trainability also knows the step size and the steps of a task."""
+def looks(config: Any, model: Model, learning_rate: float, steps: int) -> list[Any]:
+    """The settings of the chosen probes; that of trainability also knows the step size and the steps of a task.
+
+    Raises:
+      ConfigError: a spectrum of more nodes, or from more probe vectors, than the network has parameters.
+    """
+    size = tree.size(jax.eval_shape(model.init, tree.key_like()))
+    for name, setting in itertools.product(config.probes, ("order", "probes")):
+        if (asked := getattr(getattr(config, name, None), setting, 0)) > size:
+            raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
     found = [getattr(config, name, PROBES[name]) for name in config.probes]
     return [look.within(learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in found]
 
 
-def cut(config: Any, updates: int, examples: int) -> run.Plan:
-    """How a run is cut whose tasks have so many updates, each of so many examples (or steps) of a seed.
+def cut(config: Any, updates: int, examples: int, steps: int) -> run.Plan:
+    """How a run is cut.
+
+    Args:
+      config: from `settings.parse`.
+      updates: of a task.
+      examples: of a seed in an update, or its environment steps.
+      steps: gradient steps in an update.
 
     Raises:
-      ConfigError: the segments do not divide a task.
+      ConfigError: the segments do not divide a task, or there are more gradient steps than an optimiser counts.
     """
+    if config.tasks * updates * steps > settings.INT:
+        raise ConfigError(
+            f"tasks: {config.tasks} of {updates * steps} gradient steps are not allowed: they are counted in 32 bits, "
+            f"up to {settings.INT}; lower tasks, or the epochs or updates of a task"
+        )
     if config.segments_per_task < 1 or updates % config.segments_per_task:
         raise ConfigError(f"segments_per_task: {config.segments_per_task} does not divide a task's {updates} updates")
     return run.Plan(config.tasks, updates, updates // config.segments_per_task, config.seeds * examples)
@@ -155,6 +176,8 @@ def carry_out(
     if config.compilation_cache:
         compilation.use_cache()
     batches, plan = build(config)
+    for batch in batches:
+        memory.check_state(batch, settings.to_json(config, groups))
     if config.auto_chunk:
         chunk = memory.fitting_chunk(
             lambda chunk: build(dataclasses.replace(config, seed_chunk=chunk))[0],

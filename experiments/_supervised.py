@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import data, output, parallel, run, settings, starting, train
+from plastax import data, memory, output, parallel, run, settings, starting, train
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
@@ -91,14 +91,14 @@ def build(config: Any, dataset: Dataset | None) -> tuple[list[parallel.Batch], r
     def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make, list[Probe]]:
         stream = stream_of(config.stream)
         updates, steps = config.training.updates, config.training.blocks(stream.examples).steps_per_update
-        plan = _study.cut(config, updates, steps * config.training.batch_size)
+        plan = _study.cut(config, updates, steps * config.training.batch_size, steps)
         method = _study.method_of(config, name)
         _check_boundaries(config, name, method, stream)
         options = settings.with_options(config.model_settings, config.model, name, method.model_options)
         model = options.build(stream.input_shape, stream.outputs)
         model = model._replace(batch_like=train.batch_like(config.training, stream))
         _check_rank(config, name, model)
-        looks = _study.looks(config, config.training.learning_rate, updates * steps)
+        looks = _study.looks(config, model, config.training.learning_rate, updates * steps)
         probes = [look.build(model) for look in looks]
 
         def make(values: Mapping[str, Any]) -> Program:
@@ -160,17 +160,21 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
       experiment: its name.
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
-    if config.data_path:  # Whoever resumes the run may be in another directory.
+    if getattr(config, "data_path", ""):  # Whoever resumes the run may be in another directory.
         config = dataclasses.replace(config, data_path=os.path.abspath(os.path.expanduser(config.data_path)))
-    starting.check_writable(config, experiment)
-    if config.stream.needs_data and not config.data_path and (blank := data.blank(config.data)):
-        build(config, blank)  # What cannot be built is refused before anything is fetched.
-    dataset = load(config)
-    build(config, dataset)  # What cannot be built is refused before anything is printed.
-    console = output.Console()
-    extra = {}
-    if dataset is not None:
-        # The checksum says which images they are; the card also says where they lay, which changes no number.
-        extra = {"data_checksum": dataset.card.checksum, "data_card": json.loads(json.dumps(dataset.card._asdict()))}
-        output.say(console, f"{dataset.card}\n", "bold red" if dataset.card.synthetic else None)
-    _study.carry_out(experiment, config, GROUPS, lambda config: build(config, dataset), extra, console)
+    with memory.explained(experiment, settings.to_json(config, GROUPS)):
+        starting.check_writable(config, experiment)
+        if config.stream.needs_data and not config.data_path and (blank := data.blank(config.data)):
+            build(config, blank)  # What cannot be built is refused before anything is fetched.
+        dataset = load(config)
+        build(config, dataset)  # What cannot be built is refused before anything is printed.
+        console = output.Console()
+        extra = {}
+        if dataset is not None:
+            # The checksum says which images they are; the card also says where they lay, which changes no number.
+            extra = {
+                "data_checksum": dataset.card.checksum,
+                "data_card": json.loads(json.dumps(dataset.card._asdict())),
+            }
+            output.say(console, f"{dataset.card}\n", "bold red" if dataset.card.synthetic else None)
+        _study.carry_out(experiment, config, GROUPS, lambda config: build(config, dataset), extra, console)

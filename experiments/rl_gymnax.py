@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import parallel, run, segments, settings, starting
+from plastax import memory, parallel, run, segments, settings, starting
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import MODELS
@@ -91,14 +91,15 @@ def prepare(
             f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {per_update} steps"
         )
     updates = config.steps_per_task // config.ppo.steps_per_update
-    plan = _study.cut(config, updates, config.ppo.steps_per_update)
+    steps = config.ppo.epochs * config.ppo.minibatches
+    plan = _study.cut(config, updates, config.ppo.steps_per_update, steps)
     size, continuous = ppo.action_size(spaces)
     options = _study.method_of(config, name).model_options
     model = settings.with_options(config.model_settings, config.model, name, options).build(
         spaces.observation_shape, size, continuous=continuous
     )
     model = model._replace(batch_like=ppo.batch_like(config.ppo, spaces))
-    looks = _study.looks(config, config.ppo.learning_rate, updates * config.ppo.epochs * config.ppo.minibatches)
+    looks = _study.looks(config, model, config.ppo.learning_rate, updates * steps)
     probes = [look.build(model) for look in looks]
     _study.method_of(config, name).build(config.ppo.optimizer(), model)  # Refused now, if at all.
 
@@ -123,7 +124,8 @@ def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
     starting.check_writable(config, "rl_gymnax")
-    _study.carry_out("rl_gymnax", config, GROUPS, build)
+    with memory.explained("rl_gymnax", settings.to_json(config, GROUPS)):
+        _study.carry_out("rl_gymnax", config, GROUPS, build)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from plastax import machine, tree
 from plastax.errors import ConfigError, RunError
 from plastax.parallel import Batch
 from plastax.types import Tree
 
 ROOM = 0.9
 """Share of the device's memory that a program may need: allocations leave gaps."""
+
+
+TOO_LARGE = re.compile(
+    "RESOURCE_EXHAUSTED|[Oo]ut of memory|Maximum allowed (size|dimension)|overflow was encountered while parsing"
+    "|out of bounds for u?int|too large to convert"
+)
+"""How XLA, NumPy and JAX say that there is too little memory, or that an array is larger than any memory."""
 
 
 class OutOfMemory(RunError):
@@ -49,19 +57,12 @@ def need(compiled: Any) -> Need | None:
 
 
 def available() -> int | None:
-    """Bytes of the first device that this process may have: of a CPU, what is free; None if not known."""
+    """Bytes of the first device that this process may have, of a CPU see `machine.free_memory`; None if not known."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if device.platform == "cpu":
-        with contextlib.suppress(OSError, ValueError):
-            with open("/proc/meminfo", encoding="ascii") as file:
-                free = next(line for line in file if line.startswith("MemAvailable"))
-            return int(free.split()[1]) * 1024
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return machine.free_memory() if device.platform == "cpu" else None
 
 
 def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
@@ -71,6 +72,9 @@ def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
       batch: the networks.
       data: its program's, placed.
       length: updates in a segment.
+
+    Raises:
+      MemoryError: what a single loop of the program keeps is more than there is, as can be said before it is compiled.
     """
     program = batch.program
     init = jax.jit(program.init).lower(batch.start, data).compile()
@@ -80,36 +84,89 @@ def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
         init.output_shardings,
     )
     step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    return init, step.lower(state, data, np.int32(0), length).compile()
+    traced = step.trace(state, data, np.int32(0), length)
+    least, there = _least(traced.jaxpr.jaxpr), available()
+    if there is not None and least > there:
+        raise MemoryError(f"one of its loops keeps {_bytes(least)}, and {_bytes(there)} are free")
+    return init, traced.lower().compile()
+
+
+def _least(jaxpr: Any) -> int:
+    """Bytes that a program needs at least: what the largest of its loops carries and stacks, which XLA cannot elide."""
+    most = 0
+    for eqn in jaxpr.eqns:
+        inner = [part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else [value])]
+        inner = [getattr(part, "jaxpr", part) for part in inner]
+        most = max(most, *(_least(part) for part in inner if hasattr(part, "eqns")), 0)
+        if eqn.primitive.name in ("scan", "while"):
+            most = max(most, tree.nbytes([v.aval for v in eqn.outvars if type(v).__name__ != "DropVar"]))
+    return most
+
+
+def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
+    """Raises `OutOfMemory` if what a batch keeps of its networks is more than there is; compiles and allocates nothing.
+
+    Args:
+      batch: the networks.
+      settings: of the run, for the message.
+    """
+    with explained(batch.name, settings):
+        kept = tree.nbytes((batch.like, jax.eval_shape(batch.program.init, batch.like, batch.program.data)))
+        there = available()
+        apart = batch.mesh.size if batch.mesh and jax.default_backend() != "cpu" else 1
+        if there is not None and kept // apart > there:
+            sizes = f"{batch.networks:,} networks are {_bytes(kept)}, and {_bytes(there)} are free"
+            raise OutOfMemory(_advice(batch.name, settings, sizes, chunks=False))
+
+
+def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any]) -> None:
+    """Raises `OutOfMemory` if a compiled program needs more than there is beside its data.
+
+    Args:
+      batch: the networks.
+      data: its program's, placed.
+      needed: what XLA says.
+      settings: of the run, for the message.
+    """
+    there = available()
+    if needed is not None and there is not None:
+        # XLA's account is that of one device; those of a CPU share its memory.
+        sharing = len(batch.mesh.local_devices) if batch.mesh and jax.default_backend() == "cpu" else 1
+        if (needed.total - tree.nbytes(data)) * sharing > there:
+            raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
 
 
 @contextlib.contextmanager
 def explained(
-    method: str, settings: Mapping[str, Any], needed: Callable[[], Need | None] = lambda: None
+    subject: str, settings: Mapping[str, Any], needed: Callable[[], Need | None] | None = None
 ) -> Iterator[None]:
-    """Turns XLA's "RESOURCE_EXHAUSTED" into `OutOfMemory`.
+    """Turns what XLA, NumPy and Python raise for want of memory into `OutOfMemory`.
 
     Args:
-      method: whose program it is.
+      subject: whose memory it is: a method's, a data set's.
       settings: of the run.
-      needed: what is known of the program's need by the time that it fails.
+      needed: of a program, what is known of its need by the time that it fails.
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError, MemoryError, OverflowError) as error:
+        why = f"{error}".partition("\n")[0]
+        if not (isinstance(error, MemoryError) or TOO_LARGE.search(why)):
             raise
-        raise OutOfMemory(_advice(method, settings, needed(), f"{error}".partition("\n")[0])) from error
+        found = needed() if needed else None
+        sizes = _sizes(found) if found else why or "there is none left"
+        raise OutOfMemory(_advice(subject, settings, sizes, chunks=needed is not None)) from error
 
 
-def _advice(method: str, settings: Mapping[str, Any], needed: Need | None, why: str) -> str:
-    sizes = f"XLA says: {why}"
-    if needed is not None:
-        sizes = f"the program needs {_bytes(needed.total)} ({_bytes(needed.working)} of it to work in)"
-        if (there := available()) is not None:
-            sizes += f" and {_bytes(there)} are free"
+def _sizes(needed: Need) -> str:
+    there = available()
+    free = "" if there is None else f" and {_bytes(there)} are free"
+    return f"the program needs {_bytes(needed.total)} ({_bytes(needed.working)} of it to work in){free}"
+
+
+def _advice(subject: str, settings: Mapping[str, Any], sizes: str, *, chunks: bool = True) -> str:
     seeds, chunk = settings.get("seeds", 1), settings.get("seed_chunk", 0)
-    lower = [f"seed_chunk ({chunk or seeds} of {seeds} seeds side by side; --auto-chunk finds one that fits)"]
+    lower = [f"seed_chunk ({chunk or seeds} of {seeds} seeds side by side; --auto-chunk finds one that fits)"] * chunks
     lower += [f"seeds ({seeds})"]
     if probes := settings.get("probes"):
         lower.append(f"probes ({' '.join(probes)})")
@@ -118,7 +175,22 @@ def _advice(method: str, settings: Mapping[str, Any], needed: Need | None, why: 
         for name, group in settings.items()
         if isinstance(group, dict) and "order" in group
     ]
-    return f"out of device memory in {method}: {sizes}; lower one of: {', '.join(lower)}"
+    others = ("seeds", "first_seed", "seed_chunk", "updates_per_task")
+    large = [one for one in _large(settings) if one[1] not in others and not one[1].endswith(".order")]
+    lower += [f"{name} ({text})" for _, name, text in sorted(large, reverse=True)[:4]]
+    return f"out of memory in {subject}: {sizes}; lower one of: {', '.join(lower)}"
+
+
+def _large(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[int, str, str]]:
+    """The settings with whole numbers above a thousand: the number, the setting's name, its value as a text."""
+    for field, value in settings.items():
+        name = group + field.removesuffix("_settings")
+        if isinstance(value, Mapping):
+            yield from _large(value, f"{name}.")
+            continue
+        entries = value if isinstance(value, list | tuple) else [value]
+        if large := [entry for entry in entries if isinstance(entry, int) and entry > 1000]:
+            yield max(large), name, " ".join(map(str, entries))
 
 
 def _bytes(count: float) -> str:
@@ -172,5 +244,5 @@ def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | No
         init, segment = compile_segment(batch, data, length)
         needed = need(segment)
         if limit is not None and needed is not None and needed.total > limit:
-            raise OutOfMemory(_advice(batch.name, settings, needed, ""))
+            raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
         jax.block_until_ready(segment(init(batch.start, data), data, np.int32(0)))

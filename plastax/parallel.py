@@ -23,7 +23,7 @@ AXIS = "networks"
 """Name of the mesh's only axis."""
 
 
-def seed_keys(seeds: Sequence[int]) -> Key:
+def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
     """The PRNG keys ``[S]`` of seed numbers: seed k has the same key alone and among others."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
@@ -119,6 +119,7 @@ class Batch(NamedTuple):
       arms: their labels; each has ``networks / len(arms)``.
       program: over ``padded`` networks.
       draw: makes `start`, once.
+      like: the shapes of `start`.
       networks: their number.
       padded: the same rounded up so that devices have equally many: the rest are copies, trained and thrown away.
       mesh: the devices; None: where JAX puts things.
@@ -127,6 +128,7 @@ class Batch(NamedTuple):
     arms: tuple[str, ...]
     program: Program
     draw: Callable[[], Tree]
+    like: Tree
     networks: int
     padded: int
     mesh: jax.sharding.Mesh | None
@@ -208,7 +210,6 @@ def batch(
     used = min(devices or len(there), count)
     each = -(-count // used)
     each += -each % (chunk or 1)
-    index = np.arange(used * each) % count
     values = [*arms.values()]
     program = over_seeds(over_settings(make, values[0]) if values[0] else make({}), each, chunk)
     mesh = None
@@ -216,12 +217,17 @@ def batch(
         mesh = jax.sharding.Mesh(np.asarray(there[:used]), (AXIS,))
         program = over_devices(program, mesh)
 
+    keys = jax.eval_shape(seed_keys, jax.ShapeDtypeStruct((used * each,), jnp.uint32))
+    column: Any = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
+    like = Swept(dict.fromkeys(values[0], column), keys) if values[0] else keys
+
     @functools.cache
     def draw() -> Tree:
-        keys = seed_keys(np.asarray(seeds)[index % len(seeds)].tolist())
+        index = np.arange(used * each) % count
+        keys = seed_keys(np.asarray(seeds)[index % len(seeds)])
         columns = {name: np.asarray([v[name] for v in values], np.float32)[index // len(seeds)] for name in values[0]}
         start = Swept(jax.tree.map(jnp.asarray, columns), keys) if columns else keys
         # Not `device_put`: the devices may be those of several processes.
         return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(start) if mesh else start
 
-    return Batch(tuple(arms), program, draw, count, used * each, mesh)
+    return Batch(tuple(arms), program, draw, like, count, used * each, mesh)

@@ -144,6 +144,7 @@ def train(
         data = batch.place(batch.program.data)
         init, segment = memory.compile_segment(batch, data, plan.updates_per_segment)
         needed = memory.need(segment)
+        memory.check_need(batch, data, needed, config.get("settings", {}))
         compiled = {
             "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
             "compilations": compilation.counts.asked - asked,

@@ -26,6 +26,12 @@ from plastax.runs import IO
 Registry = Mapping[str, Any]
 ALIASES: Mapping[str, str] = {"er": "effective_rank"}
 """Names that the literature uses, and the entries that are meant."""
+INT = 2**31 - 1
+"""The largest whole number in a setting: programs count in 32 bits."""
+SEED = 2**32 - 1
+"""The largest number of a seed: keys are made of 32 bits."""
+ENTRIES = 256
+"""The longest sequence in a setting: layers, methods and swept settings are compiled one by one."""
 Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
 """Names of methods; an experiment that has others than `Study` by default declares its field so."""
 
@@ -253,7 +259,28 @@ def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+def check_sizes(config: Any, group: str = "") -> None:
+    """Raises `ConfigError` where an integer is too large to be counted to, or a sequence too long to be compiled."""
+    for field in dataclasses.fields(config):
+        name, value = group + field.name.removesuffix("_settings"), getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_sizes(value, f"{name}.")
+            continue
+        entries = value if isinstance(value, tuple) else (value,)
+        if len(entries) > ENTRIES:
+            raise ConfigError(f"{name}: {len(entries):,} entries are not allowed; give at most {ENTRIES}")
+        most = SEED if name == "first_seed" else INT
+        if wrong := [entry for entry in entries if isinstance(entry, int) and abs(entry) > most]:
+            raise ConfigError(f"{name}: {wrong[0]} is not allowed; give at most {most}")
+
+
 def _check(config: Any) -> None:
+    check_sizes(config)
+    if config.first_seed + config.seeds - 1 > SEED:
+        raise ConfigError(
+            f"first_seed: {config.first_seed} is not allowed with {config.seeds} seeds; "
+            f"give at most {SEED - config.seeds + 1}"
+        )
     for name in ("seeds", "tasks", "probe_every"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 1 or more")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
+import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +21,10 @@ import tyro
 
 from plastax.errors import ConfigError
 from plastax.record import short
-from plastax.settings import Registry, members, replaced
+from plastax.settings import Registry, check_sizes, members, replaced
+
+ARMS = 10_000
+"""The most arms of a study: each has folders, curves and columns of its own."""
 
 
 class Arm(NamedTuple):
@@ -85,17 +90,22 @@ def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ())
         if axis.name not in known:
             raise ConfigError.unknown("sweep", axis.name, known)
     out: list[Arm] = []
+    read = functools.cache(functools.partial(_value, config))
     for method in config.methods:
         own = [(axis, path) for axis in swept if (path := _path(config, groups, method, axis.name))]
+        if (count := len(out) + math.prod(len(axis.texts) for axis, _ in own)) > ARMS:
+            raise ConfigError(f"sweep: {count:,} combinations of values or more are not allowed; give at most {ARMS:,}")
         names = {axis.name: axis.name.rpartition(".")[2] for axis, _ in own}
         if len(set(names.values())) < len(names):
             names = {name: name for name in names}
         for texts in itertools.product(*(axis.texts for axis, _ in own)):
-            values = {path: _value(config, axis.name, path, text) for (axis, path), text in zip(own, texts)}
+            values = {path: read(axis.name, path, text) for (axis, path), text in zip(own, texts)}
             named = {axis.name: values[path] for axis, path in own}
             shown = ",".join(f"{names[name]}={_shown(value)}" for name, value in named.items())
             label = short(f"{method}@{shown.replace('/', '-')}") if shown else method
-            out.append(Arm(label, method, replaced(config, values), named, values))
+            arm = Arm(label, method, replaced(config, values), named, values)
+            check_sizes(arm.config)
+            out.append(arm)
     if len({arm.label for arm in out}) < len(out):
         raise ConfigError(f"sweep: two of the values of {', '.join(config.sweep)} are the same number")
     return out

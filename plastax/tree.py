@@ -36,6 +36,11 @@ def size(tree: Tree) -> int:
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
 
 
+def nbytes(tree: Tree) -> int:
+    """Bytes of the tree's arrays (leaves may be shape structs)."""
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def dot(a: Tree, b: Tree) -> Array:
     """Inner product of two trees of one structure, a scalar."""
     products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)

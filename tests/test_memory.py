@@ -47,7 +47,7 @@ def test_the_program_that_does_not_fit_is_explained(tmp_path):
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        "out of device memory in greedy", "GiB", "are free", "seed_chunk (6 of 6 seeds side by side; --auto-chunk",
+        "out of memory in greedy", "GiB", "are free", "seed_chunk (6 of 6 seeds side by side; --auto-chunk",
         "seeds (6)", "probes (hessian)", "hessian.order (64)",
     ):  # fmt: skip
         assert part in message
@@ -70,6 +70,69 @@ def test_the_largest_chunk_that_fits():
 def test_what_xla_refuses_while_it_runs_does_not_fit_either():
     with pytest.raises(memory.OutOfMemory, match=r"seed_chunk \(1 of 2 seeds"):
         memory.fitting_chunk(lambda c: batches(c, 1 << 44, 2), 2, 1, SETTINGS | {"seeds": 2}, limit=1 << 60)
+
+
+def test_what_xla_says_is_compared_with_what_is_free_before_it_runs(tmp_path, monkeypatch):
+    config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": SETTINGS | {"updates_per_task": 1}}
+    enough = needed(0)
+    monkeypatch.setattr(memory, "available", lambda: enough - 1)
+    with pytest.raises(memory.OutOfMemory, match=r"the program needs .* and .* are free; lower one of: seed_chunk"):
+        run.study(tmp_path, config, batches(), run.Plan(1, 1, 1, 1))
+    assert not list(tmp_path.glob("records/*/*.npz"))
+    monkeypatch.setattr(memory, "available", lambda: enough)
+    run.study(tmp_path, config, batches(), run.Plan(1, 1, 1, 1))
+
+
+def test_what_the_networks_keep_is_known_before_anything_is_made(assert_nothing_compiles):
+    """So many networks that not even their numbers could be written down."""
+    (batch,) = batches(seeds=10**12)
+    with assert_nothing_compiles(), pytest.raises(memory.OutOfMemory) as error:
+        memory.check_state(batch, SETTINGS | {"seeds": 10**12, "model_settings": {"hidden": [5, 10**6]}})
+    assert "1,000,000,000,000 networks are 11,175.9 GiB, and " in str(error.value)
+    assert str(error.value).endswith(
+        "lower one of: seeds (1000000000000), probes (hessian), hessian.order (64), model.hidden (5 1000000)"
+    )
+
+
+@pytest.mark.parametrize("loop", ["carried", "stacked"])
+def test_a_loop_that_cannot_fit_is_refused_before_it_is_compiled(loop):
+    def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Record]:
+        large = jnp.zeros(1 << 44) if loop == "carried" else jnp.zeros(())
+        large, stacked = jax.lax.scan(lambda x, _: (x + 1, x + state), large, length=1 << (0 if large.size > 1 else 44))
+        return state + large.sum() + stacked.sum(), Record({}, {})
+
+    program = Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
+    batch = parallel.batch(lambda _: program, {"greedy": {}}, range(2))
+    with pytest.raises(MemoryError, match=r"one of its loops keeps [\d,.]+ GiB"):
+        memory.compile_segment(batch, (), 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 10240 bytes."),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes."),
+        OverflowError("An overflow was encountered while parsing an argument to a jitted computation, whose ..."),
+        ValueError("Maximum allowed dimension exceeded"),
+        MemoryError("Unable to allocate 72.8 TiB for an array with shape (10000000000000,)"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_all_words_for_too_little_memory_are_one_line(error):
+    with (
+        pytest.raises(memory.OutOfMemory, match=r"out of memory in x: .+; lower one of: seeds"),
+        memory.explained("x", {}),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError("cannot convert float infinity to integer"), ValueError("no"), KeyError(1)]
+)
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)), memory.explained("x", {}):
+        raise error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,6 +83,35 @@ CASES = [
 ]
 
 
+TOO_LARGE = [
+    ("random_label", "--seeds 1000000000000", ("seeds: 1000000000000", "at most 2147483647")),
+    ("rl_gymnax", "--first-seed 4294967296", ("first_seed", "4294967296", "at most 4294967295")),
+    ("random_label", "--first-seed 4294967295 --seeds 2", ("first_seed", "4294967295", "at most 4294967294")),
+    ("permuted_mnist", "--training.epochs 1000000000000", ("training.epochs", "1000000000000", "at most")),
+    ("random_label", "--training.epochs 1000000000", ("tasks", "gradient steps", "32 bits", "epochs")),
+    ("rl_gymnax", "--ppo.epochs 1000000000", ("tasks", "gradient steps", "32 bits", "epochs")),
+    ("random_label", "--tasks 1000000000", ("tasks: 1000000000 ", "gradient steps", "32 bits")),
+    ("rl_gymnax", "--steps-per-task 10000000000", ("steps_per_task", "10000000000", "at most")),
+    ("rotating", f"--model.hidden {'8 ' * 3000}", ("model.hidden", "3,000 entries", "at most 256")),
+    ("random_label", "--model.hidden 8 10000000000", ("model.hidden", "10000000000", "at most")),
+    ("random_label", "--probes hessian --hessian.order 1000000", ("hessian.order", "1000000", "parameters")),
+    ("rl_gymnax", "--probes ggn --ggn.probes 1000000", ("ggn.probes", "1000000", "parameters")),
+    ("random_label", "--methods l2_er --sweep method.window=1,9999999999", ("l2_er.window", "9999999999", "at most")),
+    (
+        "random_label",
+        f"--methods l2 --sweep method.l2={','.join(map(str, range(1, 1001)))}"
+        f" --sweep training.learning_rate={','.join(map(str, range(1, 1001)))}",
+        ("sweep", "1,000,000 combinations", "at most 10,000"),
+    ),
+    ("continual_imagenet", "--synthetic.train-per-class 1000000000", ("1000000010", "GiB are free", "fewer images")),
+]
+TOO_MUCH_MEMORY = [
+    ("random_label", "--seeds 2000000000", ("2,000,000,000 networks", "seeds (2000000000)")),
+    ("random_label", "--model.hidden 1000000 1000000", ("2 networks", "model.hidden (1000000 1000000)")),
+    ("random_label", "--methods l2_er --l2-er.window 1000000000", ("2 networks", "l2_er.window (1000000000)")),
+]
+
+
 def start(name: str) -> None:
     if name == "rl_gymnax":
         rl_gymnax.main()
@@ -96,12 +125,12 @@ def refused(capsys, monkeypatch, tmp_path, assert_nothing_compiles):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("PLASTAX_DATA", raising=False)
 
-    def run(name: str, line: str) -> str:
+    def run(name: str, line: str, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", [name, *shlex.split(line)])
         with assert_nothing_compiles(), pytest.raises(SystemExit) as stop:
             settings.main(lambda: start(name))
         out, err = capsys.readouterr()
-        assert (stop.value.code, out) == (2, ""), (out, err)
+        assert (stop.value.code, out if status == 2 else "") == (status, ""), (out, err)
         # One line, or what tyro says, which reads the command line.
         assert err.count("\n") == 1 if err.startswith("error: ") else "--help" in err
         return " ".join(err.replace("│", " ").split())
@@ -114,6 +143,22 @@ def test_bad_input_is_refused_before_anything_compiles(refused, tmp_path, name, 
     said = refused(name, f"{line} --runs-dir {tmp_path}/runs")
     assert not (tmp_path / "runs").exists()
     for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(("name", "line", "parts"), TOO_LARGE, ids=lambda value: str(value)[:60])
+def test_numbers_beyond_any_machine_are_refused(refused, tmp_path, name, line, parts):
+    said = refused(name, f"--preset smoke {line} --runs-dir {tmp_path}/runs")
+    assert not (tmp_path / "runs").exists()
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(("name", "line", "parts"), TOO_MUCH_MEMORY, ids=lambda value: str(value)[:60])
+def test_more_than_fits_into_the_memory_is_refused_before_it_is_taken(refused, tmp_path, name, line, parts):
+    said = refused(name, f"--preset smoke {line} --no-compilation-cache --runs-dir {tmp_path}/runs", 1)
+    assert not (tmp_path / "runs").exists()
+    for part in ("out of memory in", "GiB are free; lower one of", *parts):
         assert part in said
 
 

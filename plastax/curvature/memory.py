@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from plastax import tree
+from plastax import machine, tree
 from plastax.curvature.lanczos import Reorthogonalise, block_sizes, kept_rows
 from plastax.types import Tree
 
@@ -69,15 +68,10 @@ def run_bytes(
     return dim * (rows * stored.itemsize + (VECTORS + len(blocks) + widened) * dtype.itemsize)
 
 
-def host_memory() -> int:
-    """Bytes of this machine's main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def device_memory() -> int | None:
-    """Bytes of the default device's memory, None if it does not tell; on CPU, that of the machine."""
+    """Bytes of the default device's memory, None if it does not tell; on CPU, those that are free."""
     if jax.default_backend() == "cpu":
-        return host_memory()
+        return machine.free_memory()
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
@@ -94,21 +88,22 @@ def at_once(one: int, backend: str, available: int | None) -> int:
 def check(params: Tree, order: int, reorthogonalise: Reorthogonalise, basis_dtype: Any, basis: Place) -> None:
     """Raises MemoryError, with the estimate and the settings to change, if one Lanczos run cannot fit."""
     one = run_bytes(params, order, reorthogonalise, basis_dtype)
-    available = device_memory()
-    if basis == "device" and available is not None and one > available:
-        message = (
-            f"one Lanczos run of order {order} over {tree.size(params):,} parameters needs about {_size(one)}, and the "
-            f"device has {_size(available)}; lower order, keep the basis in half the memory with "
-            "basis_dtype=jnp.bfloat16 or on the host with basis='host', or keep less of it with "
-            "reorthogonalise='none' or a number of vectors"
+    there = device_memory() if basis == "device" else machine.free_memory()
+    if there is None or one <= there:
+        return
+    if basis == "device":
+        subject, owner = "one Lanczos run", "device"
+        advice = (
+            "lower order, keep the basis in half the memory with basis_dtype=jnp.bfloat16 or on the host with "
+            "basis='host', or keep less of it with reorthogonalise='none' or a number of vectors"
         )
-        raise MemoryError(message)
-    if basis == "host" and one > host_memory():
-        message = (
-            f"a Lanczos basis of order {order} over {tree.size(params):,} parameters needs about {_size(one)}, and the "
-            f"host has {_size(host_memory())}; lower order, or use basis='device' with reorthogonalise='none'"
-        )
-        raise MemoryError(message)
+    else:
+        subject, owner = "a Lanczos basis", "host"
+        advice = "lower order, or use basis='device' with reorthogonalise='none'"
+    raise MemoryError(
+        f"{subject} of order {order} over {tree.size(params):,} parameters needs about {_size(one)}, and the {owner} "
+        f"has {_size(there)}; {advice}"
+    )
 
 
 def _size(number: int) -> str:

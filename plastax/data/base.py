@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plastax import machine
 from plastax.errors import ConfigError
 from plastax.output import plain
 
 MEANT = "if you mean what is there, say verify=False (experiments: --no-data-verify, plastax data: --no-verify)"
 """How to use files that are not the published ones."""
-MEMORY = 1 << 36
-"""Bytes of images that no data set here comes near."""
 
 
 class DataError(ConfigError):
@@ -176,14 +175,22 @@ def verify(path: Path, content: bytes, expected: str) -> None:
         raise DataError(message)
 
 
-def affordable(*shape: int) -> None:
-    """Refuses images of more bytes than any machine has memory for.
+def affordable(*shape: int, working: int = 0) -> None:
+    """Refuses images of more bytes than there are free.
+
+    Args:
+      shape: of the images, a byte each.
+      working: bytes that it takes to make them.
 
     Raises:
       ConfigError: states the size.
     """
-    if math.prod(shape) > MEMORY:
-        message = f"{' x '.join(map(str, shape))} bytes of images are asked for, at most {MEMORY >> 30} GiB can be had"
+    there = machine.free_memory()
+    if there is not None and (size := math.prod(shape) + working) > there:
+        message = (
+            f"{' x '.join(map(str, shape))} bytes of images are asked for, which take {size / 2**30:,.1f} GiB, and "
+            f"{there / 2**30:,.1f} GiB are free; ask for fewer classes, or fewer images a class"
+        )
         raise ConfigError(message)
 
 

@@ -51,6 +51,7 @@ def read(
 
     Raises:
       ConfigError: a count below one, or a difficulty outside 0 .. 1.
+      MemoryError: more images than there is memory for.
     """
     positive(
         classes=classes, train_per_class=train_per_class, test_per_class=test_per_class, side=side, channels=channels
@@ -62,7 +63,8 @@ def read(
         message = f"seed={seed} is negative"
         raise ConfigError(message)
     shape = (side, side, channels)
-    affordable(classes, train_per_class + test_per_class, *shape)
+    most = max(train_per_class, test_per_class)
+    affordable(classes, train_per_class + test_per_class, *shape, working=32 * most * math.prod(shape))
     train_images = np.empty((classes, train_per_class, *shape), np.uint8)
     test_images = np.empty((classes, test_per_class, *shape), np.uint8)
     for k in range(classes):

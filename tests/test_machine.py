@@ -1,0 +1,107 @@
+"""How much memory a process may take: of made-up machines with the limits that there are, and under a real one."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from plastax import machine
+
+GIB = 2**30
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = {
+    "proc/meminfo": "MemTotal:  67108864 kB\nMemFree: 1024 kB\nMemAvailable:   33554432 kB\n",
+    "proc/self/status": "Name:\tpython\nVmSize:\t 2097152 kB\nVmRSS:\t 1048576 kB\nVmData:\t 524288 kB\n",
+}
+V2 = {
+    "proc/self/cgroup": "0::/jobs/one/step\n",
+    "sys/fs/cgroup/jobs/one/step/memory.max": "max\n",
+    "sys/fs/cgroup/jobs/one/step/memory.high": "max\n",
+    "sys/fs/cgroup/jobs/one/step/memory.current": f"{GIB}\n",
+    "sys/fs/cgroup/jobs/one/memory.max": f"{8 * GIB}\n",
+    "sys/fs/cgroup/jobs/one/memory.current": f"{5 * GIB}\n",
+    "sys/fs/cgroup/jobs/one/memory.stat": f"anon 1\nfile {4 * GIB}\nactive_file {GIB}\ninactive_file {2 * GIB}\n",
+}
+V1 = {
+    "proc/self/cgroup": "9:cpu,cpuacct:/x\n4:memory:/x/job\n0::/\n",
+    "sys/fs/cgroup/memory/x/job/memory.limit_in_bytes": f"{2**63 - 4096}\n",
+    "sys/fs/cgroup/memory/x/job/memory.usage_in_bytes": "1\n",
+    "sys/fs/cgroup/memory/x/memory.limit_in_bytes": f"{4 * GIB}\n",
+    "sys/fs/cgroup/memory/x/memory.usage_in_bytes": f"{3 * GIB}\n",
+    "sys/fs/cgroup/memory/x/memory.stat": f"inactive_file 7\ntotal_active_file 0\ntotal_inactive_file {GIB}\n",
+}
+MACHINES = {
+    "no limit": ({}, {}, 32),
+    "version 2, of a group around": (V2, {}, 6),
+    "version 2, throttled": (V2 | {"sys/fs/cgroup/jobs/one/step/memory.high": f"{3 * GIB}"}, {}, 2),
+    "version 2, seen from a container": (
+        {
+            "proc/self/cgroup": "0::/docker/abc",
+            "sys/fs/cgroup/memory.max": f"{2 * GIB}",
+            "sys/fs/cgroup/memory.current": "0",
+        },
+        {}, 2,
+    ),
+    "version 2, outside of the name space": (
+        {"proc/self/cgroup": "0::/../../x", "sys/fs/cgroup/memory.max": f"{3 * GIB}"}, {}, 3
+    ),
+    "version 2, more in use than allowed": (V2 | {"sys/fs/cgroup/jobs/one/memory.max": "4096"}, {}, 0),
+    "version 1": (V1, {}, 2),
+    "version 2 beside version 1": (
+        V1 | {"sys/fs/cgroup/unified/memory.max": f"{GIB}", "sys/fs/cgroup/unified/memory.current": "0"}, {}, 1
+    ),
+    "damaged": ({"proc/self/cgroup": "0::/x", "sys/fs/cgroup/x/memory.max": "many"}, {}, 32),
+    "SLURM, a node": ({}, {"SLURM_MEM_PER_NODE": "8192"}, 7),
+    "SLURM, CPUs": ({}, {"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "4"}, 7),
+    "SLURM, CPUs of nodes": ({}, {"SLURM_MEM_PER_CPU": "2048", "SLURM_JOB_CPUS_PER_NODE": "2(x3)"}, 3),
+    "SLURM, all of a node": ({}, {"SLURM_MEM_PER_NODE": "0"}, 32),
+}  # fmt: skip
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """``pretend(files)``: the root of a machine with these files and without limits of the process."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def write(files: dict[str, str]) -> pathlib.Path:
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_narrowest_limit_counts(pretend, name):
+    files, environment, expected = MACHINES[name]
+    assert machine.free_memory(pretend(FILES | files), environment) == expected * GIB
+
+
+def test_a_machine_that_tells_nothing_has_its_physical_memory(pretend):
+    assert machine.free_memory(pretend({}), {}) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process has taken")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_real_limit_is_where_allocations_fail(limit):
+    """What is said to be free is there, but for the allocator's own; a little more is not."""
+    code = f"""
+import resource
+from plastax import machine
+resource.setrlimit(resource.{limit}, (2**30, resource.RLIM_INFINITY))
+free = machine.free_memory()
+assert 0 < free < 2**30, free
+bytearray(free - 2**22)
+try:
+    bytearray(free + 2**22)
+except MemoryError:
+    print("as it said")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "as it said\n"), done.stderr
