@@ -1,4 +1,4 @@
-"""What every parameter is, of networks of every make: by structure where that says it, by declaration, or not at all."""
+"""What every parameter is, of networks of every make: by structure if that says it, by declaration, or not at all."""
 
 from __future__ import annotations
 
@@ -139,8 +139,7 @@ UNCLEAR = {
 def test_what_shapes_leave_open_is_refused_by_name(what: str) -> None:
     found = STRUCTURE(UNCLEAR[what])
     with pytest.raises(ConfigError, match=r"test: which axes of '.*' \[.*\] .* cannot be told .* give roles="):
-        for name, role in kernels(found, "test").items():
-            axes(name, role, "test")
+        _ = [axes(name, role, "test") for name, role in kernels(found, "test").items()]
 
 
 def test_only_who_asks_for_a_window_must_know_it() -> None:
