@@ -6,6 +6,17 @@ experiments := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments
 benchmarks  := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/bench/*.py)))))
 python      := .venv/bin/python
 
+# Names are taken as they are written: a directory may be called $(shell ...) or `...`, and nothing in it is run. Recipes
+# get them as variables of the shell. ARGS are words of a command line, and so is what stands in them.
+override EXP    := $(value EXP)
+override BENCH  := $(value BENCH)
+override RUN    := $(value RUN)
+override NAME   := $(value NAME)
+override ACCEL  := $(value ACCEL)
+override PYTHON := $(value PYTHON)
+export RUN NAME PYTHON
+quoted = '$(subst ','\'',$(1))'
+
 # What jax runs on: ACCEL if given, else cuda13 where nvidia-smi lists a GPU, else cpu.
 ifeq ($(strip $(ACCEL)),)
   accel := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo cuda13 || echo cpu)
@@ -25,10 +36,9 @@ ifeq ($(accel),cpu)
 endif
 OPENBLAS_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS
-export PYTHON
 
 # Of the names $(2) the one nearest to $(1), as a question; nothing if none is near.
-near = $(patsubst %, (did you mean '%'?),$(shell $(or $(PYTHON),python3) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' '$(subst ',,$(1))' $(2) 2>/dev/null))
+near = $(patsubst %, (did you mean '%'?),$(shell $(call quoted,$(or $(PYTHON),python3)) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' $(call quoted,$(1)) $(2) 2>/dev/null))
 
 # A setting that cannot be used is refused before anything is installed.
 ifneq ($(filter run,$(MAKECMDGOALS)),)
@@ -71,7 +81,7 @@ run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke
 	@$(python) -m experiments.$(EXP) $(ARGS)
 
 data: $(stamp)  ## fetch a data set ahead of time and print its card: make data NAME=mnist
-	@$(python) -m plastax data "$(NAME)" $(ARGS)
+	@$(python) -m plastax data "$$NAME" $(ARGS)
 
 test: $(stamp)  ## run the tests that are not slow; ARGS go to pytest
 	$(python) -m pytest $(workers) $(ARGS)
@@ -90,7 +100,7 @@ bench: $(stamp)-bench  ## run the benchmarks, or one: make bench BENCH=rl
 	@set -e; for name in $(or $(BENCH),$(benchmarks)); do $(python) -m experiments.bench.$$name $(ARGS); done
 
 report: $(stamp)  ## write a run's report and print its table: make report RUN=runs/<experiment>/<run id>
-	@$(python) -m plastax report "$(RUN)"
+	@$(python) -m plastax report "$$RUN" $(ARGS)
 
 clean:  ## remove .venv, caches and builds; never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Prints what uv.lock installs here, as pip requirements: `python .ci/locked.py [extra ...]`.
+"""Prints what uv.lock installs here, as pip requirements with hashes: `python .ci/locked.py [extra ...]`.
 
 The walk over the lock that `uv sync` does: the project, its development group and the named extras, every edge whose
 environment marker holds. Runs in the environment to be filled; its only tool is pip's own copy of `packaging`.
@@ -17,7 +17,7 @@ PROJECT = "plastax-lab"
 
 
 def locked(lock: dict[str, Any], extras: list[str]) -> list[str]:
-    """Sorted ``name==version`` of the packages that the project with ``extras`` needs on this machine."""
+    """Sorted ``name==version --hash=...`` of the packages that the project with ``extras`` needs on this machine."""
     packages: dict[str, list[dict[str, Any]]] = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
@@ -33,7 +33,8 @@ def locked(lock: dict[str, Any], extras: list[str]) -> list[str]:
         if "marker" in edge and not Marker(edge["marker"]).evaluate({"extra": ""}):
             continue
         (package,) = (p for p in packages[edge["name"]] if p["version"] == edge.get("version", p["version"]))
-        found.add(f"{package['name']}=={package['version']}")
+        hashes = " ".join(f"--hash={wheel['hash']}" for wheel in package["wheels"])
+        found.add(f"{package['name']}=={package['version']} {hashes}")
         for part in ("", *edge.get("extra", ())):
             if (package["name"], part) not in seen:
                 seen.add((package["name"], part))

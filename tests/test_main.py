@@ -6,7 +6,6 @@ import errno
 import importlib
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -182,16 +181,3 @@ def test_reports_are_drawn_whatever_backend_is_named(backend):
     assert kept == backend, done.stderr
     assert used == "svg" or backend != "svg"
     assert used
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize(
-    ("goal", "said"),
-    [("run EXP=random_labels", "random_label"), ("bench BENCH=supervise", "supervised")],
-)
-def test_make_names_the_nearest_before_it_installs_anything(goal: str, said: str):
-    environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(["make", "-s", *goal.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert f"did you mean '{said}'?" in done.stderr
-    assert "allowed: " in done.stderr

@@ -301,6 +301,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
     caption = f"mean over {data.sizes['seed']} seeds [95 % bootstrap interval]"
     if score is not None and not score.higher_is_better:
         caption += f"; lower {score.name} is better"
+    if (data.arm != data.method).any():
+        caption += "\narms trained side by side share the seconds of compilation, and the speed is that of all of them"
     if seeds := frozen(data):
         caption += f"\nfrozen, and left out from then on: {'; '.join(seeds)}"
     notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
