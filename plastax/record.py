@@ -99,38 +99,36 @@ def start_run(
     """
     directory = pathlib.Path(directory)
     here = environment() if here is None else here
-    old, first = (_left(directory / name, blank) for name in ("config.json", "environment.json"))
+    old, first = (None if blank else _left(directory / name) for name in ("config.json", "environment.json"))
     if old and old.get("format", 0) != FORMAT:
         message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
         raise RecordError(message)
     if old and old.get("hash") != config.get("hash"):
         message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
         raise RecordError(message)
-    if first and same and not blank and (other := changes(first, here)):
+    if first and same and (other := changes(first, here)):
         raise RunError(
             f"{', '.join(other)} changed since {directory} was begun, whose shards are to be alike; go on all the same "
             f"with --resume {directory} and this --shard, or start all shards anew in another --runs-dir"
         )
-    if blank or not old:
+    if not old:
         write_json(directory / "config.json", {**config, "format": FORMAT})
-    # A resumed run may continue on another machine: keep where every part of it ran.
-    told = here if blank or not first else {**first, "resumed": [*first.get("resumed", []), here]}
-    if old and not blank and not first:
-        told = {**here, "began": "not known: this file was missing when the run went on"}
+    told = dict(here)
+    if first:
+        # A resumed run may continue on another machine: keep where every part of it ran.
+        told = {**first, "resumed": [*first.get("resumed", []), here]}
+    elif old:
+        told["began"] = "not known: this file was missing when the run went on"
     write_json(directory / "environment.json", told)
     return directory
 
 
-def _left(path: pathlib.Path, blank: bool) -> dict[str, Any] | None:
-    """What an earlier start of a run has left in a file, None for nothing; of a ``blank`` run nothing is needed."""
+def _left(path: pathlib.Path) -> dict[str, Any] | None:
+    """What an earlier start of a run has left in a file, None where there is none."""
     try:
         return read_json(path)
     except FileNotFoundError:
         return None
-    except RecordError:
-        if blank:
-            return None
-        raise
 
 
 def _as_float(name: str, value: Any) -> np.ndarray:

@@ -313,8 +313,9 @@ def study(
     shares: dict[str, Shares | None] = {}
     try:
         with Stopping() as stopping:
-            ended = ("recorded", "finished") if shard else ("recorded",)
-            if not report or runs.status(directory).state not in ended or not _recorded(directory, config, own, plan):
+            ended = runs.status(directory).state in (("recorded", "finished") if shard else ("recorded",))
+            ended = ended and (directory / "config.json").exists() and _recorded(directory, config, own, plan)
+            if not (report and ended):
                 segments = {record.folder(config, arm): plan.segments for arm in own}
                 begin = functools.partial(record.start_run, directory, config, here, same=same)
                 end = "recorded" if report else "finished"

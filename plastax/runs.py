@@ -253,6 +253,8 @@ def hold(
             raise
         except Exception as error:
             word |= {"state": "failed", "error": _line(error)}
+            if lock.lost:
+                raise RunError(moved(run)) from error
             raise
         except BaseException:
             word["state"] = "killed"

@@ -68,8 +68,8 @@ def run_directory(
         if state == "running":
             notes.append(f"starting anew: {previous} of the same settings is running")
             continue
-        other, unknown = ([], "") if state == "recorded" else _changed(previous, here)
-        if not other:
+        other, unknown = _changed(previous, here)
+        if not other or state == "recorded":
             note = f"going on with {previous}, which was {state} (--fresh starts anew){unknown}"
             return _writable(previous, "runs_dir"), _run_id(previous), note
         notes.append(f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed")

@@ -25,6 +25,7 @@ import optax
 from plastax import checkpoint, compilation, files, parallel, run, segments, settings
 from plastax.keys import fold
 from plastax.types import Program
+from tests import hollow
 
 jax.config.update("jax_platforms", "cpu")
 TASKS, UPDATES, LENGTH, SEEDS = 3, 4, 2, 2
@@ -107,11 +108,13 @@ class Order(NamedTuple):
       cache: of compiled programs.
       log: its output.
       where: "" (unharmed) | time | record | renamed | checkpoint | manifest: where SIGKILL comes | term | int |
-        int int: signals, after the first record | small | closed | full: files may not grow any more, the folder is
-        closed to writing, the disk is full, after the second segment.
+        int int: signals, after the first record | small | closed | full | moved: files may not grow any more, the
+        folder is closed to writing, the disk is full, the run is moved to ``<directory>-moved``, after the second
+        segment | hollow: a study of `tests.hollow` instead, see ``options``.
       when: seconds after the fork (time), the number of the write (others).
       seed: of the moment within a checkpoint.
       steps: of the environment, in an update.
+      options: of `tests.hollow.main`, beside the directory.
     """
 
     directory: str
@@ -121,6 +124,7 @@ class Order(NamedTuple):
     when: float = 0.0
     seed: int = 0
     steps: int = 1
+    options: tuple[Any, ...] = ()
 
 
 def die() -> None:
@@ -149,6 +153,8 @@ class Hook:
             case "closed", 2:
                 for folder in (directory / "records").iterdir():
                     folder.chmod(0o555)
+            case "moved", 2:
+                directory.rename(f"{directory}-moved")
             case "full", 2:
                 with contextlib.suppress(OSError), (directory.parent / "filling").open("wb", buffering=0) as file:
                     while file.write(bytes(4096)):
@@ -208,6 +214,9 @@ def child(order: Order) -> None:
     with open(order.log, "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    if order.where == "hollow":
+        hollow.main(order.directory, *order.options)
+        return
     if os.getuid() == 0 and order.where == "closed":
         os.setuid(65534)  # Nothing is closed to root.
     compilation._cache = compilation.Cache(pathlib.Path(order.cache))

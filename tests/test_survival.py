@@ -324,6 +324,21 @@ def test_where_it_cannot_write_it_says_so_and_keeps_what_it_has(serve, whole, wh
     assert_same(whole[0], directory)
 
 
+def test_a_run_that_is_moved_while_it_is_trained_stops(serve, whole):
+    """It is not made again under its old name, and goes on under the new one."""
+    directory = serve.folder / "here"
+    done = serve(directory, "moved")
+    assert done["status"] == 1, done["log"]
+    assert done["log"].splitlines()[-1] == (
+        f"error: {directory} was moved or removed meanwhile; what it holds is whole: go on with --resume <where it is "
+        "now>"
+    )
+    assert not directory.exists()
+    done = serve(serve.folder / "here-moved")
+    assert done["status"] == 0, done["log"]
+    assert_same(whole[0], serve.folder / "here-moved")
+
+
 def test_a_full_disk(serve, whole):
     """A file system that fills up, and has room again."""
     disk = serve.folder / "disk"
