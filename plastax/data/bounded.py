@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import io
 import math
 import tarfile
 import zipfile
@@ -93,12 +94,21 @@ def content(path: Path, limit: int) -> bytes:
       DataError: it cannot be read, is damaged, or holds more than ``limit`` bytes.
     """
     with refusing(path, "a whole file"), unpacked(path, limit) as stream:
-        return everything(stream)
+        return b"".join(iter(lambda: stream.read(CHUNK), b""))
 
 
-def everything(stream: Limited) -> bytes:
-    """All that is left of a stream."""
-    return b"".join(iter(lambda: stream.read(CHUNK), b""))
+def whole(file: BinaryIO, limit: int) -> bytearray:
+    """All of a file that can be read from any place.
+
+    Raises:
+      ValueError: it has more than ``limit`` bytes.
+    """
+    size = file.seek(0, io.SEEK_END)
+    if size > limit:
+        message = f"{size:,} bytes, where at most {limit:,} are expected"
+        raise ValueError(message)
+    file.seek(0)
+    return exactly(file, size)
 
 
 def members(stream: Limited, limits: Mapping[str, int]) -> dict[str, bytes]:

@@ -203,7 +203,7 @@ def _batch(label: Path, opener: Opener) -> dict[str, np.ndarray]:
     """Images and labels of a pickle or an npz file, which is a zip archive of ``.npy`` files."""
     with bounded.refusing(label, "a batch of images"), opener() as file:
         if label.suffix != ".npz":
-            return pickles.load(bounded.everything(bounded.Limited(file, LIMIT)), label, NAMES)
+            return pickles.load(bounded.whole(file, LIMIT), label, NAMES)
         with bounded.archive(file) as zipped:
             pickles.complete([name.removesuffix(".npy") for name in zipped.namelist()], label, NAMES)
             return {name: _array(zipped, f"{name}.npy") for name in NAMES}

@@ -55,7 +55,7 @@ NAMED = CALLED | {("numpy", "ndarray")}
 class _Machine:
     """Goes through the instructions of a pickle."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | bytearray) -> None:
         self.content, self.view, self.at = content, memoryview(content), 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -64,6 +64,9 @@ class _Machine:
     def run(self) -> Any:
         """What the pickle holds."""
         for _ in range(INSTRUCTIONS):
+            if self.at == len(self.content):
+                message = "it ends before its last instruction"
+                raise EOFError(message)
             instruction = self.content[self.at]
             self.at += 1
             if push := _PUSH.get(instruction):
@@ -91,8 +94,16 @@ class _Machine:
 
     def line(self) -> bytes:
         end = self.content.index(b"\n", self.at)
-        line = self.content[self.at : end]
+        line = bytes(self.view[self.at : end])
         self.at = end + 1
+        return line
+
+    def digits(self) -> bytes:
+        """The number on a line; a long one takes long to read."""
+        line = self.line()
+        if len(line) > DIGITS:
+            message = f"a number of {len(line)} digits"
+            raise ValueError(message)
         return line
 
     def marked(self) -> list[Any]:
@@ -169,9 +180,6 @@ def _text(data: memoryview) -> str:
 
 def _whole(line: bytes) -> int | bool:
     """How protocol 0 writes numbers, True and False among them."""
-    if len(line) > DIGITS:
-        message = f"a number of {len(line)} digits"
-        raise ValueError(message)
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line.rstrip(b"L"))
 
 
@@ -196,9 +204,9 @@ _PUSH: dict[int, _Value] = {
         "J": lambda m: m.number("<i"),
         "\x8a": lambda m: int.from_bytes(m.take(m.number("<B")), "little", signed=True),
         "\x8b": lambda m: int.from_bytes(m.take(m.number("<i")), "little", signed=True),
-        "I": lambda m: _whole(m.line()),
-        "L": lambda m: _whole(m.line()),
-        "F": lambda m: float(m.line()),
+        "I": lambda m: _whole(m.digits()),
+        "L": lambda m: _whole(m.digits()),
+        "F": lambda m: float(m.digits()),
         "G": lambda m: m.number(">d"),
         "S": lambda m: _quoted(m.line()),
         "T": lambda m: m.take(m.number("<i")),
@@ -221,7 +229,7 @@ _PUSH: dict[int, _Value] = {
         "\x86": lambda m: m.last(2),
         "\x87": lambda m: m.last(3),
         "2": lambda m: m.stack[-1],
-        "g": lambda m: m.memo[int(m.line())],
+        "g": lambda m: m.memo[int(m.digits())],
         "h": lambda m: m.memo[m.number("<B")],
         "j": lambda m: m.memo[m.number("<I")],
         "c": lambda m: m.named(m.line(), m.line()),
@@ -242,7 +250,7 @@ _ACT: dict[int, _Value] = {
         "s": lambda m: m.update(m.last(2)),
         "u": lambda m: m.update(m.marked()),
         "b": lambda m: m.build(),
-        "p": lambda m: m.memo.update({int(m.line()): m.stack[-1]}),
+        "p": lambda m: m.memo.update({int(m.digits()): m.stack[-1]}),
         "q": lambda m: m.memo.update({m.number("<B"): m.stack[-1]}),
         "r": lambda m: m.memo.update({m.number("<I"): m.stack[-1]}),
         "\x94": lambda m: m.memo.update({len(m.memo): m.stack[-1]}),
@@ -250,7 +258,7 @@ _ACT: dict[int, _Value] = {
 }
 
 
-def load(content: bytes, label: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def load(content: bytes | bytearray, label: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Arrays of numbers from the dictionary in a pickle of Python 2 or 3.
 
     Args:
@@ -267,7 +275,8 @@ def load(content: bytes, label: str | Path, names: Sequence[str]) -> dict[str, n
     with refusing(label, "a pickle of plain arrays"):
         batch = _Machine(content).run()
         if not isinstance(batch, dict):
-            message = f"{label}: holds a {type(batch).__name__}, expected a dictionary; replace it by the right file"
+            kind = type(batch).__name__.strip("_").lower()
+            message = f"{label}: holds a {kind}, expected a dictionary; replace it by the right file"
             raise DataError(message)
         complete(batch, label, names)
         return {name: array(batch[name]) for name in names}

@@ -118,6 +118,8 @@ PICKLES: Files = {
     "a list in itself as an array": raw(b"]q\x00(h\x00h\x00h\x00h\x00e"),
     "depth": raw(b"]" * 100_000 + b"a" * 99_999),
     "depth of tuples": raw(b"K\x01" + b"\x85" * 100_000),
+    "depth of calls": raw(b"cnumpy\ndtype\n" + b"2" * 99_999 + b"K\x01" + b"\x85R" * 100_000),
+    "a fraction of a million digits": raw(b"](F" + b"1" * 1_000_000 + b"\ne"),
     "marks only": b"(" * 100_000,
     "texts encoded again and again": raw(
         b"]("
