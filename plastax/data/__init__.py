@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -30,6 +31,7 @@ DATA: dict[str, Entry] = {
     "imagenet32": IMAGENET32,
     "synthetic": SYNTHETIC,
 }
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 DESCRIPTIONS = {name: entry.description for name, entry in DATA.items()}
 
 
@@ -61,11 +63,18 @@ def load(
       DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
     """
     entry = _entry(name)
+    known = [
+        parameter.name for parameter in inspect.signature(entry.read).parameters.values() if parameter.kind == KEYWORD
+    ]
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError.unknown(f"option of {name}", unknown[0], known or ["none"])
     if entry.files:
         with reading(name):
             arrays, origin = locate(name, entry, path, verify, download, options)
     elif path is None:
-        arrays, origin = entry.read(**options), f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
+        with reading(name):
+            arrays = entry.read(**options)
+        origin = f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
     else:
         message = f"data: {name} is not read from files; leave out the path {path}"
         raise ConfigError(message)

@@ -108,7 +108,10 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
                 failures.append(f"{source.label}: {str(error).removeprefix(source.label).lstrip(': ')}")
                 print(f"{name}: {failures[-1]}", file=sys.stderr)
                 continue
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # and holds nothing of this data set: what it does hold is somebody's
+                for other in folder.iterdir():
+                    other.rename(staging / other.name)
+                folder.rmdir()
             os.replace(staging, folder)
             for leftover in folder.parent.glob(f".{name}-*"):
                 shutil.rmtree(leftover)

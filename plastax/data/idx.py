@@ -92,9 +92,8 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
     def array(name: str, ndim: int) -> tuple[Path, np.ndarray]:
         path = find(folder, name)
         if path is None:
-            message = (
-                f"{folder / name}: missing; the data set is the files {', '.join(FILES)}, each with or without .gz"
-            )
+            missing = f"{folder / name}: missing" if folder.is_dir() else f"{folder}: no folder"
+            message = f"{missing}; the data set is the files {', '.join(FILES)}, each with or without .gz"
             raise DataError(message)
         data = content(path, SIZES[name] if check else LARGER * SIZES[name])
         if check:

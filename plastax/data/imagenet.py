@@ -18,7 +18,7 @@ import functools
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -118,10 +118,9 @@ def read(
     positive(
         classes=CLASSES if classes is None else classes, train_per_class=train_per_class, test_per_class=test_per_class
     )
-    affordable(CLASSES if classes is None else classes, train_per_class + test_per_class, *SHAPE)
     if files := class_files(path):
         if verify:
-            _whole(path, "class file", files, range(max(files) + 1 if classes is None else classes), ".npy")
+            _whole(path, "class file", files, range(min(max(files) + 1, classes or CLASSES)), ".npy")
         return _from_class_files(list(files.values()), classes, train_per_class, test_per_class)
     found = batches(path)
     if verify and found:
@@ -129,9 +128,9 @@ def read(
     return _from_batches(path, list(found.values()), classes, train_per_class, test_per_class)
 
 
-def _whole(path: Path, kind: str, found: Iterable[int], expected: Iterable[int], suffix: str) -> None:
+def _whole(path: Path, kind: str, found: Container[int], expected: Iterable[int], suffix: str) -> None:
     """Refuses a gap: it would change what the numbers mean, without a word."""
-    if missing := sorted(set(expected) - set(found)):
+    if missing := [number for number in expected if number not in found]:
         few = ", ".join(f"{number}{suffix}" for number in missing[:10]) + ", ..." * (len(missing) > 10)
         message = f"{path}: {kind} {few} missing; put it there, or, {MEANT}"
         raise DataError(message)
@@ -142,6 +141,7 @@ def _from_class_files(files: list[Path], classes: int | None, train: int, test: 
         message = f"{files[0].parent}: {len(files)} class files where classes={classes} are asked for"
         raise DataError(message)
     files = files[:classes]
+    affordable(len(files), train + test, *SHAPE)
     train_images = np.empty((len(files), train, *SHAPE), np.uint8)
     test_images = np.empty((len(files), test, *SHAPE), np.uint8)
     for k, file in enumerate(files):
@@ -174,6 +174,7 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
         message = f"{path}: holds neither classes/<class>.npy nor train_data_batch_<number>"
         raise DataError(message)
     limit = CLASSES if classes is None else classes
+    affordable(limit, train + test, *SHAPE)
     # Pages that are not written cost no memory, so the full size is no waste for fewer classes.
     train_images = np.empty((limit, train, *SHAPE), np.uint8)
     test_images = np.empty((limit, test, *SHAPE), np.uint8)

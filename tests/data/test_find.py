@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -17,6 +18,7 @@ from plastax.data import DATA, DataError, blank, find, idx, load
 from plastax.data.base import Entry
 from plastax.data.sources import mirror
 from plastax.errors import ConfigError
+from tests.data.answers import answering
 
 NOWHERE = "http://127.0.0.1:9/"
 
@@ -189,6 +191,41 @@ def test_a_full_disk_says_so(empty_cache, tiny, server, idx_files):
     with pytest.raises(DataError, match="No space left"):
         load("tiny")
     assert not (empty_cache / "tiny").exists()
+
+
+def test_what_else_lies_in_the_cache_stays_there(empty_cache, tiny, server, idx_files):
+    tiny(server.url)
+    server.files = idx_files
+    (empty_cache / "tiny" / "notes").mkdir(parents=True)
+    (empty_cache / "tiny" / "notes" / "mine").write_text("kept")
+    assert load("tiny").card.train == 20
+    assert (empty_cache / "tiny" / "notes" / "mine").read_text() == "kept"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(empty_cache, tiny, server, idx_files, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    tiny(server.url)
+    server.files = idx_files
+    assert load("tiny").card.train == 20
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n"]
+)
+def test_after_a_mirror_that_talks_nonsense_the_next_one_is_asked(empty_cache, tiny, server, idx_files, head):
+    server.files = idx_files
+    with answering([head + b"\r\n"]) as nonsense:
+        tiny(nonsense, server.url)
+        assert load("tiny").card.train == 20
+
+
+def test_options_that_a_data_set_does_not_have_are_named(tmp_path):
+    for name, known in (("mnist", ""), ("digits", ""), ("imagenet32", "classes"), ("synthetic", "classes")):
+        with pytest.raises(ConfigError, match=rf"option of {name}: 'clases' is unknown.*{known}"):
+            load(name, clases=3)
 
 
 def test_two_at_once_fetch_once(empty_cache, tiny, server, idx_files):

@@ -126,6 +126,11 @@ def test_a_missing_file_is_named(folder):
         load("mnist", folder, verify=False)
 
 
+def test_a_file_is_not_the_folder(folder):
+    with pytest.raises(DataError, match=r"gz: no folder; the data set is the files train-images"):
+        load("mnist", folder / f"{idx.TEST_LABELS}.gz")
+
+
 def test_files_that_are_not_the_published_ones_need_a_word(folder):
     with pytest.raises(DataError, match=r"not the published file.*verify=False"):
         load("mnist", folder)
