@@ -251,6 +251,10 @@ class Operator(NamedTuple):
     like: Tree
 
 
+def _same(outputs: Tree) -> Tree:
+    return outputs
+
+
 class Loss(NamedTuple):
     """A mean loss as a function of the network's outputs, and its curvature there; see `plastax.curvature.losses`.
 
@@ -263,12 +267,15 @@ class Loss(NamedTuple):
         of C. None if not known: what needs it says so.
       sample: ``(outputs, batch, key) -> cotangent``, random, with mean zero, ``E[s_i s_i^T]`` the block of C and the
         examples independent; None if not known.
+      finite: ``(outputs) -> tree``, finite where the loss has use for the outputs: a masked logit may be infinite. All
+        outputs by default.
     """
 
     value: Callable[[Tree, Tree], Array]
     curvature: Callable[[Tree, Tree, Tree], Tree]
     root: Callable[[Tree, Tree], Tree] | None = None
     sample: Callable[[Tree, Tree, Key], Tree] | None = None
+    finite: Callable[[Tree], Tree] = _same
 
 
 class Examples(NamedTuple):

@@ -52,12 +52,12 @@ def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:
         raise ValueError(message)
 
 
-def examples(data: Tree) -> int:
+def examples(data: Tree, what: str = "data") -> int:
     """The length of the leading axis that all leaves share; raises ValueError if they do not."""
     shapes = {name: jnp.shape(leaf) for name, leaf in tree.named_leaves(data).items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
-        message = f"the leaves of data must share a leading axis of one or more examples, got shapes {shapes}"
+        message = f"the leaves of {what} must share a leading axis of one or more examples, got shapes {shapes}"
         raise ValueError(message)
     return int(lengths.pop()[0])
 

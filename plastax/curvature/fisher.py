@@ -69,15 +69,17 @@ def empirical_fisher(
       Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation for natural gradient descent",
       NeurIPS 2019, eq. 3 and section 3.
     """
-    value = losses.get(loss).value
+    loss = losses.get(loss)
 
     def metric(outputs: Tree, part: Tree) -> Product:
-        checks.scalar(value, outputs, part)
+        checks.scalar(loss.value, outputs, part)
+        value, grads = jax.value_and_grad(loss.value)(outputs, part)
+        checks.finite({"loss": value})
         # A row of the mean's gradient is 1/B of the example's own; one B is the matrix's own.
         size = checks.examples(outputs)
-        return _outer(jax.tree.map(lambda g: math.sqrt(size) * g[:, None], jax.grad(value)(outputs, part)))
+        return _outer(jax.tree.map(lambda g: math.sqrt(size) * g[:, None], grads))
 
-    return sandwich(apply_fn, metric, params, data, chunk_size)
+    return sandwich(apply_fn, metric, params, data, chunk_size, loss.finite)
 
 
 def fisher(
@@ -116,7 +118,8 @@ def fisher(
       Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, sections 5 and 9. Kunstner
       et al. 2019, eq. 2, on how it differs from `empirical_fisher`.
     """
-    sample = losses.get(loss).sample
+    loss = losses.get(loss)
+    sample = loss.sample
     if sample is None:
         message = "fisher draws labels with loss.sample, which this loss does not have; ggn needs none"
         raise ValueError(message)
@@ -132,8 +135,9 @@ def fisher(
         return jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda k: sample(single, given, k))(keys))
 
     def metric(outputs: Tree, part: tuple[Tree, Array]) -> Product:
+        jax.eval_shape(lambda o: sample(o, part[0], key), outputs)  # where labels can still be looked at
         drawn = jax.vmap(draws)(outputs, *part)
         return _outer(jax.tree.map(lambda s: s / math.sqrt(samples * checks.examples(outputs)), drawn))
 
     placed = (data, jnp.arange(checks.examples(data)))
-    return sandwich(lambda p, part: apply_fn(p, part[0]), metric, params, placed, chunk_size)
+    return sandwich(lambda p, part: apply_fn(p, part[0]), metric, params, placed, chunk_size, loss.finite)

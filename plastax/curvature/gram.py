@@ -50,27 +50,23 @@ GRAM_BYTES = 2**30
 """Largest Gram matrix that `ggn_spectrum` chooses by itself; its decomposition takes two more of its size."""
 
 
-def _root(loss: Loss | str) -> Root:
-    root = losses.get(loss).root
-    if root is None:
-        message = "a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum"
-        raise ValueError(message)
-    return root
-
-
 def _one(example: Tree) -> Tree:
     return jax.tree.map(lambda x: x[None], example)
 
 
 @jax.default_matmul_precision("highest")
-def _gram(apply_fn: Apply, root: Root, params: Params, data: Tree, chunk_size: int | None) -> Array:
+def _gram(
+    apply_fn: Apply, root: Root, finite: Callable[[Tree], Tree], params: Params, data: Tree, chunk_size: int | None
+) -> Array:
     """``R^T J J^T R``, ``[B K, B K]``, for roots R of every example as a batch of its own."""
     params = checks.parameters(params)
     examples = checks.examples(data)
     size = examples if chunk_size is None else min(chunk_size, examples)
     whole, left = chunks(data, size)
     if checks.concrete((params, data)):
-        checks.finite({"outputs": apply_fn(params, data)})
+        outputs = apply_fn(params, data)
+        checks.finite({"outputs": finite(outputs)})
+        jax.eval_shape(lambda o: root(o, data), outputs)  # where labels can still be looked at
     together = size == examples
     apart = jnp.zeros(()) if together else independent(apply_fn, params, data, size, f"chunk_size={size}")
 
@@ -99,7 +95,7 @@ def _gram(apply_fn: Apply, root: Root, params: Params, data: Tree, chunk_size: i
             own, no = root(output, _one(example)), jnp.zeros((), bool)
             return jax.vmap(row)(jnp.arange(jax.tree.leaves(own)[0].shape[0]), own)
 
-        return jax.lax.map(rows, (jnp.arange(examples), data)) + checks.nan_unless_finite(outputs)
+        return jax.lax.map(rows, (jnp.arange(examples), data)) + checks.nan_unless_finite(finite(outputs))
 
     @linalg.sequential
     def matrix(params: Params, data: Tree) -> Array:
@@ -136,7 +132,11 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
         point, the leaves of ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or
         there are chunks of examples that depend on one another (inside, the matrix is NaN).
     """
-    return _gram(apply_fn, _root(loss), params, data, chunk_size) / checks.examples(data)
+    loss = losses.get(loss)
+    if loss.root is None:
+        message = "a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum"
+        raise ValueError(message)
+    return _gram(apply_fn, loss.root, loss.finite, params, data, chunk_size) / checks.examples(data)
 
 
 def gram_spectrum(
@@ -196,7 +196,7 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
         flat, unravel = ravel_pytree(output)
         return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
 
-    values = linalg.eigvalsh(_gram(apply_fn, units, params, data, chunk_size))
+    values = linalg.eigvalsh(_gram(apply_fn, units, lambda outputs: outputs, params, data, chunk_size))
     return from_eigenvalues(jnp.maximum(values, 0.0), values.size)
 
 

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import linalg
-from plastax.curvature import losses
+from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
 from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
 
@@ -101,6 +101,7 @@ def backward(
 ) -> tuple[dict[str, LayerInputs], Callable[[Tree], dict[str, Array]], Tree]:
     """One forward pass: the layers' inputs, the backward pass to the taps, and the cotangents that go into it."""
     outputs, pull, inputs = jax.vjp(lambda taps: network.apply(params, taps, data), network.taps(data), has_aux=True)
+    checks.examples(outputs, "outputs")
     found = cotangents(loss, kind, outputs, data, key)
     if kind == "exact":
         nan = independent(lambda p, d: network.apply(p, network.taps(d), d)[0], params, data, 1, "kind='exact'")
@@ -125,8 +126,10 @@ def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key
     if kind == "sampled" and loss.sample is not None and key is not None:
         single = loss.sample(outputs, data, key)
     else:
+        value, grads = jax.value_and_grad(loss.value)(outputs, data)
+        checks.finite({"loss": value})
         examples = jax.tree.leaves(outputs)[0].shape[0]
-        single = jax.tree.map(lambda x: jnp.sqrt(1.0 * examples) * x, jax.grad(loss.value)(outputs, data))
+        single = jax.tree.map(lambda x: math.sqrt(examples) * x, grads)
     return jax.tree.map(lambda x: x[None], single)
 
 

@@ -9,12 +9,14 @@ i, and `Loss.sample` draws a cotangent whose second moment it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from plastax.curvature import checks
 from plastax.types import Array, Key, Loss, Tree
 
 PolicyHead = Literal["categorical", "gaussian"]
@@ -35,22 +37,96 @@ def _places_apart(roots: Array) -> Array:
     return (place * roots[:, None]).reshape(columns * places, examples, *middle, width)
 
 
+def _wide(x: Array) -> Array:
+    """In float32 at least: 16 bits are too few for sums."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _array(name: str, outputs: Tree, takes: str) -> None:
+    if not hasattr(outputs, "shape"):
+        message = (
+            f"{name} takes {takes}, one array, got a {type(outputs).__name__}; give this part of the outputs alone"
+        )
+        raise ValueError(message)
+
+
+def _answers(batch: Tree) -> Array | None:
+    """The labels or targets of ``(x, y)``; None where there are none, which only a loss's value needs."""
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and hasattr(batch[1], "shape") else None
+
+
+def _answered(name: str, batch: Tree) -> Array:
+    answers = _answers(batch)
+    if answers is None:
+        got = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        message = f"{name} takes a batch (x, y), got {got}; give a tuple, or a Loss of your own that reads this one"
+        raise ValueError(message)
+    return answers
+
+
+def _times(one: Array, x: Array) -> Array:
+    return one.astype(x.dtype) * x
+
+
+def _logits(logits: Tree, batch: Tree) -> Array:
+    """One, or NaN where labels are no classes; raises ValueError for outputs that are no logits."""
+    _array("cross_entropy", logits, "logits [B, ..., C]")
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        message = (
+            f"cross_entropy takes logits [B, ..., C] of two or more classes C, got {logits.shape}; give one logit z of "
+            "a binary classifier as two: jnp.stack([jnp.zeros_like(z), z], axis=-1)"
+        )
+        raise ValueError(message)
+    labels, one = _answers(batch), jnp.ones((), jnp.promote_types(logits.dtype, jnp.float32))
+    if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return one
+    return jnp.where(jnp.all((labels >= 0) & (labels < logits.shape[-1])), one, jnp.nan)
+
+
+def _classes(logits: Tree, batch: Tree) -> Array:
+    """As `_logits`; raises ValueError where labels are known to be no classes, too."""
+    one, labels, classes = _logits(logits, batch), _answers(batch), logits.shape[-1]
+    if labels is not None and checks.concrete(labels) and jnp.issubdtype(labels.dtype, jnp.integer) and labels.size:
+        # In NumPy: inside a trace JAX would only note the comparison down.
+        known = np.asarray(labels)
+        if known.min() < 0 or known.max() >= classes:
+            message = (
+                f"labels must be classes from 0 to {classes - 1}, got some from {known.min()} to {known.max()}; leave "
+                "examples without a class (-1, -100) out of the batch"
+            )
+            raise ValueError(message)
+    return one
+
+
 def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
-    labels = batch[1]
+    one, labels = _logits(logits, batch), _answered("cross_entropy", batch)
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         message = (
             f"cross_entropy takes logits [..., C] and integer labels [...], "
             f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
         )
         raise ValueError(message)
-    log_p = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1))
+    log_p = jax.nn.log_softmax(_wide(logits))
+    # A factor, and of a class that there is: what is added, or filled in, would have a gradient of zero.
+    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")) * one
+
+
+def _unmasked(logits: Array) -> Array:
+    """Logits of minus infinity leave classes out, which is no fault; a row of them alone is NaN as a softmax."""
+    _array("cross_entropy", logits, "logits [B, ..., C]")
+    return jnp.where(jnp.isneginf(logits), 0.0, logits)
 
 
 def softmax_curvature(logits: Array, tangent: Array) -> Array:
-    """``(diag(p) - p p^T) t`` for ``p = softmax(logits)``, over the last axis: the Fisher information of one draw."""
-    p = jax.nn.softmax(logits)
-    return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
+    """``(diag(p) - p p^T) t`` for ``p = softmax(logits)``, over the last axis: the Fisher information of one draw.
+
+    The tangent is taken relative to its entry at the likeliest class, which changes nothing but rounding: of a
+    confident classifier ``1 - p`` of that class would lose its digits, and the matrix would not be positive.
+    """
+    p, t = jax.nn.softmax(_wide(logits)), _wide(tangent)
+    likeliest = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
+    t = t - jnp.sum(jnp.where(likeliest, t, 0.0), axis=-1, keepdims=True)
+    return (p * (t - jnp.sum(p * t, axis=-1, keepdims=True))).astype(tangent.dtype)
 
 
 def softmax_root(logits: Array) -> Array:
@@ -63,7 +139,7 @@ def softmax_root(logits: Array) -> Array:
       Tanabe and Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance matrix
       of the multinomial distribution, with applications", JRSS B 54, 1992, theorem 1.
     """
-    p = jax.nn.softmax(logits)
+    p = jax.nn.softmax(_wide(logits))
     classes = logits.shape[-1]
     # q_{k-1}, from k on, and q_k, behind k: [..., C - 1].
     tails = jnp.flip(jnp.cumsum(jnp.flip(p, -1), axis=-1), -1)
@@ -75,7 +151,7 @@ def softmax_root(logits: Array) -> Array:
     index = jnp.arange(classes).reshape(*(1,) * (p.ndim - 1), 1, classes)
     column = jnp.arange(classes - 1).reshape(*(1,) * (p.ndim - 1), classes - 1, 1)
     later = jnp.where(index > column, -factor[..., None] * p[..., None, :], 0.0)
-    return jnp.moveaxis(jnp.where(index == column, at[..., None], later), -2, 0)
+    return jnp.moveaxis(jnp.where(index == column, at[..., None], later), -2, 0).astype(logits.dtype)
 
 
 def softmax_sample(logits: Array, key: Key) -> Array:
@@ -84,42 +160,61 @@ def softmax_sample(logits: Array, key: Key) -> Array:
     return jax.nn.softmax(logits) - jax.nn.one_hot(drawn, logits.shape[-1], dtype=logits.dtype)
 
 
-def _mse(outputs: Array, batch: tuple[Array, Array]) -> Array:
-    if outputs.shape != batch[1].shape:
+def _scalars(outputs: Tree, batch: Tree) -> int:
+    """Over how many numbers the mean of squares runs; raises ValueError for targets of another shape."""
+    _array("mse", outputs, "outputs [B, ...]")
+    targets = _answers(batch)
+    if targets is not None and outputs.shape != targets.shape:
         # [B, 1] and [B] would broadcast to all pairs of examples.
-        message = f"mse takes outputs and targets of one shape, got {outputs.shape} and {batch[1].shape}"
+        message = f"mse takes outputs and targets of one shape, got {outputs.shape} and {targets.shape}"
         raise ValueError(message)
-    return jnp.mean(jnp.square(outputs - batch[1]))
+    return outputs.size
+
+
+def _mse(outputs: Array, batch: tuple[Array, Array]) -> Array:
+    targets = _answered("mse", batch)
+    _scalars(outputs, batch)
+    return jnp.mean(jnp.square(_wide(outputs) - targets))
 
 
 def _mse_root(outputs: Array, batch: Tree) -> Array:
-    del batch
+    size = _scalars(outputs, batch)
     width = outputs.shape[-1] if outputs.ndim > 1 else 1
     unit = jnp.eye(width, dtype=outputs.dtype).reshape(width, *(1,) * (outputs.ndim - 1), width)
     unit = unit if outputs.ndim > 1 else unit[:, 0]
-    roots = jnp.broadcast_to(math.sqrt(2.0 / outputs.size) * unit, (width, *outputs.shape))
+    roots = jnp.broadcast_to(math.sqrt(2.0 / size) * unit, (width, *outputs.shape))
     return _places_apart(roots) if outputs.ndim > 1 else roots
 
 
+def _entropy_curvature(logits: Array, batch: Tree, tangent: Array) -> Array:
+    return _times(_classes(logits, batch), softmax_curvature(logits, tangent) / _examples(logits))
+
+
+def _entropy_root(logits: Array, batch: Tree) -> Array:
+    return _times(_classes(logits, batch), _places_apart(softmax_root(logits)) / math.sqrt(_examples(logits)))
+
+
+def _entropy_sample(logits: Array, batch: Tree, key: Key) -> Array:
+    return _times(_classes(logits, batch), softmax_sample(logits, key) / math.sqrt(_examples(logits)))
+
+
+def _mse_curvature(outputs: Array, batch: Tree, tangent: Array) -> Array:
+    return 2.0 * tangent / _scalars(outputs, batch)
+
+
+def _mse_sample(outputs: Array, batch: Tree, key: Key) -> Array:
+    return math.sqrt(2.0 / _scalars(outputs, batch)) * jax.random.normal(key, outputs.shape, outputs.dtype)
+
+
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(
-        _cross_entropy,
-        lambda logits, batch, tangent: softmax_curvature(logits, tangent) / _examples(logits),
-        lambda logits, batch: _places_apart(softmax_root(logits)) / math.sqrt(_examples(logits)),
-        lambda logits, batch, key: softmax_sample(logits, key) / math.sqrt(_examples(logits)),
-    ),
-    "mse": Loss(
-        _mse,
-        lambda outputs, batch, tangent: 2.0 * tangent / outputs.size,
-        _mse_root,
-        lambda outputs, batch, key: (
-            math.sqrt(2.0 / outputs.size) * jax.random.normal(key, outputs.shape, outputs.dtype)
-        ),
-    ),
+    "cross_entropy": Loss(_cross_entropy, _entropy_curvature, _entropy_root, _entropy_sample, _unmasked),
+    "mse": Loss(_mse, _mse_curvature, _mse_root, _mse_sample),
 }
 """Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, ..., C]`` and integer labels ``[B, ...]``;
 ``mse``, the mean of ``(outputs - y)**2`` over all entries (no factor of one half) for outputs ``[B]`` or ``[B, ...]``.
-Values raise ValueError for labels of another shape, and are NaN for labels that are no classes."""
+Only values need ``y``. Logits of minus infinity leave classes out. All raise ValueError for outputs or targets of
+another shape. Labels that are no classes (-1 or -100 of padding) make values and their gradients NaN, and the rest too
+inside `jit`; outside, that raises ValueError."""
 
 
 def actor_critic(
@@ -148,6 +243,13 @@ def actor_critic(
         message = f"policy is {policy!r}; heads are {get_args(PolicyHead)}"
         raise ValueError(message)
 
+    def examples(outputs: Tree) -> int:
+        shapes = {name: outputs[name].shape for name in outputs}
+        if len(shapes["policy"]) != 2 or shapes["value"] != shapes["policy"][:1]:
+            message = f"actor_critic takes outputs policy [B, A] and value [B], got {shapes}"
+            raise ValueError(message)
+        return int(outputs["value"].size)
+
     def unknown(outputs: Tree, batch: Tree) -> Array:
         message = "this actor_critic loss was made without its value, which is needed here"
         raise ValueError(message)
@@ -161,7 +263,7 @@ def actor_critic(
                 "log_std": 2 * tangent["log_std"],
             }
         product["value"] = value_weight * tangent["value"]
-        return jax.tree.map(lambda x: x / outputs["value"].size, product)
+        return jax.tree.map(lambda x: x / examples(outputs), product)
 
     def root(outputs: Tree, batch: Tree) -> Tree:
         if policy == "categorical":
@@ -182,7 +284,7 @@ def actor_critic(
             rest = [(0, 0)] * (block.ndim - 1)
             placed[name] = jnp.pad(block, [(start, total - start - block.shape[0]), *rest])
             start += block.shape[0]
-        return jax.tree.map(lambda x: x / math.sqrt(outputs["value"].size), placed)
+        return jax.tree.map(lambda x: x / math.sqrt(examples(outputs)), placed)
 
     def sample(outputs: Tree, batch: Tree, key: Key) -> Tree:
         policy_key, value_key = jax.random.split(key)
@@ -194,9 +296,12 @@ def actor_critic(
             drawn = {"policy": -z * jnp.exp(-outputs["log_std"]), "log_std": 1 - jnp.square(z)}
         noise = jax.random.normal(value_key, outputs["value"].shape, outputs["value"].dtype)
         drawn["value"] = jnp.sqrt(jnp.asarray(value_weight, noise.dtype)) * noise
-        return jax.tree.map(lambda x: x / math.sqrt(outputs["value"].size), drawn)
+        return jax.tree.map(lambda x: x / math.sqrt(examples(outputs)), drawn)
 
-    return Loss(value or unknown, curvature, root, sample)
+    def finite(outputs: Tree) -> Tree:
+        return outputs | {"policy": _unmasked(outputs["policy"])} if policy == "categorical" else outputs
+
+    return Loss(value or unknown, curvature, root, sample, finite)
 
 
 def get(loss: Loss | str) -> Loss:

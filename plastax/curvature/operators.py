@@ -153,6 +153,7 @@ def sandwich(
     params: Params,
     data: Tree,
     chunk_size: int | None = None,
+    finite: Callable[[Tree], Tree] = lambda outputs: outputs,
 ) -> Operator:
     """``J^T C J``: J the Jacobian of the outputs, C any symmetric matrix over them without entries between examples.
 
@@ -162,11 +163,13 @@ def sandwich(
       params: where J is taken.
       data: the examples.
       chunk_size: see the module.
+      finite: see `Loss.finite`.
     """
     params = checks.parameters(params)
 
     def linearised(part: Tree) -> tuple[Product, Tree]:
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
+        checks.examples(outputs, "outputs")
         pull = jax.linear_transpose(push, params)
         weigh = metric(outputs, part)
 
@@ -175,7 +178,8 @@ def sandwich(
                 return pull(weigh(push(tangent)))[0]
 
         # One number an output leaf, whatever the number of examples: zero if all entries are finite, NaN otherwise.
-        return _visible(product, outputs), {"outputs": jax.tree.map(lambda x: jnp.sum(0.0 * x), outputs)}
+        seen = finite(outputs)
+        return _visible(product, seen), {"outputs": jax.tree.map(lambda x: jnp.sum(0.0 * x), seen)}
 
     op = _operator(linearised, params, data, chunk_size)
     if chunk_size is None or chunk_size >= checks.examples(data):
@@ -208,18 +212,19 @@ def ggn(
 
     Raises:
       ValueError: if ``loss`` is a name that `losses.LOSSES` does not have, ``params`` has no leaf or one that is not
-        real floating point, the leaves of ``data`` cannot be chunked, or, outside `jit`, outputs are not finite.
+        real floating point, outputs have no examples, or not those that the loss takes, the leaves of ``data`` cannot
+        be chunked, or, outside `jit`, outputs are not finite or labels no classes (inside, products are NaN).
 
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation 14,
       2002. Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, section 8.
     """
-    curvature = losses.get(loss).curvature
+    loss = losses.get(loss)
 
     def metric(outputs: Tree, part: Tree) -> Product:
-        return lambda tangent: curvature(outputs, part, tangent)
+        return lambda tangent: loss.curvature(outputs, part, tangent)
 
-    return sandwich(apply_fn, metric, params, data, chunk_size)
+    return sandwich(apply_fn, metric, params, data, chunk_size, loss.finite)
 
 
 def from_matrix(a: Array) -> Operator:

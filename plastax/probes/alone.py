@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,8 @@ def measure(
       probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES`, each with its defaults.
       params: a tree of the network's parameters.
       apply: ``(params, x) -> outputs``, or ``-> (outputs, features)`` with a dict of hidden layers' features
-        ``[B, ..., units]``, in the order of the forward pass, which `FeatureProbe` needs. Or
+        ``[B, ..., units]``, in the order of the forward pass, which `FeatureProbe` needs; any other tuple is the
+        outputs. Or
         ``plastax.models.tapped(module)`` of a Flax module that returns either: what `KroneckerSpectrum`, and the units
         without gradient of `GradientProbe`, need.
       batch: inputs ``[B, ...]`` and labels ``[B]`` or targets ``[B, D]``.
@@ -65,14 +66,20 @@ def measure(
     configs: list[Any] = [PROBES[probe] if isinstance(probe, str) else probe for probe in probes]
     output_loss = losses.get(loss)
     checks.key(key)
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, len(Examples._fields)):
+        keys = f" with {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        raise ConfigError(f"batch: a {type(batch).__name__}{keys} is not allowed; give (inputs, labels)")
+    checks.examples(batch, "batch")
     examples = Examples(*batch)
     # A plain network is one without taps.
     network = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))
 
     def forward(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
         out, inputs = network.apply(params, taps, x)
-        outputs, features = out if isinstance(out, tuple) else (out, {})
-        return outputs, features, inputs
+        # Any other tuple is the outputs themselves, of an actor and a critic, say.
+        paired = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping)
+        outputs, features = out if paired else (out, {})
+        return outputs, _arrays(features), inputs
 
     def tapped_loss(
         params: Params, taps: Tree, data: Examples
@@ -115,6 +122,15 @@ def measure(
         found = config.build(model).measure(seen._replace(key=jax.random.fold_in(key, i)))
         values |= {f"{config.name}/{name}": value for name, value in found.items()}
     return values
+
+
+def _arrays(features: Mapping[str, Any]) -> Features:
+    wrong = [name for name, x in features.items() if getattr(x, "ndim", 0) < 2]
+    if wrong:
+        raise ConfigError(
+            f"apply: the features {', '.join(wrong)} are no arrays [B, ..., units]; give a flat dict of them"
+        )
+    return dict(features)
 
 
 def _no_init(key: Key) -> Params:

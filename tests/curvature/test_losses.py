@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from plastax import curvature
 from plastax.curvature import losses
-from plastax.types import Loss
+from plastax.curvature.kronecker import cotangents
+from plastax.types import Loss, Tapped
 
 DRAWS = 20_000
 WEIGHT = 0.7
@@ -128,6 +130,111 @@ def test_values_refuse_labels_of_another_shape() -> None:
         losses.LOSSES["cross_entropy"].value(jnp.ones((4, 3)), (None, jnp.ones((4, 1), int)))
     with pytest.raises(ValueError, match="float32"):
         losses.LOSSES["cross_entropy"].value(jnp.ones((4, 3)), (None, jnp.ones(4)))
+
+
+def linear(params: Any, batch: Any) -> jax.Array:
+    return batch[0] @ params
+
+
+def masked(value: float) -> Callable:
+    """Logits whose second class is left out."""
+    return lambda params, batch: linear(params, batch).at[:, 1].set(value)
+
+
+def factors(kind: str) -> Callable:
+    def take(params: Any, batch: Any, apply: Callable) -> Any:
+        network = Tapped(lambda d: {}, lambda p, taps, d: (apply(p, d), {}))
+        return cotangents(CE, kind, network.apply(params, {}, batch)[0], batch, KEY), curvature.kronecker(
+            network, CE, params, batch, kind=kind, key=KEY
+        )
+
+    return take
+
+
+CE, KEY = losses.LOSSES["cross_entropy"], jax.random.key(0)
+# Everything that takes a loss: (params, batch, network) -> numbers.
+TAKERS: dict[str, Callable[..., Any]] = {
+    "value": lambda p, b, f: CE.value(f(p, b), b),
+    "gradient": lambda p, b, f: jax.grad(lambda p: CE.value(f(p, b), b))(p),
+    "ggn": lambda p, b, f: curvature.ggn(f, CE, p, b).mv(p),
+    "fisher": lambda p, b, f: curvature.fisher(f, CE, p, b, KEY).mv(p),
+    "empirical_fisher": lambda p, b, f: curvature.empirical_fisher(f, CE, p, b).mv(p),
+    "gram": lambda p, b, f: curvature.gram_spectrum(f, CE, p, b).nodes,
+    "ggn_spectrum": lambda p, b, f: curvature.ggn_spectrum(f, CE, p, b, KEY, 2, 1, "lanczos").nodes,
+    **{kind: factors(kind) for kind in ("empirical", "sampled", "exact")},
+}
+every_taker = pytest.mark.parametrize("name", TAKERS)
+
+
+def batch_of(*labels: int) -> tuple[jax.Array, jax.Array]:
+    x = np.random.default_rng(0).standard_normal((len(labels), 4))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+@every_taker
+def test_outputs_that_are_no_logits_are_refused(name: str) -> None:
+    cases: list[tuple[Callable, int, str]] = [
+        (lambda p, b: linear(p, b)[:, 0], 4, "two or more classes C, got"),
+        (lambda p, b: linear(p, b)[:, :1], 4, "two or more classes C, got"),
+        (lambda p, b: (linear(p, b), {"hidden": b[0]}), 4, "one array, got a tuple"),
+        (linear, 0, "one or more examples"),
+    ]
+    for outputs, examples, says in cases:
+        if examples == 0 and name in ("value", "gradient"):
+            continue  # plain functions of arrays: NaN, as every mean of nothing
+        batch = jax.ShapeDtypeStruct((examples, 4), jnp.float32), jax.ShapeDtypeStruct((examples,), jnp.int32)
+        with pytest.raises(ValueError, match=says):
+            jax.eval_shape(
+                lambda p, b, f=outputs: TAKERS[name](p, b, f), jax.ShapeDtypeStruct((4, 3), jnp.float32), batch
+            )
+
+
+@every_taker
+def test_labels_that_are_no_classes_are_refused_and_nan_where_nobody_can_look(name: str) -> None:
+    params = jnp.ones((4, 3))
+    run = jax.jit(lambda y: TAKERS[name](params, (batch_of(0, 1, 2)[0], y), linear), compiler_options=FAST)
+    for wrong in (-1, -100, 3):
+        values = jax.tree.leaves(run(jnp.asarray([0, 1, wrong])))
+        assert values
+        assert all(np.isnan(x).all() for x in values)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(jnp.asarray([0, 1, 2]))))
+    if name not in ("value", "gradient"):
+        with pytest.raises(ValueError, match=r"classes from 0 to 2, got some from -100 to 1|not finite: loss"):
+            TAKERS[name](params, batch_of(0, 1, -100), linear)
+
+
+@every_taker
+def test_masked_logits_are_those_of_classes_that_cannot_be(name: str) -> None:
+    params = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3)), jnp.float32)
+    run = jax.jit(lambda value: TAKERS[name](params, batch_of(0, 2, 2), masked(value)), compiler_options=FAST)
+    found = {value: jax.tree.leaves(run(value)) for value in (-jnp.inf, -1e9, jnp.inf, jnp.nan)}
+    for got, expected in zip(found[-jnp.inf], found[-1e9], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    # Other infinities are faults, as all are of other losses.
+    for bad in (jnp.inf, jnp.nan):
+        assert any(np.isnan(x).any() for x in found[bad])
+
+
+def test_masked_logits_are_refused_by_losses_without_classes() -> None:
+    params = jnp.ones((4, 3))
+    curvature.ggn(masked(-jnp.inf), CE, params, batch_of(0, 2))
+    with pytest.raises(ValueError, match="not finite: outputs"):
+        curvature.ggn(masked(-jnp.inf), "mse", params, (batch_of(0, 2)[0], jnp.ones((2, 3))))
+
+
+def test_curvature_of_confident_classifiers_stays_positive() -> None:
+    """Of float32 against float64, however near to one the probability of a class is."""
+    rng = np.random.default_rng(0)
+    for margin in (2.0, 12.0, 17.0, 30.0):
+        logits = jnp.asarray(rng.standard_normal((1, 5)) + margin * np.eye(5)[:1], jnp.float32)
+        product = jax.jit(jax.vmap(lambda t, z=logits: losses.softmax_curvature(z, t[None])[0]), compiler_options=FAST)
+        got = np.asarray(product(jnp.eye(5)), np.float64)
+        p = np.exp(np.asarray(logits[0], np.float64))
+        p /= p.sum()
+        exact = -np.outer(p, p) * (1 - np.eye(5)) + np.diag(p * (np.outer(np.ones(5), p) @ (1 - np.eye(5)))[0])
+        np.testing.assert_allclose(got, exact, rtol=3e-6)
+        values = np.linalg.eigvalsh((got + got.T) / 2)
+        assert values[0] > -3e-7 * values[-1]
 
 
 def test_names_and_heads_that_are_none() -> None:
