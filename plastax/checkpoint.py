@@ -76,7 +76,7 @@ def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
 
 
 class Restored(NamedTuple):
-    """What a run goes on with.
+    """What a run continues from.
 
     Attributes:
       segment: its number.
@@ -96,7 +96,7 @@ class Checkpoints:
       directory: ``checkpoints/<method>`` in the run directory; made if need be.
       config: the content of ``config.json``; another configuration's checkpoints are refused.
       keep: how many.
-      first: the segment that the run goes on with: later checkpoints make room, see `clear`.
+      first: the segment that the run continues with: later checkpoints make room, see `clear`.
 
     Attributes:
       newest: the segment of the newest checkpoint that is finished; 0: none.
@@ -207,8 +207,8 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
         notes = [f"{place} lacks the checkpoint before segment {there.checkpoint}"]
     if notes:
         raise RunError(
-            f"no checkpoint is left to go on with: {'; '.join(notes)}; put back what is damaged or missing from a "
-            "copy, or start anew with --fresh"
+            f"no checkpoint is left to continue from: {'; '.join(notes)}; put back what is damaged or missing from a "
+            "copy, or start over with --fresh"
         )
     return None
 
@@ -275,7 +275,7 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
     if manifest["format"] != FORMAT:
         raise RunError(
             f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
-            f"format {FORMAT}; go on with that version, or start anew with --fresh"
+            f"format {FORMAT}; go on with that version, or start over with --fresh"
         )
     if manifest["hash"] != config.get("hash"):
         listed = runs.listed(runs.differences(manifest["settings"], config.get("settings", {})))

@@ -98,6 +98,8 @@ def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise trouble(path, error) from error
+    except MemoryError as error:
+        raise RecordError(f"{path} has {size} bytes, more than there is memory for") from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -173,14 +175,14 @@ def mismatch(value: Any, shape: Any, name: str = "") -> str:
         shape}`` of the entries that an object may have among others; None: anything.
       name: of the value.
     """
-    if isinstance(shape, list | dict):
-        kind = type(shape)
-        if not isinstance(value, kind):
-            return f"{name} is no {'list' if kind is list else 'object'}"
-        items = enumerate(value) if kind is list else value.items()
-        shapes = shape[0] if kind is list else shape.get(...)
-        own = shape if kind is dict else {}
-        found = (mismatch(v, own.get(key, shapes), f"{name}{'.' * bool(name)}{key}") for key, v in items)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} is no list"
+        shape, value = {...: shape[0]}, dict(enumerate(value))
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        found = (mismatch(v, shape.get(k, shape.get(...)), f"{name}{'.' * bool(name)}{k}") for k, v in value.items())
         return next(filter(None, found), "")
     # In Python, booleans are whole numbers.
     if shape is not None and (not isinstance(value, shape) or (isinstance(value, bool) and shape is int)):

@@ -93,8 +93,8 @@ def start_run(
       The directory.
 
     Raises:
-      RecordError: the directory holds a run of a different configuration (another ``hash``) or `FORMAT`; or one of the
-        files is damaged and there are records.
+      RecordError: the directory holds a run of a different configuration (another ``hash``), other labels or `FORMAT`;
+        or one of the files is damaged and there are records.
       RunError: code, versions or device are not the `same`.
     """
     directory = pathlib.Path(directory)
@@ -106,6 +106,11 @@ def start_run(
     if old and old.get("hash") != config.get("hash"):
         message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
         raise RecordError(message)
+    if old and not blank and (gone := [arm for arm in labels(old) if arm not in labels(config)]):
+        raise RecordError(
+            f"{directory} was begun by a version that calls its arms otherwise ({gone[0]}); continue with that version "
+            "(environment.json names it), or start over with --fresh"
+        )
     if first and same and (other := changes(first, here)):
         raise RunError(
             f"{', '.join(other)} changed since {directory} was begun, whose shards are to be alike; go on all the same "

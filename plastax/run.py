@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plastax import checkpoint, compilation, files, locks, memory, record, runs
+from plastax import checkpoint, compilation, files, locks, memory, output, record, runs
 from plastax.checkpoint import Checkpoints, from_host, to_host
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.parallel import Batch
@@ -125,7 +125,7 @@ def train(
     if first == plan.segments or (not saving.enabled and there.whole == plan.segments):
         return None
     for note in restored.notes if restored else ():
-        print(f"{note}; going on behind segment {first} of {plan.segments}")
+        print(output.plain(f"{note}; continuing after segment {first} of {plan.segments}"))
     for folder in folders.values():
         files.remove_unfinished(folder)
     if stopping.asked:
@@ -224,7 +224,7 @@ def train(
     there = record.surveyed(folders, owners, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
-        raise RunError(f"{lost}; put it back from a copy, or start anew with --fresh")
+        raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
     compiling = compiled["compile_seconds"] * len(batch.arms)
     idle = time.perf_counter() - begun - compiling - computed - costs.timing
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
@@ -262,8 +262,8 @@ def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
         own = {axis: list(names) for axis, names in batch.program.coords.items()}
         own = {axis: names for axis, names in own.items() if names != labels["coords"][axis]}
         labels["own_coords"] |= {arm: own for arm in batch.arms if own}
-        names = {name: record.short(name) for name in (*batch.arms, batch.folder)}
-        labels["folders"] |= {name: folder for name, folder in names.items() if folder != name}
+        short = {name: record.short(name) for name in (*batch.arms, batch.folder)}
+        labels["folders"] |= {name: folder for name, folder in short.items() if folder != name}
     return labels
 
 

@@ -213,6 +213,9 @@ def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
     assert len(first["devices"]) == jax.device_count()
     record.start_run(directory, CONFIG)
     assert len(record.read_json(directory / "environment.json")["resumed"]) == 1
+    arms = CONFIG["settings"] | {"methods": ["backprop", "other"]}
+    with pytest.raises(record.RecordError, match=r"calls its arms otherwise \(reset\)"):
+        record.start_run(directory, {**CONFIG, "settings": arms})
     with pytest.raises(record.RecordError, match="another run"):
         record.start_run(directory, {**CONFIG, "hash": "other"})
     record.write_json(directory / "config.json", {**CONFIG, "format": record.FORMAT + 1})
