@@ -63,9 +63,7 @@ def load(
       DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
     """
     entry = _entry(name)
-    known = [
-        parameter.name for parameter in inspect.signature(entry.read).parameters.values() if parameter.kind == KEYWORD
-    ]
+    known = [option for option, found in inspect.signature(entry.read).parameters.items() if found.kind == KEYWORD]
     if unknown := [option for option in options if option not in known]:
         raise ConfigError.unknown(f"option of {name}", unknown[0], known or ["none"])
     if entry.files:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from plastax.data import DATA, sources
+from plastax.data import DATA
+from plastax.data import download as downloads
 from plastax.data.base import SourceError
-from plastax.data.sources import debian, download, npm
+from plastax.data.download import download
+from plastax.data.sources import debian, npm
 from tests.data.answers import answering
 
 CONTENT = bytes(range(256)) * 1200
@@ -249,13 +251,13 @@ def test_an_answer_that_makes_no_sense_is_an_error_of_its_source(tmp_path, what)
 
 @pytest.mark.parametrize("begin", [OK + b"\r\n", OK + b"X: ", OK + b"Content-Length: 9999\r\n\r\n", CHUNKED + b"1"])
 def test_a_server_that_is_never_silent_but_never_done_is_given_up(tmp_path, monkeypatch, begin):
-    monkeypatch.setattr(sources, "GRACE", 0.2)
-    with answering(Answer(begin, lambda: slowly(b"1"))) as url, pytest.raises(SourceError, match="slower than 4096"):
+    monkeypatch.setattr(downloads, "GRACE", 0.2)
+    with answering(Answer(begin, lambda: slowly(b"1"))) as url, pytest.raises(SourceError, match="slower than 16384"):
         download(url, tmp_path / "name", 1 << 20, attempts=2, **FAST)
 
 
 def test_what_a_slow_server_sent_is_not_fetched_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "GRACE", 0.2)
+    monkeypatch.setattr(downloads, "GRACE", 0.2)
     answer = Answer(OK + b"Content-Length: 9999\r\n\r\n" + bytes(500), lambda: slowly(b"1"))
     with answering(answer) as url, pytest.raises(SourceError):
         download(url, tmp_path / "name", 1 << 20, attempts=1, **FAST)
