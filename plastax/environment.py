@@ -85,7 +85,7 @@ def own_sources(used: Iterable[object] = ()) -> dict[str, str]:
     parts = {"__main__", *(kind.__module__ for kind in kinds)} & files.keys()
     beside = tuple(f"{os.path.dirname(files[name])}{os.sep}" for name in parts if not _is_installed(files[name]))
     packages = {name.partition(".")[0] for name in parts - {"__main__"} if _is_installed(files[name])}
-    packages -= sys.stdlib_module_names
+    packages -= {*sys.stdlib_module_names, *(name.partition("-")[0] for name in _PACKAGES)}
     found: dict[str, bytes] = {}
     for name, file in files.items():
         own = file.startswith(beside) and not _is_installed(file)
@@ -93,7 +93,7 @@ def own_sources(used: Iterable[object] = ()) -> dict[str, str]:
             with contextlib.suppress(OSError):
                 found[os.path.basename(file) if name == "__main__" else name] = pathlib.Path(file).read_bytes()
     for kind in kinds:
-        if kind.__module__ not in files:
+        if kind.__module__ not in files.keys() | sys.stdlib_module_names:
             found[f"{kind.__module__}.{kind.__qualname__}"] = _typed(kind).encode()
     return {name: hashlib.sha256(content).hexdigest()[:8] for name, content in sorted(found.items())}
 
