@@ -245,7 +245,7 @@ def sweep(args: Sequence[str]) -> None:
     )
     submitted = launch.launch(experiment, jobs, settings)
     for i, job in enumerate(submitted):
-        print(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}")
+        print(output.plain(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}"))
     if jobs.launcher == "local":
         failed = [job for job in submitted if job.exception() is not None]
         if failed:
@@ -278,6 +278,8 @@ def main(args: list[str] | None = None) -> None:
         output.fail(f"error: {error}")
     except RunError as error:
         output.fail(f"error: {error}", error.status)
+    except KeyboardInterrupt:
+        output.fail("interrupted", 130)
     except OSError as error:
         # One with a number but without a file is a bug of ours or of a library; only a full disk names no file either.
         if error.filename is None and error.errno not in (None, *_FULL):

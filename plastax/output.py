@@ -51,9 +51,14 @@ def say(console: rich.console.Console, text: str, style: str | None = None) -> N
     console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def tell(text: str) -> None:
+    """Prints one line to standard error, of what is under way."""
+    print(plain(text).replace("\n", " "), file=sys.stderr, flush=True)
+
+
 def fail(message: str, status: int = 2) -> NoReturn:
     """Prints one line to standard error and ends the process."""
-    print(plain(message).replace("\n", " "), file=sys.stderr)
+    tell(message)
     raise SystemExit(status)
 
 

@@ -329,8 +329,8 @@ def identity(settings: Mapping[str, Any]) -> str:
 def main(run: Callable[[], None]) -> None:
     """Runs an experiment's body; what ends it early is one line and a status.
 
-    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 1: everything else that a
-    machine or a damaged file can do.
+    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 130: Ctrl-C before or after
+    the training. 1: everything else that a machine or a damaged file can do.
     """
     output.make_lossy()
     try:
@@ -341,3 +341,5 @@ def main(run: Callable[[], None]) -> None:
         output.fail(str(stop), stop.status)
     except (RunError, RecordError, OSError) as error:
         output.fail(f"error: {error}", RunError.status)
+    except KeyboardInterrupt:
+        output.fail("interrupted", 130)

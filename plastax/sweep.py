@@ -175,7 +175,7 @@ def _value(config: Any, name: str, path: str, text: str) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return short if float(short := f"{value:g}") == value else repr(value)
+        return brief if float(brief := f"{value:g}") == value else repr(value)
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from plastax import __main__ as cli
+from plastax import settings
 from plastax.files import write_json
 from plastax.record import write_segment
 from plastax.types import Record
@@ -153,6 +154,18 @@ def test_the_report_of_one_run_goes_where_it_is_asked_to(a_run, tmp_path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "mine" / "page.html")
     assert {"page.html", "summary.csv", "figures"} <= {path.name for path in (tmp_path / "mine").iterdir()}
     assert sorted(a_run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("start", [lambda run: cli.main(["export", "a"]), settings.main])
+def test_an_interrupt_is_one_line(start, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.dataset, "find", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        start(interrupted)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_errors_of_our_own_are_not_taken_for_the_users(monkeypatch):

@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import pytest
+import rich.console
 import rich.table
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plastax import output
-from plastax.tracking import ConsoleSink
+from plastax.tracking import ConsoleSink, Guarded
 from tests.tracked import CONFIG, segment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,12 +75,15 @@ def test_text_is_shown_as_it_is(text):
     assert "\x1b" not in file.getvalue()
 
 
-def test_a_sink_stays_silent_when_its_pipe_is_closed(tmp_path):
+@pytest.mark.parametrize("console", [output.Console, rich.console.Console])
+def test_a_sink_stays_silent_when_its_pipe_is_closed(console, tmp_path, monkeypatch):
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    sink = ConsoleSink(output.Console(file=Closed()))
+    # rich's own console puts another file in the place of standard output and ends the process.
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    sink = Guarded(ConsoleSink(console(file=Closed())))
     sink.start(CONFIG, tmp_path, "[/x]")
     for task in range(2):
         sink.log({**{f"host/{name}": value for name, value in segment(task).host.items()}}, task)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plastax import locks
+from plastax import locks, output
 from plastax.data.base import Arrays, DataError, Entry, Source, SourceError
 from plastax.errors import ConfigError
 
@@ -101,12 +100,12 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
             return entry.read(folder, True, **options), failures
         for source in entry.sources:
             staging = folder.parent / f".{name}-{re.sub(r'[^a-z0-9]+', '-', source.label.lower())}"
-            print(f"{name}: asking {source.label}", file=sys.stderr)
+            output.tell(f"{name}: asking {source.label}")
             try:
                 arrays = _tried(source, entry, staging, options)
             except (SourceError, DataError) as error:
                 failures.append(f"{source.label}: {str(error).removeprefix(source.label).lstrip(': ')}")
-                print(f"{name}: {failures[-1]}", file=sys.stderr)
+                output.tell(f"{name}: {failures[-1]}")
                 continue
             if folder.exists():  # and holds nothing of this data set: what it does hold is somebody's
                 for other in folder.iterdir():
@@ -115,7 +114,7 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
             os.replace(staging, folder)
             for leftover in folder.parent.glob(f".{name}-*"):
                 shutil.rmtree(leftover)
-            print(f"{name}: fetched from {source.label} into {folder}", file=sys.stderr)
+            output.tell(f"{name}: fetched from {source.label} into {folder}")
             return arrays, failures
     return None, failures
 

@@ -41,6 +41,7 @@ class ConsoleSink:
     def __init__(self, console: rich.console.Console | None = None):
         self.console = console or output.Console(stderr=True)
         self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
         self._frozen: dict[str, set[int]] = {}
         """Arms of the line -> numbers of the seeds that were said to be frozen."""
         self._parts: list[_Part] = []
@@ -54,7 +55,7 @@ class ConsoleSink:
         """Shows an empty bar. See `Sink.start`."""
         self._frozen[method] = set()
         if len(self._frozen) > 1:
-            if self._bar is not None:
+            if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, method=self._name)
             return
         settings = config["settings"]
@@ -74,7 +75,7 @@ class ConsoleSink:
                 progress.TextColumn("{task.description}", markup=False),
                 console=self.console,
             )
-            self._task = self._bar.add_task("starting", total=self._updates, method=method)
+            self._task = self._bar.add_task("compiling", total=self._updates, method=method)
             self._bar.start()
 
     def log(self, metrics: Mapping[str, Metric], step: int, method: str | None = None) -> None:
@@ -112,7 +113,7 @@ class ConsoleSink:
             low, high = min(over_arms), max(over_arms)
             shown.append(f"{label} {low:.4g}" + (f" to {high:.4g}" if len(parts) > 1 else ""))
         line = "  ".join(shown)
-        if self._bar is None:
+        if self._bar is None or self._task is None:
             output.say(self.console, f"{self._name}: {line}")
         else:
             self._bar.update(self._task, completed=clock + length, description=line)

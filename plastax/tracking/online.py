@@ -209,7 +209,7 @@ class WandbSink:
             if isinstance(value, Histogram):
                 out[name] = wandb.Histogram(np_histogram=(value.counts, value.edges))
                 self._spectra.setdefault(name, {})[step] = value
-        clock, length = (metrics.get(f"host/{name}") for name in ("clock", "length"))
+        clock, length = (out.get(f"host/{name}") for name in ("clock", "length"))
         self._run.log({**out, "task": step}, step=None if clock is None else int(clock), commit=True)
         # Of what is logged at the end: after this segment and before the next one, where a resumed run goes on.
         self._step = None if clock is None or length is None else int(clock) + max(int(length) - 1, 1)

@@ -44,10 +44,10 @@ def end_in_time(patience: float = 30.0) -> None:
 
     def watch() -> None:
         threading.main_thread().join()
-        service = process()
+        if (service := process()) is None:
+            return
         try:
-            if service is not None:
-                service.wait(patience)
+            service.wait(patience)
         except subprocess.TimeoutExpired:
             logger.warning("W&B is still busy after %g s, ending without it; `wandb sync` uploads the rest", patience)
             service.kill()
