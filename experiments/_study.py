@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -202,9 +203,10 @@ def carry_out(
         described["arms"] = sweep.described(sweep.arms(config, groups))
     sinks = tracking.sinks(config.wandb, console)
     saving = run.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep)
+    read = functools.cache(report.load)
     shares = run.study(
         directory, described, mine, plan, sinks, saving=saving, shard=config.shard, here=here,
-        same=config.resume is None and bool(config.shard), report=lambda: report.write(directory),
+        same=config.resume is None and bool(config.shard), report=lambda: report.write(read(directory)),
     )  # fmt: skip
     if (status := runs.status(directory)).state != "finished":
         output.say(
@@ -213,7 +215,7 @@ def carry_out(
             "the report",
         )
         return
-    report.print_table(directory, console)
+    report.print_table(read(directory), console)
     for method, share in shares.items():
         output.say(console, f"{method}: {share}")
     tracking.publish_safely(directory, config.wandb)

@@ -102,17 +102,7 @@ def report(runs: Runs, /, out: pathlib.Path | None = None) -> None:
       out: the page; by default `report.html` in the directory of a run, or `comparison.html`. Of a single run, its
         tables and figures go beside the page.
     """
-    written = importlib.import_module("plastax.report")
-    found = _found(runs)
-    if len(found) == 1:
-        page = out or found[0] / "report.html"
-        written.write(*found) if out is None else written.write(*found, out)
-        written.print_table(*found)
-    else:
-        page = out or pathlib.Path("comparison.html")
-        written.write_side_by_side(found, page)
-        written.print_comparison(found)
-    print(output.plain(str(page)))
+    print(output.plain(str(importlib.import_module("plastax.report").write_and_print(_found(runs), out))))
 
 
 def compare(
@@ -138,7 +128,7 @@ def compare(
     report = importlib.import_module("plastax.report")
     frame = report.print_comparison(_found(runs), statistic, quantity=quantity, reference=reference)
     if csv is not None:
-        frame.to_csv(csv, index=False)
+        dataset.write_table(frame, csv)
 
 
 def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pathlib.Path | None = None) -> None:

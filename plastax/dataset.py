@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import pathlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from plastax.errors import ConfigError
-from plastax.files import PathLike
+from plastax.files import PathLike, write_atomic
 from plastax.labelled import read_run
 from plastax.record import RecordError, read_config
 from plastax.runs import IO
@@ -209,10 +210,37 @@ def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike 
     folder = pathlib.Path(paths[0]) / "export" if out is None else pathlib.Path(out)
     if not data.data_vars:
         raise RecordError(f"{' '.join(map(str, paths))}: nothing has been recorded yet")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, frame in tables(data).items():
         written.append(folder / f"{name}.{format}")
-        write: Callable[..., Any] = frame.to_parquet if format == "parquet" else frame.to_csv
-        write(written[-1], index=False)
+        write_table(frame, written[-1])
     return written
+
+
+def write_table(frame: pd.DataFrame, path: PathLike) -> None:
+    """Writes a table, without its index: the file appears when it is complete.
+
+    Text in a CSV file that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-``, ``@``, a tab or
+    a carriage return, and is no number) begins with an apostrophe there.
+
+    Args:
+      frame: the table.
+      path: ending in ``.csv`` or ``.parquet``.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".parquet":
+        write_atomic(path, lambda file: frame.to_parquet(file, index=False))
+        return
+    texts = frame.select_dtypes(exclude="number").map(_no_formula)
+    safe = frame.assign(**texts).rename(columns=_no_formula)
+    write_atomic(path, lambda file: safe.to_csv(file, index=False))
+
+
+def _no_formula(value: Any) -> Any:
+    """The value; a text that a spreadsheet would compute, with an apostrophe before it."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"

@@ -76,19 +76,16 @@ def test_an_incomplete_command_is_code_2(args, capsys):
 def test_report_writes_and_prints(tmp_path, monkeypatch):
     calls = []
     report = importlib.import_module("plastax.report")
-    monkeypatch.setattr(report, "write", lambda run: calls.append(("write", run)))
-    monkeypatch.setattr(report, "print_table", lambda run: calls.append(("print", run)))
-    monkeypatch.setattr(report, "write_side_by_side", lambda runs, out: calls.append((runs, out)))
-    monkeypatch.setattr(report, "print_comparison", lambda runs: calls.append(("compare", runs)))
+    monkeypatch.setattr(report, "write_and_print", lambda runs, out: calls.append((runs, out)))
     one, two = tmp_path / "one", tmp_path / "two"
     for run in (one, two):
         run.mkdir()
         (run / "config.json").touch()
     cli.main(["report", str(one)])
-    assert calls == [("write", one), ("print", one)]
+    assert calls == [([one], None)]
     calls.clear()
     cli.main(["report", str(one), str(two), "--out", "x.html"])
-    assert calls == [([one, two], pathlib.Path("x.html")), ("compare", [one, two])]
+    assert calls == [([one, two], pathlib.Path("x.html"))]
 
 
 def test_list_experiments_of_another_project(tmp_path, monkeypatch, capsys):

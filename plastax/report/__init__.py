@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from plastax import drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     import pandas as pd
     import xarray as xr
@@ -17,66 +18,123 @@ if TYPE_CHECKING:
 
     from plastax.report.compare import Statistic
 
-__all__ = ["print_comparison", "print_table", "read", "write", "write_side_by_side"]
+__all__ = [
+    "Study", "load", "print_comparison", "print_table", "read", "write", "write_and_print", "write_side_by_side",
+]  # fmt: skip
 
 
-def read(run_dir: str | os.PathLike[str]) -> xr.Dataset:
-    """`plastax.load` with the attribute ``notice``: what must be said with every number, "" if there is nothing.
+class Study(NamedTuple):
+    """What was read of a run: everything that is reported of it.
 
-    Args:
-      run_dir: ``runs/<experiment>/<run id>``.
+    Attributes:
+      directory: ``runs/<experiment>/<run id>``.
+      config: content of its ``config.json``.
+      environment: content of its ``environment.json``.
+      data: `plastax.load` with the attribute ``notice``: what must be said with every number, "" if there is nothing.
+    """
+
+    directory: pathlib.Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: xr.Dataset
+
+
+Run = str | os.PathLike[str] | Study
+"""A run directory, or what `load` has read of it: several reports of a large run then read it once."""
+
+
+def load(run: Run) -> Study:
+    """Reads a run, unless it has been read.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used; the message names the file.
+      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
+    from plastax.files import read_json
     from plastax.labelled import read_run
     from plastax.record import read_config
     from plastax.report.score import notice
 
-    data = read_run(run_dir)
-    config = read_config(run_dir)
-    return data.assign_attrs(notice=notice(config.get("settings", {})))
+    if isinstance(run, Study):
+        return run
+    directory = pathlib.Path(run)
+    config, place = read_config(directory), directory / "environment.json"
+    data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
+    return Study(directory, config, read_json(place) if place.is_file() else {}, data)
 
 
-def write(run_dir: str | os.PathLike[str], page: str | os.PathLike[str] | None = None) -> pathlib.Path:
+def read(run: Run) -> xr.Dataset:
+    """The data set of a run, see `Study` and `load`."""
+    return load(run).data
+
+
+def write_and_print(
+    runs: Sequence[Run], page: str | os.PathLike[str] | None = None, console: Console | None = None
+) -> pathlib.Path:
+    """Writes the report of a run and prints its table; of several runs, one page and one table side by side.
+
+    Args:
+      runs: one or more.
+      page: the page; by default ``report.html`` in the directory of a run, ``comparison.html`` of several.
+      console: where to; the terminal by default.
+
+    Returns:
+      The page.
+
+    Raises:
+      FileNotFoundError: there is no ``config.json``.
+      plastax.errors.ConfigError: the runs cannot be compared.
+      plastax.errors.RecordError: a record cannot be used; the message names the file.
+    """
+    studies = [load(run) for run in runs]
+    if len(studies) == 1:
+        made = write(studies[0], page)
+        print_table(studies[0], console)
+    else:
+        made = write_side_by_side(studies, page or "comparison.html")
+        print_comparison(studies, console=console)
+    return made
+
+
+def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Writes a run's report: a page, and beside it ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV).
 
     Of a sweep also ``selection.csv``: the best arms, see `selection.select`.
 
-    Works on a run that was killed or still goes on; a figure without data is left out.
+    Works on a run that was killed or still goes on; a figure without data is left out. Every file appears when it is
+    complete.
 
     Args:
-      run_dir: ``runs/<experiment>/<run id>``.
+      run: see `Run`.
       page: the page; by default ``report.html`` in the run directory.
 
     Returns:
-      The directory of the figures.
+      The page.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used; the message names the file.
+      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
     drawing.import_matplotlib()
+    from plastax.dataset import write_table
     from plastax.report import figures, html, selection, table
 
-    page = pathlib.Path(page or pathlib.Path(run_dir) / "report.html")
-    data = read(run_dir)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    table.summary(data).to_csv(page.with_name("summary.csv"))
-    if (best := selection.best(data)) is not None:
-        best.to_csv(page.with_name("selection.csv"), index=False)
-    html.write([run_dir], page)
-    return figures.write(data, page.with_name("figures"))
+    study = load(run)
+    page = pathlib.Path(page or study.directory / "report.html")
+    write_table(table.summary(study.data).reset_index(), page.with_name("summary.csv"))
+    if (best := selection.best(study.data)) is not None:
+        write_table(best, page.with_name("selection.csv"))
+    figures.write(study.data, page.with_name("figures"))
+    return html.write([study], page)
 
 
-def write_side_by_side(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
+def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pathlib.Path:
     """Writes one HTML report of several runs; see `plastax.report.html.write`."""
     drawing.import_matplotlib()
     from plastax.report import html
 
-    return html.write(run_dirs, path)
+    return html.write([load(run) for run in runs], page)
 
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:
@@ -88,29 +146,29 @@ def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean
         console.print(selection.render(best, title))
 
 
-def print_table(run_dir: str | os.PathLike[str], console: Console | None = None) -> None:
-    """Prints the summary of a run as a table, or as several with some of the methods each if the terminal is narrow.
+def print_table(run: Run, console: Console | None = None) -> None:
+    """Prints the summary of a run as a table, or as several with some of the arms each if the terminal is narrow.
 
     Args:
-      run_dir: ``runs/<experiment>/<run id>``.
+      run: see `Run`.
       console: where to; the terminal by default.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used; the message names the file.
+      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     from plastax import output
     from plastax.report import table
 
     console = console or output.Console()
-    data = read(run_dir)
+    data = read(run)
     for one in table.render(data, console.width):
         console.print(one)
     _print_best(data, console)
 
 
 def print_comparison(
-    run_dirs: Sequence[str | os.PathLike[str]],
+    runs: Sequence[Run],
     statistic: Statistic = "mean",
     console: Console | None = None,
     **options: str,
@@ -118,20 +176,20 @@ def print_comparison(
     """Prints what `compare.compare_windows` finds in some runs, a table for every window of tasks; returns it.
 
     Args:
-      run_dirs: run directories.
+      runs: see `Run`.
       statistic: ``mean`` or ``iqm``.
       console: where to; the terminal by default.
       **options: ``quantity`` and ``reference``, see `compare.compare`.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used, or no task is finished.
+      plastax.errors.RecordError: a record cannot be used, or no task is finished.
       plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """
     from plastax import output
     from plastax.report import compare
 
-    studies = [read(run) for run in run_dirs]
+    studies = [read(run) for run in runs]
     frame = compare.compare_windows(studies, statistic, **options)
     console = console or output.Console()
     captions = {

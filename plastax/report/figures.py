@@ -14,6 +14,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from plastax.dataset import write_table
 from plastax.report.score import Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
@@ -371,10 +372,9 @@ def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
     Returns:
       The directory.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     with styled():
         for name, drawing in drawings(data).items():
             save(*drawing, directory, name)
     if (score := score_of(data)) is not None and (frame := curve_per_update(data)) is not None:
-        frame.to_csv(directory / f"{score.figure}_per_update.csv", index=False)
+        write_table(frame, directory / f"{score.figure}_per_update.csv")
     return directory

@@ -1,26 +1,30 @@
 """Means over seeds, and how sure we are of them.
 
-Intervals are bootstrap intervals of the mean by `scipy.stats.bootstrap`: BCa (Efron, "Better bootstrap confidence
-intervals", JASA 82, 1987), and percentile intervals where BCa is not defined, because resampling hardly changes the
-mean. With fewer than about ten seeds any bootstrap interval is too short (four seeds: about 80 % instead of 95 %).
+Intervals are bootstrap intervals over seeds: BCa (Efron, "Better bootstrap confidence intervals", JASA 82, 1987), and
+percentile intervals where BCa is not defined, because every resample lies on one side of the value. The same resamples
+serve all cells of an array, so that the means of all resamples are one matrix product; `scipy.stats.bootstrap` gathers
+every cell's values for every resample, in four times the time.
+
+Fewer than `FEWEST` seeds have no interval. With fewer than about ten, any bootstrap interval is too short (four seeds:
+about 80 % instead of 95 %).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import xarray as xr
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-# Resamples that are in memory at a time: a thousand tasks of a hundred seeds then take 80 MB.
-_BATCH = 100
-# Values in memory at a time where single statistics are resampled.
-_VALUES = 1_000_000
+FEWEST = 3
+"""Seeds that an interval takes at least: the resamples of two seeds have three different means."""
+
+# Values in memory at a time: 16 MB a temporary array, for however many cells.
+_VALUES = 2_000_000
 
 
 class Interval(NamedTuple):
@@ -28,7 +32,7 @@ class Interval(NamedTuple):
 
     Attributes:
       mean: NaN where no seed has a value.
-      low: lower end; NaN where fewer than two seeds have a value.
+      low: lower end; NaN where fewer than `FEWEST` seeds have a value.
       high: upper end, likewise.
       seeds: number of seeds with a value.
     """
@@ -39,25 +43,57 @@ class Interval(NamedTuple):
     seeds: np.ndarray
 
 
-def _bootstrap(values: np.ndarray, method: str, confidence: float, resamples: int) -> np.ndarray:
-    """Ends ``[2, cells]`` of the interval of the mean of ``[S, cells]`` without NaN, S >= 2."""
-    with warnings.catch_warnings():
-        # Both say that an interval is NaN, which the caller looks at.
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        result = scipy.stats.bootstrap(
-            (values,),
-            np.mean,
-            axis=0,
-            vectorized=True,
-            method=method,
-            confidence_level=confidence,
-            n_resamples=resamples,
-            batch=_BATCH,
-            # A report drawn twice shows the same numbers.
-            rng=np.random.default_rng(0),
+def _ends(
+    value: np.ndarray, resampled: np.ndarray, left_out: Sequence[np.ndarray], confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of some values.
+
+    Args:
+      value: ``[...]``.
+      resampled: ``[..., R]``, of every resample; sorted in place.
+      left_out: ``[..., S]`` for each sample that is resampled by itself: the value without each of its seeds.
+      confidence: of the interval, in (0, 1).
+
+    Returns:
+      ``[...]`` each; NaN where a resample is.
+    """
+    resampled.sort(axis=-1)
+    # What is as large as the value but for rounding is a tie, which counts half.
+    near = 1e-12 * np.abs(resampled[..., [0, -1]]).max(axis=-1)
+    below = sum((resampled < (value + side * near)[..., None]).sum(axis=-1) for side in (-1, 1)) / 2
+    share = below / resampled.shape[-1]
+    defined = (share > 0) & (share < 1)
+    bias = np.where(defined, scipy.special.ndtri(np.where(defined, share, 0.5)), 0.0)
+    # Efron's acceleration: the skewness of what single seeds contribute, summed over samples.
+    away = [one.mean(axis=-1, keepdims=True) - one for one in left_out]
+    weights = [(one.shape[-1] - 1) / one.shape[-1] for one in left_out]
+    cubes = sum(weight**3 * (one**3).sum(axis=-1) for weight, one in zip(weights, away))
+    squares = sum(weight**2 * (one**2).sum(axis=-1) for weight, one in zip(weights, away))
+    skewed = defined & (squares > 0)
+    skew = np.where(skewed, cubes, 0.0) / (6 * np.where(skewed, squares, 1.0) ** 1.5)
+    ends = []
+    for z in scipy.special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2]):
+        level = scipy.special.ndtr(bias + (bias + z) / (1 - skew * (bias + z)))
+        place = np.asarray(level * (resampled.shape[-1] - 1))
+        whole = np.floor(place).astype(int)
+        lower, upper = (
+            np.take_along_axis(resampled, np.minimum(whole + k, resampled.shape[-1] - 1)[..., None], -1)[..., 0]
+            for k in (0, 1)
         )
-    return np.stack([result.confidence_interval.low, result.confidence_interval.high])
+        # NaN are sorted to the end.
+        ends.append(np.where(np.isnan(resampled[..., -1]), np.nan, lower + (place - whole) * (upper - lower)))
+    return ends[0], ends[1]
+
+
+def _draws(seeds: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Numbers of the seeds in each resample, ``[resamples, seeds]``."""
+    return rng.integers(0, seeds, (resamples, seeds))
+
+
+def _counts(seeds: int, resamples: int) -> np.ndarray:
+    """How often each seed is in each resample, ``[resamples, seeds]``; a report drawn twice shows the same numbers."""
+    draws = _draws(seeds, resamples, np.random.default_rng(0))
+    return (draws[..., None] == np.arange(seeds)).sum(axis=1).astype(float)
 
 
 def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples: int = RESAMPLES) -> Interval:
@@ -79,17 +115,21 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE, resamples:
     total = np.where(finite, cells, 0.0).sum(axis=0)
     mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
     ends = np.full((2, len(count)), np.nan)
-    # Cells that lack the same seeds (usually none) are resampled together, in one vectorised call.
+    # Cells that lack the same seeds (usually none) are resampled together.
     patterns, member = np.unique(finite, axis=1, return_inverse=True)
     for index, pattern in enumerate(patterns.T):
-        if pattern.sum() < 2:
+        seeds = int(pattern.sum())
+        if seeds < FEWEST:
             continue
         here = np.flatnonzero(member.reshape(-1) == index)
-        part = cells[np.ix_(pattern, here)]
-        ends[:, here] = _bootstrap(part, "BCa", confidence, resamples)
-        broken = here[~np.isfinite(ends[:, here]).all(axis=0)]
-        if broken.size:
-            ends[:, broken] = _bootstrap(cells[np.ix_(pattern, broken)], "percentile", confidence, resamples)
+        counts = _counts(seeds, resamples)
+        for part in np.array_split(here, -(-here.size * resamples // _VALUES)):
+            # Of values without their mean, sums keep their digits, and values that are all equal stay so.
+            away = cells[np.ix_(pattern, part)].T - mean[part, None]
+            away -= away.mean(axis=-1, keepdims=True)
+            resampled = away @ counts.T / seeds
+            without = -away / (seeds - 1)
+            ends[:, part] = mean[part] + np.array(_ends(np.zeros(part.size), resampled, [without], confidence))
     return Interval(*(array.reshape(shape) for array in (mean, ends[0], ends[1], count)))
 
 
@@ -127,6 +167,34 @@ def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONF
     return over_seeds(a - b, confidence)
 
 
+def reweigh(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seeds: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    size: int = 1,
+) -> tuple[float, float, float]:
+    """Any statistic of weighted seeds, and its bootstrap interval.
+
+    Args:
+      statistic: ``(weights [..., S]) -> [...]``; a weight says how often a seed is there.
+      seeds: S.
+      confidence: of the interval.
+      resamples: number of bootstrap resamples.
+      size: values that the statistic has in memory for each resample.
+
+    Returns:
+      The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds.
+    """
+    value = np.asarray(statistic(np.ones(seeds)))
+    if seeds < FEWEST:
+        return float(value), np.nan, np.nan
+    parts = np.array_split(_counts(seeds, resamples), -(-resamples * size // _VALUES))
+    resampled = np.concatenate([statistic(part) for part in parts])
+    low, high = _ends(value, resampled, [statistic(1.0 - np.eye(seeds))], confidence)
+    return float(value), float(low), float(high)
+
+
 def resample(
     statistic: Callable[..., np.ndarray],
     *samples: np.ndarray,
@@ -137,43 +205,37 @@ def resample(
     """Any statistic of whole seeds, and its bootstrap interval: what belongs to a seed stays together.
 
     Args:
-      statistic: ``(*samples [..., S, ...]) -> [...]``; the leading axes are resamples.
-      *samples: ``[S, ...]`` each, without NaN, one row a seed.
+      statistic: ``(*samples [..., S, T]) -> [...]``; the leading axes are resamples.
+      *samples: ``[S, T]`` each, without NaN, one row a seed.
       paired: whether row k of every sample is the same seed, and is resampled together.
       confidence: of the interval.
       resamples: number of bootstrap resamples.
 
     Returns:
-      The statistic, and the ends of its interval: BCa, else percentile (see above); NaN with fewer than two seeds.
+      The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
     """
-    value = float(statistic(*samples))
-    if min(map(len, samples)) < 2:
-        return value, np.nan, np.nan
+    value = np.asarray(statistic(*samples))
+    sizes, rng = [len(sample) for sample in samples], np.random.default_rng(0)
+    if min(sizes) < FEWEST:
+        return float(value), np.nan, np.nan
 
-    def of_rows(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        del axis
-        return statistic(*(sample[row.astype(int)] for sample, row in zip(samples, rows)))
+    def of(rows: Sequence[np.ndarray]) -> np.ndarray:
+        return statistic(*(sample[row] for sample, row in zip(samples, rows)))
 
-    # Row numbers are what is resampled, because SciPy reduces one axis only, and a seed has more than one number.
-    rows = tuple(np.arange(len(sample)) for sample in samples)
-    batch = max(_BATCH, _VALUES // max(np.size(sample) for sample in samples))
-    ends = np.array([np.nan, np.nan])
-    for method in ("BCa", "percentile"):
-        if np.isfinite(ends).all():
-            break
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-            warnings.simplefilter("ignore", RuntimeWarning)
-            interval = scipy.stats.bootstrap(
-                rows,
-                of_rows,
-                vectorized=True,
-                paired=paired and len(rows) > 1,
-                method=method,
-                confidence_level=confidence,
-                n_resamples=resamples,
-                batch=batch,
-                rng=np.random.default_rng(0),
-            ).confidence_interval
-        ends = np.array([interval.low, interval.high])
-    return value, float(ends[0]), float(ends[1])
+    # Rows of every sample in each resample; then, for what is resampled by itself, without each of its seeds.
+    if paired:
+        draws = [_draws(sizes[0], resamples, rng)] * len(samples)
+        without = [[_left_out(sizes[0])] * len(samples)]
+    else:
+        draws = [_draws(size, resamples, rng) for size in sizes]
+        whole = [[np.tile(np.arange(size), (other, 1)) for size in sizes] for other in sizes]
+        without = [[*rows[:k], _left_out(sizes[k]), *rows[k + 1 :]] for k, rows in enumerate(whole)]
+    batches = -(-resamples * max(sample.size for sample in samples) // _VALUES)
+    resampled = np.concatenate([of(rows) for rows in zip(*(np.array_split(draw, batches) for draw in draws))])
+    low, high = _ends(value, resampled, [of(rows) for rows in without], confidence)
+    return float(value), float(low), float(high)
+
+
+def _left_out(seeds: int) -> np.ndarray:
+    """All rows but the k-th in row k, ``[seeds, seeds - 1]``."""
+    return np.array([np.delete(np.arange(seeds), k) for k in range(seeds)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ import matplotlib.ticker
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from plastax.dataset import write_table
+from plastax.files import write_atomic
 
 WIDTH = 9.0
 """Inches; with `DPI` and the font sizes below readable at the 830 pixels of a README."""
@@ -99,8 +103,8 @@ def stamp(figure: Figure, text: str) -> None:
 
 def save(figure: Figure, frame: pd.DataFrame, directory: pathlib.Path, name: str) -> None:
     """Writes ``<name>.png``, ``<name>.pdf`` and the numbers in it as ``<name>.csv``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    figure.savefig(directory / f"{name}.png", dpi=DPI)
     # Without a date, the same numbers give the same file.
-    figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None})
-    frame.to_csv(directory / f"{name}.csv", index=False)
+    for form, options in {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}.items():
+        draw = functools.partial(figure.savefig, format=form, **options)
+        write_atomic(directory / f"{name}.{form}", draw)
+    write_table(frame, directory / f"{name}.csv")

@@ -82,7 +82,7 @@ def make_study(directory: pathlib.Path, kept: dict[str, int] | None = None) -> p
 def study(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = make_study(tmp_path_factory.mktemp("study"))
     before = dict(matplotlib.rcParams)
-    assert report.write(directory) == directory / "figures"
+    assert report.write(directory) == directory / "report.html"
     assert dict(matplotlib.rcParams) == before
     return directory
 

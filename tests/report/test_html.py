@@ -10,12 +10,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 from plastax import report
 from plastax.errors import ConfigError
 from plastax.record import read_json, write_json
-from plastax.report import figures, html
+from plastax.report import html
 from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
 from tests.lacking import lacking
@@ -39,12 +40,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def page(study: pathlib.Path) -> pathlib.Path:
-    return html.write([study], study / "report.html")
+    return html.write([report.load(study)], study / "report.html")
 
 
 @pytest.fixture(scope="module")
 def data(study: pathlib.Path) -> xr.Dataset:
-    return html.side_by_side([study])[0]
+    return html.side_by_side([report.load(study)])[0]
 
 
 def test_the_rank_curve_does_not_go_by_the_axes_names(data: xr.Dataset) -> None:
@@ -186,8 +187,23 @@ def test_correlation_within_and_between_methods() -> None:
     assert one.high > -0.15
 
 
+def test_of_many_points_some_tasks_stand_for_all(data: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relation, "POINTS", 3 * len(METHODS) * SEEDS)
+    assert [x.task.values.tolist() for _, _, x, _, y in relation.pairs(data)] == [[0, 2, TASKS - 1]] * 3
+    assert sum(len(trace.x) for trace in relation.section(data).charts[0].figure.data) == relation.POINTS
+
+
+def test_correlation_of_weighted_seeds_is_that_of_repeated_ones() -> None:
+    rng = np.random.default_rng(1)
+    x = np.round(rng.normal(size=(6, 3, 4)), 1)
+    y, weights = x + rng.normal(size=x.shape), np.array([[2, 0, 1, 3, 0, 1], [1, 1, 1, 1, 1, 1]])
+    for of, found in zip(weights, relation.spearman(x, y, weights.astype(float))):
+        repeated = (np.repeat(values, of, axis=0).ravel() for values in (x, y))
+        assert found == pytest.approx(scipy.stats.spearmanr(*repeated).statistic, rel=1e-12)
+
+
 def test_what_was_not_measured_is_left_out(study: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    data, configs = html.side_by_side([study])
+    data, configs = html.side_by_side([report.load(study)])
     bare = data.drop_vars([name for name in data if name.startswith("probe/")])
     text = html.page(bare, configs)
     for gone in ("Hessian spectrum", "Kronecker factors", "Does curvature go"):
@@ -202,9 +218,9 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     other = make_study(tmp_path / "other", {"reset": 4})
     config = read_json(other / "config.json")
     write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
-    data, _ = html.side_by_side([study, other])
+    data, _ = html.side_by_side([report.load(run) for run in (study, other)])
     assert data.arm.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
-    path = html.write([study, other], tmp_path / "both.html")
+    path = report.write_side_by_side([study, other], tmp_path / "both.html")
     text = path.read_text()
     assert "2 runs side by side" in text
     assert "A: synthetic s0; B: synthetic s1" in text
@@ -214,7 +230,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     longer = config["settings"] | {"updates_per_task": 99}
     write_json(tmp_path / "longer" / "config.json", config | {"settings": longer})
     with pytest.raises(ConfigError, match=r"A: 40, B: 99\) have no common axis"):
-        html.side_by_side([study, tmp_path / "longer"])
+        report.write_side_by_side([study, tmp_path / "longer"], tmp_path / "longer.html")
 
 
 def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, page: pathlib.Path) -> None:
@@ -222,7 +238,7 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
         study / "environment.json", {"command": "python -m experiments.x --seeds 4 <b>", "git_revision": "c0ffee"}
     )
     settings = read_json(study / "config.json")
-    data, configs = html.side_by_side([study])
+    data, configs = html.side_by_side([report.load(study)])
     text = html.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
     assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
     assert "c0ffee" in text
@@ -230,11 +246,3 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
     assert "4 seeds: with fewer than 10" in text
     assert "Rank alone does not rank methods" in text
     assert json.dumps(settings["settings"]["seeds"]) in text
-
-
-def test_write_puts_it_into_the_run(study: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(html, "write", lambda runs, path: asked.append((runs, path)))
-    monkeypatch.setattr(figures, "write", lambda data, folder: folder)
-    report.write(study)
-    assert asked == [([study], study / "report.html")]

@@ -11,39 +11,33 @@ import xarray as xr
 
 from plastax import dataset
 from plastax.errors import ConfigError
-from plastax.record import labels, read_config, read_json
-from plastax.report import selection
+from plastax.files import write_atomic
+from plastax.record import labels
+from plastax.report import Study, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
 from plastax.report.html.page import Chart, render, table
-from plastax.report.score import notice
 from plastax.report.table import task_values
 
 Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
 
 
-def side_by_side(runs: Sequence[str | os.PathLike[str]]) -> tuple[xr.Dataset, Configs]:
+def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, Configs]:
     """Some runs as one study: a single run as it is, of several the arms are called ``A: reset``, ``B: reset``.
 
     Args:
-      runs: run directories.
+      studies: the runs.
 
     Raises:
       ConfigError: the tasks of the runs have different numbers of updates.
-      FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used; the message names the file.
     """
-    folders = [pathlib.Path(run) for run in runs]
-    configs = {}
-    for letter, folder in zip(letters(len(folders)), folders):
-        place = folder / "environment.json"
-        configs[letter] = read_config(folder), read_json(place) if place.is_file() else {}
-    said = list(dict.fromkeys(notice(config.get("settings", {})) for config, _ in configs.values()))
-    if len(folders) == 1:
-        return dataset.load(folders[0]).assign_attrs(notice=said[0]), configs
-    data = dataset.load(folders)
+    configs = {letter: (one.config, one.environment) for letter, one in zip(letters(len(studies)), studies)}
+    if len(studies) == 1:
+        return studies[0].data, configs
+    said = list(dict.fromkeys(study.data.attrs["notice"] for study in studies))
+    data = dataset.join(*zip(*((study.data, study.config, study.directory) for study in studies)))
     if "run" in data.update_task.dims:
         lengths = ", ".join(f"{k}: {c['settings'].get('updates_per_task')}" for k, (c, _) in configs.items())
         raise ConfigError(f"runs whose tasks differ in updates ({lengths}) have no common axis; use plastax compare")
@@ -116,11 +110,11 @@ def page(data: xr.Dataset, configs: Configs) -> str:
     )
 
 
-def write(runs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> pathlib.Path:
+def write(studies: Sequence[Study], path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the report of one run, or of several side by side.
 
     Args:
-      runs: run directories.
+      studies: the runs.
       path: the file.
 
     Returns:
@@ -128,9 +122,7 @@ def write(runs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) 
 
     Raises:
       ConfigError: the runs cannot be drawn side by side.
-      FileNotFoundError: there is no ``config.json``.
-      plastax.record.RecordError: a record cannot be used; the message names the file.
     """
-    path = pathlib.Path(path)
-    path.write_text(page(*side_by_side(runs)), encoding="utf-8")
+    path, content = pathlib.Path(path), page(*side_by_side(studies)).encode()
+    write_atomic(path, lambda file: file.write(content))
     return path

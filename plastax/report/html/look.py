@@ -170,6 +170,11 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
     return made if made.data else None
 
 
+def spread(tasks: Sequence[int], most: int) -> list[int]:
+    """At most so many tasks, spread evenly, first and last among them."""
+    return [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, most).round().astype(int))]
+
+
 def symlog_axis(smallest: float, low: float, high: float) -> dict[str, Any]:
     """Settings of an axis on which eigenvalues stand at their `signed_log`: ticks at decades, from low to high."""
     top = int(np.ceil(np.log10(max(abs(low), abs(high)) / smallest)))

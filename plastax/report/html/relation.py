@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import xarray as xr
 
-from plastax.report.html.look import figure, small, styles
+from plastax.report.html.look import figure, small, spread, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import Quantity, score_of
-from plastax.report.statistics import resample
+from plastax.report.statistics import reweigh
 from plastax.report.table import cell, layer_mean, rank_at, task_values
 
 RESAMPLES = 2000
+
+POINTS = 5000
+"""Points in a chart and its correlations, at most: of more, some tasks are taken, spread evenly."""
 
 
 class Correlation(NamedTuple):
@@ -27,23 +29,39 @@ class Correlation(NamedTuple):
     points: int
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of all values of ``[..., n]``."""
-    with np.errstate(all="ignore"):
-        return scipy.stats.pearsonr(
-            scipy.stats.rankdata(x, axis=-1), scipy.stats.rankdata(y, axis=-1), axis=-1
-        ).statistic
+def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of all values, each as often as its seed is there.
+
+    Args:
+      x: ``[S, ...]``.
+      y: likewise.
+      weights: ``[..., S]``, how often each seed is there.
+
+    Returns:
+      ``[...]``; NaN where one of the two is constant.
+    """
+    every = np.repeat(weights, x[0].size, axis=-1)
+    a, b = (_ranks(values.ravel(), every) for values in (x, y))
+    for rank in (a, b):
+        rank -= np.sum(every * rank, axis=-1, keepdims=True) / every.sum(axis=-1, keepdims=True)
+    scale = np.sqrt(np.sum(every * a * a, axis=-1) * np.sum(every * b * b, axis=-1))
+    return np.divide(np.sum(every * a * b, axis=-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
-def _correlation(x: np.ndarray, y: np.ndarray, *, centre: bool) -> Correlation:
-    """Of ``[S, M, T]``; seeds are resampled whole. ``centre``: each arm's values minus their mean."""
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks of ``[n]`` values, each there ``[..., n]`` times; those of equal values are their mean."""
+    order = np.argsort(values)
+    new = np.append(True, np.diff(values[order]) > 0)
+    many = np.add.reduceat(weights[..., order], np.flatnonzero(new), axis=-1)
+    place = np.empty(len(values), int)
+    place[order] = np.cumsum(new) - 1
+    return (np.cumsum(many, axis=-1) - (many - 1) / 2)[..., place]
 
-    def of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if centre:
-            x, y = (v - v.mean(axis=(-3, -1), keepdims=True) for v in (x, y))
-        return spearman(*(v.reshape(*v.shape[:-3], -1) for v in (x, y)))
 
-    return Correlation(*resample(of, x, y, resamples=RESAMPLES), x.size)
+def _correlation(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Of ``[S, ...]``; seeds are resampled whole."""
+    ends = reweigh(lambda weights: spearman(x, y, weights), len(x), resamples=RESAMPLES, size=x.size)
+    return Correlation(*ends, x.size)
 
 
 def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
@@ -65,14 +83,14 @@ def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
         one = mine[:, m : m + 1, there[m]], its[:, m : m + 1, there[m]]
         # Of constants and of three points there is no correlation.
         if one[0].size > 3 and np.ptp(one[0]) and np.ptp(one[1]):
-            found[m] = _correlation(*one, centre=False)
+            found[m] = _correlation(*one)
     out = {names[m]: one for m, one in found.items()}
     some = [m for m in range(len(names)) if m in found]
     common = there[some].all(axis=0) if some else np.zeros(0, bool)
     if len(some) > 1 and common.any():
         both = mine[:, some][..., common], its[:, some][..., common]
-        out["all methods, pooled"] = _correlation(*both, centre=False)
-        out["all methods, within each"] = _correlation(*both, centre=True)
+        out["all methods, pooled"] = _correlation(*both)
+        out["all methods, within each"] = _correlation(*(v - v.mean(axis=(0, 2), keepdims=True) for v in both))
     return out
 
 
@@ -91,7 +109,12 @@ def pairs(data: xr.Dataset) -> list[tuple[str, str, xr.DataArray, Quantity, xr.D
         )
     found["features"] = "feature effective rank", layer_mean(data, "probe/features/effective_rank", "init")
     there = [(key, label, x) for key, (label, x) in found.items() if x is not None and bool(x.notnull().any())]
-    return [(key, label, x.reset_coords(drop=True), score.main, values) for key, label, x in there[:4]]
+    out = []
+    for key, label, x in there[:4]:
+        tasks = data.task.values[(x.notnull() & values.notnull()).any(["arm", "seed"]).values].tolist()
+        tasks = spread(tasks, max(2, POINTS // (data.sizes["arm"] * data.sizes["seed"]))) if tasks else []
+        out.append((key, label, x.reset_coords(drop=True).sel(task=tasks), score.main, values.sel(task=tasks)))
+    return out
 
 
 def section(data: xr.Dataset) -> Section:
@@ -120,9 +143,10 @@ def section(data: xr.Dataset) -> Section:
     table = pd.DataFrame(columns)
     text = [
         "A point is a seed in a task: what was measured at its start, before any training on it, against what was "
-        "reached in it. Spearman's correlation with its 95 % interval; seeds are resampled whole. Pooled, methods that "
-        "differ in both make a correlation by themselves; within methods that is taken out. Both may still only share "
-        "a trend over tasks: correlation is not cause."
+        f"reached in it. Of more than {POINTS:,} points, some tasks stand for all, spread evenly. Spearman's "
+        "correlation with its 95 % interval; seeds are resampled whole. Pooled, methods that differ in both make a "
+        "correlation by themselves; within methods that is taken out. Both may still only share a trend over tasks: "
+        "correlation is not cause."
     ]
     return Section("relation", "Does curvature go with performance?", text, charts, [("Spearman's correlation", table)])
 

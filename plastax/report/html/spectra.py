@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from plastax.report.html.look import RESAMPLES, band, faded, figure, over_tasks, small, styles, symlog_axis
+from plastax.report.html.look import RESAMPLES, band, faded, figure, over_tasks, small, spread, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
 from plastax.report.spectra import density, signed_log
@@ -67,15 +67,10 @@ def _measured(shown: Density) -> list[int]:
     return shown.counts.task.values[there.values].tolist()
 
 
-def _chosen(tasks: list[int], most: int) -> list[int]:
-    """At most so many tasks, spread evenly, first and last among them."""
-    return [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, most).round().astype(int))]
-
-
 def slider(shown: Density, name: str) -> go.Figure:
     """All arms' densities in one task; the slider goes from task to task."""
     of = styles(shown.counts.arm.values.tolist())
-    tasks = _chosen(_measured(shown), FRAMES)
+    tasks = spread(_measured(shown), FRAMES)
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
 
@@ -115,7 +110,7 @@ def slider(shown: Density, name: str) -> go.Figure:
 def ridgeline(shown: Density, name: str) -> go.Figure:
     """A row a task, from the first below to the last on top, each with all arms' densities."""
     of = styles(shown.counts.arm.values.tolist())
-    tasks = _chosen(_measured(shown), ROWS)
+    tasks = spread(_measured(shown), ROWS)
     counts = shown.counts.where(shown.counts > shown.least, 0.0)
     height = counts.copy(data=np.log10(1.0 + counts.values))
     height = 1.3 * height / float(height.max())
