@@ -12,6 +12,7 @@ import errno
 import gzip
 import io
 import math
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,10 @@ class Limited:
 def unpacked(path: Path, limit: int) -> Iterator[Limited]:
     """The content of a file, decompressed if it is gzip's, as a stream of at most ``limit`` bytes."""
     with path.open("rb") as file:
+        # gzip makes nothing much larger; without this, millions of empty parts would be unpacked.
+        if (size := os.fstat(file.fileno()).st_size) > limit + CHUNK:
+            message = f"{size:,} bytes, where at most {limit:,} are expected"
+            raise ValueError(message)
         compressed = file.peek(len(GZIP))[: len(GZIP)] == GZIP
         yield Limited(gzip.GzipFile(fileobj=file) if compressed else file, limit)  # type: ignore[arg-type]
 

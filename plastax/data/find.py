@@ -62,7 +62,10 @@ def locate(
     failures: list[str] = []
     if fetch and entry.sources:
         if kept is None:
-            message = f"there is no home directory to keep {name} in; name a directory for it in XDG_CACHE_HOME"
+            message = (
+                f"there is no home directory to keep {name} in; set XDG_CACHE_HOME to a directory for it, or "
+                "PLASTAX_DATA to one that holds it"
+            )
             raise DataError(message)
         try:
             arrays, failures = fetched(name, entry, kept, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def test_the_published_files_are_compared_before_they_are_parsed(folder):
     with pytest.raises(DataError, match="not the published file"):
         load("mnist", folder)
     with pytest.raises(DataError, match="not an idx file"):
+        load("mnist", folder, verify=False)
+
+
+@pytest.mark.parametrize("begin", [b"", gzip.compress(b"")])
+def test_a_file_that_is_too_large_is_not_even_begun(folder, begin):
+    path = folder / f"{idx.TRAIN_IMAGES}.gz"
+    path.write_bytes(begin)
+    os.truncate(path, 1 << 36)
+    with pytest.raises(DataError, match="68,719,476,736 bytes, where at most"):
         load("mnist", folder, verify=False)
 
 
