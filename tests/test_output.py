@@ -15,7 +15,8 @@ import rich.table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plastax import output
+from plastax import listing, output
+from plastax.files import write_json
 from plastax.tracking import ConsoleSink, Guarded
 from tests.tracked import CONFIG, segment
 
@@ -88,6 +89,16 @@ def test_a_sink_stays_silent_when_its_pipe_is_closed(console, tmp_path, monkeypa
     for task in range(2):
         sink.log({**{f"host/{name}": value for name, value in segment(task).host.items()}}, task)
     sink.finish()
+
+
+def test_a_list_of_runs_shows_what_their_files_say_as_it_is(tmp_path):
+    run = tmp_path / "demo" / "\x1b[2J[red]"
+    write_json(run / "config.json", CONFIG)
+    write_json(run / "status.json", {"state": "failed", "detail": "\x1b]0;title\x07", "updated": 0.0})
+    file = io.StringIO()
+    output.Console(file=file, width=200).print(listing.table(tmp_path))
+    assert "demo/\\x1b[2J[red]" in file.getvalue()
+    assert not {"\x1b", "\x07"} & {*file.getvalue()}
 
 
 def test_a_message_is_one_line(capsys):

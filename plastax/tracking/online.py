@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import pathlib
@@ -108,11 +109,17 @@ def open_run(
     except Exception as error:
         if mode != "online":
             raise
-        logger.warning("W&B cannot be used online (%s); %s goes into offline files, for `wandb sync`", error, name)
+        _warn(run_id, str(error))
         run = opened("offline")
     run.define_metric("task")
     run.define_metric("*", step_metric="task")
     return run
+
+
+@functools.cache
+def _warn(run_id: str, why: str) -> None:
+    """Once for all arms of a run."""
+    logger.warning("W&B cannot be used online (%s): %s is in offline files, which `wandb sync` uploads", why, run_id)
 
 
 def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
