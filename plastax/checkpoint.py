@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from plastax import __version__, runs, tree
 from plastax.errors import RecordError, RunError, Unreadable
-from plastax.files import aside, read_json, regular, trouble, write_json
+from plastax.files import aside, entries, read_json, regular, trouble, write_json
 from plastax.record import FORMAT, Survey
 from plastax.types import Tree
 
@@ -230,13 +230,7 @@ def clear(place: Path, first: int) -> None:
 
 def _folders(place: Path) -> dict[int, Path]:
     """Segment -> folder of its checkpoint; whatever else lies beside them is none."""
-    try:
-        return {int(path.name): path for path in place.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)}
-    except OSError as error:
-        missing = trouble(place, error)
-        if isinstance(missing, FileNotFoundError):
-            return {}
-        raise missing from error
+    return {int(path.name): path for path in entries(place) if re.fullmatch("0|[1-9][0-9]*", path.name)}
 
 
 def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:

@@ -138,7 +138,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = [] if old.get("source") == new["source"] else ["the code"]
     found += [f"the code of {name}" for name in _differing(old, new, "own", missing=True)]
     found += [f"{name} {old.get('versions', {}).get(name)}" for name in _differing(old, new, "versions", missing=True)]
-    kinds = ({device["kind"] for device in one.get("devices", ())} for one in (old, new))
+    kinds = ({device.get("kind") for device in one.get("devices", ())} for one in (old, new))
     found += ["the device"] if len(set(map(frozenset, kinds))) > 1 else []
     if old.get("backend") == new["backend"] == "cpu" and old.get("cpu", new["cpu"]) != new["cpu"]:
         found.append("the CPU")

@@ -102,6 +102,16 @@ def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
         raise RecordError(f"{path} has {size} bytes, more than there is memory for") from error
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in the order of the names; nothing if it is not there, and `Unreadable` if it is closed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        if isinstance(missing := trouble(folder, error), FileNotFoundError):
+            return []
+        raise missing from error
+
+
 def _jsonable(value: Any) -> Any:
     """The ``default`` of `json.dumps`: dataclasses, paths and NumPy values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

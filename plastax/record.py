@@ -56,6 +56,10 @@ _CONFIG = {
     "own_coords": {...: {...: [None]}}, "arms": {...: {"method": str, "settings": {}}}, "folders": {...: str},
     "settings": {"methods": [str], "seeds": int, "first_seed": int, "tasks": int, "updates_per_task": int},
 }  # fmt: skip
+_ENVIRONMENT = {
+    "source": str, "versions": {}, "devices": [{"kind": str}], "backend": str, "own": {}, "jax": {}, "variables": {},
+    "time": str, "resumed": [{}],
+}  # fmt: skip
 
 
 class Segment(NamedTuple):
@@ -276,13 +280,7 @@ def surveyed(folders: Mapping[str, pathlib.Path], owners: Mapping[str, Mapping[s
 
 def listed(directory: PathLike) -> dict[int, pathlib.Path]:
     """Number of the segment -> record file, in order; whatever else lies beside them is none."""
-    try:
-        found = [path for path in pathlib.Path(directory).iterdir() if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]
-    except OSError as error:
-        missing = files.trouble(pathlib.Path(directory), error)
-        if isinstance(missing, FileNotFoundError):
-            return {}
-        raise missing from error
+    found = [path for path in files.entries(pathlib.Path(directory)) if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]
     return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
 
 
@@ -396,8 +394,8 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     """
     path = pathlib.Path(directory) / "config.json"
     config = read_json(path, _CONFIG)
-    if "settings" not in config:
-        raise RecordError(f"{path} holds no settings")
+    if missing := [name for name in ("experiment", "run_id", "settings") if name not in config]:
+        raise RecordError(f"{path} lacks {', '.join(missing)}")
     for name in (folder(config, arm) for arm in labels(config)):
         if pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
             raise RecordError(f"{path}: {name!r:.60} cannot name a folder of records")
@@ -406,6 +404,11 @@ def read_config(directory: PathLike) -> dict[str, Any]:
         if wrong := [axis for axis, own in axes.items() if any(one not in coords.get(axis, ()) for one in own)]:
             raise RecordError(f"{path}: own_coords.{arm}.{wrong[0]} is not among coords")
     return config
+
+
+def read_environment(directory: PathLike) -> dict[str, Any]:
+    """Reads the ``environment.json`` of a run directory; errors as `read_config`."""
+    return read_json(pathlib.Path(directory) / "environment.json", _ENVIRONMENT)
 
 
 def owner(config: Mapping[str, Any], arm: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 from plastax import locks, record
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
-from plastax.files import read_json, write_json
+from plastax.files import entries, read_json, write_json
 
 IO = (
     "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
@@ -159,8 +159,13 @@ def _time(text: str) -> float:
 
 
 def blank(run: Path) -> bool:
-    """Whether there is nothing in a run that could be lost: neither a record nor a checkpoint."""
-    return not any(True for pattern in ("records/*/*.npz", "checkpoints/*/[0-9]*") for _ in run.glob(pattern))
+    """Whether there is nothing in a run that could be lost: neither a record nor a checkpoint.
+
+    Raises:
+      Unreadable: that cannot be told.
+    """
+    folders = [folder for top in ("records", "checkpoints") for folder in entries(run / top)]
+    return not any(path.name[0].isdecimal() for folder in folders for path in entries(folder))
 
 
 def unfinished(directory: Path, identity: str) -> list[Path]:
@@ -168,7 +173,7 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
 
     def last(run: Path) -> float:
         try:
-            began = read_json(run / "environment.json", {"time": str}).get("time", "")
+            began = record.read_environment(run).get("time", "")
         except (OSError, RecordError):
             began = ""
         return _time(_word(run).get("started", "")) or _time(began) or run.stat().st_mtime

@@ -14,14 +14,8 @@ from typing import Any
 from plastax import runs
 from plastax.environment import changes, environment
 from plastax.errors import ConfigError, RecordError, Unreadable
-from plastax.files import read_json
-from plastax.record import FORMAT, read_config
+from plastax.record import FORMAT, read_config, read_environment
 from plastax.settings import identity
-
-_ENVIRONMENT = {
-    "source": str, "versions": {}, "devices": [{"kind": str}], "backend": str, "own": {}, "jax": {}, "variables": {},
-    "resumed": [{}],
-}  # fmt: skip
 
 
 def check_writable(config: Any, experiment: str) -> None:
@@ -111,7 +105,7 @@ def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
     """What differs from what an interrupted run began with, and what is to be said where that is not known."""
     try:
         format_ = read_config(run).get("format", 0)
-        then = read_json(run / "environment.json", _ENVIRONMENT)
+        then = read_environment(run)
         return changes(then, here) + (["the format"] if format_ != FORMAT else []), ""
     except FileNotFoundError as error:
         if runs.blank(run):

@@ -128,6 +128,13 @@ def test_what_cannot_be_read_is_not_damaged(killed: Path, whole: Path) -> None:
     if not os.access(data, os.R_OK):  # nothing is closed to root
         assert_refused(killed, rf"{data} cannot be read \(Permission denied\)")
     data.chmod(0o600)
+    for folder in (killed / "records", killed / "records" / "adam", killed / "checkpoints"):
+        folder.chmod(0)
+        if not os.access(folder, os.R_OK):
+            with pytest.raises(Unreadable, match=r"cannot be read \(Permission denied\)"):
+                runs.blank(killed)
+        folder.chmod(0o700)
+    assert not runs.blank(killed)
     assert (found := restored(killed, "adam"))
     assert found.segment == SEGMENTS - 1
 

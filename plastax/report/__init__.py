@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plastax import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
     import pandas as pd
     import xarray as xr
@@ -50,17 +50,19 @@ def load(run: Run) -> Study:
       FileNotFoundError: there is no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
-    from plastax.files import read_json
     from plastax.labelled import read_run
-    from plastax.record import read_config
+    from plastax.record import read_config, read_environment
     from plastax.report.score import notice
 
     if isinstance(run, Study):
         return run
     directory = pathlib.Path(run)
-    config, place = read_config(directory), directory / "environment.json"
+    config = read_config(directory)
+    environment: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        environment = read_environment(directory)
     data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
-    return Study(directory, config, read_json(place) if place.is_file() else {}, data)
+    return Study(directory, config, environment, data)
 
 
 def read(run: Run) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -16,7 +17,7 @@ import scipy.stats
 
 from plastax.errors import ConfigError
 from plastax.files import PathLike
-from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_json, short
+from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_environment, short
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -73,8 +74,9 @@ def open_run(
 
     service.end_in_time()
     run_id = str(config["run_id"])
-    place = pathlib.Path(directory) / "environment.json"
-    environment = read_json(place) if place.is_file() else {}
+    environment: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        environment = read_environment(directory)
     told = {name: environment.get(name) for name in ("git_revision", "git_dirty", "versions", "devices", "command")}
     name = arm if seed is None else f"{arm}-seed{seed}"
 
