@@ -133,7 +133,7 @@ class _ActorCriticNetwork(nn.Module):
         outputs = {"policy": policy, "value": value[:, 0]}
         if self.continuous:
             init = nn.initializers.constant(self.config.initial_log_std)
-            log_std = self.param("log_std", init, (self.action_size,))
+            log_std = self.param("log_std", init, (self.action_size,), jnp.float32)
             outputs["log_std"] = jnp.broadcast_to(log_std, policy.shape)
         return outputs, actor_features | critic_features
 

@@ -263,7 +263,8 @@ def from_gymnax(
       carries two counters for bsuite's metrics over resets; here they start again with the episode.)
 
     Raises:
-      ConfigError: the action space is neither discrete nor a one-dimensional box.
+      ConfigError: the action space is neither discrete nor a one-dimensional box, or gymnax's code of the environment
+        does not run with 64 bits, which are enabled.
     """
 
     def restart(key: Key, task: GymnaxTask) -> tuple[Array, State]:
@@ -272,7 +273,7 @@ def from_gymnax(
 
     def observe(observation: Array, task: GymnaxTask) -> Array:
         observation = jnp.asarray(observation, jnp.float32)
-        return observation if transform is None else transform(observation, task.view)
+        return observation if transform is None else transform(observation, task.view).astype(jnp.float32)
 
     def draw(key: Key, task: GymnaxTask) -> Draw:
         # gymnax's own split, in its order.
@@ -290,7 +291,16 @@ def from_gymnax(
         reward = jnp.asarray(reward, jnp.float32)
         return state, Timestep(jnp.where(done, first, final), reward, terminated, truncated, final)
 
-    observation, _ = jax.eval_shape(restart, tree.key_like(), task)
+    try:
+        observation, state = jax.eval_shape(restart, tree.key_like(), task)
+        if jax.config.jax_enable_x64:
+            action = jax.eval_shape(env.action_space(task.params).sample, tree.key_like())
+            jax.eval_shape(lambda key, *args: advance(draw(key, task), *args, task), tree.key_like(), state, action)
+    except TypeError as error:
+        if not jax.config.jax_enable_x64:
+            raise
+        message = f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code in gymnax mixes types; unset it"
+        raise ConfigError(message) from error
     return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
 
 

@@ -1,4 +1,10 @@
-"""Running normalisation of observations, and what it does at a task switch."""
+"""Running normalisation of observations, and what it does at a task switch.
+
+Entries that have been constant so far (the unused channels of MinAtar's games, one-hot states, padding) have a variance
+of zero. When one moves for the first time, mostly at a switch, the quotient would be as large as the type allows, and
+one update would destroy the network: it would look like a loss of plasticity. So normalised observations are clipped,
+as in Stable-Baselines3, CleanRL and Gymnasium, all at 10, and the standard deviation has a least value.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,11 @@ import jax.numpy as jnp
 from plastax.types import Array
 
 Normalization = Literal["none", "global", "ema", "reset"]
+
+CLIP = 10.0
+"""Largest normalised observation."""
+LEAST = 1e-4
+"""Least standard deviation: what is smaller is the rounding of a constant."""
 
 
 class Statistics(NamedTuple):
@@ -21,15 +32,17 @@ class Statistics(NamedTuple):
 
 def start(observation_shape: tuple[int, ...]) -> Statistics:
     """Statistics that normalise nothing: mean 0, variance 1, count 0."""
-    return Statistics(jnp.zeros(observation_shape), jnp.ones(observation_shape), jnp.zeros(()))
+    shapes = (observation_shape, observation_shape, ())
+    return Statistics(*(jnp.full(shape, x, jnp.float32) for shape, x in zip(shapes, (0, 1, 0))))
 
 
-def apply(statistics: Statistics, observation: Array, kind: Normalization) -> Array:
-    """Centres and scales; the identity where ``kind`` is ``none``."""
+def apply(statistics: Statistics, observation: Array, kind: Normalization, clip: float = CLIP) -> Array:
+    """Centres, scales and clips to ``+-clip`` (0: no clipping); the identity where ``kind`` is ``none``."""
     if kind == "none":
         return observation
     mean, variance = (jnp.expand_dims(x, range(observation.ndim - x.ndim)) for x in statistics[:2])
-    return (observation - mean) / jnp.sqrt(variance + 1e-8)
+    scaled = (observation - mean) / jnp.sqrt(jnp.maximum(variance, LEAST**2))
+    return jnp.clip(scaled, -clip, clip) if clip else scaled
 
 
 def update(statistics: Statistics, observations: Array, kind: Normalization, rate: float = 0.01) -> Statistics:

@@ -66,7 +66,11 @@ class PPO:
     """Rewards are multiplied by this before learning (returns are reported unscaled)."""
     normalize_observations: normalize.Normalization = "none"
     """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
-    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none."""
+    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none. Entries
+    that were constant before a switch (MinAtar's channels, one-hot states) jump to observation_clip at it."""
+    observation_clip: float = normalize.CLIP
+    """Normalised observations are clipped to +- this (as elsewhere); 0: not clipped, and an entry that moves for the
+    first time enters as up to 1e4, which destroys the network in one update."""
     kronecker_every: int = 16
     """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
     kronecker_kind: Kind = "empirical"
@@ -95,7 +99,15 @@ class PPO:
             if not 0 <= getattr(self, name) <= 1:
                 message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
                 raise ConfigError(message)
-        for name in ("max_grad_norm", "clip", "value_clip", "value_weight", "entropy_weight", "kronecker_every"):
+        for name in (
+            "max_grad_norm",
+            "clip",
+            "value_clip",
+            "value_weight",
+            "entropy_weight",
+            "observation_clip",
+            "kronecker_every",
+        ):
             if not getattr(self, name) >= 0:
                 message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
                 raise ConfigError(message)

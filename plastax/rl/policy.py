@@ -48,14 +48,14 @@ def categorical(num_actions: int) -> Policy:
     """
 
     def noise(key: Key, shape: tuple[int, ...]) -> Array:
-        return jax.random.gumbel(key, (*shape, num_actions))
+        return jax.random.gumbel(key, (*shape, num_actions), jnp.float32)
 
     def sample(outputs: Outputs, noise: Array) -> Array:
         return jnp.argmax(outputs["policy"] + noise, axis=-1).astype(jnp.int32)
 
     def log_prob(outputs: Outputs, action: Array) -> Array:
         # A masked sum, not a gather: gathers (and the scatters of their gradients) are scalar loops on CPU.
-        chosen = jax.nn.one_hot(action, num_actions)
+        chosen = jax.nn.one_hot(action, num_actions, dtype=outputs["policy"].dtype)
         return jnp.sum(chosen * jax.nn.log_softmax(outputs["policy"]), axis=-1)
 
     def entropy(outputs: Outputs) -> Array:
@@ -72,7 +72,7 @@ def gaussian(space: Continuous) -> Policy:
     """
 
     def noise(key: Key, shape: tuple[int, ...]) -> Array:
-        return jax.random.normal(key, (*shape, space.size))
+        return jax.random.normal(key, (*shape, space.size), jnp.float32)
 
     def sample(outputs: Outputs, noise: Array) -> Array:
         return outputs["policy"] + jnp.exp(outputs["log_std"]) * noise

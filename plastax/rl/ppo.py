@@ -88,6 +88,11 @@ def program(
 ) -> Program:
     """PPO of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
 
+    Of episodes every update records how many ended in it (``episodes``), the mean of their returns (``episode_return``,
+    NaN without any) and the sum (``episode_return_sum``). The mean of ``episode_return`` over updates is one over time:
+    it leaves out updates in which every episode went on, and counts the others alike. The sum of
+    ``episode_return_sum`` over that of ``episodes`` is the mean over episodes, in which short ones are many.
+
     Args:
       config: the agent.
       stream: environment and tasks; the task changes every ``updates_per_task`` updates. At a switch all environments
@@ -117,7 +122,7 @@ def program(
         return model.taps(batch.observation)
 
     def observe(statistics: normalize.Statistics, observation: Array) -> Array:
-        return normalize.apply(statistics, observation, config.normalize_observations)
+        return normalize.apply(statistics, observation, config.normalize_observations, config.observation_clip)
 
     def collect(
         params: Params, statistics: normalize.Statistics, actors: Actors, key: Key, task: Tree
@@ -177,11 +182,12 @@ def program(
             minibatch_step, (state.params, state.opt_state, state.factors), xs
         )
         done = jnp.maximum(seen.terminated, seen.truncated)
-        episodes = done.sum()
+        episodes, returns = done.sum(), seen.finished_return.sum()
         metrics = jax.tree.map(jnp.mean, metrics) | {
             "episodes": episodes,
             # NaN, not 0, where no episode ended.
-            "episode_return": jnp.where(episodes > 0, seen.finished_return.sum() / jnp.maximum(episodes, 1), jnp.nan),
+            "episode_return": jnp.where(episodes > 0, returns / jnp.maximum(episodes, 1), jnp.nan),
+            "episode_return_sum": returns,
         }
         if monitor is not None:
             # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.

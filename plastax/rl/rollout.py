@@ -61,7 +61,7 @@ def advantages(
 def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) -> Actors:
     """All environments at the start of an episode."""
     observation, state = jax.vmap(environment.reset, in_axes=(0, None))(jax.random.split(key, num_envs), task)
-    return Actors(state, observation, jnp.zeros(num_envs))
+    return Actors(state, observation, jnp.zeros(num_envs, jnp.float32))
 
 
 def rollout(

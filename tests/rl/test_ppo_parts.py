@@ -129,6 +129,50 @@ def test_none_neither_learns_nor_changes():
     assert normalize.apply(start, x, "none") is x
 
 
+def one_hot(first: int, count: int):
+    """States that leave the others out: 10 there are, of which ``count`` from ``first`` on occur."""
+    rng = np.random.default_rng(first)
+    return jnp.asarray(np.eye(10)[rng.integers(first, first + count, 400)], jnp.float32)
+
+
+def pixels(channel: int):
+    """MinAtar's: 10 x 10 cells of 6 channels, of which a game uses its own."""
+    game = np.random.default_rng(channel).integers(0, 2, (400, 10, 10)).astype(np.float32)
+    return jnp.zeros((400, 10, 10, 6)).at[..., channel].set(game)
+
+
+@pytest.mark.parametrize("kind", ["global", "ema", "reset"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (one_hot(0, 5), one_hot(5, 5)),
+        (pixels(0), pixels(5)),
+        (jnp.full((400, 3), 0.1), jnp.full((400, 3), 0.1 + 1e-6)),  # rounding of a constant
+        (jnp.full((400, 3), 9.8), jnp.full((400, 3), 3.7)),  # another constant of physics
+    ],
+)
+def test_what_moves_for_the_first_time_at_a_switch_is_bounded(kind, before, after):
+    statistics = normalize.start(before.shape[1:])
+    for _ in range(3):
+        statistics = normalize.update(statistics, before, kind)
+    if kind == "reset":
+        # The same happens behind the first rollout of a task that has not shown everything.
+        statistics = normalize.update(normalize.start(before.shape[1:]), before, kind)
+    seen = normalize.apply(statistics, after, kind)
+    assert np.abs(seen).max() <= 10.0
+    assert np.abs(normalize.apply(statistics, before, kind)).max() <= 10.0
+    if before.ndim == 2 and np.abs(after - before).max() < 1e-5:
+        assert np.abs(seen).max() < 0.1
+    else:
+        assert np.abs(normalize.apply(statistics, after, kind, clip=0.0)).max() > 1e3
+
+
+def test_what_varies_is_not_clipped():
+    x = jnp.asarray(rollouts(1)[0], jnp.float32)
+    statistics = normalize.update(normalize.start((3,)), x, "global")
+    np.testing.assert_allclose(normalize.apply(statistics, x, "global").std(0), 1.0, rtol=1e-5)
+
+
 def test_the_start_normalises_nothing():
     x = jnp.asarray(rollouts(1)[0], jnp.float32)
     np.testing.assert_allclose(normalize.apply(normalize.start((3,)), x, "global"), x, rtol=1e-6)
@@ -247,6 +291,8 @@ def test_shuffles_are_uniform():
         ("value_weight", -1.0),
         ("entropy_weight", -0.01),
         ("normalize_observations", "batch"),
+        ("observation_clip", -1.0),
+        ("observation_clip", float("nan")),
         ("kronecker_kind", "true"),
     ],
 )

@@ -13,7 +13,7 @@ from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic, ConvActorCritic
 from plastax.parallel import over_seeds, seed_keys
-from plastax.probes import FeatureProbe, Hessian, monitor
+from plastax.probes import PROBES, FeatureProbe, Hessian, monitor
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.minatar import MinAtar
@@ -64,6 +64,37 @@ def bare(cartpole) -> Run:
 def whole(cartpole) -> Run:
     """Everything is measured; a segment a task."""
     return train(cartpole(probed=True, monitored=True))
+
+
+# --- 64 bits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("env", "kind"), [pytest.param("CartPole-v1", "empirical", marks=pytest.mark.slow), ("Pendulum-v1", "sampled")]
+)
+def test_agents_are_of_32_bits_where_jax_has_64_enabled(env: str, kind: str) -> None:
+    stream = Chain(env).build()
+    size, continuous = ppo.action_size(stream.environment)
+    model = ActorCritic((8,)).build(stream.environment.observation_shape, size, continuous=continuous)
+    config = dataclasses.replace(CONFIG, kronecker_kind=kind, normalize_observations="ema", max_grad_norm=0.5)
+    probes = [PROBES[name].build(model) for name in ("features", "gradient", "kronecker")]
+    program = ppo.program(
+        config, stream, model, METHODS["l2"].build(config.optimizer()), probes, updates_per_task=UPDATES,
+        monitor=monitor,
+    )  # fmt: skip
+    state = jax.eval_shape(program.init, jax.random.key(0), ())
+    wide = [x for x in jax.tree.leaves(state.params) if x.dtype != jnp.float32]
+    assert not wide
+    after, _ = jax.eval_shape(lambda s: program.segment(s, (), jnp.int32(0), UPDATES), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:scatter inputs:FutureWarning")
+def test_games_that_gymnax_cannot_play_in_64_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"JAX_ENABLE_X64: 1 is not allowed with Freeway"):
+        MinAtar(("Freeway",)).build()
 
 
 # --- what must not change the numbers ---------------------------------------------------------------------------------
@@ -236,6 +267,7 @@ GOLDEN = {
     "alive": [1.0, 1.0],
     "entropy": [0.693146, 0.693128],
     "episode_return": [21.0, 31.5],
+    "episode_return_sum": [35.0, 82.0],
     "episodes": [1.66667, 2.66667],
     "grad_norm": [5.09409, 5.27501],
     "kl": [1.19644e-06, 4.10108e-06],
