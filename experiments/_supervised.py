@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import data, memory, output, parallel, run, settings, starting, train
+from plastax import data, machine, memory, output, parallel, run, settings, starting, train
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
@@ -160,6 +160,7 @@ def main(base: type, presets: Mapping[str, Mapping[str, Any]], experiment: str) 
       experiment: its name.
     """
     config = settings.parse(base, presets, CHOSEN, GROUPS)
+    machine.check()
     if getattr(config, "data_path", ""):  # Whoever resumes the run may be in another directory.
         config = dataclasses.replace(config, data_path=os.path.abspath(os.path.expanduser(config.data_path)))
     with memory.explained(experiment, settings.to_json(config, GROUPS)):

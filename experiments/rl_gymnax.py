@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _study
-from plastax import memory, parallel, run, segments, settings, starting
+from plastax import machine, memory, parallel, run, segments, settings, starting
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import MODELS
@@ -123,6 +123,7 @@ def prepare(
 def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
+    machine.check(double=False)
     starting.check_writable(config, "rl_gymnax")
     with memory.explained("rl_gymnax", settings.to_json(config, GROUPS)):
         _study.carry_out("rl_gymnax", config, GROUPS, build)

@@ -1,12 +1,60 @@
-"""The machine that a process is on: the memory that it may still take, under all limits that hold for it."""
+"""The machine that a process is on: whether programs run there, and the memory that it may still take."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import jax
+
+from plastax.errors import ConfigError
+
+GUARDED = ("disallow", "disallow_explicit")
+SWITCHES = {
+    "jax_debug_nans": (
+        (True,),
+        "what is not measured is NaN, and seeds whose loss is not finite are named anyway",
+    ),
+    "jax_disable_jit": ((True,), "a run is a compiled program"),
+    "jax_numpy_dtype_promotion": (("strict",), "flax and optax need promotion"),
+    "jax_transfer_guard": (GUARDED, "a run hands each segment its number"),
+    "jax_transfer_guard_host_to_device": (GUARDED, "a run hands each segment its number"),
+    "jax_transfer_guard_device_to_host": (GUARDED, "a run fetches what each segment has recorded"),
+}
+"""JAX's options that no run works with -> their values that it does not work with, why."""
+
+
+def check(*, double: bool = True) -> None:
+    """Starts JAX and looks at what it was told, before anything is compiled.
+
+    Args:
+      double: whether the program at hand works in double precision.
+
+    Raises:
+      ConfigError: there is no backend that ``JAX_PLATFORMS`` names, or Python or JAX was told what no run works with.
+    """
+    check_assertions()
+    for name, (values, why) in SWITCHES.items():
+        if (value := jax.config.values.get(name)) in values:
+            raise ConfigError(f"{name.upper()}: {value} is not allowed, for {why}; unset it")
+    if jax.config.values["jax_enable_x64"] and not double:
+        raise ConfigError("JAX_ENABLE_X64: True is not allowed here, where all is in single precision; unset it")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # A backend that is known, but not installed, is an assertion.
+        why = f"{error}".partition("\n")[0].partition(" (set JAX_PLATFORMS")[0] or "there is none of them here"
+        asked = jax.config.values["jax_platforms"]
+        raise ConfigError(f"JAX_PLATFORMS: {asked} cannot be used ({why}); unset it, or give cpu") from error
+
+
+def check_assertions() -> None:
+    """Raises `ConfigError` under ``python -O``, where flax never leaves a layer: each seems to be called twice."""
+    if sys.flags.optimize:
+        raise ConfigError("python -O: flax does not work without assertions; leave out -O and unset PYTHONOPTIMIZE")
 
 
 def free_memory(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int | None:

@@ -52,17 +52,12 @@ def counted(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def test_a_second_process_compiles_nothing_even_after_one_that_was_killed(tmp_path):
+def test_a_second_process_compiles_nothing_whatever_the_first_ones_left(tmp_path):
+    """One that was killed while it wrote, and one whose entries were damaged: that costs a single compilation."""
     assert start(tmp_path, "killed").returncode == -signal.SIGKILL
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".part"]
-    first, second = counted(start(tmp_path)), counted(start(tmp_path))
-    assert first["missed"] == first["asked"] > 0
-    assert (second["missed"], second["asked"]) == (0, first["asked"])
-    assert first["value"] == second["value"]
-
-
-def test_damaged_programs_are_replaced_once(tmp_path):
     first = counted(start(tmp_path))
+    assert first["missed"] == first["asked"]
     entries = sorted(tmp_path.rglob("*-cache"))
     assert len(entries) == first["asked"] >= 3
     for i, entry in enumerate(entries):

@@ -1,4 +1,4 @@
-"""How much memory a process may take: of made-up machines with the limits that there are, and under a real one."""
+"""What a machine gives: its memory under made-up limits and real ones, and what no run works with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from plastax import machine
+from plastax.errors import ConfigError
 
 GIB = 2**30
 ROOT = pathlib.Path(__file__).parent.parent
@@ -88,20 +90,81 @@ def test_a_machine_that_tells_nothing_has_its_physical_memory(pretend):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process has taken")
-@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
-def test_a_real_limit_is_where_allocations_fail(limit):
+def test_a_real_limit_is_where_allocations_fail():
     """What is said to be free is there, but for the allocator's own; a little more is not."""
-    code = f"""
+    code = """
 import resource
 from plastax import machine
-resource.setrlimit(resource.{limit}, (2**30, resource.RLIM_INFINITY))
-free = machine.free_memory()
-assert 0 < free < 2**30, free
-bytearray(free - 2**22)
-try:
-    bytearray(free + 2**22)
-except MemoryError:
-    print("as it said")
+for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    resource.setrlimit(limit, (2**31, resource.RLIM_INFINITY))
+    free = machine.free_memory()
+    assert 0 < free < 2**31, free
+    bytearray(free - 2**22)
+    try:
+        bytearray(free + 2**22)
+    except MemoryError:
+        print("as it said")
+    resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "as it said\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "as it said\nas it said\n"), done.stderr
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """``told(name, value)``: an option of JAX has this value."""
+    values = dict(jax.config.values)
+    return lambda name, value: monkeypatch.setattr(
+        type(jax.config), "values", property(lambda _: values | {name: value})
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, (values, _) in machine.SWITCHES.items() for value in values],
+)
+def test_what_no_run_works_with_is_refused(told, name, value):
+    machine.check()
+    assert name in jax.config.values
+    told(name, value)
+    with pytest.raises(ConfigError, match=rf"{name.upper()}: {value} is not allowed, for .*; unset it"):
+        machine.check()
+
+
+def test_double_precision_is_refused_where_it_does_not_work(told):
+    machine.check(double=False)
+    told("jax_enable_x64", True)
+    machine.check()
+    with pytest.raises(ConfigError, match="JAX_ENABLE_X64"):
+        machine.check(double=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"JAX_PLATFORMS": "cpuu"}, "JAX_PLATFORMS: cpuu cannot be used ("),
+        ({"PYTHONOPTIMIZE": "1"}, "python -O: flax does not work without assertions"),
+    ],
+)
+def test_a_start_that_cannot_work_is_one_line(tmp_path, variables, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.random_label", "--preset", "smoke", "--runs-dir", str(tmp_path / "runs")],
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'x'\nmore")])
+def test_a_backend_that_is_not_there_is_named(told, monkeypatch, error):
+    """What is raised for one that JAX knows and has not, such as CUDA, depends on what is installed."""
+
+    def missing() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", missing)
+    told("jax_platforms", "cuda")
+    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS: cuda cannot be used \([^\n]+\); unset it, or give cpu"):
+        machine.check()

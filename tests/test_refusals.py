@@ -85,15 +85,10 @@ CASES = [
 
 TOO_LARGE = [
     ("random_label", "--seeds 1000000000000", ("seeds: 1000000000000", "at most 2147483647")),
-    ("rl_gymnax", "--first-seed 4294967296", ("first_seed", "4294967296", "at most 4294967295")),
     ("random_label", "--first-seed 4294967295 --seeds 2", ("first_seed", "4294967295", "at most 4294967294")),
-    ("permuted_mnist", "--training.epochs 1000000000000", ("training.epochs", "1000000000000", "at most")),
     ("random_label", "--training.epochs 1000000000", ("tasks", "gradient steps", "32 bits", "epochs")),
-    ("rl_gymnax", "--ppo.epochs 1000000000", ("tasks", "gradient steps", "32 bits", "epochs")),
-    ("random_label", "--tasks 1000000000", ("tasks: 1000000000 ", "gradient steps", "32 bits")),
     ("rl_gymnax", "--steps-per-task 10000000000", ("steps_per_task", "10000000000", "at most")),
     ("rotating", f"--model.hidden {'8 ' * 3000}", ("model.hidden", "3,000 entries", "at most 256")),
-    ("random_label", "--model.hidden 8 10000000000", ("model.hidden", "10000000000", "at most")),
     ("random_label", "--probes hessian --hessian.order 1000000", ("hessian.order", "1000000", "parameters")),
     ("rl_gymnax", "--probes ggn --ggn.probes 1000000", ("ggn.probes", "1000000", "parameters")),
     ("random_label", "--methods l2_er --sweep method.window=1,9999999999", ("l2_er.window", "9999999999", "at most")),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.linear import canonicalize_padding
 
-from plastax import tree
+from plastax import machine, tree
 from plastax.errors import ConfigError
 from plastax.types import Array, LayerInputs, Params, Tapped, Tree, Window
 
@@ -46,7 +46,8 @@ def tapped(
 
     Raises:
       ConfigError: ``module`` is not one of `flax.linen`; or, where the network is applied, ``params`` has other
-        collections too, or the module needs a collection that ``variables`` lacks, or changes one.
+        collections too, or the module needs a collection that ``variables`` lacks, or changes one; or Python runs
+        without assertions.
       ValueError: where the network is applied, for a layer that is called twice (its parameters have two inputs), and
         for convolutions that no `Window` describes: grouped, masked, transposed by an input dilation, circular or
         reflecting, or with other than one batch axis.
@@ -71,6 +72,7 @@ def tapped(
             ) from error
 
     def intercept(visit: Callable[[str, nn.Module, Array, Array], Array]) -> nn.module.Interceptor:
+        machine.check_assertions()
         names: set[str] = set()
 
         def interceptor(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
