@@ -11,7 +11,7 @@ import optax
 
 from plastax import tree
 from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
-from plastax.types import Array, Features, Key, LayerInputs, Loss, Moved, Params, Tree
+from plastax.types import Array, Features, Key, LayerInputs, Loss, Method, MethodArgs, Moving, Params, Tree
 
 
 class Aside(NamedTuple):
@@ -121,6 +121,10 @@ def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dic
     return fisher_factors(seen.inputs, seen.pull, cotangents(loss, kind, seen.outputs, batch, key))
 
 
-def stepped(params: Params, updates: Tree | Moved) -> Params:
-    """The parameters after a method's step, whichever way it says where they are."""
-    return updates.params if isinstance(updates, Moved) else optax.apply_updates(params, updates)
+def step(method: Method, grads: Tree, state: Tree, params: Params, args: MethodArgs) -> tuple[Params, Tree]:
+    """The parameters and the method's state after its step, of which the share ``args.rate`` is made."""
+    whole = isinstance(args.rate, float) and args.rate == 1
+    if whole and isinstance(method, Moving):
+        return method.move(grads, state, params, **args._asdict())
+    updates, state = method.update(grads, state, params, **args._asdict())
+    return optax.apply_updates(params, updates if whole else optax.tree.scale(args.rate, updates)), state

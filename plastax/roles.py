@@ -19,7 +19,7 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.types import Array, Params
+from plastax.types import Array, Model, Params
 
 Kind = Literal["kernel", "bias", "scale", "offset", "embedding", "other", "unknown"]
 
@@ -73,6 +73,8 @@ RolesOf: TypeAlias = Callable[[Params], Mapping[str, Role]]
 
 _SHIFTS = frozenset({"bias", "b", "beta", "offset", "shift"})
 _SCALES = frozenset({"scale", "gamma", "g", "weight"})
+_MASKED = {"kernel": (0, 0), "w": (0, 0)}
+"""Shapes of arrays that `optax.masked` hides: they are there, and no more is known."""
 _EMBEDDINGS = frozenset({"embedding", "embeddings"})
 _ATTENTION = frozenset({"query", "key", "value", "out"})
 
@@ -113,12 +115,14 @@ class Roles:
             layer, part = _layer_and_part(path)
             layers.setdefault(layer, {})[part] = (tree.path_name(path), leaf)
         shapes = {
-            layer: {part: () if masked(leaf) else jnp.shape(leaf) for part, (_, leaf) in parts.items()}
+            layer: {
+                part: _MASKED.get(part, ()) if masked(leaf) else jnp.shape(leaf) for part, (_, leaf) in parts.items()
+            }
             for layer, parts in layers.items()
         }
         if not any(masked(leaf) for parts in layers.values() for _, leaf in parts.values()):
             self._check(layers)
-        found = {}
+        found: dict[str, Role] = {}
         for layer, parts in layers.items():
             types = {part: _owner(params, name) for part, (name, _) in parts.items()}
             roles = self._of_layer(layer, shapes, types)
@@ -156,7 +160,7 @@ class Roles:
             kinds = {part: "offset" if part in _SHIFTS else "scale" for part in rest}
         else:
             kinds = _kinds(layer, rest, types, stacked or 0, frozenset(p for p, kernel in given.items() if kernel))
-        bias = next((shape for part, shape in rest.items() if kinds[part] == "bias"), None)
+        bias = next((shape for part, shape in rest.items() if kinds[part] == "bias" and shape), None)
         attention = layer.rpartition("/")[2] if _is_attention(layer, shapes) else ""
         found = {}
         for part, shape in parts.items():
@@ -181,6 +185,11 @@ class Roles:
 
 STRUCTURE = Roles()
 """What structure alone says."""
+
+
+def of_model(model: Model | None) -> RolesOf:
+    """What a model says of its parameters; their structure where it says nothing."""
+    return STRUCTURE if model is None or model.roles is None else model.roles
 
 
 def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:

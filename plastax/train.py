@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plastax import learning, segments, tree
+from plastax import learning, roles, segments, tree
 from plastax.curvature import losses, running
 from plastax.curvature.kronecker import Factors
 from plastax.errors import ConfigError
@@ -240,14 +240,11 @@ def program(
             )
         args = MethodArgs(
             method_key, clock, batch, seen.value, seen.features, seen.tap_grads, network.loss, network.features,
-            network.outputs, model.init, boundary=False, may_move=not config.drops,
+            network.outputs, model.init, boundary=False,
         )  # fmt: skip
         if config.drops:
             args = args._replace(rate=share_of_rate(clock))
-        updates, opt_state = method.update(seen.grads, state.opt_state, state.params, **args._asdict())
-        if config.drops:
-            updates = optax.tree.scale(args.rate, updates)
-        params = learning.stepped(state.params, updates)
+        params, opt_state = learning.step(method, seen.grads, state.opt_state, state.params, args)
         metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
         if config.sample_plasticity:
             metrics["sample_plasticity"] = sample_plasticity(seen.value, network.loss(params, batch))
@@ -313,7 +310,8 @@ def program(
         if starts_anew:
             stats = model.stats
         if config.head == "reset":
-            params = params | {"output": model.init(head_key)["output"]}
+            fresh, heads = model.init(head_key), roles.outputs(roles.of_model(model)(params), "training.head")
+            params = tree.map_named(lambda name, old, new: new if name in heads else old, params, fresh)
         return state._replace(params=params, stats=stats, opt_state=opt_state)
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:

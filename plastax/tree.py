@@ -31,6 +31,21 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def wide(tree: Tree) -> Tree:
+    """The arrays in single precision at least: what is summed, averaged or kept over steps is so in this type."""
+    return jax.tree.map(lambda x: x.astype(wide_type(x)), tree)
+
+
+def wide_type(x: Array) -> Any:
+    """The type of an array, single precision at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def cast(tree: Tree, like: Tree) -> Tree:
+    """The arrays in the types of another tree's."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
 def size(tree: Tree) -> int:
     """Number of scalars in the tree (leaves may be shape structs)."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
@@ -43,13 +58,13 @@ def nbytes(tree: Tree) -> int:
 
 def dot(a: Tree, b: Tree) -> Array:
     """Inner product of two trees of one structure, a scalar."""
-    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)
+    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), wide(a), wide(b))
     return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
 
 def norm(tree: Tree) -> Array:
     """Euclidean norm of all entries, a scalar."""
-    return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree), jnp.zeros(())))
+    return jnp.sqrt(jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum(jnp.square(x)), wide(tree)), jnp.zeros(())))
 
 
 def finite(tree: Tree) -> Array:

@@ -51,8 +51,8 @@ class MethodArgs(NamedTuple):
         gradients. Only methods whose config says ``needs_boundary`` get that call.
       rate: what the program will multiply the update by, shared by all seeds: 1, or less where the step size falls
         within a task. What has to arrive whole (a replaced unit's parameters) is divided by it.
-      may_move: whether the method may return `Moved` parameters in the place of updates. Static. Methods inside others
-        are asked without it: `methods.compose` sees to that.
+      every_step: whether each step has its call, and each call is applied, as in the programs. Static. In other loops
+        methods that act now and then keep the clock of the last call that was applied (`optax.MultiSteps` applies few).
     """
 
     key: Key
@@ -67,17 +67,24 @@ class MethodArgs(NamedTuple):
     init_fn: Callable[[Key], Params]
     boundary: Array | bool
     rate: Array | float = 1.0
-    may_move: bool = False
+    every_step: bool = True
 
 
-class Moved(NamedTuple):
-    """The parameters after a step, which a method may give out in the place of updates where `MethodArgs.may_move`.
+class Moving(optax.GradientTransformationExtraArgs):
+    """A method that can also make the whole step: ``move(grads, state, params, **args) -> (params, state)``.
 
-    A method that acts on them now and then only (under a condition) saves most of its cost by that: updates that pass
-    through a branch have to be written down and read again, an action on the parameters happens where they lie.
+    One that acts now and then only (under a condition) saves most of its cost by that: updates that pass through a
+    branch have to be written down and read again, an action on the parameters happens where they lie. Its ``update``
+    gives updates, as that of every optax transformation; only who holds the outermost method can call ``move``.
     """
 
-    params: Params
+    move: Callable[..., tuple[Params, Tree]]
+
+    def __new__(cls, init: Any, update: Any, move: Callable[..., tuple[Params, Tree]]) -> Moving:
+        """The transformation ``(init, update)`` that can also ``move``."""
+        self = super().__new__(cls, init, update)
+        self.move = move
+        return self
 
 
 class MethodConfig(Protocol):

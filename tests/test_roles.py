@@ -1,4 +1,4 @@
-"""What every parameter is, of networks of every make: by structure if that says it, by declaration, or not at all."""
+"""What every parameter is, of networks of every make: by structure where that says it, by declaration, or unsaid."""
 
 from __future__ import annotations
 
@@ -138,8 +138,9 @@ UNCLEAR = {
 @pytest.mark.parametrize("what", UNCLEAR)
 def test_what_shapes_leave_open_is_refused_by_name(what: str) -> None:
     found = STRUCTURE(UNCLEAR[what])
+    name, role = next(iter(kernels(found, "test").items()))
     with pytest.raises(ConfigError, match=r"test: which axes of '.*' \[.*\] .* cannot be told .* give roles="):
-        _ = [axes(name, role, "test") for name, role in kernels(found, "test").items()]
+        axes(name, role, "test")
 
 
 def test_only_who_asks_for_a_window_must_know_it() -> None:
@@ -152,8 +153,9 @@ def test_only_who_asks_for_a_window_must_know_it() -> None:
 def test_a_lone_vector_may_be_a_normalisation() -> None:
     """As with `nn.LayerNorm(use_scale=False)`, or a hand-written RMSNorm."""
     for params in ({"a": zeros(bias=(8,))}, {"a": zeros(size=(8,))}):
+        found = STRUCTURE(params)
         with pytest.raises(ConfigError, match=r"whether 'a/.*' belongs to a norm.*Roles\(norms=\('a',\)\)"):
-            norms(STRUCTURE(params), "test")
+            norms(found, "test")
         assert norms(Roles(norms=("a",))(params), "test") == {*tree.named_leaves(params)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,17 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings, at_boundary
+from plastax.methods.base import Settings, at_boundary, due, never
 from plastax.types import Array, Method, Model, Params, Tree
 
 _MOMENTS = (optax.ScaleByAdamState, optax.TraceState)
+
+
+class RestartState(NamedTuple):
+    """State of the optimiser, and the clock of the last call that was applied."""
+
+    inner: Tree
+    last: Array
 
 
 def _is_moments(node: Any) -> bool:
@@ -52,11 +59,15 @@ def restart_every(inner: optax.GradientTransformation, restart: Callable[[Tree],
         return at_boundary(inner, lambda params, state, **_: (params, restart(state)))
     inner = optax.with_extra_args_support(inner)
 
-    def update(updates: Tree, state: Tree, params: Params, *, clock: Array, **extra: Any) -> tuple[Tree, Tree]:
-        state = jax.lax.cond(clock % every == 0, restart, lambda s: s, state)
-        return inner.update(updates, state, params, clock=clock, **extra)
+    def update(
+        updates: Tree, state: RestartState, params: Params, *, clock: Array, every_step: bool = False, **extra: Any
+    ) -> tuple[Tree, RestartState]:
+        now = due(every, clock, state.last, every_step)
+        moved = jax.lax.cond(now, restart, lambda s: s, state.inner)
+        updates, moved = inner.update(updates, moved, params, clock=clock, every_step=every_step, **extra)
+        return updates, RestartState(moved, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: RestartState(inner.init(params), never()), update)
 
 
 def _check(

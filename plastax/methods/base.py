@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import tree
+from plastax import roles, tree
 from plastax.errors import ConfigError
-from plastax.types import Array, Key, Method, Model, Params, Tree, Units
+from plastax.roles import Kernel, Role, RolesOf
+from plastax.types import Array, Key, Method, Model, Moving, Params, Tree, Units
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,98 @@ def at_least_one(config: Settings, *names: str) -> None:
             raise ConfigError(message)
 
 
+def transformation(
+    name: str, init: Callable[[Params], Any], update: Callable[..., tuple[Tree, Any]], **numbers: Any
+) -> Method:
+    """A method whose updates have the types of those that it is given, and that says what is missing.
+
+    Args:
+      name: for messages.
+      init: of the state.
+      update: ``(updates, state, params, **extra) -> (updates, state)``.
+      **numbers: its settings, none of which may be a schedule.
+    """
+    check_numbers(name, **numbers)
+
+    def checked(updates: Tree, state: Any, params: Params | None = None, **extra: Any) -> tuple[Tree, Any]:
+        moves, state = update(updates, state, given(params, name), **extra)
+        return tree.cast(moves, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, checked)
+
+
+def check_numbers(name: str, **numbers: Any) -> None:
+    """Raises `ConfigError` for a schedule in the place of a number."""
+    for setting, value in numbers.items():
+        if callable(value):
+            raise ConfigError(
+                f"{name}.{setting}: a schedule is not allowed; give a number, or "
+                f"optax.inject_hyperparams(methods.{name})({setting}=schedule)"
+            )
+
+
+def given(params: Params | None, name: str) -> Params:
+    """The parameters; raises `ConfigError` where an update was called without."""
+    if params is None:
+        raise ConfigError(f"{name}: params: None is not allowed; call update(updates, state, params)")
+    return params
+
+
+def whole(params: Params, name: str) -> Params:
+    """The parameters of a whole network, which the method calls; raises `ConfigError` where some are masked."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    if any(map(masked, jax.tree.leaves(params, is_leaf=masked))):
+        raise ConfigError(
+            f"{name}: it looks at the whole network, and some of its parameters are masked; let it go around, or stand "
+            "beside, optax.masked and optax.multi_transform, not inside"
+        )
+    return params
+
+
+def drawn(init_fn: Callable[[Key], Params], key: Key, params: Params) -> Params:
+    """A fresh draw of the initialiser, in the types of the parameters."""
+    return tree.cast(init_fn(key), params)
+
+
+def chain(inner: optax.GradientTransformation, last: Method) -> Method:
+    """`optax.chain` of two that can still `Moving.move` where its last link can."""
+    both = optax.chain(inner, last)
+    if not isinstance(last, Moving):
+        return both
+    first = optax.with_extra_args_support(inner)
+
+    def move(updates: Tree, state: Tree, params: Params, **extra: Any) -> tuple[Params, Tree]:
+        updates, moved = first.update(updates, state[0], params, **extra)
+        params, behind = last.move(updates, state[1], params, **extra)
+        return params, (moved, behind)
+
+    return Moving(both.init, both.update, move)
+
+
+NEVER = -1
+"""`last` of a method that has not been applied yet, for `due`."""
+
+
+def never() -> Array:
+    """The clock before the first."""
+    return jnp.full((), NEVER, jnp.int32)
+
+
+def due(period: int, clock: Array, last: Array, every_step: bool, *, ends: bool = False) -> Array:
+    """Whether a multiple of ``period`` has come since the last call that was applied, a bool scalar.
+
+    Args:
+      period: steps.
+      clock: of this call.
+      last: clock of the last call that was applied, in the method's state.
+      every_step: see `MethodArgs`; then the clock alone says it, which all seeds share.
+      ends: act at the ends of periods, not at their starts.
+    """
+    if every_step:
+        return (clock + ends) % period == 0
+    return (clock + ends) // period > (last + ends) // period
+
+
 class AtBoundary(optax.GradientTransformationExtraArgs):
     """A method that acts at task switches; made by `at_boundary`."""
 
@@ -82,7 +175,7 @@ def at_boundary(inner: optax.GradientTransformation, act: Callable[..., tuple[Pa
                 updates, state = inner.update(updates, state, params, key=own, boundary=True, **extra)
                 moved = jax.tree.map(jnp.add, params, updates)
             new, state = act(moved, state, key=key, **extra)
-            return jax.tree.map(jnp.subtract, new, params), state
+            return tree.cast(jax.tree.map(jnp.subtract, new, params), updates), state
 
         def go_on(updates: Tree, state: Tree) -> tuple[Tree, Tree]:
             return inner.update(updates, state, params, key=key, boundary=False, **extra)
@@ -147,11 +240,11 @@ class Ring(NamedTuple):
 
     Attributes:
       batches: a tree of ``[k, B, ...]``; the batch of gradient step ``clock`` is at ``clock % k``.
-      held: int32, how many there are, at most ``k``.
+      count: int32, how many were put in.
     """
 
     batches: Tree
-    held: Array
+    count: Array
 
 
 def empty_ring(batch_like: Tree, k: int) -> Ring:
@@ -165,13 +258,13 @@ def keep(ring: Ring, batch: Tree, clock: Array) -> Ring:
     """Puts a batch in the place of the oldest; the place follows the clock, which is the same for all seeds."""
     k = jax.tree.leaves(ring.batches)[0].shape[0]
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=clock % k, axis=0)
-    return Ring(jax.tree.map(put, ring.batches, batch), jnp.minimum(ring.held + 1, k))
+    return Ring(jax.tree.map(put, ring.batches, batch), ring.count + 1)
 
 
 def recent(ring: Ring, clock: Array) -> tuple[Tree, Array]:
     """The kept batches as one ``[k * B, ...]``, and which of its examples there are, bool ``[k * B]``."""
     k, size = jax.tree.leaves(ring.batches)[0].shape[:2]
-    there = (clock - jnp.arange(k)) % k < ring.held
+    there = (clock - jnp.arange(k)) % k < ring.count
     return jax.tree.map(lambda x: x.reshape(k * size, *x.shape[2:]), ring.batches), jnp.repeat(there, size)
 
 
@@ -201,27 +294,62 @@ def add_scaled(updates: Tree, scale: float | Array, direction: Tree) -> Tree:
     return jax.tree.map(lambda u, d: u + scale * d, updates, direction)
 
 
-def is_norm(name: str) -> bool:
-    """Whether a parameter belongs to a normalisation layer, by its path name."""
-    return "norm_" in name
+Matrices = dict[str, tuple[Role, Kernel]]
+"""Name of a kernel -> its role, and its axes."""
 
 
-def is_kernel(name: str) -> bool:
-    """Whether a parameter is the kernel of a layer, by its path name."""
-    return name.rpartition("/")[2] == "kernel"
+def matrices_of(params: Params, roles_of: RolesOf, name: str, *, hidden: bool = False) -> Matrices:
+    """The kernels of a network, or of its hidden layers.
+
+    Raises:
+      ConfigError: there are none; it cannot be told which layers are hidden, or a kernel's axes.
+    """
+    found = roles.kernels(roles_of(params), name, hidden=hidden)
+    return {kernel: (role, roles.axes(kernel, role, name)) for kernel, role in found.items()}
 
 
-def map_hidden_kernels(fn: Callable[[Array], Array], params: Tree) -> Tree:
-    """``fn`` of every kernel but the output layers' as ``[inputs, units]``; zeros for all other parameters."""
-
-    def one(name: str, x: Array) -> Array:
-        if is_kernel(name) and not name.endswith("output/kernel"):
-            return fn(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        return jnp.zeros_like(x)
-
-    return tree.map_named(one, params)
+def on_matrix(fn: Callable[[Array], Array], x: Array, role: Role, kernel: Kernel) -> Array:
+    """``fn`` of a kernel as ``[inputs, units]``, of every layer of a stack by itself."""
+    for _ in roles.shape_of(role, kernel)[0]:
+        fn = jax.vmap(fn)
+    return roles.from_matrices(fn(tree.wide(roles.matrices(x, role, kernel))), role, kernel)
 
 
-def without_norms(params: Tree) -> Tree:
-    """``params`` with zeros for the scales and biases of normalisation layers, whose natural centre is not zero."""
-    return tree.map_named(lambda name, x: jnp.zeros_like(x) if is_norm(name) else x, params)
+def on_hidden_kernels(name: str, fn: Callable[[Array], Array], strength: float | Array, roles_of: RolesOf) -> Method:
+    """Adds ``strength * fn`` of every hidden layer's kernel ``[inputs, units]`` to what it is given."""
+
+    def init(params: Params) -> optax.EmptyState:
+        matrices_of(params, roles_of, name, hidden=True)
+        return optax.EmptyState()
+
+    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
+        found = matrices_of(params, roles_of, name, hidden=True)
+
+        def slope(at: str, x: Array) -> Array:
+            return on_matrix(fn, x, *found[at]) if at in found else jnp.zeros_like(x)
+
+        return add_scaled(updates, strength, tree.map_named(slope, params)), state
+
+    return transformation(name, init, update, strength=strength)
+
+
+def towards_zero(name: str, strength: float | Array, roles_of: RolesOf) -> Method:
+    """Adds ``strength * w`` for all parameters but those of normalisations, whose natural centre is not zero."""
+
+    def init(params: Params) -> optax.EmptyState:
+        without_norms(params, params, roles_of, name)
+        return optax.EmptyState()
+
+    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
+        return add_scaled(updates, strength, without_norms(params, params, roles_of, name)), state
+
+    return transformation(name, init, update, strength=strength)
+
+
+def without_norms(values: Tree, params: Params, roles_of: RolesOf, name: str) -> Tree:
+    """A tree like the parameters with zeros for normalisations; raises `ConfigError` where nothing else is left."""
+    found = roles_of(params)
+    left_alone = roles.norms(found, name)
+    if len(left_alone) == len(found):
+        raise ConfigError(f"{name}: all parameters belong to normalisations ({', '.join(found)}); nothing is left")
+    return tree.map_named(lambda at, x: jnp.zeros_like(x) if at in left_alone else x, values)

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax.methods.base import Ring, Settings, add_scaled, batch_like_of, empty_ring, keep
+from plastax import tree
+from plastax.methods.base import (
+    Ring,
+    Settings,
+    add_scaled,
+    batch_like_of,
+    empty_ring,
+    keep,
+    transformation,
+    whole,
+)
 from plastax.types import Array, Method, Model, Params, Tree
 
 EPS = 1e-8
@@ -43,6 +53,7 @@ def churn(new: Tree, old: Tree, batch: Tree) -> Array:
     part, as in the authors' agents. Of classifiers (a batch with integer ``y``): the cross-entropy of the class
     distributions. Else half the squared change, summed over outputs.
     """
+    new, old = tree.wide((new, old))
     if isinstance(new, dict) and "log_std" in new:
         ratio = jnp.exp(2 * (old["log_std"] - new["log_std"]))
         z = (old["policy"] - new["policy"]) * jnp.exp(-new["log_std"])
@@ -91,11 +102,14 @@ def c_chain(
         batch: Tree,
         value: Array,
         outputs_fn: Callable[[Params, Tree], Tree],
+        every_step: bool = False,
         **_: object,
     ) -> tuple[Tree, CChainState]:
-        there = state.batches.held == 2
+        whole(params, "c_chain")
+        place = clock if every_step else state.batches.count
+        there = state.batches.count >= 2
         reference = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, clock % 2, keepdims=False), state.batches.batches
+            lambda x: jax.lax.dynamic_index_in_dim(x, place % 2, keepdims=False), state.batches.batches
         )
         before = outputs_fn(state.previous, reference)
         amount, slope = jax.value_and_grad(lambda p: churn(outputs_fn(p, reference), before, reference))(params)
@@ -107,10 +121,10 @@ def c_chain(
         corrected = jnp.where(there, weight, 1)
         c = jnp.maximum(target * (loss / corrected) / (moved / corrected + EPS), least)
         slope = jax.tree.map(lambda g: jnp.where(there, g, 0), slope)
-        kept = CChainState(params, keep(state.batches, batch, clock), loss, moved, weight)
+        kept = CChainState(params, keep(state.batches, batch, place), loss, moved, weight)
         return add_scaled(updates, jnp.where(there, c, 0), slope), kept
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("c_chain", init, update, target=target, least=least, decay=decay)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax
 import optax
 
 from plastax.errors import ConfigError
+from plastax.methods.base import AtBoundary
 from plastax.types import Key, Method, MethodConfig, Model, Params, Tree
 
 
@@ -56,15 +57,15 @@ class Composed:
 
 
 def _with_own_key(inner: optax.GradientTransformation) -> Method:
-    """``inner`` with random draws of its own, where what goes around it draws from the same key, and with updates."""
+    """``inner`` with random draws of its own, where what goes around it draws from the same key."""
     inner = optax.with_extra_args_support(inner)
 
     def update(updates: Tree, state: Tree, params: Params, *, key: Key, **extra: Any) -> tuple[Tree, Tree]:
-        extra["may_move"] = False
         return inner.update(updates, state, params, key=jax.random.fold_in(key, 2), **extra)
 
     # Of the same type: `base.at_boundary` knows by it what acts at switches.
-    return type(inner)(inner.init, update)
+    kind = AtBoundary if isinstance(inner, AtBoundary) else optax.GradientTransformationExtraArgs
+    return kind(inner.init, update)
 
 
 def compose(configs: Sequence[MethodConfig]) -> MethodConfig:

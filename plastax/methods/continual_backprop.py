@@ -13,7 +13,7 @@ import optax
 from plastax import tree
 from plastax.errors import ConfigError
 from plastax.methods import surgery
-from plastax.methods.base import Settings, units_of, when
+from plastax.methods.base import Settings, due, never, transformation, units_of, when
 from plastax.types import Array, Features, Key, Method, Model, Params, Tree, Units
 
 UtilityName = Literal[
@@ -50,11 +50,13 @@ class ContinualBackpropState(NamedTuple):
       inner: of the optimiser.
       spare: name -> incoming entries of the units in a fresh draw of the network.
       layers: hidden layer -> `Layer`.
+      last: the clock of the last call that was applied.
     """
 
     inner: Tree
     spare: dict[str, Array]
     layers: dict[str, Layer]
+    last: Array
 
 
 def continual_backprop(
@@ -112,21 +114,23 @@ def continual_backprop(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> ContinualBackpropState:
+        surgery.check(units, params, "continual_backprop", compensate=compensate)
         leaves = tree.named_leaves(params)
         layers = {}
         for name, (width, incoming, _, copies) in units.items():
-            dtype = leaves[incoming[0].name].dtype
+            dtype = tree.wide_type(leaves[incoming[0].name])
             layers[name] = Layer(
                 jnp.zeros(width, jnp.int32),
                 jnp.zeros(width, dtype),
                 jnp.zeros(copies * width, dtype),
                 jnp.zeros((), dtype),
             )
-        return ContinualBackpropState(inner.init(params), surgery.no_spare(units, params), layers)
+        return ContinualBackpropState(inner.init(params), surgery.no_spare(units, params), layers, never())
 
     def look(layer: str, seen: Layer, h: Array, leaves: Mapping[str, Array], key: Key) -> tuple[Layer, Array, Array]:
         """The layer with this step's averages, its features' corrected mean, and how many units to replace."""
         width, incoming, outgoing, copies = units[layer]
+        h = tree.wide(h)
         age = seen.age + 1
         correction = 1 - jnp.power(decay, age.astype(h.dtype))
         mean = decay * seen.mean + (1 - decay) * surgery.per_feature(h)
@@ -154,15 +158,15 @@ def continual_backprop(
             "random": lambda: jnp.zeros(width, h.dtype),
         }
         u = decay * seen.utility + (1 - decay) * y[utility]()
-        due = replacement_rate * jnp.sum(age > maturity, dtype=h.dtype)
+        share = replacement_rate * jnp.sum(age > maturity, dtype=h.dtype)
         if accumulate:
-            owed = seen.owed + due
+            owed = seen.owed + share
             count = jnp.floor(owed)
             owed = owed - count
         else:
             owed = seen.owed
-            drawn = jax.random.uniform(jax.random.fold_in(key, 1), (), h.dtype) < due
-            count = jnp.where(due < 1, drawn.astype(h.dtype), jnp.floor(due))
+            drawn = jax.random.uniform(jax.random.fold_in(key, 1), (), h.dtype) < share
+            count = jnp.where(share < 1, drawn.astype(h.dtype), jnp.floor(share))
         return Layer(age, u, mean, owed), fhat, count
 
     def choose(seen: Layer, count: Array, key: Key) -> Array:
@@ -186,15 +190,16 @@ def continual_backprop(
         clock: Array,
         features: Features,
         init_fn: Callable[[Key], Params],
+        every_step: bool = False,
         **extra: Any,
     ) -> tuple[Tree, ContinualBackpropState]:
-        updates, moved = inner.update(
-            updates, state.inner, params, key=key, clock=clock, features=features, init_fn=init_fn, **extra
-        )
+        extra |= {"key": key, "clock": clock, "features": features, "init_fn": init_fn, "every_step": every_step}
+        updates, moved = inner.update(updates, state.inner, params, **extra)
         if not features:  # A call at a task switch.
             return updates, state._replace(inner=moved)
         rate = extra.get("rate", 1.0)
-        spare = surgery.renewed(units, state.spare, clock % (maturity + 1) == 0, init_fn, key)
+        now = due(maturity + 1, clock, state.last, every_step)
+        spare = surgery.renewed(units, state.spare, now, init_fn, key, params)
         stepped = surgery.after(params, updates, rate)
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(units)}
         layers, means, counts = {}, {}, {}
@@ -211,9 +216,9 @@ def continual_backprop(
         # Ranking, too, is only for steps that replace something.
         needed = jnp.any(jnp.stack([*counts.values()]) > 0)
         updates, moved, layers = when(needed, act, (updates, moved, layers))
-        return updates, ContinualBackpropState(moved, spare, layers)
+        return updates, ContinualBackpropState(moved, spare, layers, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("continual_backprop", init, update)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import tree
-from plastax.methods.base import AtBoundary, Settings, around, at_boundary, is_norm
+from plastax import roles, tree
+from plastax.methods.base import AtBoundary, Settings, around, at_boundary
+from plastax.roles import STRUCTURE, RolesOf, of_model
 from plastax.types import Array, Method, Model, Params, Tree
 
 
@@ -23,19 +24,29 @@ class DashState(NamedTuple):
     left: Array
 
 
-def factors(params: Params, mean: Params, floor: float | Array) -> Params:
+def factors(params: Params, mean: Params, floor: float | Array, roles_of: RolesOf = STRUCTURE) -> Params:
     """What each weight is multiplied by, broadcastable to it: ``max(floor, cos(w, -mean))``, unit by unit.
 
     The weights that are compared as one vector: all that a unit reads (dense kernels ``[in, out]``: a column), of a
     convolution ``[h, w, in, out]`` those of one input channel to one output channel, a bias vector as a whole.
     Normalisation layers and parameters of no layer are left alone (1).
+
+    Raises:
+      ConfigError: there is no kernel, or the axes of one cannot be told.
     """
+    found = roles_of(params)
+    kernels = roles.kernels(found, "dash")
 
     def factor(name: str, w: Array, g: Array) -> Array:
-        part = name.rpartition("/")[-1]
-        if is_norm(name) or part not in ("kernel", "bias"):
+        w, g = tree.wide((w, g))
+        role = found[name]
+        if name in kernels:
+            kernel = roles.axes(name, role, "dash", places=True)
+            axes = kernel.places or kernel.inputs
+        elif role.kind == "bias":
+            axes = tuple(range(roles.stack_of(name, role, "dash"), w.ndim))
+        else:
             return jnp.ones((1,) * w.ndim, w.dtype)
-        axes = tuple(range(w.ndim - 2)) if w.ndim > 2 else (0,)
         inner = jnp.sum(w * g, axes, keepdims=True)
         norms = jnp.sqrt(jnp.sum(w * w, axes, keepdims=True) * jnp.sum(g * g, axes, keepdims=True))
         return jnp.maximum(floor, -inner / jnp.maximum(norms, 1e-8))
@@ -48,6 +59,7 @@ def dash(
     floor: float | Array = 0.3,
     alpha: float | Array = 0.3,
     batches: int = 10,
+    roles: RolesOf = STRUCTURE,
 ) -> AtBoundary:
     """After a task switch looks at some batches of the new data, and then shrinks the weights that point elsewhere.
 
@@ -66,17 +78,20 @@ def dash(
     optimiser = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> DashState:
-        return DashState(inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+        zeros = tree.wide(jax.tree.map(jnp.zeros_like, params))
+        jax.eval_shape(lambda: factors(params, zeros, floor, roles))
+        return DashState(inner.init(params), zeros, jnp.zeros((), jnp.int32))
 
     def step(updates: Tree, state: DashState, params: Params, **extra: Any) -> tuple[Tree, DashState]:
         looking, last = state.left > 0, state.left == 1
         steps, inner_state = optimiser.update(updates, state.inner, params, boundary=False, **extra)
         # Not a branch: the state is each seed's own.
         mean = jax.tree.map(lambda m, g: jnp.where(looking, (1 - alpha) * m + alpha * g, m), state.mean, updates)
-        shrunk = jax.tree.map(lambda w, f: (f - 1) * w, params, factors(params, mean, floor))
+        rate = extra.get("rate", 1.0)
+        shrunk = jax.tree.map(lambda w, f: (f - 1) * w / rate, params, factors(params, mean, floor, roles))
         moves = jax.tree.map(lambda s, u: jnp.where(last, s, jnp.where(looking, 0.0, u)), shrunk, steps)
         kept = jax.tree.map(lambda old, new: jnp.where(looking, old, new), state.inner, inner_state)
-        return moves, DashState(kept, mean, jnp.maximum(state.left - 1, 0))
+        return tree.cast(moves, updates), DashState(kept, mean, jnp.maximum(state.left - 1, 0))
 
     def look(params: Params, state: DashState, **_: Any) -> tuple[Params, DashState]:
         return params, state._replace(
@@ -102,4 +117,4 @@ class Dash(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``dash`` around ``inner``."""
-        return dash(inner, self.floor, self.alpha, self.batches)
+        return dash(inner, self.floor, self.alpha, self.batches, of_model(model))

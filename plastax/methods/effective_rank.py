@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import linalg
+from plastax import linalg, tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Periodic, Ring, add_scaled, at_least_one, batch_like_of, empty_ring, keep, recent, when
-from plastax.types import Array, Features, Method, Model, Moved, Params, Tree
+from plastax.methods.base import (
+    Periodic,
+    Ring,
+    add_scaled,
+    at_least_one,
+    batch_like_of,
+    chain,
+    check_numbers,
+    due,
+    empty_ring,
+    given,
+    keep,
+    never,
+    recent,
+    when,
+    whole,
+)
+from plastax.types import Array, Features, Method, Model, Moving, Params, Tree
 
 Form = Literal["step", "loss"]
+
+
+class EffectiveRankState(NamedTuple):
+    """The clock of the last call that was applied, and the last batches; None where it looks at one only."""
+
+    last: Array
+    ring: Ring | None
 
 
 def mean_effective_rank(features: Features, there: Array | None = None) -> Array:
@@ -32,7 +55,7 @@ def mean_effective_rank(features: Features, there: Array | None = None) -> Array
         if there is not None:
             # Rows of zeros change no singular value.
             h = jnp.where(there.reshape(-1, *[1] * (h.ndim - 1)), h, 0)
-        return linalg.effective_rank(h.reshape(-1, h.shape[-1]))
+        return linalg.effective_rank(tree.wide(h.reshape(-1, h.shape[-1])))
 
     return sum(map(rank, features.values()), jnp.zeros(())) / len(features)
 
@@ -51,6 +74,8 @@ def effective_rank(
     code, taken from where the optimiser's step has led::
 
         w' = w + update        w'' = w' + s grad E(w'),  s = min(er_lr, max_step |w'| / |grad E(w')|)
+
+    Where the step size falls within a task, by `MethodArgs.rate`, both steps fall.
 
     The bound is not the paper's. The effective rank does not depend on the features' scale, so its gradient grows as
     one over them: on a network whose features have all but vanished a single step threw PPO's weights to 3e8. With
@@ -77,42 +102,73 @@ def effective_rank(
     References:
       arXiv 2509.22335, section 7 (the regulariser); Roy and Vetterli, EUSIPCO 2007 (effective rank).
     """
+    check_numbers("effective_rank", er_lr=er_lr, max_step=max_step)
 
-    def init(params: Params) -> Ring | optax.EmptyState:
-        return empty_ring(batch_like, window) if window > 1 else optax.EmptyState()
+    def init(params: Params) -> EffectiveRankState:
+        whole(params, "effective_rank")
+        return EffectiveRankState(never(), empty_ring(batch_like, window) if window > 1 else None)
+
+    def look(
+        state: EffectiveRankState,
+        clock: Array,
+        batch: Tree,
+        features_fn: Callable[[Params, Tree], Features],
+        every_step: bool,
+    ) -> tuple[EffectiveRankState, Array, Callable[[Params], Params]]:
+        """The state after this step, whether to act, and the gradient of the mean rank."""
+        ring = state.ring
+        now = due(period, clock, state.last, every_step, ends=ring is not None)
+        examples, there = batch, None
+        if ring is not None:
+            place = clock if every_step else ring.count
+            ring = keep(ring, batch, place)
+            examples, there = recent(ring, place)
+
+        def slope(at: Params) -> Params:
+            return jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), there))(at)
+
+        return EffectiveRankState(jnp.asarray(clock, jnp.int32), ring), now, slope
+
+    def ascend(to: Tree, at: Params, slope: Callable[[Params], Params]) -> Tree:
+        direction = slope(at)
+        most, length = max_step * optax.tree.norm(tree.wide(at)), er_lr * optax.tree.norm(tree.wide(direction))
+        bounded = er_lr * jnp.where(length > most, most / length, 1)
+        return tree.cast(add_scaled(to, bounded, direction), to)
 
     def update(
         updates: Tree,
-        state: Ring | optax.EmptyState,
+        state: EffectiveRankState,
+        params: Params | None = None,
+        *,
+        clock: Array,
+        batch: Tree,
+        features_fn: Callable[[Params, Tree], Features],
+        rate: float | Array = 1.0,
+        every_step: bool = False,
+        **_: object,
+    ) -> tuple[Tree, EffectiveRankState]:
+        params = given(params, "effective_rank")
+        state, now, slope = look(state, clock, batch, features_fn, every_step)
+        if form == "loss":
+            add = lambda grads: tree.cast(add_scaled(grads, -er_lr, slope(params)), grads)  # noqa: E731
+            return when(now, add, updates), state
+        return when(now, lambda u: ascend(u, tree.cast(add_scaled(params, rate, u), params), slope), updates), state
+
+    def move(
+        updates: Tree,
+        state: EffectiveRankState,
         params: Params,
         *,
         clock: Array,
         batch: Tree,
         features_fn: Callable[[Params, Tree], Features],
-        may_move: bool = False,
+        every_step: bool = False,
         **_: object,
-    ) -> tuple[Tree | Moved, Ring | optax.EmptyState]:
-        due = clock % period == 0
-        if isinstance(state, Ring):
-            state, due = keep(state, batch, clock), (clock + 1) % period == 0
+    ) -> tuple[Params, EffectiveRankState]:
+        state, now, slope = look(state, clock, batch, features_fn, every_step)
+        return when(now, lambda p: ascend(p, p, slope), optax.apply_updates(params, updates)), state
 
-        def slope(at: Params) -> Params:
-            examples, there = recent(state, clock) if isinstance(state, Ring) else (batch, None)
-            return jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), there))(at)
-
-        def ascend(to: Tree, at: Params) -> Tree:
-            direction = slope(at)
-            most, length = max_step * optax.tree.norm(at), er_lr * optax.tree.norm(direction)
-            bounded = er_lr * jnp.where(length > most, most / length, 1)
-            return add_scaled(to, bounded, direction)
-
-        if form == "loss":
-            return when(due, lambda grads: add_scaled(grads, -er_lr, slope(params)), updates), state
-        if may_move:
-            return Moved(when(due, lambda p: ascend(p, p), optax.apply_updates(params, updates))), state
-        return when(due, lambda u: ascend(u, optax.apply_updates(params, u)), updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update) if form == "loss" else Moving(init, update, move)
 
 
 @dataclass(frozen=True)
@@ -143,4 +199,4 @@ class EffectiveRank(Periodic):
         """``chain(inner, effective_rank)``; as a term of the loss ``chain(effective_rank, inner)``."""
         like = batch_like_of(model, "effective_rank with a window") if self.window > 1 else None
         rank = effective_rank(self.er_lr, self.period, self.window, like, self.form, self.max_step)
-        return optax.chain(rank, inner) if self.form == "loss" else optax.chain(inner, rank)
+        return optax.chain(rank, inner) if self.form == "loss" else chain(inner, rank)

@@ -10,21 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax.methods.base import Periodic
+from plastax import tree
+from plastax.methods.base import Periodic, due, never, transformation
 from plastax.types import Array, Method, Model, Params, Tree
 
 
 class HareTortoiseState(NamedTuple):
-    """The slow network's parameters."""
+    """The slow network's parameters, in single precision at least, and the clock of the last call applied."""
 
     tortoise: Params
+    last: Array
 
 
 def hare_tortoise(mu: float | Array = 0.999, period: int = 1000) -> Method:
     """Keeps ``tortoise <- mu tortoise + (1 - mu) hare`` and sets ``hare <- tortoise`` every ``period`` steps.
 
     The hare is the network that is trained, and here also the one that acts and is evaluated. To be chained behind the
-    optimiser; its state is left as it is when the hare is set back.
+    optimiser; its state is left as it is when the hare is set back. Where the step size falls within a task
+    (`MethodArgs.rate`), the hare is what the shorter steps make of it, and the return is whole all the same.
 
     References:
       Lee et al., "Slow and steady wins the race: maintaining plasticity with hare and tortoise networks", ICML 2024,
@@ -33,20 +36,29 @@ def hare_tortoise(mu: float | Array = 0.999, period: int = 1000) -> Method:
 
     def init(params: Params) -> HareTortoiseState:
         # A copy: the caller may donate the parameters' buffers.
-        return HareTortoiseState(jax.tree.map(jnp.copy, params))
+        return HareTortoiseState(tree.wide(jax.tree.map(jnp.copy, params)), never())
 
     def update(
-        updates: Tree, state: HareTortoiseState, params: Params, *, clock: Array, **_: object
+        updates: Tree,
+        state: HareTortoiseState,
+        params: Params,
+        *,
+        clock: Array,
+        rate: float | Array = 1.0,
+        every_step: bool = False,
+        **_: object,
     ) -> tuple[Tree, HareTortoiseState]:
-        tortoise = jax.tree.map(lambda slow, w, u: mu * slow + (1 - mu) * (w + u), state.tortoise, params, updates)
+        tortoise = jax.tree.map(
+            lambda slow, w, u: mu * slow + (1 - mu) * (w.astype(slow.dtype) + rate * u), state.tortoise, params, updates
+        )
         updates = jax.lax.cond(
-            clock % period == period - 1,
-            lambda: jax.tree.map(jnp.subtract, tortoise, params),
+            due(period, clock, state.last, every_step, ends=True),
+            lambda: tree.cast(jax.tree.map(lambda slow, w: (slow - w) / rate, tortoise, params), updates),
             lambda: updates,
         )
-        return updates, HareTortoiseState(tortoise)
+        return updates, HareTortoiseState(tortoise, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("hare_tortoise", init, update, mu=mu)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import optax
 
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings, add_scaled, map_hidden_kernels
-from plastax.types import Array, Method, Model, Params, Tree
+from plastax.methods.base import Settings, on_hidden_kernels
+from plastax.roles import STRUCTURE, RolesOf, of_model
+from plastax.types import Array, Method, Model
 
 Form = Literal["loss", "decoupled"]
 
 
-def isometry(strength: float | Array = 1e-3) -> Method:
+def isometry(strength: float | Array = 1e-3, roles: RolesOf = STRUCTURE) -> Method:
     """Adds the gradient of ``strength * sum_l |W^T W - I|_F^2``, or of ``|W W^T - I|_F^2``, to what it is given.
 
-    ``W`` is a hidden layer's kernel, a convolution's as ``[h * w * c_in, c_out]``; the first form where it has at least
-    as many rows as columns, with the gradient ``4 W (W^T W - I)``, else the second, ``4 (W W^T - I) W``. Before the
-    optimiser in a chain it is a term of the loss; behind it, with ``-strength``, a step of its own, outside the
-    moments: with Adam that is AdamO, whose learning rate times mu is this ``strength``.
+    ``W`` is a hidden layer's kernel (``roles``), a convolution's as ``[h * w * c_in, c_out]``; the first form where it
+    has at least as many rows as columns, with the gradient ``4 W (W^T W - I)``, else the second, ``4 (W W^T - I) W``.
+    Before the optimiser in a chain it is a term of the loss; behind it, with ``-strength``, a step of its own, outside
+    the moments: with Adam that is AdamO, whose learning rate times mu is this ``strength``.
 
     References:
       arXiv 2606.09762, eq. 16 (the penalty) and 19 to 20 (AdamO), from notes that cite it.
@@ -32,10 +33,7 @@ def isometry(strength: float | Array = 1e-3) -> Method:
         eye = jnp.eye(min(w.shape), dtype=w.dtype)
         return 4 * (w @ (w.T @ w - eye)) if w.shape[0] >= w.shape[1] else 4 * ((w @ w.T - eye) @ w)
 
-    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
-        return add_scaled(updates, strength, map_hidden_kernels(slope, params)), state
-
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return on_hidden_kernels("isometry", slope, strength, roles)
 
 
 @dataclass(frozen=True)
@@ -57,5 +55,5 @@ class Isometry(Settings):
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(isometry, inner)``; decoupled ``chain(inner, isometry)``."""
         if self.form == "decoupled":
-            return optax.chain(inner, isometry(-self.strength))
-        return optax.chain(isometry(self.strength), inner)
+            return optax.chain(inner, isometry(-self.strength, of_model(model)))
+        return optax.chain(isometry(self.strength, of_model(model)), inner)

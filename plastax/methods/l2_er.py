@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import optax
 
+from plastax.methods.base import chain
 from plastax.methods.effective_rank import EffectiveRank
 from plastax.methods.l2 import l2
+from plastax.roles import of_model
 from plastax.types import Method, Model
 
 
@@ -29,4 +31,4 @@ class L2ER(EffectiveRank):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(l2, inner, effective_rank)``; as a term of the loss ``chain(l2, effective_rank, inner)``."""
-        return optax.chain(l2(self.l2), super().build(inner, model))
+        return chain(l2(self.l2, of_model(model)), super().build(inner, model))

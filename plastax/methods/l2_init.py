@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings, add_scaled
+from plastax.methods.base import Settings, add_scaled, drawn, transformation, whole
 from plastax.types import Array, Method, Model, Params, Tree
 
 Variant = Literal["l2", "l1", "huber", "resampled"]
@@ -54,11 +54,12 @@ def l2_init(strength: float | Array = 1e-3, variant: Variant = "l2", delta: floa
         return jnp.clip(away, -delta, delta) if variant == "huber" else 2 * away
 
     def update(updates: Tree, state: L2InitState, params: Params, **extra: Any) -> tuple[Tree, L2InitState]:
-        start = extra["init_fn"](extra["key"]) if variant == "resampled" else state.initial
+        resampled = variant == "resampled"
+        start = drawn(extra["init_fn"], extra["key"], whole(params, "l2_init")) if resampled else state.initial
         away = jax.tree.map(jnp.subtract, params, start)
         return add_scaled(updates, strength, jax.tree.map(slope, away)), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("l2_init", init, update, strength=strength, delta=delta)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import optax
 
+from plastax import roles, tree
 from plastax.errors import ConfigError
 from plastax.methods.base import Settings
-from plastax.types import Method, Model
+from plastax.roles import RolesOf, of_model
+from plastax.types import Array, Method, Model, Params, Tree
+
+
+def _dimensions(roles_of: RolesOf) -> Callable[[Params], Tree]:
+    """Which parameters are matrices, and along which axes."""
+
+    def of(params: Params) -> Tree:
+        found = roles_of(params)
+
+        def one(name: str, _: Array) -> optax.contrib.MuonDimensionNumbers | None:
+            if found[name].kind != "kernel":
+                return None
+            kernel = roles.axes(name, found[name], "muon", places=True)
+            return None if kernel.places else optax.contrib.MuonDimensionNumbers(kernel.inputs, kernel.outputs)
+
+        return tree.map_named(one, params)
+
+    return of
 
 
 @dataclass(frozen=True)
@@ -19,9 +38,9 @@ class Muon(Settings):
 
     `optax.contrib.muon`. It takes the place of the experiment's optimiser, whose name, step size and moments are then
     without effect (a schedule of the step size, ``training.drops``, holds as for any method); where methods are
-    composed it goes below all others. Dense kernels (two axes), the output layer's too, are stepped by Muon, scaled by
-    ``sqrt(max(1, fan out / fan in))``; biases, normalisation layers and convolutions by AdamW with Nesterov momentum
-    and the same step size, as optax does.
+    composed it goes below all others. Kernels of dense layers, the output layer's too, are stepped by Muon, as a matrix
+    each, scaled by ``sqrt(max(1, fan out / fan in))``; biases, normalisation layers, embeddings and convolutions by
+    AdamW with Nesterov momentum and the same step size.
 
     References:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024, where Adam steps the first and the
@@ -50,6 +69,7 @@ class Muon(Settings):
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """`optax.contrib.muon`; ``inner`` is not used."""
         muon = optax.contrib.muon(
-            self.learning_rate, beta=self.beta, weight_decay=self.weight_decay, ns_steps=self.iterations
-        )
+            self.learning_rate, beta=self.beta, weight_decay=self.weight_decay, ns_steps=self.iterations,
+            muon_weight_dimension_numbers=_dimensions(of_model(model)),
+        )  # fmt: skip
         return optax.with_extra_args_support(muon)

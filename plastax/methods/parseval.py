@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import optax
 
-from plastax.methods.base import Settings, add_scaled, map_hidden_kernels
-from plastax.types import Array, Method, Model, Params, Tree
+from plastax.methods.base import Settings, check_numbers, on_hidden_kernels
+from plastax.roles import STRUCTURE, RolesOf, of_model
+from plastax.types import Array, Method, Model
 
 
-def parseval(strength: float | Array = 1e-3, scale: float | Array = 1.0) -> Method:
+def parseval(strength: float | Array = 1e-3, scale: float | Array = 1.0, roles: RolesOf = STRUCTURE) -> Method:
     """Adds the gradient of ``strength * sum_l |W_l^T W_l - scale I|_F^2`` to the gradient, before the optimiser.
 
-    ``W_l`` ``[inputs, units]`` is the kernel of hidden layer l, a convolution's as ``[h * w * c_in, c_out]``: the
+    ``W_l`` ``[inputs, units]`` is the kernel of hidden layer l (which are hidden says ``roles``), a convolution's as
+    ``[h * w * c_in, c_out]``: the
     vectors of weights into different units are to be orthogonal, of squared length ``scale``. Layer l's gradient is
     ``4 W (W^T W - scale I)``. Where a layer has more units than inputs that cannot hold; `isometry` takes the other
     side there. The paper adds a learnable scale of every layer's inputs, and orthogonal initialisation, which are
@@ -29,10 +31,8 @@ def parseval(strength: float | Array = 1e-3, scale: float | Array = 1.0) -> Meth
     def slope(w: Array) -> Array:
         return 4 * (w @ (w.T @ w - scale * jnp.eye(w.shape[1], dtype=w.dtype)))
 
-    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
-        return add_scaled(updates, strength, map_hidden_kernels(slope, params)), state
-
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    check_numbers("parseval", scale=scale)
+    return on_hidden_kernels("parseval", slope, strength, roles)
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,4 @@ class Parseval(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(parseval, inner)``."""
-        return optax.chain(parseval(self.strength, self.scale), inner)
+        return optax.chain(parseval(self.strength, self.scale, of_model(model)), inner)

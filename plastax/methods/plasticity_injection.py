@@ -55,6 +55,8 @@ def plasticity_injection(inner: optax.GradientTransformation, injections: int = 
     optimiser = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> InjectionState:
+        if not any(name.startswith("injection_0/new/") for name in tree.named_leaves(params)):
+            raise ConfigError("plasticity_injection: the network has no further heads; give a model with injections")
         return InjectionState(inner.init(params), jnp.zeros((), jnp.int32))
 
     def step(updates: Tree, state: InjectionState, params: Params, **extra: Any) -> tuple[Tree, InjectionState]:

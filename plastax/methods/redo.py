@@ -45,7 +45,7 @@ def redo(
     def scores(features: Features, **_: Any) -> dict[str, Array]:
         return {name: surgery.mean_size(features[name], unit.width) for name, unit in units.items()}
 
-    return surgery.replace_dormant(inner, units, scores, threshold, period)
+    return surgery.replace_dormant("redo", inner, units, scores, threshold, period)
 
 
 @dataclass(frozen=True)

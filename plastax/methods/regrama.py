@@ -43,7 +43,7 @@ def regrama(
     def scores(tap_grads: Mapping[str, Array], **_: Any) -> dict[str, Array]:
         return {name: surgery.mean_size(tap_grads[name], unit.width) for name, unit in units.items()}
 
-    return surgery.replace_dormant(inner, units, scores, threshold, period)
+    return surgery.replace_dormant("regrama", inner, units, scores, threshold, period)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import optax
 
-from plastax.methods.base import Settings, at_boundary
+from plastax.methods.base import Settings, at_boundary, drawn, whole
 from plastax.types import Key, Method, Model, Params, Tree
 
 
@@ -23,7 +23,7 @@ def reset(inner: optax.GradientTransformation) -> Method:
     def act(
         params: Params, state: Tree, *, key: Key, init_fn: Callable[[Key], Params], **_: Any
     ) -> tuple[Params, Tree]:
-        fresh = init_fn(key)
+        fresh = drawn(init_fn, key, whole(params, "reset"))
         return fresh, inner.init(fresh)
 
     return at_boundary(inner, act)

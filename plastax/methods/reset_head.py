@@ -11,15 +11,16 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import Settings, at_boundary
+from plastax.methods.base import AtBoundary, Settings, at_boundary, drawn, whole
+from plastax.roles import STRUCTURE, RolesOf, of_model, outputs
 from plastax.types import Key, Method, Model, Params, Tree
 
 
-def reset_head(inner: optax.GradientTransformation) -> Method:
+def reset_head(inner: optax.GradientTransformation, roles: RolesOf = STRUCTURE) -> Method:
     """At a boundary, replaces the output layers' parameters by a fresh draw and their moments by the optimiser's start.
 
-    Output layers are those named ``output``: of an actor-critic both; a policy's ``log_std`` stays. The step counts
-    that parameters share stay, too; see `surgery`.
+    Which are output layers says ``roles``: of an actor-critic both; a policy's ``log_std`` stays. The step counts that
+    parameters share stay, too; see `surgery`.
 
     Dohare et al. set the new head to zero and keep the optimiser's state of the old one (``training.head`` of the
     supervised experiments keeps it as well); here, as with `reset`, both are new.
@@ -32,17 +33,19 @@ def reset_head(inner: optax.GradientTransformation) -> Method:
     def act(
         params: Params, state: Tree, *, key: Key, init_fn: Callable[[Key], Params], **_: Any
     ) -> tuple[Params, Tree]:
-        fresh = init_fn(key)
-        head = {name: jnp.ones_like(leaf, bool) for name, leaf in tree.named_leaves(params).items() if is_head(name)}
+        fresh = drawn(init_fn, key, whole(params, "reset_head"))
+        leaves = tree.named_leaves(params)
+        head = {name: jnp.ones_like(leaves[name], bool) for name in outputs(roles(params), "reset_head")}
         new = tree.map_named(lambda name, old, drawn: drawn if name in head else old, params, fresh)
-        return new, surgery.clear(state, inner.init(new), (head,), tree.named_leaves(params))
+        return new, surgery.clear(state, inner.init(new), (head,), leaves)
 
-    return at_boundary(inner, act)
+    method = at_boundary(inner, act)
 
+    def init(params: Params) -> Tree:
+        outputs(roles(params), "reset_head")
+        return method.init(params)
 
-def is_head(name: str) -> bool:
-    """Whether a parameter is one of an output layer, by its path name."""
-    return "output" in name.split("/")[:-1]
+    return AtBoundary(init, method.update)
 
 
 @dataclass(frozen=True)
@@ -53,4 +56,4 @@ class ResetHead(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset_head(inner)``."""
-        return reset_head(inner)
+        return reset_head(inner, of_model(model))

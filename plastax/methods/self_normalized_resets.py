@@ -12,7 +12,7 @@ import optax
 from plastax import tree
 from plastax.errors import ConfigError
 from plastax.methods import surgery
-from plastax.methods.base import Settings, at_least_one, units_of, when
+from plastax.methods.base import Settings, at_least_one, due, never, transformation, units_of, when
 from plastax.types import Array, Features, Key, Method, Model, Params, Tree, Units
 
 
@@ -37,11 +37,13 @@ class SelfNormalizedResetsState(NamedTuple):
       inner: of the optimiser.
       spare: name -> incoming entries of the units in a fresh draw of the network.
       layers: hidden layer -> `Gaps`.
+      last: the clock of the last call that was applied.
     """
 
     inner: Tree
     spare: dict[str, Array]
     layers: dict[str, Gaps]
+    last: Array
 
 
 def self_normalized_resets(
@@ -91,12 +93,13 @@ def self_normalized_resets(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SelfNormalizedResetsState:
+        surgery.check(units, params, "self_normalized_resets")
         leaves = tree.named_leaves(params)
         layers = {}
         for name, unit in units.items():
-            one = jnp.ones(unit.width, leaves[unit.incoming[0].name].dtype)
+            one = jnp.ones(unit.width, tree.wide_type(leaves[unit.incoming[0].name]))
             layers[name] = Gaps(jnp.zeros(unit.width, jnp.int32), one * first_gap, one)
-        return SelfNormalizedResetsState(inner.init(params), surgery.no_spare(units, params), layers)
+        return SelfNormalizedResetsState(inner.init(params), surgery.no_spare(units, params), layers, never())
 
     def look(seen: Gaps, h: Array) -> tuple[Gaps, Array]:
         """The layer's new gaps, and the units to be replaced."""
@@ -122,14 +125,14 @@ def self_normalized_resets(
         clock: Array,
         features: Features,
         init_fn: Callable[[Key], Params],
+        every_step: bool = False,
         **extra: Any,
     ) -> tuple[Tree, SelfNormalizedResetsState]:
-        updates, moved = inner.update(
-            updates, state.inner, params, key=key, clock=clock, features=features, init_fn=init_fn, **extra
-        )
+        extra |= {"key": key, "clock": clock, "features": features, "init_fn": init_fn, "every_step": every_step}
+        updates, moved = inner.update(updates, state.inner, params, **extra)
         if not features:  # A call at a task switch.
             return updates, state._replace(inner=moved)
-        spare = surgery.renewed(units, state.spare, clock % patience == 0, init_fn, key)
+        spare = surgery.renewed(units, state.spare, due(patience, clock, state.last, every_step), init_fn, key, params)
         looked = {name: look(seen, features[name]) for name, seen in state.layers.items()}
         chosen = {name: mask for name, (_, mask) in looked.items()}
         updates, moved = when(
@@ -137,9 +140,10 @@ def self_normalized_resets(
             lambda x: surgery.replace(units, chosen, spare, params, x[0], x[1], inner, rate=extra.get("rate", 1.0)),
             (updates, moved),
         )
-        return updates, SelfNormalizedResetsState(moved, spare, {name: gaps for name, (gaps, _) in looked.items()})
+        layers = {name: gaps for name, (gaps, _) in looked.items()}
+        return updates, SelfNormalizedResetsState(moved, spare, layers, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("self_normalized_resets", init, update)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Periodic, add_scaled, at_boundary, without_norms
+from plastax.methods.base import (
+    Periodic,
+    add_scaled,
+    at_boundary,
+    drawn,
+    due,
+    never,
+    transformation,
+    whole,
+    without_norms,
+)
 from plastax.methods.l2 import l2
+from plastax.roles import STRUCTURE, RolesOf, of_model
 from plastax.types import Array, Key, Method, Model, Params, Tree
 
 Variant = Literal["periodic", "l2i", "gaussian", "upgd", "ash_adams"]
+
+
+class ShrinkAndPerturbState(NamedTuple):
+    """The clock of the last call that was applied."""
+
+    last: Array
 
 
 def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e-4, period: int = 16) -> Method:
@@ -31,38 +49,50 @@ def shrink_and_perturb(shrink: float | Array = 1e-4, perturb: float | Array = 1e
 
     def update(
         updates: Tree,
-        state: optax.EmptyState,
+        state: ShrinkAndPerturbState,
         params: Params,
         *,
         key: Key,
         clock: Array,
         init_fn: Callable[[Key], Params],
+        rate: float | Array = 1.0,
+        every_step: bool = False,
         **_: object,
-    ) -> tuple[Tree, optax.EmptyState]:
+    ) -> tuple[Tree, ShrinkAndPerturbState]:
         def move(updates: Tree) -> Tree:
-            fresh = init_fn(key)
-            return jax.tree.map(lambda u, w, xi: u - shrink * (w + u) + perturb * xi, updates, params, fresh)
+            fresh = drawn(init_fn, key, whole(params, "shrink_and_perturb"))
 
-        return jax.lax.cond(clock % period == 0, move, lambda u: u, updates), state
+            def one(u: Array, w: Array, xi: Array) -> Array:
+                return u - shrink * (w + rate * u) / rate + perturb * xi / rate
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+            return tree.cast(jax.tree.map(one, updates, params, fresh), updates)
+
+        now = due(period, clock, state.last, every_step)
+        return jax.lax.cond(now, move, lambda u: u, updates), ShrinkAndPerturbState(jnp.asarray(clock, jnp.int32))
+
+    def init(params: Params) -> ShrinkAndPerturbState:
+        return ShrinkAndPerturbState(never())
+
+    return transformation("shrink_and_perturb", init, update, shrink=shrink, perturb=perturb)
 
 
-def gaussian_noise(scale: float | Array, *, norms: bool = False) -> Method:
+def gaussian_noise(scale: float | Array, *, norms: bool = False, roles: RolesOf = STRUCTURE) -> Method:
     """Adds ``scale * N(0, 1)`` to every weight and bias at every step; to be chained behind the optimiser.
 
     Args:
       scale: standard deviation.
       norms: whether the scales and biases of normalisation layers get noise too.
+      roles: which layers those are.
     """
 
     def update(
         updates: Tree, state: optax.EmptyState, params: Params, *, key: Key, **_: object
     ) -> tuple[Tree, optax.EmptyState]:
         noise = tree.normal_like(key, params)
-        return add_scaled(updates, scale, noise if norms else without_norms(noise)), state
+        noise = noise if norms else without_norms(noise, params, roles, "gaussian_noise")
+        return add_scaled(updates, scale, noise), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return transformation("gaussian_noise", lambda _: optax.EmptyState(), update)
 
 
 def shrink_weights(share: float | Array) -> Method:
@@ -71,7 +101,7 @@ def shrink_weights(share: float | Array) -> Method:
     def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
         return add_scaled(updates, -share, params), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return transformation("shrink_weights", lambda _: optax.EmptyState(), update)
 
 
 def shrink_and_perturb_at_boundary(
@@ -85,7 +115,8 @@ def shrink_and_perturb_at_boundary(
     def act(
         params: Params, state: Tree, *, key: Key, init_fn: Callable[[Key], Params], **_: Any
     ) -> tuple[Params, Tree]:
-        return jax.tree.map(lambda w, xi: (1 - shrink) * w + perturb * xi, params, init_fn(key)), state
+        fresh = drawn(init_fn, key, whole(params, "shrink_and_perturb"))
+        return jax.tree.map(lambda w, xi: (1 - shrink) * w + perturb * xi, params, fresh), state
 
     return at_boundary(inner, act)
 
@@ -134,7 +165,9 @@ class ShrinkAndPerturb(Periodic):
         if self.variant == "ash_adams":
             return shrink_and_perturb_at_boundary(inner, self.shrink, self.perturb)
         if self.variant == "gaussian":
-            return optax.chain(l2(self.shrink), inner, gaussian_noise(self.perturb))
+            return optax.chain(
+                l2(self.shrink, of_model(model)), inner, gaussian_noise(self.perturb, roles=of_model(model))
+            )
         if self.variant == "upgd":
             return optax.chain(inner, shrink_weights(self.shrink), gaussian_noise(self.perturb, norms=True))
         period = 1 if self.variant == "l2i" else self.period

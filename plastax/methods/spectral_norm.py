@@ -12,28 +12,31 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings, add_scaled, at_least_one, is_kernel
+from plastax.methods.base import Matrices, Settings, add_scaled, at_least_one, matrices_of, transformation
+from plastax.roles import STRUCTURE, RolesOf, from_matrices, matrices, of_model, stack_of
 from plastax.types import Array, Method, Model, Params, Tree
 
 Variant = Literal["warm", "lop_jax"]
 
 
 class SpectralNormState(NamedTuple):
-    """Kernel's name -> estimate of its leading right singular vector, a unit vector ``[c_out]``."""
+    """Kernel's name -> estimate of its leading right singular vector, a unit vector ``[*stack, units]``."""
 
     vectors: dict[str, Array]
 
 
-def _start(params: Params) -> dict[str, Array]:
+def _start(params: Params, found: Matrices) -> dict[str, Array]:
     """Unit vectors to iterate from, the same for every network."""
-    kernels = {name: w for name, w in tree.named_leaves(params).items() if is_kernel(name)}
-    keys = jax.random.split(jax.random.key(0), max(1, len(kernels)))
-    draws = {name: jax.random.normal(k, w.shape[-1:], w.dtype) for k, (name, w) in zip(keys, kernels.items())}
-    return {name: _unit(v) for name, v in draws.items()}
+    leaves = tree.named_leaves(params)
+    starts = {}
+    for key, (name, (role, kernel)) in zip(jax.random.split(jax.random.key(0), len(found)), found.items()):
+        w = matrices(leaves[name], role, kernel)
+        starts[name] = _unit(jax.random.normal(key, (*w.shape[:-2], w.shape[-1]), tree.wide_type(w)))
+    return starts
 
 
 def _unit(v: Array) -> Array:
-    size = jnp.sqrt(jnp.sum(jnp.square(v)))
+    size = jnp.sqrt(jnp.sum(jnp.square(v), -1, keepdims=True))
     # A kernel of zeros has no leading vector; its gradient is zero whatever stands here.
     return v / jnp.where(size > 0, size, 1)
 
@@ -43,7 +46,9 @@ def _iterate(w: Array, v: Array, iterations: int) -> tuple[Array, Array]:
 
     def turn(_: int, vectors: tuple[Array, Array]) -> tuple[Array, Array]:
         u = _unit(w @ vectors[1])
-        return u, _unit(u @ w)
+        right = u @ w
+        # A kernel of zeros leaves the vector as it is, to go on from when it has entries.
+        return u, jnp.where(jnp.any(right != 0), _unit(right), vectors[1])
 
     return jax.lax.fori_loop(0, iterations, turn, (jnp.zeros_like(w[:, 0]), v))
 
@@ -54,12 +59,13 @@ def spectral_norm(
     exponent: int = 2,
     iterations: int = 1,
     variant: Variant = "warm",
+    roles: RolesOf = STRUCTURE,
 ) -> Method:
     """Adds the gradient of a penalty on the scale of every layer to the gradient, before the optimiser.
 
     ``strength * [sum_W (sigma(W)^k - target)^2 + sum_b |b|^k + sum_g |g - 1|^2]`` with ``sigma`` the largest singular
     value, over all kernels (the output's too; of convolutions as ``[h * w * c_in, c_out]``), biases (normalisations'
-    too) and scales of normalisations; other parameters are left alone. ``k`` is ``exponent``.
+    too) and scales of normalisations, as ``roles`` has them; other parameters are left alone. ``k`` is ``exponent``.
 
     warm: the leading singular vectors u, v are carried from step to step and moved on by ``iterations`` power
     iterations, and the gradient ``2 (sigma^k - target) k sigma^(k-1) u v^T`` takes them as they are; right where they
@@ -78,33 +84,53 @@ def spectral_norm(
         u, v = _iterate(w, v, iterations)
         return jnp.square((u @ w @ v) ** exponent - target)
 
+    def of_bias(x: Array) -> Array:
+        k = 2 if variant == "lop_jax" else exponent
+        square = jnp.sum(jnp.square(x))
+        return jnp.where(square > 0, k * jnp.where(square > 0, square, 1) ** (k / 2 - 1), 0) * x
+
+    def of_kernel(w: Array, v: Array) -> tuple[Array, Array]:
+        """The gradient, and the leading vector."""
+        if variant == "lop_jax":
+            return jax.grad(penalty)(w, v), v
+        u, v = _iterate(w, v, iterations)
+        sigma = u @ w @ v
+        factor = 2 * (sigma**exponent - target) * exponent * sigma ** (exponent - 1)
+        return factor * u[:, None] * v[None, :], v
+
     def init(params: Params) -> SpectralNormState:
-        return SpectralNormState(_start(params) if variant == "warm" else {})
+        found = matrices_of(params, roles, "spectral_norm")
+        return SpectralNormState(_start(params, found) if variant == "warm" else {})
 
     def update(updates: Tree, state: SpectralNormState, params: Params, **_: object) -> tuple[Tree, SpectralNormState]:
         vectors = dict(state.vectors)
-        start = vectors or _start(params)
+        found, known = matrices_of(params, roles, "spectral_norm"), roles(params)
+        start = vectors or _start(params, found)
 
         def slope(name: str, x: Array) -> Array:
-            if is_kernel(name):
-                w = x.reshape(-1, x.shape[-1])
-                if variant == "lop_jax":
-                    return jax.grad(penalty)(w, start[name]).reshape(x.shape)
-                u, v = _iterate(w, start[name], iterations)
-                sigma, vectors[name] = u @ w @ v, v
-                factor = 2 * (sigma**exponent - target) * exponent * sigma ** (exponent - 1)
-                return (factor * u[:, None] * v[None, :]).reshape(x.shape)
-            if name.endswith("scale"):
+            if name in found:
+                role, kernel = found[name]
+                w = tree.wide(matrices(x, role, kernel))
+                stacked, step = w.ndim - 2, of_kernel
+                for _ in range(stacked):
+                    step = jax.vmap(step)
+                slope, v = step(w, start[name])
+                if name in vectors:
+                    vectors[name] = v
+                return from_matrices(slope, role, kernel)
+            if known[name].kind == "scale":
                 return 2 * (x - 1)
-            if name.endswith("bias"):
-                k = 2 if variant == "lop_jax" else exponent
-                square = jnp.sum(jnp.square(x))
-                return jnp.where(square > 0, k * jnp.where(square > 0, square, 1) ** (k / 2 - 1), 0) * x
+            if known[name].kind in ("bias", "offset"):
+                step = of_bias
+                # At k = 2 it makes no difference whose entry it is.
+                for _ in range(stack_of(name, known[name], "spectral_norm") if exponent != 2 else 0):
+                    step = jax.vmap(step)
+                return step(tree.wide(x))
             return jnp.zeros_like(x)
 
         return add_scaled(updates, strength, tree.map_named(slope, params)), SpectralNormState(vectors)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("spectral_norm", init, update, strength=strength, target=target)
 
 
 @dataclass(frozen=True)
@@ -132,5 +158,7 @@ class SpectralNorm(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(spectral_norm, inner)``."""
-        penalty = spectral_norm(self.strength, self.target, self.exponent, self.iterations, self.variant)
+        penalty = spectral_norm(
+            self.strength, self.target, self.exponent, self.iterations, self.variant, of_model(model)
+        )
         return optax.chain(penalty, inner)

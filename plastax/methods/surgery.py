@@ -12,11 +12,13 @@ What a replaced unit gets, of its layer's `Units`:
   the mean is of the feature as it is before, at all places. A LayerNorm behind the reader sees the same pre-activations
   as before, up to the feature's variation; a batch normalisation takes any shift of them out again, so that there the
   compensation is without effect.
-- moments of the optimiser, of exactly these entries (not of the biases behind): what the optimiser starts with.
+- what the optimiser, and methods inside, keep of exactly these entries (not of the biases behind): what they start
+  with, of the network with its new units.
 
-Moments are found by name: an array in the optimiser's state is the moment of a parameter if the path to it ends in a
-NamedTuple field of `MOMENTS` followed by the parameter's own path, and the shapes agree. So a method's own copy of the
-parameters (`L2InitState.initial`) is none, and neither is Adam's step count, which all parameters share: with
+That is any array in their state whose path ends in the parameter's own path and whose shape is the parameter's: moments
+of whatever optimiser, sums of `optax.MultiSteps`, running means (`upgd`, `dash`), and second copies of the network,
+which get the new units (`hare_tortoise`, schedule-free optimisers). What a method compares with stays (`KEPT`). Adam's
+step count belongs to no entry, all parameters share it: with
 `optax.adam` a replaced unit's first steps are up to some six times too long, because the bias of its cleared moments is
 no longer corrected. `adam_per_parameter` has a count for each. Factored moments (Adafactor) belong to no unit.
 """
@@ -31,15 +33,16 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.methods.base import when
+from plastax.errors import ConfigError
+from plastax.methods.base import drawn, due, transformation, when, whole
+from plastax.roles import STRUCTURE
 from plastax.types import Array, Entries, Key, Params, Tree, Units
 
 Chosen = Mapping[str, Array]
 """Hidden layer -> bool ``[width]``: its units to be replaced."""
 
-MOMENTS = frozenset({"mu", "nu", "nu_max", "trace", "momentum", "sum_of_squares", "e_g", "e_x", "count"})
-"""Fields of optimiser states that hold an entry for each of the parameters': Adam and its kin, SGD with momentum,
-RMSprop, Adagrad, Adadelta, `adam_per_parameter`."""
+KEPT = frozenset({"initial", "reference", "previous", "bounds", "quantiles", "spare"})
+"""Fields of methods' states that training does not move on: where it began, or what the next step is compared with."""
 
 
 class Touched(NamedTuple):
@@ -62,6 +65,38 @@ def along(values: Array, axis: int, like: Array) -> Array:
     return jnp.tile(values, like.shape[axis] // values.size).reshape(shape)
 
 
+def check(units: Mapping[str, Units], params: Params, method: str, *, compensate: bool = False) -> None:
+    """Raises `ConfigError` unless a method can replace these units of this network.
+
+    Args:
+      units: of the model.
+      params: of the network.
+      method: who replaces them.
+      compensate: whether the biases behind are to gain what a unit gave.
+    """
+    if not units:
+        message = f"methods: {method} is not allowed for a model without hidden units; name another method or model"
+        raise ConfigError(message)
+    leaves = tree.named_leaves(whole(params, method))
+    for layer, unit in units.items():
+        for name, axis in (*unit.incoming, *unit.outgoing):
+            if name not in leaves:
+                raise ConfigError.unknown(f"{method}: units[{layer!r}]", name, leaves)
+            if leaves[name].shape[axis] % unit.width:
+                raise ConfigError(
+                    f"{method}: units[{layer!r}]: axis {axis} of {name!r} {list(leaves[name].shape)} is not one of "
+                    f"{unit.width} units"
+                )
+        if frozen := [name for name, _ in unit.outgoing if "/frozen/" in name]:
+            raise ConfigError(
+                f"{method}: plasticity_injection is not allowed beside it: what replaced units of {layer!r} still did "
+                f"through {frozen[0]!r} could not be taken back; name one of the two"
+            )
+        if compensate:
+            for name, _ in unit.outgoing:
+                bias_behind(name, leaves)
+
+
 def touched(units: Mapping[str, Units], chosen: Chosen, leaves: Mapping[str, Array]) -> Touched:
     """The entries of the chosen units.
 
@@ -81,13 +116,12 @@ def touched(units: Mapping[str, Units], chosen: Chosen, leaves: Mapping[str, Arr
 
 def magnitude(entries: tuple[Entries, ...], leaves: Mapping[str, Array], count: int) -> Array:
     """Mean absolute weight ``[count]`` of each unit (or feature) over all its entries of kernels."""
-    total, size = jnp.zeros(()), 0
-    for name, axis in entries:
-        if name.endswith("kernel"):
-            w = leaves[name]
-            others = tuple(i for i in range(w.ndim) if i != axis % w.ndim)
-            total = total + jnp.sum(jnp.abs(w), others).reshape(-1, count).sum(0)
-            size += w.size // count
+    kernels = [(tree.wide(leaves[name]), axis) for name, axis in entries if leaves[name].ndim > 1]
+    total, size = jnp.zeros((), kernels[0][0].dtype), 0
+    for w, axis in kernels:
+        others = tuple(i for i in range(w.ndim) if i != axis % w.ndim)
+        total = total + jnp.sum(jnp.abs(w), others).reshape(-1, count).sum(0)
+        size += w.size // count
     return total / size
 
 
@@ -146,11 +180,13 @@ def replace(
         u = jnp.where(found.outgoing[name], -w / rate, u) if name in found.outgoing else u
         return jnp.where(found.incoming[name], (fresh[name] - w) / rate, u) if name in found.incoming else u
 
-    return tree.map_named(entry, params, updates), clear(state, inner.init(params), found, leaves)
+    moves = tree.cast(tree.map_named(entry, params, updates), updates)
+    new = tree.cast(jax.tree.map(lambda w, u: w + rate * u, params, moves), params)
+    return moves, clear(state, inner.init(new), found, leaves)
 
 
 def clear(state: Tree, start: Tree, masks: Sequence[Mapping[str, Array]], leaves: Mapping[str, Array]) -> Tree:
-    """An optimiser's state with the moments of some entries as they were at its start.
+    """The state of an optimiser, and of methods inside, with some parameters' entries as they were at its start.
 
     Args:
       state: now.
@@ -161,7 +197,7 @@ def clear(state: Tree, start: Tree, masks: Sequence[Mapping[str, Array]], leaves
 
     def moment(path: tuple[Any, ...], now: Array, before: Array) -> Array:
         name = moment_of(path, leaves)
-        if name is None or now.shape != leaves[name].shape:
+        if name is None or jnp.shape(now) != leaves[name].shape:
             return now
         for mask in masks:
             now = jnp.where(mask[name], before, now) if name in mask else now
@@ -187,20 +223,23 @@ def no_spare(units: Mapping[str, Units], params: Params) -> dict[str, Array]:
 
 
 def renewed(
-    units: Mapping[str, Units], spare: dict[str, Array], due: Array, init_fn: Callable[[Key], Params], key: Key
+    units: Mapping[str, Units],
+    spare: dict[str, Array],
+    due: Array,
+    init_fn: Callable[[Key], Params],
+    key: Key,
+    params: Params,
 ) -> dict[str, Array]:
-    """Incoming entries for replaced units, drawn anew where ``due``: a bool scalar of the shared clock alone."""
-    return when(due, lambda _: spare_of(units, init_fn(key)), spare)
+    """Incoming entries for replaced units, drawn anew where ``due``: a bool scalar, of the shared clock in programs."""
+    return when(due, lambda _: spare_of(units, drawn(init_fn, key, params)), spare)
 
 
 def moment_of(path: tuple[Any, ...], names: Mapping[str, Any]) -> str | None:
-    """Which parameter an array in an optimiser's state is a moment of, by its key path; None: of none."""
-    for i, key in enumerate(path):
-        if isinstance(key, jax.tree_util.GetAttrKey) and key.name in MOMENTS:
-            name = tree.path_name(path[i + 1 :])
-            if name in names:
-                return name
-    return None
+    """Which parameter an array in an optimiser's state belongs to, by its key path; None: to none."""
+    if any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in KEPT for key in path):
+        return None
+    # The longest name that fits: that of one parameter may end in another's.
+    return next((name for i in range(len(path)) if (name := tree.path_name(path[i:])) in names), None)
 
 
 def after(params: Params, updates: Tree, rate: float | Array = 1.0) -> dict[str, Array]:
@@ -208,9 +247,13 @@ def after(params: Params, updates: Tree, rate: float | Array = 1.0) -> dict[str,
     return tree.named_leaves(jax.tree.map(lambda w, u: w + rate * u, params, updates))
 
 
-def bias_behind(kernel: str) -> str:
-    """The bias of the layer of a kernel, by name."""
-    return kernel.removesuffix("kernel") + "bias"
+def bias_behind(kernel: str, leaves: Mapping[str, Array]) -> str:
+    """The bias of the layer of a kernel, by name; raises `ConfigError` where there is none to compensate with."""
+    found = STRUCTURE(leaves)
+    biases = [name for name, role in found.items() if role.kind == "bias" and role.layer == found[kernel].layer]
+    if not biases:
+        raise ConfigError(f"compensate: True is not allowed: the layer of {kernel!r} has no bias; give False")
+    return biases[0]
 
 
 def _shift(
@@ -226,17 +269,25 @@ def _shift(
         for name, axis in units[layer].outgoing:
             w = leaves[name]
             given = jnp.sum(w * along(lost, axis, w), tuple(range(w.ndim - 1)))
-            bias = bias_behind(name)
+            bias = bias_behind(name, leaves)
             shift[bias] = shift[bias] + given if bias in shift else given
     return shift
 
 
 def mean_size(x: Array, width: int) -> Array:
     """Mean absolute value ``[width]`` of each unit, of ``[B, ..., copies * width]``."""
-    return per_unit(per_feature(jnp.abs(x)), width)
+    return per_unit(per_feature(jnp.abs(tree.wide(x))), width)
+
+
+class DormantState(NamedTuple):
+    """State of the optimiser, and the clock of the last call that was applied."""
+
+    inner: Tree
+    last: Array
 
 
 def replace_dormant(
+    method: str,
     inner: optax.GradientTransformation,
     units: Mapping[str, Units],
     scores: Callable[..., Mapping[str, Array]],
@@ -246,7 +297,8 @@ def replace_dormant(
     """Every ``period`` steps, the first excepted, replaces units of small score behind the optimiser's step.
 
     Args:
-      inner: the optimiser; the state is its own.
+      method: its name, for messages.
+      inner: the optimiser.
       units: of the model.
       scores: of the extra arguments that it names: layer -> ``[width]``, at least 0.
       threshold: units are replaced up to this share of their layer's mean score.
@@ -254,21 +306,34 @@ def replace_dormant(
     """
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: Params) -> DormantState:
+        check(units, params, method)
+        return DormantState(inner.init(params), jnp.zeros((), jnp.int32))
+
     def update(
-        updates: Tree, state: Tree, params: Params, *, key: Key, clock: Array, features: Any, **extra: Any
-    ) -> tuple[Tree, Tree]:
-        extra = extra | {"clock": clock, "features": features}
-        updates, state = inner.update(updates, state, params, key=key, **extra)
+        updates: Tree,
+        state: DormantState,
+        params: Params,
+        *,
+        key: Key,
+        clock: Array,
+        features: Any,
+        every_step: bool = False,
+        **extra: Any,
+    ) -> tuple[Tree, DormantState]:
+        extra = extra | {"clock": clock, "features": features, "every_step": every_step}
+        updates, moved = inner.update(updates, state.inner, params, key=key, **extra)
         if not features:  # A call at a task switch.
-            return updates, state
+            return updates, state._replace(inner=moved)
 
         def act(updates: Tree, state: Tree) -> tuple[Tree, Tree]:
-            fresh = tree.named_leaves(extra["init_fn"](key))
+            fresh = tree.named_leaves(drawn(extra["init_fn"], key, params))
             # Without the mean's division: a dead layer's is zero.
             chosen = {name: score <= threshold * jnp.mean(score) for name, score in scores(**extra).items()}
             return replace(units, chosen, fresh, params, updates, state, inner, rate=extra.get("rate", 1.0))
 
-        due = (clock > 0) & (clock % period == 0)
-        return jax.lax.cond(due, act, lambda updates, state: (updates, state), updates, state)
+        now = (clock > 0) & due(period, clock, state.last, every_step)
+        updates, moved = jax.lax.cond(now, act, lambda updates, state: (updates, state), updates, moved)
+        return updates, DormantState(moved, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return transformation(method, init, update)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import tree
+from plastax import roles, tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings
+from plastax.methods.base import Settings, transformation
+from plastax.roles import STRUCTURE, Role, RolesOf, of_model
 from plastax.types import Array, Key, Method, Model, Params, Tree
 
 Variant = Literal["global", "local", "released"]
@@ -34,6 +35,7 @@ def upgd(
     *,
     variant: Variant = "global",
     protecting: bool = True,
+    roles_of: RolesOf = STRUCTURE,
 ) -> Method:
     """Gates the steps of the optimiser ``inner`` by how useful each weight is, and adds noise where it is not.
 
@@ -58,6 +60,7 @@ def upgd(
       variant: global, as above; local: U' is divided by its Euclidean norm over a unit's incoming weights (a bias
         vector's over all of it), each kernel by itself; released: as global, but the largest utility is taken before
         the bias correction, as the authors' code does, which makes s steeper by 1 / (1 - beta^t) early on.
+      roles_of: the parameters' roles; local: which axes of a kernel are a unit's.
       protecting: False: the paper's non-protecting form, w <- w - decay w + u + (1 - s) noise n.
 
     References:
@@ -69,18 +72,30 @@ def upgd(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> UPGDState:
-        return UPGDState(inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+        zeros = tree.wide(jax.tree.map(jnp.zeros_like, params))
+        jax.eval_shape(lambda: gates(zeros, jnp.ones(())))
+        return UPGDState(inner.init(params), zeros, jnp.zeros((), jnp.int32))
+
+    def together(name: str, role: Role) -> tuple[int, ...]:
+        """The axes along which the utilities of one unit lie: of a vector, all."""
+        size = len(role.shape)
+        if role.kind == "kernel":
+            return roles.shape_of(role, roles.axes(name, role, "upgd"))[1]
+        if role.kind in ("bias", "scale", "offset"):
+            return tuple(range(roles.stack_of(name, role, "upgd"), size))
+        return tuple(range(size - 1)) if size > 1 else tuple(range(size))
 
     def gates(utility: Params, correction: Array) -> Params:
         """1 - s."""
         if variant == "local":
+            found = roles_of(utility)
 
-            def scaled(u: Array) -> Array:
-                axes = tuple(range(u.ndim - 1)) if u.ndim > 1 else (0,)
+            def scaled(name: str, u: Array) -> Array:
+                axes = together(name, found[name])
                 return u / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True)), 1e-12)
 
             # The bias correction is one factor of all and leaves the direction as it is.
-            scaled_utility = jax.tree.map(scaled, utility)
+            scaled_utility = tree.map_named(scaled, utility)
         else:
             top = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, utility))
             top = top if variant == "released" else top / correction
@@ -102,7 +117,7 @@ def upgd(
 
         return jax.tree.map(moved, steps, params, drawn, gate), UPGDState(inner_state, utility, count)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("upgd", init, update, noise=noise, decay=decay, beta=beta)
 
 
 @dataclass(frozen=True)
@@ -135,4 +150,12 @@ class UPGD(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``upgd`` around ``inner``."""
-        return upgd(inner, self.noise, self.decay, self.beta, variant=self.variant, protecting=self.protecting)
+        return upgd(
+            inner,
+            self.noise,
+            self.decay,
+            self.beta,
+            variant=self.variant,
+            protecting=self.protecting,
+            roles_of=of_model(model),
+        )

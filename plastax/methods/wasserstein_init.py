@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax.methods.base import Settings, add_scaled
+from plastax import tree
+from plastax.methods.base import Settings, add_scaled, transformation
 from plastax.types import Array, Method, Model, Params, Tree
 
 
@@ -23,16 +24,25 @@ class WassersteinInitState(NamedTuple):
 def matched(w: Array, quantiles: Array) -> Array:
     """For every entry of ``w`` ``[n]`` that of the ascending ``quantiles`` ``[n]`` with its rank; ties: their mean.
 
-    A sort of plain integers and two searches: on CPU three times as fast as two sorts of floats with their places.
+    A sort of plain integers and two searches: on CPU three times as fast as two sorts of floats with their places. Sums
+    of ties are taken group by group: differences of running sums would lose the digits of all that came before.
     """
     bits = jax.lax.bitcast_convert_type(jnp.where(w == 0, 0.0, w), jnp.dtype(f"int{8 * w.dtype.itemsize}"))
     # The order of integers is that of floats, but for negative ones, whose magnitudes have to be turned round.
     keys = jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
     ordered = jnp.sort(keys)
     first, end = (jnp.searchsorted(ordered, keys, side=side) for side in ("left", "right"))
-    sums = jnp.concatenate([jnp.zeros(1, quantiles.dtype), jnp.cumsum(quantiles)])
-    ties = (sums[end] - sums[first]) / (end - first)
-    return jnp.where(end - first == 1, quantiles[first], ties)
+    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+
+    def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1]
+
+    quantiles = quantiles.astype(tree.wide_type(quantiles))
+    # From a group's own first entry on, so that equal ones have exactly that mean.
+    base = quantiles[first]
+    away = quantiles - quantiles[jax.lax.cummax(jnp.where(starts, jnp.arange(w.size), 0))]
+    sums, _ = jax.lax.associative_scan(join, (away, starts))
+    return jnp.where(end - first == 1, base, base + sums[end - 1] / (end - first)).astype(w.dtype)
 
 
 def wasserstein_init(strength: float | Array = 1e-3) -> Method:
@@ -60,7 +70,7 @@ def wasserstein_init(strength: float | Array = 1e-3) -> Method:
     ) -> tuple[Tree, WassersteinInitState]:
         return add_scaled(updates, strength, jax.tree.map(slope, params, state.quantiles)), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("wasserstein_init", init, update, strength=strength)
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,26 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.methods.base import Settings
+from plastax.methods.base import Settings, matrices_of, transformation
+from plastax.roles import STRUCTURE, RolesOf, of_model, shape_of
 from plastax.types import Array, Method, Model, Params, Tree
 
 
 class WeightClippingState(NamedTuple):
-    """A tree of the parameters' structure: the bound of each array, a scalar, before ``kappa``."""
+    """A tree of the parameters' structure: the bound of each array, a scalar, before ``kappa``; of a stack, of each."""
 
     bounds: Params
 
 
-def weight_clipping(kappa: float | Array = 2.0) -> Method:
+def weight_clipping(kappa: float | Array = 2.0, roles: RolesOf = STRUCTURE) -> Method:
     """After every step ``w <- clip(w, -kappa s, kappa s)``, s the bound of the layer's uniform initialiser.
 
     s is the largest absolute value among the kernel's initial entries, which for a uniform initialiser is its bound
     less a share of about one in the number of entries. The paper defines s for uniform initialisers only; a normal or
     orthogonal one has no bound, and ``kappa`` counts in its largest entries (about sqrt(2 log n) standard deviations of
     n normal ones), so a value for the one does not carry over to the other. A bias has its kernel's bound, as PyTorch
-    initialises it and the authors' code for reinforcement learning clips it. Normalisation layers and a policy's
-    ``log_std`` are free.
+    initialises it and the authors' code for reinforcement learning clips it. Normalisation layers, a policy's
+    ``log_std``, and layers whose kernel starts at zero are free. Which are what says ``roles``.
 
     References:
       Elsayed et al., "Weight clipping for deep continual and reinforcement learning", RLC 2024, arXiv 2407.01704,
@@ -38,26 +39,36 @@ def weight_clipping(kappa: float | Array = 2.0) -> Method:
     """
 
     def init(params: Params) -> WeightClippingState:
-        named = tree.named_leaves(params)
+        named, found = tree.named_leaves(params), roles(params)
+        kernels, largest = matrices_of(params, roles, "weight_clipping"), dict[str, Array]()
+        for name, (role, kernel) in kernels.items():
+            _, rows, units = shape_of(role, kernel)
+            most = jnp.max(jnp.abs(named[name]), rows + units)
+            largest[role.layer] = jnp.maximum(largest[role.layer], most) if role.layer in largest else most
 
         def bound(name: str, w: Array) -> Array:
-            layer, _, part = name.rpartition("/")
-            kernel = named.get(f"{layer}/kernel") if part in ("kernel", "bias") else None
-            return jnp.full((), math.inf, w.dtype) if kernel is None else jnp.max(jnp.abs(kernel))
+            role = found[name]
+            if role.kind not in ("kernel", "bias"):
+                return jnp.full((), math.inf, w.dtype)
+            most = jnp.where(largest[role.layer] > 0, largest[role.layer], jnp.inf)
+            if not most.ndim:
+                return most
+            _, rows, units = shape_of(*kernels[name]) if name in kernels else ((), tuple(range(most.ndim, w.ndim)), ())
+            return jnp.expand_dims(most, rows + units)
 
         return WeightClippingState(tree.map_named(bound, params))
 
     def update(
-        updates: Tree, state: WeightClippingState, params: Params, **_: object
+        updates: Tree, state: WeightClippingState, params: Params, *, rate: float | Array = 1.0, **_: object
     ) -> tuple[Tree, WeightClippingState]:
         def clipped(u: Array, w: Array, s: Array) -> Array:
             # Where the box is not left, the step is as it was, bit for bit.
-            box = kappa * s
-            return jnp.where(jnp.abs(w + u) > box, jnp.clip(w + u, -box, box) - w, u)
+            box, new = kappa * s, w + rate * u
+            return jnp.where(jnp.abs(new) > box, (jnp.clip(new, -box, box) - w) / rate, u)
 
         return jax.tree.map(clipped, updates, params, state.bounds), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation("weight_clipping", init, update, kappa=kappa)
 
 
 @dataclass(frozen=True)
@@ -74,4 +85,4 @@ class WeightClipping(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, weight_clipping)``."""
-        return optax.chain(inner, weight_clipping(self.kappa))
+        return optax.chain(inner, weight_clipping(self.kappa, of_model(model)))

@@ -8,23 +8,21 @@ from typing import Any, ClassVar
 
 import optax
 
-from plastax.methods.base import Settings, add_scaled, without_norms
-from plastax.types import Array, Method, Model, Params, Tree
+from plastax.methods.base import Settings, check_numbers, towards_zero
+from plastax.roles import STRUCTURE, RolesOf, of_model
+from plastax.types import Array, Method, Model
 
 
-def weight_decay(rate: float | Array = 1e-5) -> Method:
+def weight_decay(rate: float | Array = 1e-5, roles: RolesOf = STRUCTURE) -> Method:
     """Shrinks the weights by ``rate`` a step, after the optimiser and outside its moments: ``update - rate * w``.
 
-    ``rate`` is the product of AdamW's learning rate and weight decay. Normalisation layers are left alone.
+    ``rate`` is the product of AdamW's learning rate and weight decay. Normalisation layers are left alone (``roles``).
 
     References:
       Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
     """
-
-    def update(updates: Tree, state: optax.EmptyState, params: Params, **_: object) -> tuple[Tree, optax.EmptyState]:
-        return add_scaled(updates, -rate, without_norms(params)), state
-
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    check_numbers("weight_decay", rate=rate)
+    return towards_zero("weight_decay", -rate, roles)
 
 
 @dataclass(frozen=True)
@@ -38,4 +36,4 @@ class WeightDecay(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, weight_decay)``."""
-        return optax.chain(inner, weight_decay(self.decay))
+        return optax.chain(inner, weight_decay(self.decay, of_model(model)))

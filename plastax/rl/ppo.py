@@ -161,11 +161,11 @@ def program(
             )
         args = MethodArgs(
             key, clock, batch, seen.value, seen.features, seen.tap_grads, loss_fn, features_fn, objective.outputs,
-            model.init, boundary=False, may_move=True,
+            model.init, boundary=False,
         )  # fmt: skip
-        updates, opt_state = method.update(seen.grads, opt_state, params, **args._asdict())
+        params, opt_state = learning.step(method, seen.grads, opt_state, params, args)
         metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
-        return (learning.stepped(params, updates), opt_state, average), metrics
+        return (params, opt_state, average), metrics
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
         roll_key, shuffle_key, method_key = jax.random.split(fold(state.key, _UPDATE, clock), 3)

@@ -15,10 +15,12 @@ import pytest
 import scipy.special
 
 from plastax import methods, tree
+from plastax.errors import ConfigError
 from plastax.methods.dash import factors
 from plastax.methods.trac import erfi
 from plastax.models import CNN, MLP
-from plastax.types import MethodArgs
+from plastax.models.layers import roles
+from plastax.types import MethodArgs, Model
 from tests.methods.reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -294,6 +296,7 @@ CASES["upgd of adam"] = (methods.UPGD(RATE * 0.2, RATE * 0.3, 0.8), AdamUpgd, Ad
 for name in ("crelu", "deep_fourier", "smooth_leaky", "orthogonal"):
     CASES[name] = (methods.METHODS[name], Reference, Adam)
 
+MODEL = Model(init_fn, *[None] * 3, (), (), roles=roles)
 NAMES = {label.partition(" ")[0] for label in CASES} | {"plasticity_injection"}
 
 
@@ -307,7 +310,7 @@ class PlainSgd(Sgd):
 def test_steps_equal_numpy(label: str) -> None:
     config, reference, inner = CASES[label]
     inner = PlainSgd if inner is Sgd and "moment" not in label else inner
-    method = config.build(inner.transform)
+    method = config.build(inner.transform, MODEL)
     params = random_tree(0)
 
     @jax.jit
@@ -344,7 +347,7 @@ def test_steps_equal_numpy(label: str) -> None:
 def test_dash_compares_the_places_of_a_convolutions_channel_pairs() -> None:
     rng = np.random.default_rng(0)
     w, g = (rng.standard_normal((3, 2, 4, 5)) for _ in range(2))
-    found = factors({"conv_0": {"kernel": jnp.asarray(w)}}, {"conv_0": {"kernel": jnp.asarray(g)}}, 0.1)
+    found = factors({"conv_0": {"kernel": jnp.asarray(w)}}, {"conv_0": {"kernel": jnp.asarray(g)}}, 0.1, roles)
     for i in range(4):
         for o in range(5):
             a, b = w[..., i, o].ravel(), -g[..., i, o].ravel()
@@ -361,12 +364,17 @@ def test_erfi_is_scipys() -> None:
     np.testing.assert_allclose(got, scipy.special.erfi(x.astype(np.float64)), rtol=4e-6)
 
 
-@pytest.mark.parametrize("norm", ["layer", "none"])
-def test_projection_leaves_a_normalised_network_as_it_is(norm: str) -> None:
-    """What is behind a normalisation does not change when its layer is scaled as a whole; without one it does."""
-    model = CNN((4,), (3,), (6,), layer_norm=norm == "layer").build((6, 6, 2), 3)
+def test_projection_without_a_normalisation_has_nothing_to_project() -> None:
+    model = CNN((4,), (3,), (6,)).build((6, 6, 2), 3)
+    with pytest.raises(ConfigError, match="project: no normalisation follows any of the layers 'conv_0'"):
+        methods.project(norms=False, output=False, roles=model.roles).init(model.init(jax.random.key(0)))
+
+
+def test_projection_leaves_a_normalised_network_as_it_is() -> None:
+    """What is behind a normalisation does not change when its layer is scaled as a whole."""
+    model = CNN((4,), (3,), (6,), layer_norm=True).build((6, 6, 2), 3)
     params = model.init(jax.random.key(0))
-    method = methods.project(norms=False, output=False)
+    method = methods.project(norms=False, output=False, roles=model.roles)
     state = method.init(params)
     grown = jax.tree.map(lambda x: x + 0.3, params)
     moves = jax.tree.map(jnp.subtract, grown, params)
@@ -374,12 +382,9 @@ def test_projection_leaves_a_normalised_network_as_it_is(norm: str) -> None:
     projected = optax.apply_updates(params, moves)
     x = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
     before, after = (model.apply(p, x)[0] for p in (grown, projected))
-    if norm == "layer":
-        assert not np.allclose(projected["conv_0"]["kernel"], grown["conv_0"]["kernel"])
-        # LayerNorm's epsilon, 1e-6, is all that sees the scale.
-        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
-    else:
-        jax.tree.map(np.testing.assert_allclose, projected, grown)
+    assert not np.allclose(projected["conv_0"]["kernel"], grown["conv_0"]["kernel"])
+    # LayerNorm's epsilon, 1e-6, is all that sees the scale.
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
 
 
 def test_clipping_bounds_are_the_initialisers() -> None:
