@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import rich.console
 from rich.segment import Segment
@@ -66,10 +66,12 @@ class _Lossy(io.FileIO):
     """An open file that takes everything: what the system refuses (EPIPE, ENOSPC, EIO) is lost."""
 
     def write(self, data: Any) -> int:
-        written = None
+        left = memoryview(data).cast("B")
         with contextlib.suppress(OSError):
-            written = super().write(data)
-        return memoryview(data).nbytes if written is None else written
+            while left:
+                # None: it would have to wait, on a descriptor that may not.
+                left = left[super().write(left) or len(left) :]
+        return memoryview(data).nbytes
 
 
 def make_lossy() -> None:
@@ -84,8 +86,9 @@ def make_lossy() -> None:
         with contextlib.suppress(OSError):
             stream.flush()
         # Held by the module's stream for the rest of the process; the descriptor stays whose it was.
+        raw = _Lossy(stream.fileno(), "w", closefd=False)
         lossy = io.TextIOWrapper(
-            io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False)),
+            cast("BinaryIO", raw) if stream.write_through else io.BufferedWriter(raw),
             encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=stream.line_buffering,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import signal
@@ -18,6 +17,7 @@ import plastax
 from plastax import __main__ as cli
 from plastax import launch, runs
 from plastax.errors import ConfigError, RunError
+from plastax.files import read_json
 from tests import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -79,8 +79,8 @@ def test_shards_at_once_killed_and_repeated_make_one_study(whole, cache, tmp_pat
     assert (state.state, state.done, state.total) == ("finished", 30, 30)
     assert (directory / "summary.csv").exists()
     assert directory.name == whole.name, "the run id is the settings'"
-    config = json.loads((directory / "config.json").read_text())
-    assert (config, list(config["arms"])) == (json.loads((whole / "config.json").read_text()) | place_of(config), ARMS)
+    config, other = read_json(directory / "config.json"), read_json(whole / "config.json")
+    assert (config, list(config["arms"])) == (other | place_of(config), ARMS)
     # Two of the arms were trained beside others.
     np.testing.assert_allclose(losses(directory), losses(whole), rtol=1e-5)
     with pytest.raises(RunError, match=r"begun in 3 shards; go on with --shard i/3"), runs.hold(directory, {}, "0/2"):

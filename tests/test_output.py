@@ -52,6 +52,18 @@ def test_a_program_whose_output_nobody_takes_ends_as_ever(redirected, tmp_path):
     assert "BrokenPipe" not in done.stderr
 
 
+@pytest.mark.parametrize("flags", [["-u"], []])
+def test_output_is_buffered_as_python_was_asked_to(flags):
+    program = (
+        "import os; from plastax import output; output.make_lossy()\n"
+        "print('a' * 10**6, end='', flush=True); print('b', end=''); os._exit(0)"
+    )
+    script, env = [sys.executable, *flags, "-c", program], os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    # A pipe takes less at a time; and what is not flushed is lost when a process ends so.
+    assert done.stdout == "a" * 10**6 + ("b" if flags else "")
+
+
 @given(st.text())
 def test_what_is_shown_has_no_control_character(text):
     shown = output.plain(text)
