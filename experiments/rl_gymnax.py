@@ -123,7 +123,7 @@ def prepare(
 def main() -> None:
     """Runs the study that the command line asks for."""
     config = settings.parse(Config, PRESETS, {"stream": STREAMS, "model": MODELS}, GROUPS)
-    machine.check(double=False)
+    machine.check()
     starting.check_writable(config, "rl_gymnax")
     with memory.explained("rl_gymnax", settings.to_json(config, GROUPS)):
         _study.carry_out("rl_gymnax", config, GROUPS, build)

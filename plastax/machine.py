@@ -28,11 +28,8 @@ SWITCHES = {
 """JAX's options that no run works with -> their values that it does not work with, why."""
 
 
-def check(*, double: bool = True) -> None:
+def check() -> None:
     """Starts JAX and looks at what it was told, before anything is compiled.
-
-    Args:
-      double: whether the program at hand works in double precision.
 
     Raises:
       ConfigError: there is no backend that ``JAX_PLATFORMS`` names, or Python or JAX was told what no run works with.
@@ -41,8 +38,6 @@ def check(*, double: bool = True) -> None:
     for name, (values, why) in SWITCHES.items():
         if (value := jax.config.values.get(name)) in values:
             raise ConfigError(f"{name.upper()}: {value} is not allowed, for {why}; unset it")
-    if jax.config.values["jax_enable_x64"] and not double:
-        raise ConfigError("JAX_ENABLE_X64: True is not allowed here, where all is in single precision; unset it")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # A backend that is known, but not installed, is an assertion.

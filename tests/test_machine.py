@@ -131,14 +131,6 @@ def test_what_no_run_works_with_is_refused(told, name, value):
         machine.check()
 
 
-def test_double_precision_is_refused_where_it_does_not_work(told):
-    machine.check(double=False)
-    told("jax_enable_x64", True)
-    machine.check()
-    with pytest.raises(ConfigError, match="JAX_ENABLE_X64"):
-        machine.check(double=False)
-
-
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
