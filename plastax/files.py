@@ -103,7 +103,7 @@ def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in the order of the names; nothing if it is not there, and `Unreadable` if it is closed."""
+    """What lies in a folder, in the order of names; nothing if it is not there, and `Unreadable` if it is closed."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
