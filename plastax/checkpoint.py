@@ -214,18 +214,10 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
 
 
 def clear(place: Path, first: int) -> None:
-    """Makes room for the checkpoints after segment ``first``: those that were finished are moved aside."""
+    """Makes room for the checkpoints after segment ``first``: moves aside what is there, damaged or half-made too."""
     for segment, folder in _folders(place).items():
-        try:
-            (folder / MANIFEST).lstat()
-        # Never finished. Every other error ends this: nothing is removed that cannot be looked at.
-        except FileNotFoundError:
-            shutil.rmtree(folder)
-        except NotADirectoryError:
+        if segment > first:
             aside(folder)
-        else:
-            if segment > first:
-                aside(folder)
 
 
 def _folders(place: Path) -> dict[int, Path]:
@@ -239,14 +231,16 @@ def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
         path = folder / name
         try:
             inside = path.resolve().is_relative_to(folder.resolve())
-            if not inside or regular(path).st_size != expected[0] or _checksum(path) != expected:
-                raise RecordError(f"{name} is {'not what was written' if inside else 'outside of it'}")
+            whole = inside and regular(path).st_size == expected[0] and _checksum(path) == expected
+        except RecordError:
+            raise
+        # Names of a stranger's manifest may be anything.
         except (FileNotFoundError, ValueError, IndexError, RuntimeError) as error:
-            if isinstance(error, RecordError):
-                raise
             raise RecordError(f"{name} is missing") from error
         except OSError as error:
             raise trouble(path, error) from error
+        if not whole:
+            raise RecordError(f"{name} is {'not what was written' if inside else 'outside of it'}")
 
 
 def _leaves(folder: Path, like: Tree) -> dict[str, np.ndarray]:

@@ -53,7 +53,11 @@ def killed(copy: Path) -> Path:
 def tree(directory: Path) -> dict[Path, bytes]:
     """Every file that holds what a run has computed."""
     found = (path for top in ("records", "checkpoints") for path in (directory / top).rglob("*"))
-    return {path: path.read_bytes() for path in found if path.is_file() and not path.is_symlink()}
+    return {
+        path: path.read_bytes()
+        for path in found
+        if path.is_file() and os.access(path, os.R_OK) and not path.is_symlink()
+    }
 
 
 def likes() -> dict[str, Any]:
