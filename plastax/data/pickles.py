@@ -119,7 +119,7 @@ class _Machine:
     def named(self, module: Any, name: Any) -> _Name:
         found = _Name(_string(module), _string(name))
         if found not in NAMED:
-            message = f"it asks for {'.'.join(found)}, which is not data"
+            message = f"it asks for {'.'.join(found)!a}, which is not data"
             raise ValueError(message)
         return found
 
@@ -286,7 +286,7 @@ def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> N
     """Refuses a batch that lacks one of the names."""
     there = set(batch)
     if missing := [name for name in names if name not in there]:
-        only = f" (only {', '.join(map(repr, sorted(there)[:10]))})" if there else ""
+        only = f" (only {', '.join(map(ascii, sorted(there)[:10]))})" if there else ""
         message = f"{label}: has no {' and no '.join(missing)}{only}; replace it by the right file"
         raise DataError(message)
 
@@ -327,7 +327,7 @@ def _built(data: Any, dtype: Any, shape: Any, order: Any, axes: Any) -> np.ndarr
     if isinstance(data, _Call) and data.name == "encode":
         text, encoding = data.arguments
         if _string(encoding) not in ("latin1", "latin-1"):
-            message = f"encoding {_string(encoding)!r} is not allowed"
+            message = f"encoding {_string(encoding)!a} is not allowed"
             raise ValueError(message)
         data = text.encode("latin1")
     size = len(data)
@@ -353,7 +353,7 @@ def _dtype(call: Any) -> np.dtype:
     # Version, byte order, and then what structured types have: a base, names, fields.
     _, byte_order, *structure = (call.state or (3, "|", None, None, None))[:5]
     if not NUMBER.fullmatch(code) or any(part is not None for part in structure):
-        message = f"an array of {code}, which are no plain numbers"
+        message = f"an array of {code!a}, which are no plain numbers"
         raise ValueError(message)
     return np.dtype({"<": "<", ">": ">"}.get(_string(byte_order), "=") + code)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from plastax.output import plain
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits a process's memory as Linux does")
 
@@ -32,7 +34,7 @@ def read(*arguments: str) -> list[dict[str, Any]]:
 def check(found: list[dict[str, Any]], most: int) -> None:
     for line in found:
         said = line["said"]
-        assert said.isprintable(), line
+        assert plain(said) == " ".join(said.splitlines()) == said, line
         assert len(said) < 600, line
         # The limit of the process is there to catch what nobody counted; no file may need it.
         assert "does not fit into the memory" not in said, line
@@ -64,11 +66,11 @@ def test_small_files_that_unpack_to_gigabytes_are_refused():
 
 @pytest.mark.slow
 def test_many_damaged_files_are_refused_or_read(capsys):
-    found = read("damaged", "30000", "1")
+    found = read("damaged", "10000", "1")
     check(found, 100 << 20)
     refused = [line for line in found if line["said"] != "read"]
     with capsys.disabled():
         print(
             f"\n{len(found)} damaged image files: {len(refused)} refused, {len(found) - len(refused)} read, 0 crashes"
         )
-    assert len(refused) > 20_000
+    assert len(refused) > 7_000
