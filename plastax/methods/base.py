@@ -240,11 +240,11 @@ class Ring(NamedTuple):
 
     Attributes:
       batches: a tree of ``[k, B, ...]``; the batch of gradient step ``clock`` is at ``clock % k``.
-      count: int32, how many were put in.
+      put: int32, how many were put in.
     """
 
     batches: Tree
-    count: Array
+    put: Array
 
 
 def empty_ring(batch_like: Tree, k: int) -> Ring:
@@ -257,14 +257,14 @@ def empty_ring(batch_like: Tree, k: int) -> Ring:
 def keep(ring: Ring, batch: Tree, clock: Array) -> Ring:
     """Puts a batch in the place of the oldest; the place follows the clock, which is the same for all seeds."""
     k = jax.tree.leaves(ring.batches)[0].shape[0]
-    put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=clock % k, axis=0)
-    return Ring(jax.tree.map(put, ring.batches, batch), ring.count + 1)
+    place = functools.partial(jax.lax.dynamic_update_index_in_dim, index=clock % k, axis=0)
+    return Ring(jax.tree.map(place, ring.batches, batch), ring.put + 1)
 
 
 def recent(ring: Ring, clock: Array) -> tuple[Tree, Array]:
     """The kept batches as one ``[k * B, ...]``, and which of its examples there are, bool ``[k * B]``."""
     k, size = jax.tree.leaves(ring.batches)[0].shape[:2]
-    there = (clock - jnp.arange(k)) % k < ring.count
+    there = (clock - jnp.arange(k)) % k < ring.put
     return jax.tree.map(lambda x: x.reshape(k * size, *x.shape[2:]), ring.batches), jnp.repeat(there, size)
 
 
@@ -310,9 +310,13 @@ def matrices_of(params: Params, roles_of: RolesOf, name: str, *, hidden: bool = 
 
 def on_matrix(fn: Callable[[Array], Array], x: Array, role: Role, kernel: Kernel) -> Array:
     """``fn`` of a kernel as ``[inputs, units]``, of every layer of a stack by itself."""
-    for _ in roles.shape_of(role, kernel)[0]:
-        fn = jax.vmap(fn)
+    fn = mapped(fn, len(roles.shape_of(role, kernel)[0]))
     return roles.from_matrices(fn(tree.wide(roles.matrices(x, role, kernel))), role, kernel)
+
+
+def mapped(fn: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """``fn`` over so many leading axes of its arguments."""
+    return mapped(jax.vmap(fn), axes - 1) if axes else fn
 
 
 def on_hidden_kernels(name: str, fn: Callable[[Array], Array], strength: float | Array, roles_of: RolesOf) -> Method:

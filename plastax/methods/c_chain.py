@@ -106,8 +106,8 @@ def c_chain(
         **_: object,
     ) -> tuple[Tree, CChainState]:
         whole(params, "c_chain")
-        place = clock if every_step else state.batches.count
-        there = state.batches.count >= 2
+        place = clock if every_step else state.batches.put
+        there = state.batches.put >= 2
         reference = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, place % 2, keepdims=False), state.batches.batches
         )

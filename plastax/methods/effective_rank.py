@@ -120,7 +120,7 @@ def effective_rank(
         now = due(period, clock, state.last, every_step, ends=ring is not None)
         examples, there = batch, None
         if ring is not None:
-            place = clock if every_step else ring.count
+            place = clock if every_step else ring.put
             ring = keep(ring, batch, place)
             examples, there = recent(ring, place)
 

@@ -12,7 +12,7 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Matrices, Settings, add_scaled, at_least_one, matrices_of, transformation
+from plastax.methods.base import Matrices, Settings, add_scaled, at_least_one, mapped, matrices_of, transformation
 from plastax.roles import STRUCTURE, RolesOf, from_matrices, matrices, of_model, stack_of
 from plastax.types import Array, Method, Model, Params, Tree
 
@@ -111,21 +111,16 @@ def spectral_norm(
             if name in found:
                 role, kernel = found[name]
                 w = tree.wide(matrices(x, role, kernel))
-                stacked, step = w.ndim - 2, of_kernel
-                for _ in range(stacked):
-                    step = jax.vmap(step)
-                slope, v = step(w, start[name])
+                slope, v = mapped(of_kernel, w.ndim - 2)(w, start[name])
                 if name in vectors:
                     vectors[name] = v
                 return from_matrices(slope, role, kernel)
             if known[name].kind == "scale":
                 return 2 * (x - 1)
             if known[name].kind in ("bias", "offset"):
-                step = of_bias
                 # At k = 2 it makes no difference whose entry it is.
-                for _ in range(stack_of(name, known[name], "spectral_norm") if exponent != 2 else 0):
-                    step = jax.vmap(step)
-                return step(tree.wide(x))
+                stacked = 0 if exponent == 2 else stack_of(name, known[name], "spectral_norm")
+                return mapped(of_bias, stacked)(tree.wide(x))
             return jnp.zeros_like(x)
 
         return add_scaled(updates, strength, tree.map_named(slope, params)), SpectralNormState(vectors)
