@@ -103,7 +103,7 @@ def _of_deb(archive: Path, limit: int) -> Iterator[bounded.Limited]:
 
 
 def _take(package: str, opened: Opened, prefix: str, files: Mapping[str, int], folder: Path) -> None:
-    """Puts files of a package into the folder; ``opened`` gives it as a tar archive of at most so many bytes."""
+    """Puts files of a package into the folder; ``opened``, told the most bytes, gives it as a tar archive."""
     limits = {prefix + name: limit for name, limit in files.items()}
     try:
         total = PACKED * sum(limits.values()) + bounded.CHUNK

@@ -108,7 +108,7 @@ def test_a_mirror_with_wrong_or_cut_content_is_passed_over(empty_cache, tiny, se
     assert sorted(path.name for path in (empty_cache / "tiny").iterdir()) == sorted(idx_files)
 
 
-def test_a_resumed_part_of_something_else_is_fetched_anew(empty_cache, tiny, server, idx_files):
+def test_a_resumed_part_of_something_else_is_fetched_again(empty_cache, tiny, server, idx_files):
     tiny(server.url)
     server.files, name = idx_files, f"{idx.TRAIN_IMAGES}.gz"
     server.faults = {name: ["cut"] * 5}
