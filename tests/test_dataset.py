@@ -128,6 +128,18 @@ def test_export_holds_every_number(runs: pathlib.Path, tmp_path: pathlib.Path, f
     assert len(frames["host"]) == 2 * (2 + 3)
 
 
+@pytest.mark.parametrize("evil", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: pathlib.Path, evil: str) -> None:
+    frame = pd.DataFrame({"arm": [evil, "reset"], "value": [-1.5, 2.0], "text": ["-1.5", "+2"], evil: ["a", "b"]})
+    dataset.write_table(frame, tmp_path / "t.csv")
+    back = pd.read_csv(tmp_path / "t.csv", lineterminator="\n")
+    assert back["arm"].tolist() == [f"'{evil}", "reset"]
+    assert back.columns[-1] == f"'{evil}"
+    # Numbers stay numbers.
+    assert back["value"].tolist() == [-1.5, 2.0]
+    assert back["text"].tolist() == [-1.5, 2]
+
+
 def test_export_goes_into_the_run(runs: pathlib.Path) -> None:
     paths = dataset.export([runs / "one"])
     assert {path.parent for path in paths} == {runs / "one" / "export"}

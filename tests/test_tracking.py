@@ -54,7 +54,7 @@ def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
     lines = {}
     for _, key, value in table["data"]:
         lines.setdefault(key, []).append(value)
-    assert set(lines) == {"task 1", "task 2", "task 3"}
+    assert set(lines) == {"task 0", "task 1", "task 2"}
     assert all(sum(line) == pytest.approx(1.0) for line in lines.values())
     assert [row["task"] for row in rows] == list(range(TASKS))
     for task, row in enumerate(rows):

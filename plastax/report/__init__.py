@@ -125,7 +125,7 @@ def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     study = load(run)
     page = pathlib.Path(page or study.directory / "report.html")
     write_table(table.summary(study.data).reset_index(), page.with_name("summary.csv"))
-    if (best := selection.best(study.data)) is not None:
+    if not isinstance(best := selection.best(study.data), str):
         write_table(best, page.with_name("selection.csv"))
     figures.write(study.data, page.with_name("figures"))
     return html.write([study], page)
@@ -141,9 +141,14 @@ def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pat
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:
     """Of a sweep the best arms, see `selection.select`."""
+    from plastax import output
     from plastax.report import selection
 
-    if (best := selection.best(data, statistic, quantity)) is not None:
+    best = selection.best(data, statistic, quantity)
+    if isinstance(best, str):
+        if best:
+            output.say(console, best)
+    else:
         title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
         console.print(selection.render(best, title))
 
@@ -194,10 +199,7 @@ def print_comparison(
     studies = [read(run) for run in runs]
     frame = compare.compare_windows(studies, statistic, **options)
     console = console or output.Console()
-    captions = {
-        letter: " ".join(str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name))
-        for letter, data in zip(compare.letters(len(studies)), studies)
-    }
+    captions = {letter: compare.what(data) for letter, data in zip(compare.letters(len(studies)), studies)}
     for (quantity, window), part in frame.groupby(["quantity", "window"], sort=False):
         title = f"{quantity}, {statistic} over seeds and tasks, {window}"
         console.print(compare.render(part, title, captions))

@@ -20,9 +20,11 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.record import RecordError
+from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
 from plastax.report.score import Score, Window, score_of
-from plastax.report.statistics import resample
-from plastax.report.table import REFERENCES, cell, finished, task_values
+from plastax.report.statistics import about_intervals, resample
+from plastax.report.table import cell
+from plastax.report.values import REFERENCES, finished, task_values
 
 Statistic = Literal["mean", "iqm"]
 
@@ -82,7 +84,7 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], 
         where = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
         score = score_of(data)
         if score is None:
-            raise RecordError(f"{where}: no return, accuracy or loss has been recorded")
+            raise RecordError(f"{where}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
         scores[where] = score
         chosen = {q.name: q for q in score.quantities} | {"": score.main}
         values = task_values(data, chosen[quantity]) if quantity in chosen else None
@@ -157,7 +159,7 @@ def compare(
       Columns ``run``, ``arm``, ``seeds``, ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds``
       (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of
       this arm does better than one of the other in the same task), each with ``_low`` and ``_high``, the ends of
-      the 95 % interval; NaN with a single seed.
+      the 95 % interval; NaN with fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -219,14 +221,22 @@ def _columns(name: str, interval: tuple[float, float, float]) -> dict[str, float
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval))
 
 
+def what(data: xr.Dataset) -> str:
+    """What a run is, and which tasks it lacks, for the captions of `render`."""
+    names = [str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name)]
+    return "; ".join(text for text in (" ".join(names), f"{data.sizes['task']} tasks", unfinished(data)) if text)
+
+
 def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich.table.Table:
     """The table of `compare` for a terminal.
 
     Args:
       frame: from `compare`.
-      title: what the numbers are.
-      captions: letter of a run -> what it is.
+      title: what the numbers are; the tasks that they are of are added.
+      captions: letter of a run -> what it is, see `what`.
     """
+    row = frame.iloc[0]
+    title = f"{title}: {numbers(range(row['first_task'], row['last_task'] + 1))}"
     table = rich.table.Table(title=title, caption_justify="left")
     several = bool(frame["run"].any())
     for name in [*(["run"] if several else []), "arm"]:
@@ -239,5 +249,7 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
         cells = [cell(row, "value"), minus, *(cell(row, n) if compared else "" for n in ("difference", "improves"))]
         table.add_row(*([row["run"]] if several else []), row["arm"], str(row["seeds"]), *cells)
     lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
-    table.caption = "\n".join(["[95 % bootstrap interval over seeds]; P(better): in the same task, ties half", *lines])
+    about = about_intervals(int(frame["seeds"].min()), " over seeds").removeprefix(";").strip()
+    first = f"{about}; P(better): in the same task, ties half"
+    table.caption = "\n".join([first, f"of the tasks that all have finished; {NUMBERED}", *lines])
     return table

@@ -19,7 +19,7 @@ from plastax.report.score import Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
 from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
-from plastax.report.table import layer_mean, rank_at, task_values
+from plastax.report.values import layer_mean, rank_at, task_values
 
 
 class Drawing(NamedTuple):

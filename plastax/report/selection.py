@@ -14,7 +14,13 @@ import xarray as xr
 from plastax.errors import ConfigError
 from plastax.record import RecordError
 from plastax.report.compare import STATISTICS, Statistic, arms, compare
-from plastax.report.table import REFERENCES, cell, finished
+from plastax.report.notes import NUMBERED, numbers
+from plastax.report.statistics import FEWEST, about_intervals
+from plastax.report.table import cell
+from plastax.report.values import REFERENCES, finished
+
+SEEDS = 4
+"""Seeds of a sweep from which on its best arms are chosen: two choose, and two report."""
 
 
 def is_sweep(data: xr.Dataset) -> bool:
@@ -39,12 +45,15 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
       ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (of the first half, too good).
 
     Raises:
-      ConfigError: there is a single seed, or the quantity was not measured.
+      ConfigError: there are fewer than `SEEDS` seeds, or the quantity was not measured.
       RecordError: no task is finished.
     """
     seeds = data.seed.values.tolist()
-    if len(seeds) < 2:
-        raise ConfigError("a sweep of a single seed has none left to report the best arm on; give --seeds 2 or more")
+    if len(seeds) < SEEDS:
+        raise ConfigError(
+            f"best arms are chosen by half of a sweep's seeds and reported on the other half, and {len(seeds)} are too "
+            f"few for that; give --seeds {SEEDS} or more ({2 * FEWEST} for intervals)"
+        )
     half = (len(seeds) + 1) // 2
     found, score, _ = arms([data.isel(seed=slice(half))], quantity)
     tasks = np.arange(data.sizes["task"])[score.windows[-1].tasks(data.sizes["task"])]
@@ -76,12 +85,12 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
     return frame
 
 
-def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame | None:
-    """`select` of a sweep; None of what is none, or has no finished tasks or seeds to spare."""
+def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame | str:
+    """`select` of a sweep; else why there is no choice: it has no finished tasks or seeds to spare. "": it is none."""
     try:
-        return select(data, statistic, quantity) if is_sweep(data) else None
-    except (ConfigError, RecordError):
-        return None
+        return select(data, statistic, quantity) if is_sweep(data) else ""
+    except (ConfigError, RecordError) as error:
+        return f"no best arms: {error}"
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +108,9 @@ def note(frame: pd.DataFrame) -> list[str]:
     first = frame.iloc[0]
     against = next((name for name in frame["against"] if isinstance(name, str)), "")
     lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]
-    lines += [f"tasks {first['first_task'] + 1} to {first['last_task'] + 1}; [95 % bootstrap interval over seeds]"]
+    tasks = numbers(range(first["first_task"], first["last_task"] + 1))
+    about = about_intervals(int(frame["seeds"].min()), " over seeds").removeprefix(";").strip()
+    lines += [f"{tasks} ({NUMBERED}); {about}"]
     return lines + ([f"difference to {against}, paired; P(better): in the same task"] if against else [])
 
 

@@ -23,6 +23,12 @@ RESAMPLES = 9999
 FEWEST = 3
 """Seeds that an interval takes at least: the resamples of two seeds have three different means."""
 
+
+def about_intervals(seeds: int, of: str = "") -> str:
+    """What stands after "mean over n seeds" of numbers with intervals, and in the place of intervals."""
+    return f" [95 % bootstrap interval{of}]" if seeds >= FEWEST else f"; no intervals of fewer than {FEWEST} seeds"
+
+
 # Values in memory at a time: 16 MB a temporary array, for however many cells.
 _VALUES = 2_000_000
 

@@ -12,101 +12,10 @@ import rich.table
 import xarray as xr
 from rich.text import Text
 
-from plastax.report.score import Quantity, Score, measured, score_of, thirds
+from plastax.report import notes
+from plastax.report.score import Quantity, Score, score_of, thirds
 from plastax.report.statistics import over_seeds, paired_difference
-
-REFERENCES = ("reset", "backprop")
-"""What methods are compared with: the first of these that is in the study."""
-
-
-def finished(data: xr.Dataset) -> xr.DataArray:
-    """Whether an arm has finished a task (arm, task), bool: a started one has the average of its beginning."""
-    last = data.update_task.groupby("update_task").count().values.cumsum()
-    if "host/clock" not in data:
-        return xr.DataArray(np.zeros((data.sizes["arm"], len(last)), bool), dims=("arm", "task"))
-    done = (data["host/clock"] + data["host/length"]).max("segment")
-    return done >= xr.DataArray(last, dims="task", coords={"task": data.task})
-
-
-def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
-    """A quantity's value in each finished task.
-
-    Args:
-      data: a study, see `plastax.load`.
-      quantity: a training value (its mean over the task's updates, those without a value left out: of the return, those
-        in which no episode ended), or a probe's value at one mark.
-
-    Returns:
-      (arm, seed, task), in the value's unit; None if the study does not have it.
-    """
-    if not measured(data, quantity):
-        return None
-    if quantity.mark:
-        values = layer_mean(data, quantity.variable, quantity.mark)
-    else:
-        values = data[quantity.variable].groupby("update_task").mean().rename(update_task="task")
-        values = values.assign_coords(task=data.task).where(finished(data))
-        # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
-        values = values if (alive := alive_in(data)) is None else values.where(alive)
-    return None if values is None else values.transpose("arm", "seed", "task")
-
-
-def alive_in(data: xr.Dataset) -> xr.DataArray | None:
-    """Whether a seed's training did not break down up to the end of a task (arm, seed, task), bool; None: not known.
-
-    See `plastax.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
-    """
-    if "train/alive" not in data:
-        return None
-    dead = (data["train/alive"] == 0).groupby("update_task").any().rename(update_task="task")
-    return ~dead.assign_coords(task=data.task)
-
-
-def frozen(data: xr.Dataset) -> list[str]:
-    """The seeds that were frozen, in words: ``<arm>: seed <k> since task <t>``, tasks counted from 1."""
-    if (alive := alive_in(data)) is None:
-        return []
-    since = alive.sum("task").where(~alive.all("task"))
-    table = since.to_series().dropna()
-    return [f"{arm}: seed {k} since task {int(task) + 1}" for (arm, k), task in table.items()]
-
-
-def reference(data: xr.Dataset) -> str | None:
-    """The arm that others are compared with, None if the study has none of `REFERENCES`."""
-    return next((name for name in REFERENCES if name in data.arm.values), None)
-
-
-def rank_at(data: xr.Dataset, eps: float | None = None, operator: str = "hessian") -> xr.DataArray | None:
-    """eps-rank at the first update of every task (arm, seed, task): eigenvalues with absolute value above eps.
-
-    Args:
-      data: a study.
-      eps: the nearest measured threshold (in ratio) is taken; by default the middle one, of two the larger.
-      operator: ``hessian`` or ``ggn``.
-
-    Returns:
-      A count, with the scalar coordinate ``eps`` if thresholds are labelled; None if it was not measured.
-    """
-    name = f"probe/{operator}/rank"
-    if name not in data:
-        return None
-    rank = data[name].sel(mark="init")
-    (axis,) = set(rank.dims) - {"arm", "seed", "task"} or {None}
-    if axis is None:
-        return rank
-    index = rank.sizes[axis] // 2
-    if eps is not None and axis in rank.coords:
-        with np.errstate(divide="ignore"):
-            index = int(np.argmin(np.abs(np.log(rank[axis].values.astype(float)) - math.log(eps))))
-    return rank.isel({axis: index}).transpose("arm", "seed", "task")
-
-
-def layer_mean(data: xr.Dataset, name: str, mark: str) -> xr.DataArray | None:
-    """A probe's value at one mark, averaged over layers: (arm, seed, task); None if it was not measured."""
-    if name not in data:
-        return None
-    value = data[name].sel(mark=mark)
-    return value.mean([dim for dim in value.dims if dim not in ("arm", "seed", "task")])
+from plastax.report.values import alive_in, finished, layer_mean, rank_at, reference, task_values
 
 
 def _add(columns: dict[str, xr.DataArray], name: str, data: xr.DataArray | None) -> None:
@@ -184,7 +93,8 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
       `plastax.report.score`), paired by seed and task; ``over_<reference>``: ratio of the means over the same tasks,
       NaN unless both are positive, for returns only. Supervised: ``minus_<reference>_early`` and ``_late``, and of
       quantities besides the main one ``<quantity>_minus_<reference>_early`` and ``_late``.
-    - ``rank_first_third``, ``rank_last_third``: Hessian eps-rank at the first update of a task, see `rank_at`.
+    - ``rank_first_third``, ``rank_last_third``: Hessian eps-rank at the first update of a task, see `rank_at`; with
+      ``_se``, the standard error of one measurement, median over seeds and tasks (intervals are over seeds).
     - ``feature_rank``, ``dormant_fraction``: mean over layers, at the end of the tasks of the last third.
     - ``compile_s``: seconds of compilation; ``env_steps_per_s`` or ``examples_per_s``: of all seeds together, without
       compilation.
@@ -207,8 +117,11 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
         _add_score(columns, data, score)
     if (rank := rank_at(data, eps)) is not None:
         rank = rank.reset_coords(drop=True)
-        _add(columns, "rank_first_third", rank.isel(task=first).mean("task"))
-        _add(columns, "rank_last_third", rank.isel(task=last).mean("task"))
+        error = rank_at(data, eps, value="rank_se")
+        for name, third in {"rank_first_third": first, "rank_last_third": last}.items():
+            _add(columns, name, rank.isel(task=third).mean("task"))
+            if error is not None:
+                columns[f"{name}_se"] = error.isel(task=third).median(["seed", "task"]).reset_coords(drop=True)
     for column, name in {"feature_rank": "effective_rank", "dormant_fraction": "dormant_fraction"}.items():
         if (value := layer_mean(data, f"probe/features/{name}", "end")) is not None:
             _add(columns, column, value.isel(task=last).mean("task"))
@@ -226,32 +139,31 @@ def _speed_column(score: Score | None) -> str:
     return f"{score.steps.replace(' ', '_') if score else 'env_steps'}_per_s"
 
 
-HEADINGS = {
-    "tasks": "finished tasks",
-    "frozen_seeds": "frozen seeds (loss not finite)",
-    "rank_first_third": "Hessian ε-rank at task start, first third",
-    "rank_last_third": "Hessian ε-rank at task start, last third",
-    "feature_rank": "feature effective rank",
-    "dormant_fraction": "dormant units, share",
-    "compile_s": "seconds of compilation",
-    "env_steps_per_s": "env steps per second",
-    "examples_per_s": "examples per second",
-}
-"""Column of `summary` -> its line in `render`; `_headings` has those of the score."""
-
-
-def _headings(score: Score, tasks: int, base: str | None) -> dict[str, str]:
-    """Column of `summary` -> its line in `render`, of all quantities of a score."""
-    headings = {}
-    for quantity in score.quantities:
-        headings[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
-        for window in score.windows:
-            where = window.label.format(n=len(range(tasks)[window.tasks(tasks)]))
-            headings[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
-            minus, over = _difference_names(score, quantity, str(base), window.suffix)
-            headings |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
-            headings |= {over: f"{quantity.label}, {where}, over {base}'s"}
-    return headings
+def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
+    """Column of `summary` -> its line in `render`."""
+    headings, tasks, base = {"tasks": "finished tasks"}, data.sizes["task"], reference(data)
+    headings["frozen_seeds"] = "frozen seeds (loss not finite)"
+    for score in filter(None, [score_of(data)]):
+        for quantity in score.quantities:
+            headings[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
+            for window in score.windows:
+                where = window.label.format(n=len(range(tasks)[window.tasks(tasks)]))
+                headings[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
+                minus, over = _difference_names(score, quantity, str(base), window.suffix)
+                headings |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
+                headings |= {over: f"{quantity.label}, {where}, over {base}'s"}
+    rank = rank_at(data, eps)
+    at = f" ({float(rank.eps):g})" if rank is not None and "eps" in rank.coords else ""
+    for third in ("first", "last"):
+        headings[f"rank_{third}_third"] = f"Hessian ε-rank{at} at task start, {third} third"
+        headings[f"rank_{third}_third_se"] = f"standard error of one measurement of it, {third} third"
+    return headings | {
+        "feature_rank": "feature effective rank",
+        "dormant_fraction": "dormant units, share",
+        "compile_s": "seconds of compilation",
+        "env_steps_per_s": "env steps per second",
+        "examples_per_s": "examples per second",
+    }
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
@@ -296,17 +208,11 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
       One table with a column for every arm; where those are too many for the terminal, tables with a row for every
       arm and some of the quantities each.
     """
-    frame, score = summary(data, eps), score_of(data)
+    frame = summary(data, eps)
     title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
-    caption = f"mean over {data.sizes['seed']} seeds [95 % bootstrap interval]"
-    if score is not None and not score.higher_is_better:
-        caption += f"; lower {score.name} is better"
-    if (data.arm != data.method).any():
-        caption += "\narms trained side by side share the seconds of compilation, and the speed is that of all of them"
-    if seeds := frozen(data):
-        caption += f"\nfrozen, and left out from then on: {'; '.join(seeds)}"
+    caption = "\n".join(notes.below(data))
     notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
-    headings = HEADINGS | (_headings(score, data.sizes["task"], reference(data)) if score else {})
+    headings = _headings(data, eps)
     names = [name for name in frame if name in headings]
     columns = {str(arm): [cell(row, name) for name in names] for arm, row in frame.iterrows()}
     cells = pd.DataFrame(columns, [headings[name] for name in names])

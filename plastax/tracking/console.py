@@ -128,7 +128,7 @@ class ConsoleSink:
                 output.say(
                     self.console,
                     f"{method}: seed {self._first_seed + k} is frozen: its loss was not finite in update "
-                    f"{update}, in task {step + 1}",
+                    f"{update}, in task {step} (tasks are numbered from 0)",
                     "bold red",
                 )
 

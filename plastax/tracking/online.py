@@ -280,7 +280,7 @@ def _densities(spectra: Mapping[str, Mapping[int, Histogram]]) -> dict[str, Any]
         out[name.replace("/spectrum/", "/density/")] = wandb.plot.line_series(
             xs=places.tolist(),
             ys=[of_tasks[task].counts.tolist() for task in chosen],
-            keys=[f"task {task + 1}" for task in chosen],
+            keys=[f"task {task}" for task in chosen],
             title=f"{name}: share of the eigenvalues",
             xname=f"sign(e) (1 + log10(|e| / {float(np.abs(edges).min()):.0e}))",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,33 @@ def test_only_tasks_that_all_have_finished_count(tmp_path: pathlib.Path) -> None
     runs = [make(tmp_path / "a", ("reset",), 6, 0), make(tmp_path / "b", ("reset",), 6, 0, kept=5)]
     frame = compare.compare([report.read(run) for run in runs])
     assert frame["last_task"].tolist() == [4, 4]
+    console = rich.console.Console(file=io.StringIO(), width=140)
+    report.print_comparison(runs, console=console)
+    text = " ".join(console.file.getvalue().split())
+    for said in (
+        "all tasks but the first: tasks 1 to 4",
+        "first task: task 0",
+        "last third of tasks: task 4",
+        "of the tasks that all have finished; tasks are numbered from 0",
+        "A: demo a; 6 tasks",
+        "B: demo b; 6 tasks; unfinished: of 6 tasks there are reset 5",
+    ):
+        assert said in text
+
+
+def test_intervals_of_two_seeds_are_not_printed(tmp_path: pathlib.Path) -> None:
+    run = make(tmp_path / "a", ("reset", "l2"), 3, 0)
+    for path in run.glob("records/*/*.npz"):
+        with np.load(path) as file:
+            two = {"episode_return": file["train/episode_return"][:2]}
+            host = {name: float(file[f"host/{name}"]) for name in ("clock", "length", "task")}
+        write_segment(path.parent, int(path.stem), Record(two, {}), host)
+    console = rich.console.Console(file=io.StringIO(), width=140)
+    report.print_comparison([run], console=console)
+    report.print_table(run, console)
+    assert "no intervals of fewer than 3 seeds" in console.file.getvalue()
+    assert "[95" not in console.file.getvalue()
+    assert not re.search(r"\[[-\d.]+, [-\d.]+\]", console.file.getvalue())
 
 
 def test_the_command_prints_and_writes(runs: list[pathlib.Path], tmp_path: pathlib.Path, capsys) -> None:

@@ -16,7 +16,7 @@ import rich.console
 import plastax
 from plastax import report
 from plastax.record import read_json, write_json, write_segment
-from plastax.report import figures, spectra, style, table
+from plastax.report import figures, spectra, style, table, values
 from plastax.types import Record
 
 METHODS = ("backprop", "l2_er", "reset")
@@ -242,9 +242,9 @@ def test_worst_and_best_leave_reset_out(study: pathlib.Path) -> None:
 
 def test_rank_takes_the_nearest_threshold(study: pathlib.Path) -> None:
     data = plastax.load(study)
-    assert float(table.rank_at(data).eps) == 1e-2
-    assert float(table.rank_at(data, eps=2e-3).eps) == 1e-3
-    assert float(table.rank_at(data, eps=1.0).eps) == 1e-1
+    assert float(values.rank_at(data).eps) == 1e-2
+    assert float(values.rank_at(data, eps=2e-3).eps) == 1e-3
+    assert float(values.rank_at(data, eps=1.0).eps) == 1e-1
 
 
 def test_histogram_by_hand() -> None:

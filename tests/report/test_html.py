@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import html.parser
 import json
 import pathlib
 import re
@@ -13,12 +15,13 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from plastax import report
+from plastax import record, report
 from plastax.errors import ConfigError
-from plastax.record import read_json, write_json
-from plastax.report import html
+from plastax.files import read_json, write_json
+from plastax.report import html as pages
 from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
+from plastax.types import Record
 from tests.lacking import lacking
 from tests.report.test_figures import METHODS, SEEDS, TASKS, make_study
 
@@ -40,12 +43,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def page(study: pathlib.Path) -> pathlib.Path:
-    return html.write([report.load(study)], study / "report.html")
+    return pages.write([report.load(study)], study / "report.html")
 
 
 @pytest.fixture(scope="module")
 def data(study: pathlib.Path) -> xr.Dataset:
-    return html.side_by_side([report.load(study)])[0]
+    return pages.side_by_side([report.load(study)])[0]
 
 
 def test_the_rank_curve_does_not_go_by_the_axes_names(data: xr.Dataset) -> None:
@@ -137,10 +140,11 @@ def test_the_answer_is_that_of_the_study(data: xr.Dataset) -> None:
     assert questions == ("Which method keeps its plasticity?", "", "", "Does its spectrum collapse first?")
     *keeps, order = texts
     keeps = " ".join(keeps)
-    assert "In the last 2 tasks l2_er does best of those that train on" in keeps
+    assert "In the last 2 tasks l2_er has the best episode return: " in keeps
+    assert "(reset left out)" in keeps
     assert re.search(r"clearly ahead of backprop by \d", keeps)
-    assert re.search(r"Against .* falling short: backprop \(-[\d.]+\), l2_er \(-[\d.]+\)", keeps)
-    assert re.search(r"losing: backprop \(-[\d.]+\), l2_er \(-[\d.]+\); no clear change: reset", keeps)
+    assert re.search(r"Compared with .* worse: backprop \(-[\d.]+\), l2_er \(-[\d.]+\)", keeps)
+    assert re.search(r"worse: backprop \(-[\d.]+\), l2_er \(-[\d.]+\); no clear change: reset", keeps)
     assert re.fullmatch(r"By the Hessian eps-rank at 0.01: .*backprop \(task [1-4].*l2_er .*", order)
     row = found.frame.loc["backprop"]
     values = data["train/episode_return"].sel({"arm": "backprop"}).values.reshape(SEEDS, TASKS, -1)
@@ -193,6 +197,61 @@ def test_of_many_points_some_tasks_stand_for_all(data: xr.Dataset, monkeypatch: 
     assert sum(len(trace.x) for trace in relation.section(data).charts[0].figure.data) == relation.POINTS
 
 
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+class Elements(html.parser.HTMLParser):
+    """Every element of a page and its attributes, and what its scripts hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def crafted(directory: pathlib.Path) -> pathlib.Path:
+    """A finished sweep in which every text that a stranger could choose is a tag."""
+    run = make_study(directory)
+    config = read_json(run / "config.json")
+    arms = {f"l2@{EVIL.replace('/', '')}": f"l2{EVIL}", "l2@0": f"l2{EVIL}", "reset": "reset"}
+    for old, new in zip(METHODS, arms):
+        (run / "records" / old).rename(run / "records" / new)
+    settings = config["settings"] | {"methods": list(arms), EVIL: EVIL, "data_card": {"name": EVIL, "synthetic": True}}
+    swept = {label: {"method": method, "settings": {EVIL: EVIL}} for label, method in arms.items()}
+    coords = {name: labels if name == "eps" else [EVIL, *labels[1:]] for name, labels in config["coords"].items()}
+    texts = {"experiment": EVIL, "run_id": EVIL, "settings": settings, "arms": swept, "coords": coords}
+    write_json(run / "config.json", config | texts)
+    names = ("time", "backend", "platform", "git_revision", "command", "matmul_precision")
+    machine = dict.fromkeys(names, EVIL) | {"versions": {EVIL: EVIL}, "devices": [{"kind": EVIL}]}
+    write_json(run / "environment.json", machine)
+    for label in arms:
+        for path in (run / "records" / label).glob("*.npz"):
+            segment = record.read_segment(path)
+            probe = segment.probe | {f"x/{EVIL}": segment.probe["hessian/effective_rank"]}
+            train = segment.train | {EVIL: segment.train["entropy"]}
+            host = {k: v for k, v in segment.host.items() if k != "segment"}
+            record.write_segment(path.parent, int(path.stem), Record(train, probe), host)
+    return run
+
+
+def test_no_text_of_a_run_becomes_an_element_or_a_tag_of_a_chart(tmp_path: pathlib.Path) -> None:
+    run = crafted(tmp_path / "run")
+    study = report.load(run)
+    for studies in ([study], [study, study]):
+        text = pages.page(*pages.side_by_side(studies))
+        assert html.escape(EVIL, quote=False) in text
+        elements = Elements()
+        elements.feed(text)
+        assert not {tag for tag, _ in elements.found} & {"img"}
+        assert not [attrs for _, attrs in elements.found if any(name.startswith("on") for name in attrs)]
+        # Charts get their names as JSON; plotly would take tags out of them, and shows entities as characters.
+        charts = text[text.index("<body>") :]
+        assert "\\u003cimg" not in charts
+        assert "&lt;img" in charts
+
+
 def test_correlation_of_weighted_seeds_is_that_of_repeated_ones() -> None:
     rng = np.random.default_rng(1)
     x = np.round(rng.normal(size=(6, 3, 4)), 1)
@@ -203,14 +262,14 @@ def test_correlation_of_weighted_seeds_is_that_of_repeated_ones() -> None:
 
 
 def test_what_was_not_measured_is_left_out(study: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    data, configs = html.side_by_side([report.load(study)])
+    data, configs = pages.side_by_side([report.load(study)])
     bare = data.drop_vars([name for name in data if name.startswith("probe/")])
-    text = html.page(bare, configs)
+    text = pages.page(bare, configs)
     for gone in ("Hessian spectrum", "Kronecker factors", "Does curvature go"):
         assert gone not in text
     assert "Not measured: add --probes hessian." in text
     assert "Learning curves" in text
-    one = html.page(data.isel(seed=[0]), configs)
+    one = pages.page(data.isel(seed=[0]), configs)
     assert "One seed has no interval" in one
 
 
@@ -218,14 +277,14 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     other = make_study(tmp_path / "other", {"reset": 4})
     config = read_json(other / "config.json")
     write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
-    data, _ = html.side_by_side([report.load(run) for run in (study, other)])
+    data, _ = pages.side_by_side([report.load(run) for run in (study, other)])
     assert data.arm.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
     path = report.write_side_by_side([study, other], tmp_path / "both.html")
     text = path.read_text()
     assert "2 runs side by side" in text
     assert "A: synthetic s0; B: synthetic s1" in text
     assert "Settings that differ" in text
-    assert "Unfinished: of 5 tasks there are, by method: B: reset 2." in text
+    assert "Unfinished: of 5 tasks there are B: reset 2." in text
     assert score_of(data) is not None
     longer = config["settings"] | {"updates_per_task": 99}
     write_json(tmp_path / "longer" / "config.json", config | {"settings": longer})
@@ -238,8 +297,8 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
         study / "environment.json", {"command": "python -m experiments.x --seeds 4 <b>", "git_revision": "c0ffee"}
     )
     settings = read_json(study / "config.json")
-    data, configs = html.side_by_side([report.load(study)])
-    text = html.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
+    data, configs = pages.side_by_side([report.load(study)])
+    text = pages.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
     assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
     assert "c0ffee" in text
     assert '<p class="loud">SYNTHETIC DATA</p>' in text

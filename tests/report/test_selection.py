@@ -69,17 +69,36 @@ def test_the_tables_show_it(tmp_path):
         console = rich.console.Console(file=io.StringIO(), width=120)
         show(console)
         printed = console.file.getvalue()
-        for text in ("best arm", "chosen by seeds 7-9, reported on seeds 10-12", "tasks 3 to 3", "difference to reset"):
+        for text in (
+            "best arm",
+            "chosen by seeds 7-9, reported on seeds 10-12",
+            "task 2 (tasks are numbered from 0)",
+            "difference to reset",
+        ):
             assert text in printed
 
 
-def test_one_seed_is_not_enough_and_no_sweep_has_no_best(tmp_path):
-    data = report.read(make(tmp_path / "a", seeds=1))
-    with pytest.raises(ConfigError, match="single seed"):
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_seeds_choose_nothing_and_it_is_said(tmp_path, seeds):
+    data = report.read(make(tmp_path / "a", seeds=seeds))
+    with pytest.raises(ConfigError, match=f"{seeds} are too few for that; give --seeds 4 or more"):
         selection.select(data)
-    console = rich.console.Console(file=io.StringIO(), width=120)
+    console = rich.console.Console(file=io.StringIO(), width=300)
     report.print_table(tmp_path / "a", console)
-    assert "chosen by" not in console.file.getvalue()
+    assert "chosen by seeds" not in console.file.getvalue()
+    assert "no best arms: best arms are chosen by half of a sweep's seeds" in console.file.getvalue()
+    assert "no best arms" in report.write(tmp_path / "a").read_text()
+
+
+def test_two_seeds_report_without_an_interval(tmp_path):
+    frame = selection.select(report.read(make(tmp_path, seeds=4)))
+    assert frame["value_low"].isna().all()
+    assert "no intervals of fewer than 3 seeds" in selection.note(frame)[1]
+
+
+def test_no_sweep_has_no_best(tmp_path):
+    data = report.read(make(tmp_path))
+    assert selection.best(data.isel(arm=slice(2, None))) == ""
     assert not selection.is_sweep(data.isel(arm=slice(2, None)))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import xarray as xr
 
@@ -17,14 +16,12 @@ from plastax.report import Study, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
-from plastax.report.html.page import Chart, render, table
-from plastax.report.table import task_values
-
-Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-"""Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
+from plastax.report.html.page import Chart, Table, render
+from plastax.report.notes import unscored
+from plastax.report.values import task_values
 
 
-def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, Configs]:
+def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, provenance.Configs]:
     """Some runs as one study: a single run as it is, of several the arms are called ``A: reset``, ``B: reset``.
 
     Args:
@@ -60,7 +57,7 @@ def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, Configs]:
     return joined.assign_attrs(notice=" ".join(text for text in said if text)), configs
 
 
-def page(data: xr.Dataset, configs: Configs) -> str:
+def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     """The report as HTML.
 
     Args:
@@ -79,23 +76,22 @@ def page(data: xr.Dataset, configs: Configs) -> str:
                 charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made))
     ids = {letter: f"{c.get('experiment', '')} {c.get('run_id', '')}".strip() for letter, (c, _) in configs.items()}
     title = next(iter(ids.values())) if len(ids) == 1 else f"{len(ids)} runs side by side"
-    sizes = f"{data.sizes['arm']} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
+    methods = len(set(data.method.values.tolist()))
+    arms = f"{data.sizes['arm']} arms of " if data.sizes["arm"] > methods else ""
+    sizes = f"{arms}{methods} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
     several = "; ".join(f"{letter}: {text}" for letter, text in ids.items()) if len(ids) > 1 else ""
-    first = ""
-    if found is not None:
-        first = table(verdict.table(found)) + f'<p class="note">{verdict.NOTE}</p>'
-    if (best := selection.best(data)) is not None:
-        first += (
-            f'<h3>Best arms</h3>{table(selection.shown(best))}<p class="note">{"; ".join(selection.note(best))}</p>'
-        )
+    tables = [] if found is None else [Table("", verdict.table(found), verdict.NOTE)]
+    best = selection.best(data)
+    if not isinstance(best, str):
+        tables.append(Table("Best arms", selection.shown(best), "; ".join(selection.note(best))))
     return render(
         title,
         f"{sizes}. {several}".strip(),
         str(data.attrs.get("notice", "")),
-        verdict.answers(found),
-        first,
+        verdict.answers(found, unscored(data)),
+        tables,
         charts,
-        provenance.warnings(data, found),
+        [*provenance.warnings(data, found, configs), *([best] if isinstance(best, str) and best else [])],
         [
             learning.section(data),
             spectra.section(data, "hessian"),

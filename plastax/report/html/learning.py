@@ -9,7 +9,7 @@ from plastax.report.html.look import RESAMPLES, band, figure, over_tasks, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import measured, score_of
 from plastax.report.statistics import over_seeds
-from plastax.report.table import task_values
+from plastax.report.values import task_values
 
 POINTS = 480
 """Points that a curve over updates has at most; each is a mean over updates of one task."""
@@ -34,7 +34,7 @@ def curve(data: xr.Dataset) -> Chart | None:
     for arm, style in styles(data.arm.values.tolist()).items():
         one = interval.sel(arm=arm).dropna("place", subset=["mean"])
         if one.sizes["place"]:
-            band(made, one.place.values, one, arm, style, markers=False, width=1.6)
+            band(made, one.place.values, one, style["name"], style, markers=False, width=1.6)
     if tasks <= 60:
         for border in range(1, tasks):
             made.add_vline(border, line={"width": 1, "color": "rgba(128,128,128,0.3)"})

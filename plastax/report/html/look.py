@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def base(arm: str) -> str:
 
 
 def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Arm -> ``color``, ``dash`` and ``symbol``: a colour an arm, of several runs a dash a run."""
+    """Arm -> ``name`` in charts, ``color``, ``dash`` and ``symbol``: a colour an arm, of several runs a dash a run."""
     names = [str(arm) for arm in arms]
     colours = arm_styles(list(dict.fromkeys(map(base, names))))
     runs = list(dict.fromkeys(name.partition(": ")[0] if ": " in name else "" for name in names))
@@ -40,8 +41,14 @@ def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
         colour = "#7d868f" if of_method["color"] == "#000000" else of_method["color"]
         k = runs.index(name.partition(": ")[0] if ": " in name else "")
         k += 0 if of_method["linestyle"] == "-" else 1
-        out[name] = {"color": colour, "dash": _DASHES[k % len(_DASHES)], "symbol": _MARKERS[k % len(_MARKERS)]}
+        look = {"color": colour, "dash": _DASHES[k % len(_DASHES)], "symbol": _MARKERS[k % len(_MARKERS)]}
+        out[name] = {"name": plain(name), **look}
     return out
+
+
+def plain(text: str) -> str:
+    """A text that a chart shows as it is: plotly takes tags out of names, and variables out of hover texts."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
 def faded(colour: str, alpha: float) -> str:
@@ -152,19 +159,19 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
         if not one.sizes["task"]:
             continue
         if not bars:
-            band(made, one.task.values, one, arm, style, markers=one.sizes["task"] <= 60)
+            band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= 60)
             continue
         mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
         made.add_scatter(
             x=one.task.values,
             y=mean,
-            name=arm,
+            name=style["name"],
             mode="lines+markers",
             line={"color": style["color"], "dash": style["dash"], "width": 2},
             marker={"size": 6, "symbol": style["symbol"]},
             error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.2, "width": 3},
             customdata=np.stack([low, high], axis=-1),
-            hovertemplate=f"{arm}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
+            hovertemplate=f"{style['name']}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
             "<extra></extra>",
         )
     return made if made.data else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xarray as xr
 
-from plastax.report.html.look import figure, over_tasks, small, styles
+from plastax.report.html.look import figure, over_tasks, plain, small, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.statistics import over_seeds
-from plastax.report.table import layer_mean
+from plastax.report.values import layer_mean
 
 SHOWN = {
     "features/effective_rank": ("feature effective rank", "end"),
@@ -67,12 +67,12 @@ def kronecker(data: xr.Dataset) -> Section:
             for side, dash in (("a", "solid"), ("g", "dot")):
                 one = intervals[side].sel({"arm": arm, "layer": layer}).dropna("task", subset=["mean"])
                 mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
-                name = f"{arm} {side.upper()}"
+                name = f"{style['name']} {side.upper()}"
                 made.add_scatter(
                     x=one.task.values,
                     y=mean,
                     name=name,
-                    legendgroup=arm,
+                    legendgroup=style["name"],
                     mode="lines",
                     line={"color": style["color"], "dash": dash, "width": 2},
                     error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 0.8, "width": 0},
@@ -120,18 +120,18 @@ def others(data: xr.Dataset) -> Section:
             made.add_scatter(
                 x=row.task.values,
                 y=mean,
-                name=arm,
+                name=style["name"],
                 visible=i == 0,
                 mode="lines+markers" if len(mean) <= 60 else "lines",
                 connectgaps=True,
                 line={"color": style["color"], "dash": style["dash"], "width": 2},
                 marker={"size": 5},
                 error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1, "width": 2},
-                hovertemplate=f"{arm}, task %{{x}}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"{style['name']}, task %{{x}}: %{{y:.4g}}<extra></extra>",
             )
             owner.append(i)
     menu = [
-        {"label": name, "method": "restyle", "args": ["visible", [mine == i for mine in owner]]}
+        {"label": plain(name), "method": "restyle", "args": ["visible", [mine == i for mine in owner]]}
         for i, (name, _) in enumerate(chosen)
     ]
     place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "showactive": True}

@@ -1,4 +1,7 @@
-"""One self-contained page: charts, tables, words; plotly.js is embedded once, and no request leaves the file."""
+"""One self-contained page: charts, tables, words; plotly.js is embedded once, and no request leaves the file.
+
+HTML is made here only, of plain text that is escaped here. Names in charts are escaped by `look.styles`.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,14 @@ class Chart(NamedTuple):
     note: str = ""
     height: int = 330
     wide: bool = False
+
+
+class Table(NamedTuple):
+    """A table of the findings: its title, "" for none; the table; a note below it."""
+
+    title: str
+    frame: pd.DataFrame
+    note: str
 
 
 class Section(NamedTuple):
@@ -127,17 +138,22 @@ def _chart(chart: Chart) -> str:
     return f'<div class="{kind}"><h3>{html.escape(chart.title)}</h3>{drawn}{note}</div>'
 
 
-def table(frame: pd.DataFrame, *, words: bool = False) -> str:
+def _table(frame: pd.DataFrame, *, words: bool = False) -> str:
     """A table as HTML; ``words``: of text, which wraps, not of numbers."""
     drawn = frame.to_html(border=0, na_rep="", index_names=False, classes="text" if words else None, justify="unset")
     return f'<div class="scroll">{drawn}</div>'
+
+
+def _noted(table: Table) -> str:
+    title = f"<h3>{html.escape(table.title)}</h3>" if table.title else ""
+    return f'{title}{_table(table.frame)}<p class="note">{html.escape(table.note)}</p>'
 
 
 def _section(section: Section) -> str:
     parts = [f"<p>{html.escape(text)}</p>" for text in section.text]
     for title, frame in section.tables:
         words = list(frame.columns) == ["value"]
-        parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + table(frame, words=words))
+        parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + _table(frame, words=words))
     if section.charts:
         parts.append(f'<div class="grid">{"".join(map(_chart, section.charts))}</div>')
     heading = f'<h2 id="{section.name}">{html.escape(section.title)}</h2>'
@@ -151,7 +167,7 @@ def render(
     subtitle: str,
     notice: str,
     answer: Sequence[tuple[str, str]],
-    first: str,
+    tables: Sequence[Table],
     charts: Sequence[Chart],
     warnings: Sequence[str],
     sections: Sequence[Section],
@@ -163,7 +179,7 @@ def render(
       subtitle: a line below.
       notice: what must be said with every number; "": nothing.
       answer: questions, and what the study found.
-      first: HTML behind them, the table of the findings.
+      tables: of the findings.
       charts: the figures of the findings.
       warnings: what to beware of.
       sections: the rest; empty ones are left out.
@@ -186,7 +202,7 @@ def render(
             f'<p class="loud">{html.escape(notice)}</p>' if notice else "",
             f'<div class="answer">{said}</div>',
             f'<div class="grid two">{"".join(map(_chart, charts))}</div>' if charts else "",
-            first,
+            *map(_noted, tables),
             f'<div class="warn"><b>Before you cite this</b><ul>{beware}</ul></div>' if warnings else "",
             f"<nav>{links}</nav>",
             *map(_section, kept),

@@ -13,29 +13,32 @@ import xarray as xr
 from plastax.report.html.look import base
 from plastax.report.html.page import Section
 from plastax.report.html.verdict import Findings
-from plastax.report.table import finished, rank_at
+from plastax.report.notes import gaps, unfinished, unscored
+from plastax.report.statistics import FEWEST
+from plastax.report.values import rank_at
+
+Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
 
 FEW = 10
 """Seeds below which a bootstrap interval is clearly too short, see `plastax.report.statistics`."""
 
 
-def warnings(data: xr.Dataset, found: Findings | None) -> list[str]:
-    """What a reader has to know before citing a number."""
+def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list[str]:
+    """What a reader has to know before citing a number, see `section`."""
     said = []
     if data.attrs.get("notice"):
         said.append(f"{data.attrs['notice']}.")
     seeds = data.sizes["seed"]
-    if seeds < FEW:
+    if seeds < FEWEST:
+        said.append(f"{seeds} seed{'s' * (seeds > 1)}: with fewer than {FEWEST} there are no intervals.")
+    elif seeds < FEW:
         said.append(
-            f"{seeds} seed{'s' * (seeds > 1)}: with fewer than {FEW}, bootstrap intervals are too short (four seeds: "
+            f"{seeds} seeds: with fewer than {FEW}, bootstrap intervals are too short (four seeds: "
             "about 80 % in place of 95 %)."
         )
-    done = finished(data).sum("task")
-    unfinished = {m: int(n) for m, n in zip(data.arm.values.tolist(), done.values) if n < data.sizes["task"]}
-    if unfinished:
-        named = ", ".join(f"{arm} {n}" for arm, n in unfinished.items())
-        said.append(f"Unfinished: of {data.sizes['task']} tasks there are, by method: {named}.")
-    said += _measurement(data)
+    said += [f"{line[0].upper()}{line[1:]}." for line in (unfinished(data), unscored(data), *gaps(data)) if line]
+    said += _measurement(data, configs)
     if any(base(m) == "reset" for m in data.arm.values.tolist()):
         said.append("reset starts every task anew: a reference without history, not an upper bound.")
     if found is not None and found.measure is not None:
@@ -50,24 +53,28 @@ def warnings(data: xr.Dataset, found: Findings | None) -> list[str]:
     return said
 
 
-def _measurement(data: xr.Dataset) -> list[str]:
-    """Whether the spectra were measured well enough."""
-    rank, error = rank_at(data), data.get("probe/hessian/rank_se")
-    if rank is None or error is None or "eps" not in rank.coords:
+def _measurement(data: xr.Dataset, configs: Configs) -> list[str]:
+    """Whether the spectra were measured well enough, and what would measure them better."""
+    rank, error = rank_at(data), rank_at(data, value="rank_se")
+    if rank is None or error is None:
         return []
-    error = error.sel(mark="init", eps=float(rank.eps))
     values, errors = (v.transpose("arm", "seed", "task").values for v in (rank, error))
     good = np.isfinite(values) & np.isfinite(errors)
     bad = float((errors[good] > 0.5 * values[good]).mean()) if good.any() else 0.0
     if bad <= 0.05:
         return []
+    # Errors fall with the root of the number of probe vectors.
+    probes = [config.get("settings", {}).get("hessian", {}).get("probes") for config, _ in configs.values()]
+    known = max((count for count in probes if isinstance(count, int)), default=0)
+    more = f"four times as many probe vectors (--hessian.probes {4 * known}) would halve it" if known else ""
+    more = more or "more probe vectors (--hessian.probes) would make it smaller"
     return [
-        f"In {bad:.0%} of its measurements the Hessian eps-rank has a standard error above half its value: finer "
-        "spectra (--hessian.order 64 --hessian.probes 4) or a larger eps would say more."
+        f"In {bad:.0%} of its measurements the Hessian eps-rank has a standard error above half its value: {more}, or "
+        "look at a larger eps."
     ]
 
 
-def section(data: xr.Dataset, configs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Section:
+def section(data: xr.Dataset, configs: Configs) -> Section:
     """What was run.
 
     Args:
@@ -83,7 +90,7 @@ def section(data: xr.Dataset, configs: Mapping[str, tuple[Mapping[str, Any], Map
     return Section("run", "What was run, where, how long; how to repeat it", tables=tables)
 
 
-def settings(configs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Section:
+def settings(configs: Configs) -> Section:
     """All settings of all runs, see `section`."""
     tables = []
     for letter, (config, _) in configs.items():

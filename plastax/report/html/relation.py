@@ -12,7 +12,8 @@ from plastax.report.html.look import figure, small, spread, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import Quantity, score_of
 from plastax.report.statistics import reweigh
-from plastax.report.table import cell, layer_mean, rank_at, task_values
+from plastax.report.table import cell
+from plastax.report.values import layer_mean, rank_at, task_values
 
 RESAMPLES = 2000
 
@@ -129,12 +130,12 @@ def section(data: xr.Dataset) -> Section:
             made.add_scatter(
                 x=small(mine.values[good]),
                 y=small(its.values[good]),
-                name=arm,
+                name=style["name"],
                 mode="markers",
                 marker={"color": style["color"], "size": 6, "opacity": 0.55, "symbol": style["symbol"]},
                 customdata=np.stack([seeds[good], tasks[good]], axis=-1),
-                hovertemplate=f"{arm}, seed %{{customdata[0]}}, task %{{customdata[1]}}<br>%{{x:.4g}}, %{{y:.4g}}"
-                "<extra></extra>",
+                hovertemplate=f"{style['name']}, seed %{{customdata[0]}}, task %{{customdata[1]}}<br>"
+                "%{x:.4g}, %{y:.4g}<extra></extra>",
             )
         charts.append(Chart(f"relation-{key}", f"{label} and the {quantity.label} of that task", made, height=380))
         columns[label] = {arm: _text(one) for arm, one in correlations(x, y).items()}

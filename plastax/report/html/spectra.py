@@ -13,7 +13,7 @@ from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
 from plastax.report.spectra import density, signed_log
 from plastax.report.statistics import over_seeds
-from plastax.report.table import layer_mean, rank_at
+from plastax.report.values import layer_mean, rank_at
 
 FRAMES = 60
 """Tasks that the slider stops at, at most."""
@@ -79,14 +79,14 @@ def slider(shown: Density, name: str) -> go.Figure:
         for arm, style in of.items():
             counts = shown.counts.sel({"arm": arm, "task": task}).values
             line = {"color": style["color"], "dash": style["dash"], "width": 2, "shape": "hvh"}
-            text = f"{arm}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
+            text = f"{style['name']}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
             drawn.append(
                 go.Scatter(
                     x=small(shown.middle),
                     # Empty bins are drawn below the axis, so that a line comes down instead of breaking off.
                     y=small(np.fmax(counts, floor)),
                     customdata=small(counts),
-                    name=arm,
+                    name=style["name"],
                     mode="lines",
                     line=line,
                     hovertemplate=text,
@@ -125,15 +125,15 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
             made.add_scatter(
                 x=small(x),
                 y=small(np.concatenate([row + y, np.full(len(y), row)])),
-                name=arm,
-                legendgroup=arm,
+                name=style["name"],
+                legendgroup=style["name"],
                 showlegend=row == 0,
                 mode="lines",
                 fill="toself",
                 fillcolor=faded(style["color"], 0.14),
                 line={"color": style["color"], "dash": style["dash"], "width": 1.4},
                 hoveron="points",
-                hovertemplate=f"{arm}, task {task}<extra></extra>",
+                hovertemplate=f"{style['name']}, task {task}<extra></extra>",
             )
     made.update_yaxes(tickmode="array", tickvals=list(range(len(tasks))), ticktext=[str(task) for task in tasks])
     made.update_xaxes(**shown.axis)
@@ -191,11 +191,11 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
             if not bool(one.notnull().any()):
                 continue
             late = where == "last third"
-            name = arm if late else f"{arm}, {where}"
+            name = style["name"] if late else f"{style['name']}, {where}"
             interval = over_seeds(one, resamples=RESAMPLES).where(lambda x: x["mean"] > 0)
             look = style if late else style | {"dash": "dot"}
             width = 2.0 if late else 1.3
-            band(made, eps, interval, name, look, group=arm, markers=False, legend=late, width=width)
+            band(made, eps, interval, name, look, group=style["name"], markers=False, legend=late, width=width)
     made.update_xaxes(type="log", exponentformat="power", dtick=1)
     made.update_yaxes(type="log", exponentformat="power", dtick=1)
     return made

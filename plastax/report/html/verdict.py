@@ -15,8 +15,9 @@ import xarray as xr
 
 from plastax.report.html.look import base
 from plastax.report.score import Score, Window, score_of, thirds
-from plastax.report.statistics import over_seeds, paired_difference
-from plastax.report.table import cell, layer_mean, rank_at, reference, task_values
+from plastax.report.statistics import FEWEST, over_seeds, paired_difference
+from plastax.report.table import cell
+from plastax.report.values import layer_mean, rank_at, reference, task_values
 
 _THIRDS = (
     Window("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
@@ -104,7 +105,7 @@ class Findings(NamedTuple):
 
 
 def findings(data: xr.Dataset) -> Findings | None:
-    """None if no task is finished or nothing is recorded that a study could be judged by."""
+    """None if no late task is finished, or nothing is recorded that a study could be judged by."""
     score = score_of(data)
     values = None if score is None else task_values(data, score.main)
     if score is None or values is None or not bool(values.notnull().any()):
@@ -119,6 +120,8 @@ def findings(data: xr.Dataset) -> Findings | None:
         other = values.sel(arm=name, drop=True)
         parts["minus"] = paired_difference(values.isel(task=late).mean("task"), other.isel(task=late).mean("task"))
     means = parts["late"]["mean"].to_series().dropna()
+    if means.empty:
+        return None
     ranked = means[[m for m in means.index if base(m) != "reset"] or means.index]
     best = ranked.idxmax() if score.higher_is_better else ranked.idxmin()
     ours = values.sel(arm=best, drop=True).isel(task=late).mean("task")
@@ -147,13 +150,16 @@ def _reference(data: xr.Dataset) -> str | None:
     return reference(data) or next((m for r in ("reset", "backprop") for m in names if base(m) == r), None)
 
 
-def answers(found: Findings | None) -> list[tuple[str, str]]:
-    """Questions, and what the study says to them."""
+def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
+    """Questions, and what the study says to them; ``why`` it has nothing to say where that is not for lack of tasks."""
     if found is None:
-        return [("", "No task is finished yet: there is nothing to say.")]
+        return [
+            ("", f"{why[:1].upper()}{why[1:]}." if why else "No late task is finished yet: there is nothing to say.")
+        ]
     frame, score = found.frame, found.score
-    if found.seeds < 2:
-        return [("", "One seed has no interval: nothing here tells a difference from chance. Run more (--seeds 8).")]
+    if found.seeds < FEWEST:
+        many = "One seed has" if found.seeds == 1 else f"{found.seeds} seeds have"
+        return [("", f"{many} no interval: nothing here tells a difference from chance. Run more (--seeds 8).")]
     learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
     kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, score, found.tasks)]
     return [
@@ -163,30 +169,30 @@ def answers(found: Findings | None) -> list[tuple[str, str]]:
 
 
 def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
-    """The best of the methods that train on, by how much, and how far each is from starting anew."""
+    """The best of the methods but ``reset``, by how much, and how far each is from starting anew."""
     if frame.empty:
         return []
     score, best = found.score, found.best
-    text = f"In the last {found.tasks[1]} tasks {best} does best of those that train on: "
-    text += f"{score.main.label} {cell(frame.loc[best], 'late')}"
+    text = f"In the last {found.tasks[1]} tasks {best} has the best {score.main.label}: {cell(frame.loc[best], 'late')}"
     ahead: dict[bool, list[str]] = {True: [], False: []}
     for arm, row in frame.drop(best).iterrows():
         # Of many methods the numbers would hide the sentence.
         number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
         ahead[_side(row, "lead", score) > 0].append(f"{arm}{number}")
+    text += f" ({found.reference} left out)" if found.reference and base(found.reference) == "reset" else ""
     text += f"; clearly ahead of {', '.join(ahead[True])}" if ahead[True] else ""
     text += f"; not clearly ahead of {', '.join(ahead[False])}" if ahead[False] else ""
     said = [f"{text}."]
     if found.reference is not None and base(found.reference) == "reset":
-        verbs = {-1: "falling short", 0: "not clearly different", 1: "better"}
+        verbs = {-1: "worse", 0: "not clearly different", 1: "better"}
         rows = frame.drop(found.reference, errors="ignore").dropna(subset=["minus_low"])
         each = _grouped(rows, "minus", verbs, score)
-        said += [f"Against starting anew in every task ({found.reference}), {each}."] if each else []
+        said += [f"Compared with starting anew in every task ({found.reference}): {each}."] if each else []
     return said
 
 
 def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Score) -> str:
-    """``falling short: a (-3), b (-2); better: c (+1)``; the table has the intervals."""
+    """``worse: a (-3), b (-2); better: c (+1)``; the table has the intervals."""
     groups: dict[int, list[str]] = {}
     for arm, row in rows.iterrows():
         groups.setdefault(_side(row, name, score), []).append(f"{arm} ({_signed(row[[name]], name)})")
@@ -209,9 +215,9 @@ def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[
     if "change" not in frame:
         return []
     said = _grouped(
-        frame.dropna(subset=["change_low"]), "change", {-1: "losing", 0: "no clear change", 1: "gaining"}, score
+        frame.dropna(subset=["change_low"]), "change", {-1: "worse", 0: "no clear change", 1: "better"}, score
     )
-    return [f"From the first {tasks[0]} to the last {tasks[1]} tasks, {said}."] if said else []
+    return [f"In the last {tasks[1]} tasks, compared with the first {tasks[0]}: {said}."] if said else []
 
 
 def _order(frame: pd.DataFrame, found: Findings) -> str:
@@ -238,10 +244,10 @@ def _reading(row: pd.Series, score: str) -> tuple[str, str]:
     if pd.isna(drop):
         return f"the rank falls, {score} does not", f" (task {rank})"
     if drop == rank:
-        return "not resolved, both fall together", f" (task {drop})"
+        return "both fall in the same task", f" (task {drop})"
     if rank < drop:
-        return "yes, the rank falls first", f" (task {rank}, {score} in {drop})"
-    return f"no, {score} falls first", f" (task {drop}, the rank in {rank})"
+        return "the rank falls first", f" (task {rank}, {score} in {drop})"
+    return f"{score} falls first", f" (task {drop}, the rank in {rank})"
 
 
 def table(found: Findings) -> pd.DataFrame:
@@ -270,7 +276,8 @@ def table(found: Findings) -> pd.DataFrame:
 
 
 NOTE = (
-    "Means over seeds with 95 % bootstrap intervals; changes and differences are paired by seed. Tasks are numbered "
-    "from 0. Below start: the interval of the change since task 0 lies on the worse side of zero, in that and in the "
-    "next measured task. The rank of task 0 is that of the network before any training. An order in time is no cause."
+    "Means over seeds with 95 % bootstrap intervals (of three seeds or more); changes and differences are paired by "
+    "seed. Tasks are numbered from 0. Below start: the interval of the change since task 0 lies on the worse side of "
+    "zero, in that and in the next measured task. The rank of task 0 is that of the network before any training. An "
+    "order in time is no cause."
 )

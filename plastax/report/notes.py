@@ -1,0 +1,78 @@
+"""What a study's numbers do not say by themselves: what they are means of, and why some are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import xarray as xr
+
+from plastax.report.score import RETURN, score_of, thirds
+from plastax.report.statistics import about_intervals
+from plastax.report.values import finished, frozen, task_values
+
+NUMBERED = "tasks are numbered from 0"
+
+
+def numbers(tasks: Sequence[int]) -> str:
+    """Tasks in words: ``task 3``, ``tasks 3 to 5``, ``tasks 0, 8, 16``."""
+    tasks = list(tasks)
+    if len(tasks) > 2 and tasks == list(range(tasks[0], tasks[-1] + 1)):
+        return f"tasks {tasks[0]} to {tasks[-1]}"
+    return f"task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}"
+
+
+def unfinished(data: xr.Dataset) -> str:
+    """Which arms have not finished all tasks, and how many they have; "" if all have."""
+    tasks = data.sizes["task"]
+    done = finished(data).sum("task").to_series()
+    named = ", ".join(f"{arm} {count}" for arm, count in done.items() if count < tasks)
+    return f"unfinished: of {tasks} tasks there are {named}" if named else ""
+
+
+def unscored(data: xr.Dataset) -> str:
+    """In which finished tasks there is no return, because no episode ended in them; "" if there is none such."""
+    score, done = score_of(data), finished(data)
+    if RETURN.variable not in data or not done.any() or (score is not None and score.main != RETURN):
+        return ""
+    values = task_values(data, RETURN)
+    if values is None:
+        return "no return: no episode ended in any task; make tasks longer than episodes"
+    lacking = (done & values.isnull().all("seed")).transpose("arm", "task")
+    arms = [
+        f"{arm} {numbers(lacking.task.values[row].tolist())}"
+        for arm, row in zip(lacking.arm.values.tolist(), lacking.values)
+        if row.any()
+    ]
+    return f"no return, because no episode ended: {'; '.join(arms)}" if arms else ""
+
+
+def gaps(data: xr.Dataset) -> list[str]:
+    """Which probes were due in no task of a third that the summary has means of."""
+    lines, done = [], finished(data).any("arm")
+    for probe, mark, ends in (("hessian", "init", ("first", "last")), ("features", "end", ("last",))):
+        values = [array.sel(mark=mark) for name, array in data.items() if str(name).startswith(f"probe/{probe}/")]
+        there = [array.notnull().any([dim for dim in array.dims if dim != "task"]) for array in values]
+        measured = sum(there, start=xr.zeros_like(done)) > 0
+        for end, third in zip(("first", "last"), thirds(data.sizes["task"])):
+            if end in ends and measured.any() and done[third].all() and not measured[third].any():
+                tasks = numbers(data.task.values[measured.values].tolist())
+                lines.append(
+                    f"{probe} was measured in {tasks} only, so there is nothing of the {end} third of tasks; "
+                    f"--{probe}.every 1 (and --probe-every 1) measures all"
+                )
+    return lines
+
+
+def below(data: xr.Dataset) -> list[str]:
+    """Everything that is said below the table of a study, in lines."""
+    score = score_of(data)
+    lines = [f"mean over {data.sizes['seed']} seeds{about_intervals(data.sizes['seed'])}"]
+    if score is not None and not score.higher_is_better:
+        lines[0] += f"; lower {score.name} is better"
+    if (data.arm != data.method).any():
+        lines.append("arms trained side by side share the seconds of compilation, and the speed is that of all of them")
+    others = [unfinished(data), unscored(data), *gaps(data)]
+    if seeds := frozen(data):
+        others.append(f"frozen, and left out from then on: {'; '.join(seeds)}")
+    others = [line for line in others if line]
+    return [*lines, *others, *([NUMBERED] if others else [])]

@@ -1,0 +1,119 @@
+"""What is said below the numbers of a study: why some are not there, and what they are means of."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import resource
+
+import numpy as np
+import pytest
+
+from plastax import output, report
+from plastax.files import read_json, write_json
+from plastax.record import write_segment
+from plastax.report import html as pages
+from plastax.report import notes, table
+from plastax.types import Record
+from tests.report import test_figures as study
+from tests.report import test_score as supervised
+
+
+def printed(run: pathlib.Path) -> str:
+    """The table and what is said below, in one line."""
+    console = output.Console(file=io.StringIO(), width=200)
+    report.print_table(run, console)
+    return " ".join(console.file.getvalue().split())
+
+
+def short_tasks(run: pathlib.Path, ended: tuple[int, ...]) -> pathlib.Path:
+    """Two seeds and three tasks of two updates; episodes end in some tasks only."""
+    settings = {"methods": ["backprop"], "seeds": 2, "tasks": 3, "updates_per_task": 2}
+    write_json(run / "config.json", {"experiment": "e", "run_id": "r", "hash": "h", "settings": settings})
+    for task in range(3):
+        returns = np.full((2, 2), 1.0 if task in ended else np.nan)
+        host = {"clock": 2 * task, "length": 2, "task": task}
+        write_segment(run / "records" / "backprop", task, Record({"episode_return": returns}, {}), host)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [((), "no return: no episode ended in any task"), ((1,), "no episode ended: backprop tasks 0, 2"), ((0, 1, 2), "")],
+)
+def test_tasks_without_an_episode_are_named(tmp_path: pathlib.Path, ended: tuple[int, ...], said: str) -> None:
+    run = short_tasks(tmp_path, ended)
+    assert said in printed(run)
+    assert ("no episode" in printed(run)) == bool(said)
+    page = pages.page(*pages.side_by_side([report.load(run)]))
+    assert "task is finished yet" not in page
+    assert said[1:] in page
+
+
+def every_third(run: pathlib.Path) -> pathlib.Path:
+    """A study of fifteen tasks whose probes are due in the first only."""
+    supervised.make_study(run)
+    for path in sorted(run.glob("records/*/*.npz")):
+        with np.load(path) as file:
+            host = {k.removeprefix("host/"): float(v) for k, v in file.items() if k.startswith("host/")}
+            train = {k.removeprefix("train/"): v for k, v in file.items() if k.startswith("train/")}
+            probe = {k.removeprefix("probe/"): v for k, v in file.items() if k.startswith("probe/")}
+        due = 1.0 if host["task"] == 0 else np.nan
+        seeds = len(train["loss"])
+        probe |= {"hessian/rank": np.full((seeds, 2), 300.0 * due), "hessian/rank_se": np.full((seeds, 2), 200.0 * due)}
+        del host["segment"]
+        write_segment(path.parent, int(path.stem), Record(train, probe), host)
+    return run
+
+
+def test_an_empty_column_says_when_its_probe_was_due(tmp_path: pathlib.Path) -> None:
+    run = every_third(tmp_path)
+    text = printed(run)
+    assert "hessian was measured in task 0 only, so there is nothing of the last third of tasks; --hessian" in text
+    assert notes.NUMBERED in text
+    # How well it was measured stands beside how much seeds differ.
+    assert table.summary(report.read(run))["rank_first_third_se"].tolist() == [200.0] * 3
+    assert "standard error of one measurement of it, first third" in text
+
+
+@pytest.mark.parametrize(("probes", "advice"), [(4, "--hessian.probes 16)"), (None, "more probe vectors")])
+def test_the_advice_is_never_what_the_run_has(tmp_path: pathlib.Path, probes: int | None, advice: str) -> None:
+    run = every_third(tmp_path)
+    config = read_json(run / "config.json")
+    hessian = {"order": 64} | ({"probes": probes} if probes else {})
+    write_json(run / "config.json", config | {"settings": config["settings"] | {"hessian": hessian}})
+    text = pages.page(*pages.side_by_side([report.load(run)]))
+    assert "has a standard error above half its value" in text
+    assert advice in text
+    assert "--hessian.probes 4)" not in text
+
+
+def test_an_unfinished_arm_is_named(tmp_path: pathlib.Path) -> None:
+    run = study.make_study(tmp_path, {"reset": 4})
+    assert f"unfinished: of {study.TASKS} tasks there are reset 2" in printed(run)
+
+
+@pytest.mark.parametrize("tasks", [([3], "task 3"), ([3, 4, 5], "tasks 3 to 5"), ([0, 8], "tasks 0, 8")])
+def test_tasks_in_words(tasks: tuple[list[int], str]) -> None:
+    assert notes.numbers(tasks[0]) == tasks[1]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_files_whole(tmp_path: pathlib.Path) -> None:
+    run = short_tasks(tmp_path, (0, 1))
+    report.write(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    short_tasks(tmp_path, (0, 1, 2))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (20, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(OSError, match="large"):
+                report.write(run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if hard < 0 else hard, hard))
+    for path, content in before.items():
+        now = path.read_bytes()
+        endings = {".png": b"IEND\xaeB`\x82", ".pdf": b"%%EOF\n", ".csv": b"\n", ".html": b"</html>"}
+        assert now == content or now.endswith(endings.get(path.suffix, b""))
+    assert (run / "report.html").read_bytes() == before[run / "report.html"]
+    assert not list(run.rglob("*.tmp"))
