@@ -83,9 +83,11 @@ class Shard:
         """Runs the command to its end, again and again if it is asked to stop."""
         status = Stopped.status
         while status == Stopped.status:
+            # What has begun is not to start anew when it is started again.
+            command, self.command = self.command, [word for word in self.command if word != "--fresh"]
             # SLURM sends the signal that is meant for submitit to all processes of the job. The shell becomes the
             # command: Python's own hook would fork a process that JAX may have given threads.
-            self._process = subprocess.Popen(["sh", "-c", 'trap "" USR2; exec "$@"', "sh", *self.command])
+            self._process = subprocess.Popen(["sh", "-c", 'trap "" USR2; exec "$@"', "sh", *command])
             try:
                 status = self._process.wait()
             finally:

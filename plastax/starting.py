@@ -97,7 +97,7 @@ def _resumed(run: Path, experiment: str, settings: Mapping[str, Any], here: Mapp
     except (RecordError, OSError, KeyError) as error:
         raise ConfigError(f"resume: {run} is not a run directory ({error})") from error
     other, unknown = _changed(run, here)
-    note = f"not what this run began with: {', '.join(other)}; numbers may differ in the last bits" if other else ""
+    note = f"not what this run began with: {', '.join(other)}; its numbers may be others from here on" if other else ""
     return run_id, note + unknown
 
 

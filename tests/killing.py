@@ -7,11 +7,13 @@ so, and answers with a line: how it ended. A child's study has an optimiser, an 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
 import random
 import resource
+import runpy
 import signal
 import sys
 import threading
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import checkpoint, compilation, files, parallel, run, segments, settings
+from plastax import checkpoint, compilation, files, parallel, report, run, segments, settings
 from plastax.keys import fold
 from plastax.types import Program
 from tests import hollow
@@ -110,11 +112,14 @@ class Order(NamedTuple):
       where: "" (unharmed) | time | record | renamed | checkpoint | manifest: where SIGKILL comes | term | int |
         int int: signals, after the first record | small | closed | full | moved: files may not grow any more, the
         folder is closed to writing, the disk is full, the run is moved to ``<directory>-moved``, after the second
-        segment | hollow: a study of `tests.hollow` instead, see ``options``.
+        segment | hollow: a study of `tests.hollow` instead, see ``options`` | change: SIGKILL comes before the
+        ``when``-th change below the folder ``root``; report: before the ``when``-th one that the report makes.
       when: seconds after the fork (time), the number of the write (others).
       seed: of the moment within a checkpoint.
       steps: of the environment, in an update.
-      options: of `tests.hollow.main`, beside the directory.
+      options: of `tests.hollow.main`, beside the directory; of ``module``, its command line.
+      module: an experiment to run instead, with its own directories and ``cache`` as the user's cache.
+      root: see ``where``.
     """
 
     directory: str
@@ -125,6 +130,8 @@ class Order(NamedTuple):
     seed: int = 0
     steps: int = 1
     options: tuple[Any, ...] = ()
+    module: str = ""
+    root: str = ""
 
 
 def die() -> None:
@@ -217,6 +224,20 @@ def child(order: Order) -> None:
     if order.where == "hollow":
         hollow.main(order.directory, *order.options)
         return
+    if order.where == "change":
+        hollow.at_change(pathlib.Path(order.root), int(order.when), die)
+    if order.where == "report":
+        write = report.write
+
+        def killed(directory: pathlib.Path) -> Any:
+            hollow.at_change(directory, int(order.when), die)
+            return write(directory)
+
+        report.write = killed
+    if order.module:
+        os.environ["XDG_CACHE_HOME"], sys.argv = order.cache, [order.module, *order.options]
+        runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+        return
     if os.getuid() == 0 and order.where == "closed":
         os.setuid(65534)  # Nothing is closed to root.
     compilation._cache = compilation.Cache(pathlib.Path(order.cache))
@@ -225,7 +246,9 @@ def child(order: Order) -> None:
 
 
 def main() -> None:
-    """Serves orders until standard input ends."""
+    """Serves orders until standard input ends; imports what is named on the command line first."""
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     for line in sys.stdin:
         order = Order(**json.loads(line))
         pid = os.fork()

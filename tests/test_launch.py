@@ -100,6 +100,17 @@ def test_one_process_at_a_time_in_a_shard(tmp_path):
     assert runs.status(tmp_path).state == "finished"
 
 
+def test_a_job_starts_anew_once(tmp_path):
+    """Stopped and started again, it goes on: as itself, and as the job that takes its place."""
+    word = tmp_path / "words"
+    code = f"import sys; open({os.fspath(word)!r}, 'a').write(' '.join(sys.argv[1:]) + ';')"
+    again = f"{code}; sys.exit(75 if '--fresh' in sys.argv else 0)"
+    job = launch.Shard([sys.executable, "-c", again, "--fresh", "--seeds", "3"], 20)
+    job()
+    assert word.read_text() == "--fresh --seeds 3;--seeds 3;"
+    assert "--fresh" not in job.command
+
+
 def descendants(pid: int) -> list[int]:
     children = map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [pid, *(below for child in children for below in descendants(child))]

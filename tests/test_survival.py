@@ -42,11 +42,11 @@ def keys_and_data() -> tuple[jax.Array, Any]:
 class Server:
     """Forks children on order; see `tests.killing`."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, *modules: str):
         self.folder, self.kills = folder, 0
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killing"],
+            [sys.executable, "-m", "tests.killing", *modules],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -55,7 +55,8 @@ class Server:
         assert self.process.stdin
         assert self.process.stdout
         log = self.folder / "log"
-        order = killing.Order(str(directory), str(self.folder / "cache"), str(log), where, when, **more)
+        more = {"cache": str(self.folder / "cache")} | more
+        order = killing.Order(str(directory), log=str(log), where=where, when=when, **more)
         self.process.stdin.write(json.dumps(order._asdict()) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline()) | {"log": log.read_text()}
