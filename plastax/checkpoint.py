@@ -28,7 +28,8 @@ import orbax.checkpoint as ocp
 from plastax import __version__, runs, tree
 from plastax.errors import RecordError, RunError, Unreadable
 from plastax.files import aside, entries, read_json, regular, trouble, write_json
-from plastax.record import FORMAT, Survey
+from plastax.record import FORMAT
+from plastax.survey import Survey
 from plastax.types import Tree
 
 # orbax logs every save, and every error that it raises as well.

@@ -231,53 +231,6 @@ def _unsealed(path: pathlib.Path, raw: bytes, owner: Mapping[str, Any]) -> dict[
     return seal
 
 
-class Survey(NamedTuple):
-    """What there is of an arm's records.
-
-    Attributes:
-      whole: how many there are from the first on without a gap, each of them whole.
-      problem: what is wrong with the next one; "" if it has just not been recorded.
-      checkpoint: the newest checkpoint, by its segment, that was complete when one of them was written; 0: none.
-    """
-
-    whole: int
-    problem: str
-    checkpoint: int
-
-
-def survey(directory: PathLike, owner: Mapping[str, Any], segments: int) -> Survey:
-    """Checks every record of an arm: each byte of it, and that it is what its name says.
-
-    Args:
-      directory: ``records/<method>``.
-      owner: whose records they must be, see `owner`.
-      segments: how many there are to be.
-
-    Raises:
-      Unreadable: one of them cannot be read now.
-    """
-    there, whole, problem, checkpoint = listed(directory), None, "", 0
-    end = min(segments, max(there, default=-1) + 1)
-    for index in range(end):
-        path = pathlib.Path(directory) / f"{index:06d}.npz"
-        try:
-            checkpoint = max(checkpoint, check_segment(path, owner).get("checkpoint", 0))
-        except files.Unreadable:
-            raise
-        except (RecordError, FileNotFoundError) as error:
-            if whole is None:
-                whole, problem = index, str(error) if isinstance(error, RecordError) else f"{path} is missing"
-    return Survey(end if whole is None else whole, problem, checkpoint)
-
-
-def surveyed(folders: Mapping[str, pathlib.Path], owners: Mapping[str, Mapping[str, Any]], segments: int) -> Survey:
-    """`survey` of several arms that are recorded together: arm -> its folder, arm -> `owner`."""
-    found = [survey(folder, owners[arm], segments) for arm, folder in folders.items()]
-    whole = min(one.whole for one in found)
-    problem = next((one.problem for one in found if one.problem and one.whole == whole), "")
-    return Survey(whole, problem, max(one.checkpoint for one in found))
-
-
 def listed(directory: PathLike) -> dict[int, pathlib.Path]:
     """Number of the segment -> record file, in order; whatever else lies beside them is none."""
     found = [path for path in files.entries(pathlib.Path(directory)) if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]

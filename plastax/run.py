@@ -19,6 +19,7 @@ from plastax.parallel import Batch
 from plastax.record import Segment
 from plastax.shares import ProbeCosts, Shares
 from plastax.stopping import Stopping
+from plastax.survey import survey
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
@@ -118,7 +119,7 @@ def train(
     # Devices, and with them the number of copies that fill them up, may be others than before.
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
     place = directory / "checkpoints" / record.folder(config, batch.folder)
-    there = record.surveyed(folders, owners, plan.segments)
+    there = survey(directory, config, batch.arms, plan.segments)
     restored = checkpoint.restore(place, config, own, there)
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
@@ -221,7 +222,7 @@ def train(
             checkpoints.wait()
         if asked_by:
             raise Stopped(f"stopped by {asked_by} behind segment {index + 1} of {plan.segments} of {batch.name}")
-    there = record.surveyed(folders, owners, plan.segments)
+    there = survey(directory, config, batch.arms, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
         raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
@@ -232,9 +233,7 @@ def train(
 
 def _recorded(directory: Path, config: Mapping[str, Any], arms: Sequence[str], plan: Plan) -> bool:
     """Whether all segments of some arms are on disk, and whole."""
-    folders = {arm: record.place(directory, config, arm) for arm in arms}
-    owners = {arm: record.owner(config, arm) for arm in arms}
-    return not arms or record.surveyed(folders, owners, plan.segments).whole == plan.segments
+    return survey(directory, config, arms, plan.segments).whole == plan.segments
 
 
 def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from plastax import record, run, settings, starting
 from plastax.errors import Stopped
+from plastax.survey import survey
 from plastax.types import Record
 
 ARMS = ("adam", "momentum")
@@ -31,7 +32,7 @@ def train(directory: pathlib.Path, config: Any, batch: Any, plan: run.Plan, *_: 
     """Records what is missing, and says so."""
     (arm,) = batch.arms
     place, owner = record.place(directory, config, arm), record.owner(config, arm)
-    for index in range(record.survey(place, owner, plan.segments).whole, plan.segments):
+    for index in range(survey(directory, config, [arm], plan.segments).whole, plan.segments):
         if stopping.asked:
             raise Stopped(f"stopped by {stopping.asked}")
         values = Record({"loss": np.full((plan.steps_per_update, 2), index, np.float32)}, {})

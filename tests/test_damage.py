@@ -20,6 +20,7 @@ from rich.console import Console
 import plastax
 from plastax import checkpoint, files, listing, parallel, record, run, runs, settings, starting
 from plastax.errors import ConfigError, RecordError, RunError, Unreadable
+from plastax.survey import Survey, survey
 from plastax.types import Record
 from tests import killing
 
@@ -67,7 +68,7 @@ def likes() -> dict[str, Any]:
 
 def restored(directory: Path, arm: str, like: Any = None) -> checkpoint.Restored | None:
     like = likes()[arm] if like is None else like
-    there = record.survey(directory / "records" / arm, record.owner(killing.config(), arm), SEGMENTS)
+    there = survey(directory, killing.config(), [arm], SEGMENTS)
     return checkpoint.restore(directory / "checkpoints" / arm, killing.config(), like, there)
 
 
@@ -429,9 +430,7 @@ class Fuzzed:
         self.states = {arm: {} for arm in ARMS}  # arm -> segment -> leaves
         for arm in ARMS:
             for folder in (directory / "checkpoints" / arm).glob("[0-9]*"):
-                found = checkpoint.restore(
-                    folder.parent, self.config, self.likes[arm], record.Survey(int(folder.name), "", 0)
-                )
+                found = checkpoint.restore(folder.parent, self.config, self.likes[arm], Survey(int(folder.name), "", 0))
                 assert found
                 self.states[arm][found.segment] = found.leaves
 
@@ -476,7 +475,7 @@ class Fuzzed:
         return True
 
     def check_survey(self, arm: str) -> None:
-        there = record.survey(self.directory / "records" / arm, record.owner(self.config, arm), SEGMENTS)
+        there = survey(self.directory, self.config, [arm], SEGMENTS)
         if there.whole < SEGMENTS:
             raise RecordError(there.problem)
 
@@ -485,7 +484,7 @@ class Fuzzed:
         assert data.identical(self.data)
 
     def check_state(self, arm: str) -> None:
-        there = record.Survey(SEGMENTS, "", 0)
+        there = Survey(SEGMENTS, "", 0)
         found = checkpoint.restore(self.directory / "checkpoints" / arm, self.config, self.likes[arm], there)
         assert found
         for name, leaf in self.states[arm][found.segment].items():

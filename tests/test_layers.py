@@ -27,19 +27,22 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
     "files": {"errors"},
     "record": LIBRARY | {"environment", "files"},
+    "survey": {"record", "files", "errors"},
     "tracking": LIBRARY | {"environment", "files", "record", "report"},  # the report's statistics, for live intervals
     "labelled": {"record", "files", "errors"},
     "dataset": {"labelled", "record", "files", "runs", "errors"},
     **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
     "memory": BASE | {"parallel"},
     "runs": {"files", "record", "locks", "errors"},
-    "checkpoint": BASE | {"files", "record", "runs"},
+    "checkpoint": BASE | {"files", "record", "runs", "survey"},
     "starting": {"environment", "files", "record", "runs", "settings", "errors"},
     "settings": {"output", "environment", "files", "record", "runs", "errors"},
     "listing": {"output", "record", "runs", "tracking", "errors"},
     "sweep": {"settings", "record", "errors"},
     "launch": {"errors"},
-    "run": LIBRARY | LEAVES | {"checkpoint", "compilation", "files", "locks", "memory", "runs", "shares", "stopping"},
+    "run": LIBRARY
+    | LEAVES
+    | {"checkpoint", "compilation", "files", "locks", "memory", "runs", "shares", "stopping", "survey"},
     "report": {"drawing", "output", "dataset", "labelled", "files", "record", "errors"},
     "__init__": LIBRARY | LEAVES | {"dataset", "run"},
     "__main__": {
