@@ -119,7 +119,7 @@ def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
             raise OutOfMemory(_advice(batch.name, settings, sizes, chunks=False))
 
 
-def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any]) -> None:
+def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any], share: float = 1.0) -> None:
     """Raises `OutOfMemory` if a compiled program needs more than there is beside its data.
 
     Args:
@@ -127,12 +127,13 @@ def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[
       data: its program's, placed.
       needed: what XLA says.
       settings: of the run, for the message.
+      share: of what is free that it may need.
     """
     there = available()
     if needed is not None and there is not None:
         # XLA's account is that of one device; those of a CPU share its memory.
         sharing = len(batch.mesh.local_devices) if batch.mesh and jax.default_backend() == "cpu" else 1
-        if (needed.total - tree.nbytes(data)) * sharing > there:
+        if (needed.total - tree.nbytes(data)) * sharing > share * there:
             raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
 
 
@@ -217,13 +218,11 @@ def fitting_chunk(
       seeds: ``S``.
       length: updates in a segment.
       settings: of the run, for the message.
-      limit: bytes that may be used; by default `ROOM` of what is free.
+      limit: bytes that may be used; by default `ROOM` of what is free once a candidate is compiled.
 
     Raises:
       OutOfMemory: not even one seed at a time fits.
     """
-    if limit is None and (there := available()) is not None:
-        limit = int(ROOM * there)
     for chunk in [n for n in range(seeds, 0, -1) if seeds % n == 0]:
         try:
             for batch in build(chunk):
@@ -243,6 +242,8 @@ def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | No
         data = batch.place(batch.program.data)
         init, segment = compile_segment(batch, data, length)
         needed = need(segment)
-        if limit is not None and needed is not None and needed.total > limit:
+        if limit is None:
+            check_need(batch, data, needed, settings, ROOM)
+        elif needed is not None and needed.total > limit:
             raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
         jax.block_until_ready(segment(init(batch.start, data), data, np.int32(0)))
