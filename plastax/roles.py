@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,15 @@ class Role(NamedTuple):
     normalized: bool | None = None
 
 
-RolesOf: TypeAlias = Callable[[Params], Mapping[str, Role]]
-"""``params -> {name: role}``, for every array of the tree, by path name."""
+class RolesOf(Protocol):
+    """What says what every parameter is: `Roles`, or a model's own.
+
+    No function: `optax.inject_hyperparams` takes those of a method's arguments for schedules.
+    """
+
+    def of(self, params: Params) -> dict[str, Role]:
+        """Path name -> role, of every array of the tree."""
+
 
 _SHIFTS = frozenset({"bias", "b", "beta", "offset", "shift"})
 _SCALES = frozenset({"scale", "gamma", "g", "weight"})
@@ -81,7 +88,7 @@ _ATTENTION = frozenset({"query", "key", "value", "out"})
 
 @dataclass(frozen=True)
 class Roles:
-    """What of a network its parameters' structure does not say; called with parameters, it says what each one is.
+    """What of a network its parameters' structure does not say.
 
     Layers and parameters are named by their paths, ``encoder/Dense_0`` and ``encoder/Dense_0/kernel``, or by patterns
     with ``*``. A name without one has to be there.
@@ -103,7 +110,7 @@ class Roles:
     normalized: tuple[str, ...] | None = None
     """Layers that a normalisation follows; None: not said."""
 
-    def __call__(self, params: Params) -> dict[str, Role]:
+    def of(self, params: Params) -> dict[str, Role]:
         """The role of every array.
 
         Raises:
@@ -189,7 +196,7 @@ STRUCTURE = Roles()
 
 def of_model(model: Model | None) -> RolesOf:
     """What a model says of its parameters; their structure where it says nothing."""
-    return STRUCTURE if model is None or model.roles is None else model.roles
+    return STRUCTURE if model is None or model.roles is None else model.roles  # type: ignore[no-any-return]
 
 
 def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:

@@ -310,7 +310,7 @@ def program(
         if starts_anew:
             stats = model.stats
         if config.head == "reset":
-            fresh, heads = model.init(head_key), roles.outputs(roles.of_model(model)(params), "training.head")
+            fresh, heads = model.init(head_key), roles.outputs(roles.of_model(model).of(params), "training.head")
             params = tree.map_named(lambda name, old, new: new if name in heads else old, params, fresh)
         return state._replace(params=params, stats=stats, opt_state=opt_state)
 

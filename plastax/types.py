@@ -226,7 +226,7 @@ class Model(NamedTuple):
       batch_like: shapes of the batches that it will be trained on (`jax.ShapeDtypeStruct`, leading axis ``B``), where
         whoever trains it says so: methods that keep examples in their state make room by them. None: not said.
       activation: name of the hidden layers' nonlinearity: what their features say of single units depends on it.
-      roles: ``params -> {name: plastax.roles.Role}``, what every parameter is; None: their structure says it.
+      roles: what says what every parameter is, a `plastax.roles.RolesOf`; None: their structure does.
     """
 
     init: Callable[[Key], Params]
@@ -243,7 +243,7 @@ class Model(NamedTuple):
     evaluate: Callable[[Params, Tree, Array], tuple[Tree, Features]] | None = None
     batch_like: Tree = None
     activation: str = "relu"
-    roles: Callable[[Params], Mapping[str, Any]] | None = None
+    roles: Any = None
 
 
 class Operator(NamedTuple):

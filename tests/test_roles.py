@@ -118,7 +118,7 @@ TREES = {
 @pytest.mark.parametrize("make", TREES)
 def test_parameters_are_told_by_what_they_are(make: str) -> None:
     params, expected = TREES[make]
-    found = STRUCTURE(params)
+    found = STRUCTURE.of(params)
     assert set(found) == set(tree.named_leaves(params))
     for name, what in expected.items():
         if isinstance(what, str):
@@ -137,14 +137,14 @@ UNCLEAR = {
 
 @pytest.mark.parametrize("what", UNCLEAR)
 def test_what_shapes_leave_open_is_refused_by_name(what: str) -> None:
-    found = STRUCTURE(UNCLEAR[what])
+    found = STRUCTURE.of(UNCLEAR[what])
     name, role = next(iter(kernels(found, "test").items()))
     with pytest.raises(ConfigError, match=r"test: which axes of '.*' \[.*\] .* cannot be told .* give roles="):
         axes(name, role, "test")
 
 
 def test_only_who_asks_for_a_window_must_know_it() -> None:
-    found = STRUCTURE({"a": zeros(kernel=(3, 3, 4, 8), bias=(8,))})["a/kernel"]
+    found = STRUCTURE.of({"a": zeros(kernel=(3, 3, 4, 8), bias=(8,))})["a/kernel"]
     assert axes("a/kernel", found, "test").outputs == (3,)
     with pytest.raises(ConfigError, match="which axes of 'a/kernel'"):
         axes("a/kernel", found, "test", places=True)
@@ -153,15 +153,15 @@ def test_only_who_asks_for_a_window_must_know_it() -> None:
 def test_a_lone_vector_may_be_a_normalisation() -> None:
     """As with `nn.LayerNorm(use_scale=False)`, or a hand-written RMSNorm."""
     for params in ({"a": zeros(bias=(8,))}, {"a": zeros(size=(8,))}):
-        found = STRUCTURE(params)
+        found = STRUCTURE.of(params)
         with pytest.raises(ConfigError, match=r"whether 'a/.*' belongs to a norm.*Roles\(norms=\('a',\)\)"):
             norms(found, "test")
-        assert norms(Roles(norms=("a",))(params), "test") == {*tree.named_leaves(params)}
+        assert norms(Roles(norms=("a",)).of(params), "test") == {*tree.named_leaves(params)}
 
 
 def test_what_is_declared_holds() -> None:
     params = {"a": zeros(kernel=(6, 6, 10), bias=(6, 10)), "b": {"c": zeros(kernel=(3, 4, 8))}, "t": jnp.zeros(())}
-    found = Roles(output=("b/*",), stacked={"a": 1}, kernels={"b/c/kernel": convolution(1)}, others=("t",))(params)
+    found = Roles(output=("b/*",), stacked={"a": 1}, kernels={"b/c/kernel": convolution(1)}, others=("t",)).of(params)
     assert axes("a", found["a/kernel"], "test") == Kernel((1,), (2,))
     assert axes("b", found["b/c/kernel"], "test", places=True) == Kernel((1,), (2,), (0,))
     assert found["t"].kind == "other"
@@ -180,11 +180,11 @@ def test_what_is_declared_holds() -> None:
 )
 def test_a_declaration_that_fits_nothing_is_refused(roles: Roles, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        roles({"head": zeros(kernel=(4, 8), bias=(8,))})
+        roles.of({"head": zeros(kernel=(4, 8), bias=(8,))})
 
 
 def test_output_layers_are_never_guessed() -> None:
-    found = STRUCTURE({"hidden": zeros(kernel=(4, 8)), "output": zeros(kernel=(8, 2))})
+    found = STRUCTURE.of({"hidden": zeros(kernel=(4, 8)), "output": zeros(kernel=(8, 2))})
     for ask in (lambda: outputs(found, "test"), lambda: kernels(found, "test", hidden=True)):
         with pytest.raises(ConfigError, match=r"test: nothing says which .* 'hidden', 'output'\)"):
             ask()
@@ -192,7 +192,7 @@ def test_output_layers_are_never_guessed() -> None:
 
 def test_matrices_come_back() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
-    role = STRUCTURE({"a": {"kernel": x}})["a/kernel"]
+    role = STRUCTURE.of({"a": {"kernel": x}})["a/kernel"]
     kernel = Kernel((3,), (1,), (2,))
     got = matrices(jnp.asarray(x), role, kernel)
     np.testing.assert_array_equal(got, x.transpose(0, 2, 3, 1).reshape(2, 20, 3).astype(np.float32))
@@ -211,7 +211,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_own_networks_know_everything(name: str) -> None:
     model = MODELS[name]()
-    found = model.roles(jax.eval_shape(model.init, jax.random.key(0)))
+    found = model.roles.of(jax.eval_shape(model.init, jax.random.key(0)))
     assert [role.layer for role in kernels(found, "test").values()] == sorted(model.layers)
     for parameter, role in found.items():
         assert role.kind != "unknown"

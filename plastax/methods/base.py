@@ -304,7 +304,7 @@ def matrices_of(params: Params, roles_of: RolesOf, name: str, *, hidden: bool = 
     Raises:
       ConfigError: there are none; it cannot be told which layers are hidden, or a kernel's axes.
     """
-    found = roles.kernels(roles_of(params), name, hidden=hidden)
+    found = roles.kernels(roles_of.of(params), name, hidden=hidden)
     return {kernel: (role, roles.axes(kernel, role, name)) for kernel, role in found.items()}
 
 
@@ -352,7 +352,7 @@ def towards_zero(name: str, strength: float | Array, roles_of: RolesOf) -> Metho
 
 def without_norms(values: Tree, params: Params, roles_of: RolesOf, name: str) -> Tree:
     """A tree like the parameters with zeros for normalisations; raises `ConfigError` where nothing else is left."""
-    found = roles_of(params)
+    found = roles_of.of(params)
     left_alone = roles.norms(found, name)
     if len(left_alone) == len(found):
         raise ConfigError(f"{name}: all parameters belong to normalisations ({', '.join(found)}); nothing is left")

@@ -34,7 +34,7 @@ def factors(params: Params, mean: Params, floor: float | Array, roles_of: RolesO
     Raises:
       ConfigError: there is no kernel, or the axes of one cannot be told.
     """
-    found = roles_of(params)
+    found = roles_of.of(params)
     kernels = roles.kernels(found, "dash")
 
     def factor(name: str, w: Array, g: Array) -> Array:

@@ -19,7 +19,7 @@ def _dimensions(roles_of: RolesOf) -> Callable[[Params], Tree]:
     """Which parameters are matrices, and along which axes."""
 
     def of(params: Params) -> Tree:
-        found = roles_of(params)
+        found = roles_of.of(params)
 
         def one(name: str, _: Array) -> optax.contrib.MuonDimensionNumbers | None:
             if found[name].kind != "kernel":

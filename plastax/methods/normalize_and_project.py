@@ -39,7 +39,7 @@ def _groups(params: Params, roles_of: RolesOf, norms: bool, output: bool) -> dic
 
     Parameters that are not projected are left out.
     """
-    found = roles_of(params)
+    found = roles_of.of(params)
     kernels = roles.kernels(found, "project")
     if not output and any(role.normalized is None for role in kernels.values()):
         raise ConfigError(

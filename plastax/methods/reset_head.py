@@ -35,14 +35,14 @@ def reset_head(inner: optax.GradientTransformation, roles: RolesOf = STRUCTURE) 
     ) -> tuple[Params, Tree]:
         fresh = drawn(init_fn, key, whole(params, "reset_head"))
         leaves = tree.named_leaves(params)
-        head = {name: jnp.ones_like(leaves[name], bool) for name in outputs(roles(params), "reset_head")}
+        head = {name: jnp.ones_like(leaves[name], bool) for name in outputs(roles.of(params), "reset_head")}
         new = tree.map_named(lambda name, old, drawn: drawn if name in head else old, params, fresh)
         return new, surgery.clear(state, inner.init(new), (head,), leaves)
 
     method = at_boundary(inner, act)
 
     def init(params: Params) -> Tree:
-        outputs(roles(params), "reset_head")
+        outputs(roles.of(params), "reset_head")
         return method.init(params)
 
     return AtBoundary(init, method.update)

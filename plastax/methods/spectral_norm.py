@@ -104,7 +104,7 @@ def spectral_norm(
 
     def update(updates: Tree, state: SpectralNormState, params: Params, **_: object) -> tuple[Tree, SpectralNormState]:
         vectors = dict(state.vectors)
-        found, known = matrices_of(params, roles, "spectral_norm"), roles(params)
+        found, known = matrices_of(params, roles, "spectral_norm"), roles.of(params)
         start = vectors or _start(params, found)
 
         def slope(name: str, x: Array) -> Array:

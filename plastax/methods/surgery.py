@@ -18,9 +18,9 @@ What a replaced unit gets, of its layer's `Units`:
 That is any array in their state whose path ends in the parameter's own path and whose shape is the parameter's: moments
 of whatever optimiser, sums of `optax.MultiSteps`, running means (`upgd`, `dash`), and second copies of the network,
 which get the new units (`hare_tortoise`, schedule-free optimisers). What a method compares with stays (`KEPT`). Adam's
-step count belongs to no entry, all parameters share it: with
-`optax.adam` a replaced unit's first steps are up to some six times too long, because the bias of its cleared moments is
-no longer corrected. `adam_per_parameter` has a count for each. Factored moments (Adafactor) belong to no unit.
+step count belongs to no entry, all parameters share it: with `optax.adam` a replaced unit's first steps are up to some
+six times too long, because the bias of its cleared moments is no longer corrected. `adam_per_parameter` has a count for
+each. Factored moments (Adafactor) belong to no unit.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def after(params: Params, updates: Tree, rate: float | Array = 1.0) -> dict[str,
 
 def bias_behind(kernel: str, leaves: Mapping[str, Array]) -> str:
     """The bias of the layer of a kernel, by name; raises `ConfigError` where there is none to compensate with."""
-    found = STRUCTURE(leaves)
+    found = STRUCTURE.of(leaves)
     biases = [name for name, role in found.items() if role.kind == "bias" and role.layer == found[kernel].layer]
     if not biases:
         raise ConfigError(f"compensate: True is not allowed: the layer of {kernel!r} has no bias; give False")

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import roles, tree
+from plastax import tree
 from plastax.errors import ConfigError
 from plastax.methods.base import Settings, transformation
-from plastax.roles import STRUCTURE, Role, RolesOf, of_model
+from plastax.roles import STRUCTURE, Role, RolesOf, axes, of_model, shape_of, stack_of
 from plastax.types import Array, Key, Method, Model, Params, Tree
 
 Variant = Literal["global", "local", "released"]
@@ -35,7 +35,7 @@ def upgd(
     *,
     variant: Variant = "global",
     protecting: bool = True,
-    roles_of: RolesOf = STRUCTURE,
+    roles: RolesOf = STRUCTURE,
 ) -> Method:
     """Gates the steps of the optimiser ``inner`` by how useful each weight is, and adds noise where it is not.
 
@@ -60,7 +60,7 @@ def upgd(
       variant: global, as above; local: U' is divided by its Euclidean norm over a unit's incoming weights (a bias
         vector's over all of it), each kernel by itself; released: as global, but the largest utility is taken before
         the bias correction, as the authors' code does, which makes s steeper by 1 / (1 - beta^t) early on.
-      roles_of: the parameters' roles; local: which axes of a kernel are a unit's.
+      roles: the parameters' roles; local: which axes of a kernel are a unit's.
       protecting: False: the paper's non-protecting form, w <- w - decay w + u + (1 - s) noise n.
 
     References:
@@ -80,15 +80,15 @@ def upgd(
         """The axes along which the utilities of one unit lie: of a vector, all."""
         size = len(role.shape)
         if role.kind == "kernel":
-            return roles.shape_of(role, roles.axes(name, role, "upgd"))[1]
+            return shape_of(role, axes(name, role, "upgd"))[1]
         if role.kind in ("bias", "scale", "offset"):
-            return tuple(range(roles.stack_of(name, role, "upgd"), size))
+            return tuple(range(stack_of(name, role, "upgd"), size))
         return tuple(range(size - 1)) if size > 1 else tuple(range(size))
 
     def gates(utility: Params, correction: Array) -> Params:
         """1 - s."""
         if variant == "local":
-            found = roles_of(utility)
+            found = roles.of(utility)
 
             def scaled(name: str, u: Array) -> Array:
                 axes = together(name, found[name])
@@ -157,5 +157,5 @@ class UPGD(Settings):
             self.beta,
             variant=self.variant,
             protecting=self.protecting,
-            roles_of=of_model(model),
+            roles=of_model(model),
         )

@@ -39,7 +39,7 @@ def weight_clipping(kappa: float | Array = 2.0, roles: RolesOf = STRUCTURE) -> M
     """
 
     def init(params: Params) -> WeightClippingState:
-        named, found = tree.named_leaves(params), roles(params)
+        named, found = tree.named_leaves(params), roles.of(params)
         kernels, largest = matrices_of(params, roles, "weight_clipping"), dict[str, Array]()
         for name, (role, kernel) in kernels.items():
             _, rows, units = shape_of(role, kernel)

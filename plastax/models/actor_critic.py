@@ -177,6 +177,6 @@ def _as_model(
     }
     own = names((*hidden, "output"))
     model = Model(
-        init, apply, network.taps, tapped, own, names(hidden), units, activation=config.activation, roles=layers.roles
+        init, apply, network.taps, tapped, own, names(hidden), units, activation=config.activation, roles=layers.ROLES
     )
     return with_injections(model, config.injections, config.head_layers)

@@ -101,20 +101,26 @@ def norm_name(layer: str) -> str:
     return "/".join([*path, f"norm_{last}"])
 
 
-def roles(params: Params) -> dict[str, Role]:
-    """What every parameter of the networks here is: output layers are called ``output``, four axes are a convolution's.
+class OwnRoles:
+    """What every parameter of the networks here is: output layers are called ``output``, convolutions have two axes.
 
     Further heads (`plastax.models.injection`) have the layers of the first, and their names behind a prefix.
     """
-    named = tree.named_leaves(params)
-    kernels = [name for name in named if name.rpartition("/")[2] == "kernel"]
-    layers = [name.removesuffix("/kernel") for name in kernels]
-    return Roles(
-        output=tuple(layer for layer in layers if layer.rpartition("/")[2] == "output"),
-        kernels={name: convolution(2) for name in kernels if named[name].ndim == 4},
-        others=tuple(name for name in named if name == "log_std"),
-        normalized=tuple(layer for layer in layers if f"{norm_name(layer)}/scale" in named),
-    )(params)
+
+    def of(self, params: Params) -> dict[str, Role]:
+        """Path name -> role."""
+        named = tree.named_leaves(params)
+        kernels = [name for name in named if name.rpartition("/")[2] == "kernel"]
+        layers = [name.removesuffix("/kernel") for name in kernels]
+        return Roles(
+            output=tuple(layer for layer in layers if layer.rpartition("/")[2] == "output"),
+            kernels={name: convolution(2) for name in kernels if named[name].ndim == 4},
+            others=tuple(name for name in named if name == "log_std"),
+            normalized=tuple(layer for layer in layers if f"{norm_name(layer)}/scale" in named),
+        ).of(params)
+
+
+ROLES = OwnRoles()
 
 
 def activate(name: str, z: Array, activation: str, layer_norm: bool) -> Array:
@@ -199,7 +205,7 @@ def as_model(
         return given
 
     names = taps.names(plain, example)
-    model = Model(init, apply, plain.taps, tapped, names, hidden, units, activation=activation, roles=roles)
+    model = Model(init, apply, plain.taps, tapped, names, hidden, units, activation=activation, roles=ROLES)
     if not batch_norm:
         return model
     # As Flax starts them, in NumPy: building a model compiles nothing.

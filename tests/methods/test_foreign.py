@@ -17,7 +17,7 @@ from flax import nnx
 
 from plastax import methods, roles, tree
 from plastax.errors import ConfigError
-from plastax.models.layers import roles as own_roles
+from plastax.models.layers import ROLES
 from plastax.roles import Kernel, Roles, RolesOf
 from tests.test_roles import LayerNorm, Linear, Network
 
@@ -81,7 +81,7 @@ def equinox(of: Callable[[str], Any]) -> Any:
 
 
 MAKES = {
-    "own": (lambda of: own_form(of), own_roles),
+    "own": (lambda of: own_form(of), ROLES),
     "linen": (linen, Roles(output=("Dense_2",), normalized=("Dense_0",))),
     "haiku": (haiku, Roles(output=("head",), normalized=("mlp/~/linear_0",))),
     "nnx": (of_nnx, Roles(output=("head",), normalized=("first",))),
@@ -98,7 +98,7 @@ METHODS: dict[str, Callable[[RolesOf], Any]] = {
     "project": lambda r: optax.chain(optax.sgd(0.1), methods.project(roles=r)),
     "project hidden": lambda r: optax.chain(optax.sgd(0.1), methods.project(norms=False, output=False, roles=r)),
     "dash": lambda r: methods.dash(optax.sgd(0.1), 0.1, 0.3, 1, r),
-    "upgd local": lambda r: methods.upgd(optax.sgd(0.1), 0.0, variant="local", roles_of=r),
+    "upgd local": lambda r: methods.upgd(optax.sgd(0.1), 0.0, variant="local", roles=r),
     "reset_head": lambda r: methods.reset_head(optax.adam(0.1), r),
     "muon": lambda r: methods.Muon(0.1).build(optax.sgd(0.1), Declared(r)),
 }

@@ -14,7 +14,7 @@ import pytest
 from plastax import methods
 from plastax.learning import step
 from plastax.methods.effective_rank import mean_effective_rank
-from plastax.models.layers import roles
+from plastax.models.layers import ROLES
 from plastax.types import MethodArgs, Model, Moving
 from tests.methods import loss_space, test_surgery_reference, test_update_space
 from tests.methods.reference import (
@@ -64,7 +64,7 @@ def init(key: jax.Array) -> Any:
     return init_fn(key)
 
 
-MODEL = Model(init, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64), roles=roles)
+MODEL = Model(init, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64), roles=ROLES)
 
 
 def test_every_method_has_a_reference() -> None:

@@ -19,7 +19,7 @@ from plastax.errors import ConfigError
 from plastax.methods.dash import factors
 from plastax.methods.trac import erfi
 from plastax.models import CNN, MLP
-from plastax.models.layers import roles
+from plastax.models.layers import ROLES
 from plastax.types import MethodArgs, Model
 from tests.methods.reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
 
@@ -296,7 +296,7 @@ CASES["upgd of adam"] = (methods.UPGD(RATE * 0.2, RATE * 0.3, 0.8), AdamUpgd, Ad
 for name in ("crelu", "deep_fourier", "smooth_leaky", "orthogonal"):
     CASES[name] = (methods.METHODS[name], Reference, Adam)
 
-MODEL = Model(init_fn, *[None] * 3, (), (), roles=roles)
+MODEL = Model(init_fn, *[None] * 3, (), (), roles=ROLES)
 NAMES = {label.partition(" ")[0] for label in CASES} | {"plasticity_injection"}
 
 
@@ -347,7 +347,7 @@ def test_steps_equal_numpy(label: str) -> None:
 def test_dash_compares_the_places_of_a_convolutions_channel_pairs() -> None:
     rng = np.random.default_rng(0)
     w, g = (rng.standard_normal((3, 2, 4, 5)) for _ in range(2))
-    found = factors({"conv_0": {"kernel": jnp.asarray(w)}}, {"conv_0": {"kernel": jnp.asarray(g)}}, 0.1, roles)
+    found = factors({"conv_0": {"kernel": jnp.asarray(w)}}, {"conv_0": {"kernel": jnp.asarray(g)}}, 0.1, ROLES)
     for i in range(4):
         for o in range(5):
             a, b = w[..., i, o].ravel(), -g[..., i, o].ravel()
