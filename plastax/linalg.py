@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from plastax import tree
 from plastax.types import Array, Key
 
 RESOLVED = 6e3
@@ -131,9 +132,9 @@ def eigvalsh(a: Array) -> Array:
       a: ``[..., n, n]`` real; the symmetric part is used.
 
     Returns:
-      ``[..., n]``, ascending, of the dtype of ``a``.
+      ``[..., n]``, ascending, of the dtype of ``a``, at least float32.
     """
-    return jnp.vectorize(_eigvalsh, signature="(n,n)->(n)")(a)
+    return jnp.vectorize(_eigvalsh, signature="(n,n)->(n)")(tree.wide(a))
 
 
 @jax.default_matmul_precision("highest")
@@ -145,9 +146,9 @@ def eigh(a: Array) -> tuple[Array, Array]:
 
     Returns:
       Values ``[..., n]``, ascending, and orthonormal vectors ``[..., n, n]`` in columns: ``a @ v[:, i]`` is
-      ``w[i] * v[:, i]``.
+      ``w[i] * v[:, i]``. At least float32, both.
     """
-    return jnp.vectorize(_eigh, signature="(n,n)->(n),(n,n)")(a)
+    return jnp.vectorize(_eigh, signature="(n,n)->(n),(n,n)")(tree.wide(a))
 
 
 @jax.default_matmul_precision("highest")
@@ -158,9 +159,9 @@ def svdvals(a: Array) -> Array:
       a: ``[..., n, d]`` real.
 
     Returns:
-      ``[..., min(n, d)]``, descending, of the dtype of ``a``.
+      ``[..., min(n, d)]``, descending, of the dtype of ``a``, at least float32.
     """
-    return jnp.vectorize(_svdvals, signature="(n,d)->(k)")(a)
+    return jnp.vectorize(_svdvals, signature="(n,d)->(k)")(tree.wide(a))
 
 
 def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
@@ -206,7 +207,7 @@ def _scaled(features: Array) -> tuple[Array, Array]:
     The effective rank does not depend on the scale; the squares in a Gram matrix must neither over- nor underflow. By a
     power of two nothing is rounded, which the smallest singular values would show.
     """
-    x = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    x = tree.wide(features)
     largest = jnp.max(jnp.abs(x))
     _, exponent = jnp.frexp(largest)
     scale = jnp.where(largest == 0, 1, jnp.ldexp(jnp.ones((), x.dtype), exponent - 1))

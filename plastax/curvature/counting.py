@@ -30,6 +30,10 @@ REACH = 0.1
 """A node says nothing about thresholds further away than its residual by one over this; see `_leak`."""
 SMOOTH = 0.1
 """What interpolation between two nodes of a smooth density leaves uncertain, in units of their multiplicity."""
+PRODUCTS = 4.0
+"""An eigenvalue at most this many rounding errors of narrow products, in units of the norm, may be one of them."""
+TOLD = 4.0
+"""Eigenvalues of rounding alone are at most this many times what they differ by from probe to probe."""
 UNIFORM = math.sqrt(12.0)
 """Width of a uniform distribution in units of its standard deviation."""
 KINK = 0.125
@@ -37,14 +41,24 @@ KINK = 0.125
 Euler-Maclaurin term for a kink is a periodic Bernoulli polynomial of order two."""
 
 
-def rounding(norm: Array) -> Array:
-    """Size below which eigenvalues of an operator of this norm are rounding."""
-    return GUARD * jnp.finfo(norm.dtype).eps * norm
+def disagreement(s: Spectrum) -> Array:
+    """By how much the eigenvalues that complete probes found differ, where that is more than the vectors' rounding."""
+    found = jnp.max(jnp.max(s.nodes, axis=0) - jnp.min(s.nodes, axis=0))
+    return jnp.where(s.complete & (found > GUARD * jnp.finfo(s.nodes.dtype).eps * s.norm()), found, 0.0)
 
 
-def doubtful(size: Array, residuals: Array, eps: Array, norm: Array) -> Array:
+def rounding(s: Spectrum) -> Array:
+    """`Spectrum.rounding`."""
+    norm = s.norm()
+    least = GUARD * jnp.finfo(norm.dtype).eps * norm
+    if s.unit is not None:
+        least = jnp.maximum(least, PRODUCTS * s.unit * norm)
+    return jnp.maximum(least, TOLD * disagreement(s)) if s.nodes.shape[0] > 1 else least
+
+
+def doubtful(size: Array, residuals: Array, eps: Array, small: Array) -> Array:
     """Whether the eigenvalue that belongs to a node could be on the other side of ``eps`` than the node."""
-    return ~(jnp.abs(size - eps) > residuals + rounding(norm) / 4.0)
+    return ~(jnp.abs(size - eps) > residuals + small / 4.0)
 
 
 class Shares(NamedTuple):
@@ -54,11 +68,13 @@ class Shares(NamedTuple):
       multiplicities: ``[R, K]``, one where counted.
       counted: bool ``[R, K]``.
       threshold: scalar; every eigenvalue beyond it, in absolute value, is counted.
+      differ: bool scalar, whether probes that are complete have found different eigenvalues.
     """
 
     multiplicities: Array
     counted: Array
     threshold: Array
+    differ: Array
 
     def sum(self, values: Array) -> Array:
         """Sum of a function over the spectrum from its values at the nodes, ``[..., R, K] -> [...]``."""
@@ -66,46 +82,51 @@ class Shares(NamedTuple):
 
     def error(self, values: Array) -> Array:
         """The probes' part of the standard error of `sum`, ``[..., R, K] -> [...]``."""
-        estimated = jnp.sum(self.multiplicities[0] * ~self.counted[0])
+        estimated = jnp.sum(jnp.where(self.counted[0], 0.0, self.multiplicities[0]))
         probes = values.shape[-2]
         share = jnp.where(self.counted, 0.0, self.multiplicities) / (probes * jnp.maximum(estimated, 1.0))
         share = jnp.broadcast_to(share, values.shape)
         mean = jnp.sum(share * values, axis=(-1, -2), keepdims=True)
         spread = jnp.sum(share * jnp.square(values - mean), axis=(-1, -2))
-        return estimated * jnp.sqrt(2.0 * spread / ((estimated + 2.0) * probes))
+        error = estimated * jnp.sqrt(2.0 * spread / ((estimated + 2.0) * probes))
+        if probes == 1:
+            return error
+        # Complete probes that differ are all wrong, and not independently: their spread, not that of their mean.
+        each = jnp.sum(jnp.broadcast_to(self.multiplicities, values.shape) * values, axis=-1)
+        return error + jnp.where(self.differ, jnp.std(each, axis=-1), 0.0)
 
 
 def shares(s: Spectrum) -> Shares:
     """Which nodes count one by one, and what the others stand for; `Spectrum.shares` has the conditions."""
     probes, order = s.nodes.shape
-    norm = s.norm()
+    small = rounding(s)
     size = jnp.abs(s.nodes)
     ordered = jnp.sort(size[0])[::-1]
     # Entry c - 1 is about counting c nodes; all but the last, which has no next node.
     thresholds = ((ordered[:-1] + ordered[1:]) / 2.0)[:, None, None]
     count = jnp.arange(1, order).astype(size.dtype)
     beyond = size[None] > thresholds
-    sure = jnp.all(jnp.sum(beyond, axis=-1) == count[:, None], axis=-1)
-    sure &= ~jnp.any(doubtful(size[None], s.residuals[None], thresholds, norm), axis=(-1, -2))
+    sure = jnp.all(jnp.sum(beyond, axis=-1, dtype=count.dtype) == count[:, None], axis=-1)
+    sure &= ~jnp.any(doubtful(size[None], s.residuals[None], thresholds, small), axis=(-1, -2))
     converged = s.residuals <= CONVERGED * size
     sure &= (count <= FEW * order) | jnp.all(~beyond | converged[None], axis=(-1, -2))
     unseen = MARGIN * jnp.sqrt(1.0 * s.dim) * jnp.max(s.leftovers)
-    sure &= thresholds[:, 0, 0] > jnp.maximum(rounding(norm), unseen)
-    equal = jnp.diff(s.nodes, axis=-1) <= rounding(norm)
+    sure &= thresholds[:, 0, 0] > jnp.maximum(small, unseen)
+    equal = jnp.diff(s.nodes, axis=-1) <= small
     twice = jnp.any(beyond[..., 1:] & equal[None], axis=(-1, -2))
     sure &= ~twice | jnp.all(s.breakdowns > 0)
-    ratio = s.dim * jnp.sum(s.weights[None] * beyond, axis=(-1, -2)) / (probes * count)
+    ratio = s.dim * jnp.sum(jnp.where(beyond, s.weights[None], 0.0), axis=(-1, -2)) / (probes * count)
     variance = 2.0 / (9.0 * probes * count)
     sure &= jnp.abs(jnp.cbrt(ratio) - (1.0 - variance)) <= AGREEMENT * jnp.sqrt(variance)
 
     threshold = jnp.min(jnp.where(sure, thresholds[:, 0, 0], jnp.inf), initial=jnp.inf)
     threshold = jnp.where(s.complete, -1.0, threshold)
     counted = size > threshold
-    total = jnp.sum(counted[0])
+    total = jnp.sum(counted[0], dtype=size.dtype)
     rest = jnp.where(counted, 0.0, s.weights)
     mass = jnp.sum(rest, axis=-1, keepdims=True)
     shared = (s.dim - total) * rest / jnp.where(mass == 0, 1.0, mass)
-    return Shares(jnp.where(counted, 1.0, shared), counted, threshold)
+    return Shares(jnp.where(counted, 1.0, shared), counted, threshold, disagreement(s) > 0)
 
 
 def _leak(residuals: Array, distance: Array, gap: Array) -> Array:
@@ -156,8 +177,9 @@ def _edge(cells: Cells, t: Array) -> tuple[Array, Array, Array]:
     low, high, low_n, high_n, low_r, high_r = cells
     tiny, gap = jnp.finfo(low.dtype).tiny, high - low
     light = jnp.minimum(low_n, high_n)
-    up = jnp.clip(1.0 - (t - low) / jnp.clip(low_r, tiny, gap), 0.0, 1.0)
-    down = jnp.clip(1.0 - (high - t) / jnp.clip(high_r, tiny, gap), 0.0, 1.0)
+    # Of a cell without width, both ends in one place, nothing is asked.
+    up = jnp.clip(1.0 - (t - low) / jnp.maximum(jnp.minimum(low_r, gap), tiny), 0.0, 1.0)
+    down = jnp.clip(1.0 - (high - t) / jnp.maximum(jnp.minimum(high_r, gap), tiny), 0.0, 1.0)
     heavy = jnp.maximum(low_n * _leak(low_r, t - low, gap), high_n * _leak(high_r, high - t, gap))
     error = jnp.maximum(heavy - light, 0.0) / 2.0 + SMOOTH * jnp.minimum(heavy, light)
     return (low <= t) & (t < high), 0.5 * light * (up - down), error
@@ -172,7 +194,7 @@ def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
     nodes only as much as the lighter is spread: the heavier, like the zeros of a collapsed network, is not what a
     smooth density would have there.
     """
-    norm, size, known = s.norm(), jnp.abs(s.nodes), shares(s)
+    small, size, known = rounding(s), jnp.abs(s.nodes), shares(s)
     cells = _cells(s, known)
     eps = eps[:, None, None]
     upper, added, upper_error = _edge(cells, eps)
@@ -190,7 +212,7 @@ def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
     value = known.sum(far.astype(size.dtype)) + jnp.mean(jnp.sum(moved, axis=-1), axis=-1)
     # Above the last counted eigenvalue nothing is uncertain but those whose own residual reaches across.
     resolution = jnp.where(eps[:, 0, 0] < known.threshold, jnp.mean(error, axis=-1), 0.0)
-    unsure = known.counted[None] & doubtful(size[None], s.residuals[None], eps, norm) & ~s.complete
+    unsure = known.counted[None] & doubtful(size[None], s.residuals[None], eps, small) & ~s.complete
     resolution += jnp.mean(jnp.sum(unsure, axis=-1), axis=-1) / UNIFORM
     # A small number that happens to be estimated as zero would look exact; half an eigenvalue in the variance does not.
     estimated = jnp.any(far & ~known.counted[None], axis=(-1, -2)) | (resolution > 0)

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax import linalg
+from plastax import linalg, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
 from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
@@ -252,13 +252,13 @@ def _input_factor(x: Array, sharing: Sharing) -> Array:
     examples, places, _ = x.shape
     if merged(sharing):
         return _gram(x.reshape(-1, x.shape[-1])) / (examples * places)
-    return _gram(jnp.mean(x, axis=1)) / examples
+    return _gram(jnp.mean(tree.wide(x), axis=1)) / examples
 
 
 def _gradient_factor(g: Array, sharing: Sharing) -> Array:
     if merged(sharing):
         return _gram(g.reshape(-1, g.shape[-1]))
-    return _gram(jnp.sum(g.reshape(g.shape[0], -1, g.shape[-1]), axis=1))
+    return _gram(jnp.sum(tree.wide(g).reshape(g.shape[0], -1, g.shape[-1]), axis=1))
 
 
 def merged(sharing: Sharing) -> bool:
@@ -276,6 +276,7 @@ LEAF = 256
 @jax.default_matmul_precision("highest")
 def _gram(x: Array) -> Array:
     """``x^T x``, with each product between two halves of the columns taken once: 3/4 of the operations or fewer."""
+    x = tree.wide(x)
     half = x.shape[1] // 2
     if half < LEAF:
         return x.T @ x

@@ -265,7 +265,7 @@ def tridiagonalise(
                 s.component + jnp.where(s.broken, 0.0, found),
                 s.broken | ends,
                 jnp.where(ends, 0, s.sweeps + 1),
-                jnp.where(ends, FRESH_SWEEPS, jnp.maximum(s.due - 1, cancelled)),
+                jnp.where(ends, FRESH_SWEEPS, jnp.maximum(s.due - 1, cancelled.astype(jnp.int32))),
             )
 
         # A loop, not branches: `vmap` turns branches into both of their sides, but a loop ends when no one needs it.
@@ -278,7 +278,7 @@ def tridiagonalise(
             diagonal.at[k].set(s.component),
             couplings.at[k].set(jnp.where(s.broken, 0.0, s.norm)),
             size,
-            breakdowns + (s.broken & (k < order - 1)),
+            breakdowns + (s.broken & (k < order - 1)).astype(jnp.int32),
             s.broken,
             jnp.where(fresh, image_norm, leftover),
         )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax import tree
 from plastax.curvature import checks
 from plastax.types import Array, Key, Loss, Tree
 
@@ -35,11 +36,6 @@ def _places_apart(roots: Array) -> Array:
     places = math.prod(middle)
     place = jnp.eye(places, dtype=roots.dtype).reshape(1, places, 1, *middle, 1)
     return (place * roots[:, None]).reshape(columns * places, examples, *middle, width)
-
-
-def _wide(x: Array) -> Array:
-    """In float32 at least: 16 bits are too few for sums."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _array(name: str, outputs: Tree, takes: str) -> None:
@@ -106,7 +102,7 @@ def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
             f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
         )
         raise ValueError(message)
-    log_p = jax.nn.log_softmax(_wide(logits))
+    log_p = jax.nn.log_softmax(tree.wide(logits))
     # A factor, and of a class that there is: what is added, or filled in, would have a gradient of zero.
     return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")) * one
 
@@ -123,7 +119,7 @@ def softmax_curvature(logits: Array, tangent: Array) -> Array:
     The tangent is taken relative to its entry at the likeliest class, which changes nothing but rounding: of a
     confident classifier ``1 - p`` of that class would lose its digits, and the matrix would not be positive.
     """
-    p, t = jax.nn.softmax(_wide(logits)), _wide(tangent)
+    p, t = jax.nn.softmax(tree.wide(logits)), tree.wide(tangent)
     likeliest = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
     t = t - jnp.sum(jnp.where(likeliest, t, 0.0), axis=-1, keepdims=True)
     return (p * (t - jnp.sum(p * t, axis=-1, keepdims=True))).astype(tangent.dtype)
@@ -139,7 +135,7 @@ def softmax_root(logits: Array) -> Array:
       Tanabe and Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance matrix
       of the multinomial distribution, with applications", JRSS B 54, 1992, theorem 1.
     """
-    p = jax.nn.softmax(_wide(logits))
+    p = jax.nn.softmax(tree.wide(logits))
     classes = logits.shape[-1]
     # q_{k-1}, from k on, and q_k, behind k: [..., C - 1].
     tails = jnp.flip(jnp.cumsum(jnp.flip(p, -1), axis=-1), -1)
@@ -174,7 +170,7 @@ def _scalars(outputs: Tree, batch: Tree) -> int:
 def _mse(outputs: Array, batch: tuple[Array, Array]) -> Array:
     targets = _answered("mse", batch)
     _scalars(outputs, batch)
-    return jnp.mean(jnp.square(_wide(outputs) - targets))
+    return jnp.mean(jnp.square(tree.wide(outputs) - targets))
 
 
 def _mse_root(outputs: Array, batch: Tree) -> Array:

@@ -124,4 +124,6 @@ def spectrum(
         room = batch or at_once(one, jax.default_backend(), device_memory())
         found = jax.vmap(linalg.sequential(probe, batch=room))(keys)
     nodes, weights, residuals, breakdowns, leftovers = found
-    return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers, jnp.array(complete))
+    coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.like))
+    unit = jnp.asarray(coarsest, dtype) if coarsest > jnp.finfo(dtype).eps else None
+    return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers, jnp.array(complete), unit)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from plastax.curvature import counting, drawing
-from plastax.curvature.counting import Shares, rounding
+from plastax.curvature.counting import Shares
 from plastax.types import Array
 
 
@@ -61,6 +61,7 @@ class Spectrum(NamedTuple):
       leftovers: ``[R]``, norm of the operator's image of the last fresh unit vector after a breakdown, zero if there
         was none: about ``1 / sqrt(P)`` of the Frobenius norm of what had not been found by then.
       complete: bool scalar, whether the nodes *are* the eigenvalues (all that are not zero), each once for every probe.
+      unit: rounding unit of the operator's products, where they are narrower than the nodes; None where not.
     """
 
     nodes: Array
@@ -70,12 +71,22 @@ class Spectrum(NamedTuple):
     breakdowns: Array
     leftovers: Array
     complete: Array
+    unit: Array | None = None
 
     def norm(self) -> Array:
         """Largest absolute eigenvalue, a scalar; NaN if anything here is NaN, or a node or weight infinite."""
         finite = jnp.all(jnp.isfinite(self.nodes)) & jnp.all(jnp.isfinite(self.weights))
         known = finite & ~jnp.any(jnp.isnan(self.residuals)) & ~jnp.any(jnp.isnan(self.leftovers))
         return jnp.where(known, jnp.max(jnp.abs(self.nodes)), jnp.nan)
+
+    def rounding(self) -> Array:
+        """Size below which an eigenvalue may be none, a scalar.
+
+        A few rounding errors of the norm, of the vectors' type or of products in 16 bits. Probes that are complete and
+        disagree have found rounding that no type tells of, as of a network that computes in 16 bits inside: nothing
+        smaller than four times that is told from zero, and their spread is part of all standard errors.
+        """
+        return counting.rounding(self)
 
     def shares(self) -> Shares:
         """How many eigenvalues every node stands for, and how many nodes are eigenvalues counted one by one.
@@ -135,7 +146,7 @@ class Spectrum(NamedTuple):
           (Chebyshev, Markov and Stieltjes: a quadrature's distribution function errs by at most the adjacent weights).
         """
         eps = jnp.asarray(eps, self.nodes.dtype) * (self.norm() if relative else 1.0)
-        value, error = counting.beyond(self, jnp.maximum(eps, rounding(self.norm())).reshape(-1))
+        value, error = counting.beyond(self, jnp.maximum(eps, self.rounding()).reshape(-1))
         # Comparisons with NaN are false, which would be a rank of zero.
         value = jnp.where(jnp.isnan(eps.reshape(-1)), jnp.nan, value)
         return self._estimate(value.reshape(eps.shape), error.reshape(eps.shape))
@@ -154,7 +165,7 @@ class Spectrum(NamedTuple):
         if grid is None:
             one = jnp.ones((), self.nodes.dtype)
             scale = jnp.where(self.norm() == 0, 1.0, self.norm())
-            grid = scale * jnp.geomspace(rounding(one), one, 64)
+            grid = scale * jnp.geomspace(self._relative_rounding(), one, 64)
         return grid, self.rank(grid)
 
     def trace(self) -> Estimate:
@@ -200,7 +211,7 @@ class Spectrum(NamedTuple):
           to working precision". NaN where no eigenvalue is above ``eps``.
         """
         norm, size, shares = self.norm(), jnp.abs(self.nodes), self.shares()
-        eps = jnp.maximum(jnp.asarray(eps, size.dtype), rounding(norm))
+        eps = jnp.maximum(jnp.asarray(eps, size.dtype), self.rounding())
         known = jnp.all((size <= eps) | shares.counted) & (self.rank(eps).standard_error == 0)
         reach = jnp.where(known, 0.0, self.residuals)
         smallest = jnp.min(jnp.where(size - reach > eps, size + reach, norm))
@@ -223,7 +234,7 @@ class Spectrum(NamedTuple):
 
         def parts(nodes: Array) -> tuple[Array, Array]:
             x = jnp.abs(nodes) / jnp.where(norm == 0, 1.0, norm)
-            x = jnp.where(x <= rounding(jnp.ones_like(x)), 0.0, x)
+            x = jnp.where(x <= self._relative_rounding(), 0.0, x)
             return x, x * jnp.log(jnp.where(x == 0, 1.0, x))
 
         shares = self.shares()
@@ -239,7 +250,7 @@ class Spectrum(NamedTuple):
 
     def negative_mass(self) -> Estimate:
         """Share of the negative eigenvalues in the sum of absolute values, from 0 to 1; 0 for the zero operator."""
-        shares, small = self.shares(), rounding(self.norm())
+        shares, small = self.shares(), self.rounding()
 
         def negative(nodes: Array) -> Array:
             return jnp.where(nodes < -small, jnp.abs(nodes), 0.0)
@@ -249,6 +260,11 @@ class Spectrum(NamedTuple):
         share = shares.sum(negative(self.nodes)) / total
         error = self._error(shares, lambda nodes: (negative(nodes) - share * jnp.abs(nodes)) / total)
         return self._estimate(share, error)
+
+    def _relative_rounding(self) -> Array:
+        norm = self.norm()
+        least = counting.GUARD * jnp.finfo(norm.dtype).eps
+        return jnp.maximum(least, self.rounding() / jnp.where(norm == 0, 1.0, norm))
 
     def _error(self, shares: Shares, f: Callable[[Array], Array]) -> Array:
         """Standard error of the sum of a function with a kink at zero."""

@@ -57,7 +57,8 @@ class Trainability(NamedTuple):
 def _decay(values: Array, lr: float | Array, steps: int | Array) -> Array:
     """``(1 - lr lambda)^(2 steps)``, without losing the digits of a small ``lr lambda``."""
     x = lr * values
-    return jnp.exp(2.0 * steps * jnp.log1p(-jnp.minimum(x, 2.0 - x)))
+    # After no step everything is kept, also where one step would leave nothing.
+    return jnp.exp(jnp.where(steps == 0, 0.0, 2.0 * steps * jnp.log1p(-jnp.minimum(x, 2.0 - x))))
 
 
 def trainability(

@@ -20,9 +20,9 @@ TAUS = (0.0, 0.01, 0.025, 0.1)
 def dormant_fraction(features: Array, tau: float | Array = 0.025) -> Array:
     """Share of units whose mean absolute activation is at most ``tau`` times the layer's mean.
 
-    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant; NaN where a unit is.
-    The score is relative: one unit that explodes makes its whole layer dormant. Behind tanh or layer normalisation
-    dormancy says little, since small activations still carry gradients; see `gradient_dormant_fraction`.
+    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant; NaN where a unit
+    is not finite. The score is relative: one unit that explodes makes its whole layer dormant. Behind tanh or layer
+    normalisation dormancy says little, since small activations still carry gradients; see `gradient_dormant_fraction`.
 
     Args:
       features: of one layer.
@@ -57,8 +57,8 @@ def gradient_dormant_fraction(gradients: Array, tau: float | Array = 0.025) -> A
 def _share_within(score: Array, tau: float | Array) -> Array:
     mean, tau = jnp.mean(score), jnp.asarray(tau, score.dtype)
     within = jnp.expand_dims(score, tuple(range(tau.ndim))) <= tau[..., None] * mean
-    # Comparisons with NaN are false, which would be a network without a dormant unit.
-    return jnp.where(jnp.isnan(mean), jnp.nan, jnp.mean(within, axis=-1, dtype=jnp.float32))
+    # Comparisons with NaN are false, which would be a network without a dormant unit; and all are below infinity.
+    return jnp.where(jnp.isfinite(mean), jnp.mean(within, axis=-1, dtype=jnp.float32), jnp.nan)
 
 
 def pooled(shares: Array, widths: Array) -> Array:
@@ -72,14 +72,15 @@ def pooled(shares: Array, widths: Array) -> Array:
 
 
 def dead_units(features: Array) -> Array:
-    """Number of units that are exactly zero on every example.
+    """Number of units that are exactly zero on every example; NaN where a feature is.
 
     It can only fall as the batch grows: compare numbers of one batch size. Only ReLU-like units die so.
 
     References:
       lop-jax (arXiv 2509.22335) and L2 Init count the same; the latter gives the share.
     """
-    return jnp.sum(jnp.all(rows(features) == 0, axis=0)).astype(jnp.float32)
+    h = rows(features)
+    return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, jnp.sum(jnp.all(h == 0, axis=0), dtype=jnp.float32))
 
 
 def active_fraction(features: Array, activation: str = "relu") -> Array:

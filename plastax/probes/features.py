@@ -92,7 +92,8 @@ class FeatureProbe(Settings):
         values = ranks.singular_values(h, self.centred)
         found = (
             ranks.effective_rank(values), ranks.effective_rank(values, 2), ranks.srank(values, variant=self.srank),
-            ranks.pca_rank(values), ranks.stable_rank(values), ranks.numerical_rank(values, max(h.shape)),
+            ranks.pca_rank(values), ranks.stable_rank(values),
+            ranks.numerical_rank(values, max(h.shape), eps=float(jnp.finfo(features.dtype).eps)),
             ranks.pyoi_rank(values, h.shape[0]),
         )  # fmt: skip
         return dict(zip(_RANKS, found, strict=True))

@@ -49,7 +49,7 @@ def gradient_covariance(grads: Tree) -> Array:
     References:
       Lyle et al., "Understanding plasticity in neural networks", ICML 2023, arXiv 2303.01486, on examples.
     """
-    leaves = [g.reshape(g.shape[0], -1) for g in jax.tree.leaves(grads)]
+    leaves = [g.reshape(g.shape[0], -1) for g in jax.tree.leaves(tree.wide(grads))]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g), axis=1) for g in leaves]), axis=0)
     scale = jnp.where(largest == 0, 1.0, largest)[:, None]
     products = sum((g / scale) @ (g / scale).T for g in leaves)
@@ -113,6 +113,7 @@ class GradientProbe(Settings):
             grads, tap_grads = jax.grad(lambda p, t: seen.tapped_loss_fn(p, t, seen.batch)[0], argnums=(0, 1))(
                 seen.params, taps
             )
+            grads = tree.wide(grads)
             layers = kernels(grads, model)
             values = {
                 "norm": tree.norm(grads),

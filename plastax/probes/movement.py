@@ -23,7 +23,7 @@ def distances(a: Tree, b: Tree) -> dict[str, Array]:
     References:
       lop-jax (arXiv 2509.22335): all three, a task.
     """
-    moved = jax.tree.leaves(jax.tree.map(jnp.subtract, a, b))
+    moved = jax.tree.leaves(jax.tree.map(jnp.subtract, tree.wide(a), tree.wide(b)))
     return {
         "l1": sum((jnp.sum(jnp.abs(x)) for x in moved), jnp.zeros(())),
         "l2": tree.norm(moved),

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 
-from plastax import linalg
+from plastax import linalg, tree
 from plastax.types import Array
 
 SrankVariant = Literal["kumar", "l2_init", "plasticine"]
@@ -28,10 +28,12 @@ NumericalVariant = Literal["numpy", "dohare"]
 def rows(features: Array) -> Array:
     """``[B, d]`` as it is; convolutional ``[B, h, w, c]`` as ``[B h w, c]``: a channel is one unit.
 
+    In float32 at least, as all that is made of them.
+
     The code of Kumar et al.'s L2 Init flattens to ``[B, h w c]`` instead, where each place of a channel is a unit:
     ``features.reshape(B, -1)`` first gives its numbers.
     """
-    return features.reshape(-1, features.shape[-1])
+    return tree.wide(features).reshape(-1, features.shape[-1])
 
 
 def singular_values(features: Array, centred: bool = False) -> Array:
@@ -43,7 +45,6 @@ def singular_values(features: Array, centred: bool = False) -> Array:
         large singular value along their mean, which pulls every relative rank down.
     """
     h = rows(features)
-    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
     return linalg.svdvals(h - jnp.mean(h, axis=0, keepdims=True) if centred else h)
 
 
@@ -132,11 +133,12 @@ def stable_rank(values: Array) -> Array:
     return _known(values, jnp.sum(jnp.square(_relative(values))))
 
 
-def numerical_rank(values: Array, longest: int, variant: NumericalVariant = "numpy") -> Array:
+def numerical_rank(values: Array, longest: int, variant: NumericalVariant = "numpy", eps: float | None = None) -> Array:
     """Number of singular values beyond rounding.
 
     * ``numpy``: above ``longest * eps * largest``, eps of the values' own dtype (1.2e-7 in float32), the tolerance of
-      `numpy.linalg.matrix_rank` and MATLAB.
+      `numpy.linalg.matrix_rank` and MATLAB. Of features in 16 bits, whose entries are off by a share of themselves,
+      above ``eps`` times the Frobenius norm too.
     * ``dohare``: not exactly zero, as Dohare et al.'s code counts. Rounding makes nearly every one so: of a float32
       matrix of rank one that is mostly full rank.
 
@@ -144,10 +146,14 @@ def numerical_rank(values: Array, longest: int, variant: NumericalVariant = "num
       values: ``[k]``.
       longest: the larger side of the matrix, ``max(n, d)``.
       variant: what counts as zero.
+      eps: of the features' dtype, where that is narrower than the values'.
     """
     _check("variant", variant, get_args(NumericalVariant))
-    tolerance = longest * jnp.finfo(values.dtype).eps if variant == "numpy" else 0.0
-    return _known(values, jnp.sum(_relative(values) > tolerance))
+    relative, own = _relative(values), float(jnp.finfo(values.dtype).eps)
+    tolerance: float | Array = longest * own if variant == "numpy" else 0.0
+    if variant == "numpy" and eps is not None and eps > own:
+        tolerance = jnp.maximum(tolerance, eps * jnp.sqrt(jnp.sum(jnp.square(relative))))
+    return _known(values, jnp.sum(relative > tolerance))
 
 
 def pyoi_rank(values: Array, examples: int, eps: float = 0.01) -> Array:

@@ -67,17 +67,18 @@ class WeightProbe(Settings):
         }
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
-            found = kernels(seen.params, model)
+            params = tree.wide(seen.params)
+            found = kernels(params, model)
             values = {name: jnp.stack([fn(kernel) for kernel in found]) for name, fn in measures.items()}
             return values | {
-                "total_norm": tree.norm(seen.params),
-                "total_mean_magnitude": mean_magnitude(seen.params),
+                "total_norm": tree.norm(params),
+                "total_mean_magnitude": mean_magnitude(params),
             }
 
         return Probe(self.name, measure, dict.fromkeys(measures, ("layer",)), {"layer": model.layers}, every=self.every)
 
 
 def kernels(params: Params, model: Model) -> list[Array]:
-    """The kernels of the layers, in their order."""
-    leaves = tree.named_leaves(params)
+    """The kernels of the layers, in their order, in float32 at least."""
+    leaves = tree.named_leaves(tree.wide(params))
     return [leaves[f"{layer}/kernel"] for layer in model.layers]
