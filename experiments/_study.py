@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,18 @@ def looks(config: Any, model: Model, learning_rate: float, steps: int) -> list[A
             raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
     found = [getattr(config, name, PROBES[name]) for name in config.probes]
     return [look.within(learning_rate, steps) if isinstance(look, TrainabilityProbe) else look for look in found]
+
+
+def rare(config: Any) -> list[str]:
+    """Which of the chosen probes are due in so few tasks that there is no course over tasks, in lines."""
+    lines = []
+    for name in config.probes:
+        every = math.lcm(config.probe_every, getattr(config, name, PROBES[name]).every)
+        count = len(range(0, config.tasks, every))
+        if count < min(3, config.tasks):
+            said = "--probe-every" if every == config.probe_every else f"--{name.replace('_', '-')}.every"
+            lines.append(f"{name} will be measured in {count} of {config.tasks} tasks, every {every} ({said})")
+    return lines
 
 
 def cut(config: Any, updates: int, examples: int, steps: int) -> run.Plan:
@@ -195,8 +208,8 @@ def carry_out(
     mine = [batch for batch in batches if batch.arms[0] in own]
     here = environment.environment(_used(config, groups), _devices(config, len(arms)))
     directory, run_id, note = starting.run_directory(config, experiment, chosen, here)
-    if note:
-        output.say(console, note)
+    for line in filter(None, [note, *rare(config)]):
+        output.say(console, line)
     described = {"experiment": experiment, "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
     described |= run.axes(batches)
     if config.sweep:

@@ -104,7 +104,8 @@ def stamp(figure: Figure, text: str) -> None:
 def save(figure: Figure, frame: pd.DataFrame, directory: pathlib.Path, name: str) -> None:
     """Writes ``<name>.png``, ``<name>.pdf`` and the numbers in it as ``<name>.csv``."""
     # Without a date, the same numbers give the same file.
-    for form, options in {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}.items():
+    forms: dict[str, dict[str, Any]] = {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}
+    for form, options in forms.items():
         draw = functools.partial(figure.savefig, format=form, **options)
         write_atomic(directory / f"{name}.{form}", draw)
     write_table(frame, directory / f"{name}.csv")
