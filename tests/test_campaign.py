@@ -58,48 +58,51 @@ class Study:
             self.seconds = max(self.seconds, done["seconds"])
         self.expected = contents(self.whole)
 
-    def run(self, line: str, root: pathlib.Path, **more: Any) -> dict[str, Any]:
+    def run(self, line: str, place: pathlib.Path, **more: Any) -> dict[str, Any]:
         """One process of it; ``more`` says where it is killed."""
-        return self.serve(root, module=self.module, options=(*line.split(), "--runs-dir", str(root)), **more)
+        return self.serve(place, module=self.module, options=(*line.split(), "--runs-dir", str(place)), **more)
 
-    def killed(self, kinds: list[str], draw: random.Random) -> None:
-        """A run that is killed once in each of these ways, and again until it is finished."""
+    def killed(self, kinds: list[str], draw: random.Random) -> list[str]:
+        """A run that is killed in each of these ways, and then finished; the ways that came too late for it."""
         self.number += 1
-        root = self.folder / f"run-{self.number}"
-        cache = self.folder / "cache"
+        root, cache, missed = self.folder / f"run-{self.number}", self.folder / "cache", []
         for kind in kinds:
-            line, more = draw.choice(self.lines), {}
+            line = draw.choice(self.lines)
+            more: dict[str, Any] = {"where": "time", "cache": str(cache)}
             if kind == "early":
-                more = {"where": "time", "when": draw.uniform(0.0, 0.1)}
+                more["when"] = draw.uniform(0.0, 0.1)
             elif kind == "any":
-                more = {"where": "time", "when": draw.uniform(0.1, 1.0) * self.seconds}
+                more["when"] = draw.uniform(0.1, 1.0) * self.seconds
             elif kind == "cache":
                 cache = self.folder / f"cache-{self.number}"
                 cache.mkdir(exist_ok=True)
                 more = {"where": "change", "when": draw.randint(1, 30), "root": str(cache), "cache": str(cache)}
-            elif kind == "report":
-                # All but the report, in whatever number of processes that takes.
+            else:
                 for other in self.lines[:-1]:
                     self.end(self.run(other, root, cache=str(cache)))
-                line = self.lines[-1]
-                self.run(line, root, where="report", when=draw.randint(1, 12), cache=str(cache))
-                self.counts["kills"] += (killed := self.states(root) == {"recorded"})
+                line, more = self.lines[-1], {"where": "report", "when": draw.randint(1, 12), "cache": str(cache)}
+            # The same command would begin another run.
+            if self.finished(root) or self.run(line, root, **more)["status"] != -9:
+                missed.append(kind)
+                continue
+            self.counts["kills"] += 1
+            if kind == "report":
                 before = times(root)
                 self.end(self.run(line, root, cache=str(cache)))
-                self.counts["trained again"] += killed and times(root) != before
-                continue
-            self.counts["kills"] += self.run(line, root, **more)["status"] == -9
+                self.counts["trained again"] += times(root) != before
         for line in self.lines:
-            self.end(self.run(line, root, cache=str(cache)))
+            if not self.finished(root):
+                self.end(self.run(line, root, cache=str(cache)))
         found = contents(root)
         self.counts["runs"] += 1
         self.counts["trained again"] += len([*root.glob("*/*/config.json")]) != 1
-        self.counts["stuck"] += self.states(root) != {"finished"}
+        self.counts["stuck"] += not self.finished(root)
         self.counts["bytes lost"] += sum(self.expected[name].nbytes for name in self.expected.keys() - found.keys())
         same = {name for name in self.expected.keys() & found.keys() if equal(self.expected[name], found[name])}
         self.counts["mismatches"] += len(self.expected.keys() & found.keys()) - len(same)
         self.counts["bytes the same"] += sum(self.expected[name].nbytes for name in same)
         shutil.rmtree(root)
+        return missed
 
     def end(self, done: dict[str, Any]) -> None:
         """Counts a process that was not killed and did not end well."""
@@ -107,8 +110,8 @@ class Study:
             self.counts["stuck"] += 1
             print(done["log"][-2000:])
 
-    def states(self, root: pathlib.Path) -> set[str]:
-        return {runs.status(path.parent).state for path in root.glob("*/*/config.json")}
+    def finished(self, root: pathlib.Path) -> bool:
+        return {runs.status(path.parent).state for path in root.glob("*/*/config.json")} == {"finished"}
 
 
 def times(root: pathlib.Path) -> dict[pathlib.Path, int]:
@@ -145,12 +148,8 @@ def test_nothing_is_lost_in_a_campaign_of_kills(tmp_path):
         kinds = [KINDS[i % len(KINDS)] for i in range(each)]
         own.shuffle(kinds)
         while kinds and study.counts["runs"] < 4 * each:
-            before = study.counts["kills"]
             wanted, kinds = kinds[:4], kinds[4:]
-            study.killed(sorted(wanted, key=lambda kind: kind == "report"), own)
-            # Whoever ended before the kill came is to be killed another time.
-            missed = len(wanted) - (study.counts["kills"] - before)
-            kinds += wanted[:missed]
+            kinds += study.killed(sorted(wanted, key=lambda kind: kind == "report"), own)
         study.serve.process.communicate()
         return study.counts
 
