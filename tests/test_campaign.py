@@ -123,7 +123,7 @@ def equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def contents(root: pathlib.Path) -> dict[str, np.ndarray]:
-    """Everything that a study has recorded but seconds and compilations, and the checksums of its last checkpoints."""
+    """Everything that a study has recorded but seconds and compilations, and the shapes of its last checkpoints."""
     found = {}
     for path in root.glob("*/*/records/*/*.npz"):
         with np.load(path) as arrays:
