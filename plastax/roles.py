@@ -86,7 +86,7 @@ _EMBEDDINGS = frozenset({"embedding", "embeddings"})
 _ATTENTION = frozenset({"query", "key", "value", "out"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Hashable, as what compiled functions are told: by identity.
 class Roles:
     """What of a network its parameters' structure does not say.
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import jax
 
-from plastax import tree
 from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
+from plastax.probes.weights import kernel_names
+from plastax.roles import STRUCTURE, RolesOf
 from plastax.types import Array, Examples, Features, Key, LayerInputs, Loss, Model, Params, ProbeInput, Tapped, Tree
 
 Apply = Callable[[Params, Array], Any]
 
 
-@functools.partial(jax.jit, static_argnames=("probes", "apply", "loss", "activation", "init"))
+@functools.partial(jax.jit, static_argnames=("probes", "apply", "loss", "activation", "init", "roles"))
 def measure(
     probes: tuple[Any, ...],
     params: Params,
@@ -29,12 +30,13 @@ def measure(
     initial: Params = None,
     previous: Params = None,
     init: Callable[[Key], Params] | None = None,
+    roles: RolesOf = STRUCTURE,
 ) -> dict[str, Array]:
     """What some probes say of one network on one batch.
 
     Compiled once for the same ``probes`` and the same ``apply``, ``loss`` and ``init`` objects: define them outside of
-    the training loop. It can be mapped over seeds and be part of a larger compiled function. Layers are the parameters
-    named ``<layer>/kernel``.
+    the training loop. It can be mapped over seeds and be part of a larger compiled function. Layers are those that are
+    tapped, else those with a kernel, whatever it is called.
 
     Args:
       probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES`, each with its defaults.
@@ -51,6 +53,7 @@ def measure(
       initial: parameters that training began with; for `MovementProbe`.
       previous: parameters at the end of the last task; for `MovementProbe`.
       init: ``key -> params``, the initialiser; for `PlasticityProbe`.
+      roles: what says which parameters are kernels and what their axes are, see `plastax.roles.Roles`.
 
     Returns:
       ``<probe>/<value>``.
@@ -91,15 +94,11 @@ def measure(
     # Read while it is traced: a dict that comes out of JAX is sorted.
     jax.eval_shape(lambda p, x: hidden.extend(forward(p, {}, x)[1]), params, examples.x)
     tapped = tuple(network.taps(examples.x))
-    named = tree.named_leaves(params)
-    layers = tapped or tuple(name.removesuffix("/kernel") for name in named if name.endswith("/kernel"))
+    layers = tapped
+    if not tapped and any(config.name in ("weights", "movement", "gradient") for config in configs):
+        layers = tuple(kernel_names(params, roles, "probes"))
     needs = (
         ({"features"}, hidden, "apply: the network gives no features; let it return (outputs, features)"),
-        (
-            {"weights", "movement", "gradient"},
-            layers,
-            f"params: none is called <layer>/kernel (they are {', '.join(named)}); call the layers' matrices so",
-        ),
         ({"kronecker"}, tapped, "apply: its layers are not tapped; give plastax.models.tapped(module)"),
         ({"movement"}, initial is not None and previous is not None, "initial, previous: None is not allowed"),
         ({"plasticity"}, init, "init: None is not allowed; give the network's initialiser"),
@@ -110,7 +109,7 @@ def measure(
                 raise ConfigError(f"{why}, with the probe {config.name}")
     model = Model(
         init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, layers, tuple(hidden),
-        activation=activation,
+        activation=activation, roles=roles,
     )  # fmt: skip
     seen = ProbeInput(
         params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: forward(p, {}, data.x)[1],
@@ -127,9 +126,7 @@ def measure(
 def _arrays(features: Mapping[str, Any]) -> Features:
     wrong = [name for name, x in features.items() if getattr(x, "ndim", 0) < 2]
     if wrong:
-        raise ConfigError(
-            f"apply: the features {', '.join(wrong)} are no arrays [B, ..., units]; give a flat dict of them"
-        )
+        raise ConfigError(f"apply: the features {', '.join(wrong)} are not allowed; give arrays [B, ..., units]")
     return dict(features)
 
 

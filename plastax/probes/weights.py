@@ -13,8 +13,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from plastax import linalg, tree
+from plastax import linalg, roles, tree
 from plastax.probes.base import Settings
+from plastax.roles import RolesOf
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
 
@@ -57,13 +58,13 @@ class WeightProbe(Settings):
     def build(self, model: Model) -> Probe:
         """The probe.
 
-        ``norm`` (Frobenius), ``mean_magnitude`` and ``spectral_norm`` are ``[layer]``, of kernels; ``total_norm`` and
-        ``total_mean_magnitude``, of all parameters, are scalars.
+        ``norm`` (Frobenius), ``mean_magnitude`` and ``spectral_norm`` are ``[layer]``, of kernels, and where one array
+        stacks layers (`flax.linen.scan`) of the whole stack; ``total_norm`` and ``total_mean_magnitude``, of all
+        parameters, are scalars. `plastax.roles` says which axes of a kernel are inputs and which units.
         """
         measures: dict[str, Callable[[Array], Array]] = {
             "norm": tree.norm,
             "mean_magnitude": mean_magnitude,
-            "spectral_norm": spectral_norm,
         }
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
@@ -71,14 +72,42 @@ class WeightProbe(Settings):
             found = kernels(params, model)
             values = {name: jnp.stack([fn(kernel) for kernel in found]) for name, fn in measures.items()}
             return values | {
+                "spectral_norm": _spectral_norms(params, model),
                 "total_norm": tree.norm(params),
                 "total_mean_magnitude": mean_magnitude(params),
             }
 
-        return Probe(self.name, measure, dict.fromkeys(measures, ("layer",)), {"layer": model.layers}, every=self.every)
+        dims = dict.fromkeys((*measures, "spectral_norm"), ("layer",))
+        return Probe(self.name, measure, dims, {"layer": model.layers}, every=self.every)
+
+
+def kernel_names(params: Params, roles_of: RolesOf, asks: str) -> dict[str, str]:
+    """Layer -> its kernel's name, in the tree's order; of a layer with several, the kernels' names stand for it.
+
+    Raises:
+      ConfigError: there are no kernels.
+    """
+    found = roles.kernels(roles_of.of(params), asks)
+    layers = [role.layer for role in found.values()]
+    return {role.layer if layers.count(role.layer) == 1 else name: name for name, role in found.items()}
 
 
 def kernels(params: Params, model: Model) -> list[Array]:
     """The kernels of the layers, in their order, in float32 at least."""
-    leaves = tree.named_leaves(tree.wide(params))
-    return [leaves[f"{layer}/kernel"] for layer in model.layers]
+    leaves, names = tree.named_leaves(tree.wide(params)), kernel_names(params, roles.of_model(model), "probes")
+    return [leaves[names[layer]] for layer in model.layers]
+
+
+def _spectral_norms(params: Params, model: Model) -> Array:
+    found = roles.of_model(model).of(params)
+    names = kernel_names(params, roles.of_model(model), "weights")
+
+    def one(name: str, kernel: Array) -> Array:
+        role = found[name]
+        matrices = roles.matrices(kernel, role, roles.axes(name, role, "weights"))
+        if matrices.ndim == 2:
+            return spectral_norm(matrices)
+        return jnp.max(jax.vmap(spectral_norm)(matrices.reshape(-1, *matrices.shape[-2:])))
+
+    kernels_there = zip((names[layer] for layer in model.layers), kernels(params, model))
+    return jnp.stack([one(name, kernel) for name, kernel in kernels_there])

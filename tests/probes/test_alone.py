@@ -77,9 +77,9 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["weights", "gradient", "movement"])
 def test_parameters_without_kernels_are_named(name: str) -> None:
-    params, batch = {"linear": {"w": jnp.ones((4, 3)), "b": jnp.zeros(3)}}, data()
-    with pytest.raises(ConfigError, match=rf"called <layer>/kernel .*linear/b, linear/w.* the probe {name}"):
+    params, batch = {"shift": jnp.zeros(3)}, data()
+    with pytest.raises(ConfigError, match=r"none of the parameters is a kernel .*'shift'.*roles=Roles"):
         probes.measure(
-            (name,), params, lambda p, x: x @ p["linear"]["w"], batch, jax.random.key(0), initial=params,
+            (name,), params, lambda p, x: x[:, :3] + p["shift"][None], batch, jax.random.key(0), initial=params,
             previous=params,
         )  # fmt: skip
