@@ -2,7 +2,8 @@
 
 Methods and probes ask here and never go by a layer's name. The answer comes from the model where it knows
 (`Model.roles`), else from the structure of the tree: what lies beside what, in which shapes. What structure cannot tell
-is declared by `Roles`. Whoever needs what neither says refuses, see `axes`, `kernels` and `outputs`.
+is declared by `Roles`, or seen in a Flax module by `plastax.models.roles`. Whoever needs what nobody says refuses, see
+`axes`, `kernels` and `outputs`.
 """
 
 from __future__ import annotations
@@ -349,7 +350,7 @@ def _kinds(
     known = {part for part in parts if part in ("kernel", "w", "W", "weight") and is_matrix(part)} | set(declared)
     twins = len(parts) == 2 and len(set(parts.values())) == 1 and len(_SHIFTS & set(parts)) == 1 and not declared
     normalizes = ("scale" in parts and not known) or (twins and not {"kernel", "w", "W"} & set(parts))
-    normalizes |= any("Norm" in types[part] for part in parts)
+    normalizes |= not any(map(is_matrix, parts)) and any("Norm" in types[part] for part in parts)
     found: dict[str, Kind] = {}
     for part, shape in parts.items():
         embeds = part in _EMBEDDINGS or "Embedding" in types[part]

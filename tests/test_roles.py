@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from plastax import tree
+from plastax import models, tree
 from plastax.errors import ConfigError
 from plastax.models import CNN, MLP, ActorCritic, ResNet18
 from plastax.roles import STRUCTURE, Kernel, Roles, axes, convolution, from_matrices, kernels, matrices, norms, outputs
@@ -67,9 +67,11 @@ class Block(nn.Module):
 
 
 class Scanned(nn.Module):
+    axis: int = 0
+
     @nn.compact
     def __call__(self, x):
-        stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=6)
+        stack = nn.scan(Block, variable_axes={"params": self.axis}, split_rngs={"params": True}, length=6)
         return stack()(x, None)[0]
 
 
@@ -222,3 +224,40 @@ def test_own_networks_know_everything(name: str) -> None:
             assert (kernel.places, kernel.outputs) == (((0, 1), (3,)) if len(role.shape) == 4 else ((), (1,)))
         if role.kind == "bias":
             assert role.stacks == (0,)
+
+
+class Vision(nn.Module):
+    """Layers without biases, of every kind, under names of their own."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), use_bias=False)(x)
+        x = nn.relu(nn.LayerNorm(name="calm")(x)).reshape(x.shape[0], -1, 4)
+        x = nn.MultiHeadDotProductAttention(2, use_bias=False)(x)
+        x = nn.DenseGeneral(10, axis=(-2, -1), use_bias=False, name="flat")(x)
+        x = Scanned()(x)
+        return nn.Dense(3, name="last")(x), {"flat": nn.relu(x)}
+
+
+def test_a_module_tells_what_shapes_do_not() -> None:
+    module, x = Vision(), jnp.zeros((2, 4, 4, 1))
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    found = models.roles(module, x).of(params)
+    kernel = lambda name: axes(name, found[name], "test", places=True)  # noqa: E731
+    assert kernel("Conv_0/kernel") == Kernel((2,), (3,), (0, 1))
+    assert kernel("MultiHeadDotProductAttention_0/query/kernel") == Kernel((0,), (1, 2))
+    assert kernel("MultiHeadDotProductAttention_0/out/kernel") == Kernel((0, 1), (2,))
+    assert kernel("flat/kernel") == Kernel((0, 1), (2,))
+    assert kernel("Scanned_0/ScanBlock_0/Dense_0/kernel") == Kernel((1,), (2,))
+    assert found["Scanned_0/ScanBlock_0/LayerNorm_0/scale"].stacks == (1,)
+    assert found["calm/bias"].kind == "offset"
+    assert {role.layer for role in found.values() if role.output} == {"last"}
+    assert {role.layer for role in found.values() if role.normalized} == {"Conv_0", "Scanned_0/ScanBlock_0/Dense_0"}
+
+
+def test_a_module_of_one_layer_and_one_whose_outputs_are_hidden() -> None:
+    assert models.roles(nn.Dense(3), X).output == ("",)
+    hidden = models.roles(nn.Sequential([nn.Dense(3), nn.softmax]), X)
+    assert hidden.output is None
+    with pytest.raises(ConfigError, match="is stacked, and not along its first axes"):
+        models.roles(Scanned(axis=1), X)

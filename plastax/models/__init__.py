@@ -10,6 +10,7 @@ from plastax.models.layers import ActivationName, InitializerName
 from plastax.models.mlp import MLP
 from plastax.models.resnet import ResNet18
 from plastax.models.taps import tapped
+from plastax.models.traced import roles
 
 MODELS = {"mlp": ActorCritic(), "conv": ConvActorCritic()}
 SUPERVISED = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
@@ -24,5 +25,6 @@ __all__ = [
     "ConvActorCritic",
     "InitializerName",
     "ResNet18",
+    "roles",
     "tapped",
 ]
