@@ -255,10 +255,13 @@ def kernels(found: Mapping[str, Role], asks: str, *, hidden: bool = False) -> di
     if hidden:
         heads = outputs(found, asks, none_allowed=True)
         named = {name: role for name, role in named.items() if name not in heads}
+        if not named:
+            raise ConfigError(
+                f"{asks}: there is no hidden layer, all with a kernel are output layers ({_listed(heads)})"
+            )
     if not named:
-        what = "hidden layer's kernel" if hidden else "kernel"
         raise ConfigError(
-            f"{asks}: none of the parameters is a {what} (they are {_listed(found)}); name the kernels by "
+            f"{asks}: none of the parameters is a kernel (they are {_listed(found)}); name the kernels by "
             "roles=Roles(kernels={'...': Kernel(inputs=(0,), outputs=(1,))})"
         )
     return named

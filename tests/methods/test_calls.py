@@ -69,10 +69,11 @@ def test_a_schedule_goes_through_optax(name: str, setting: str) -> None:
 def test_adam_per_parameter_takes_a_schedule() -> None:
     schedule = optax.linear_schedule(1e-1, 1e-2, 3)
     ours, theirs = methods.adam_per_parameter(schedule), optax.adam(schedule)
-    state, expected_state = ours.init(PARAMS), theirs.init(PARAMS)
+    params = {"w": jnp.ones(2)}
+    state, expected_state = ours.init(params), theirs.init(params)
     for _ in range(3):
-        got, state = ours.update(PARAMS, state, PARAMS)
-        expected, expected_state = theirs.update(PARAMS, expected_state, PARAMS)
+        got, state = ours.update(params, state, params)
+        expected, expected_state = theirs.update(params, expected_state, params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 

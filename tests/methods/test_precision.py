@@ -13,6 +13,7 @@ import pytest
 
 from plastax import methods
 from plastax.methods import METHODS, surgery
+from plastax.methods.base import Settings
 from plastax.types import MethodArgs, Model
 from tests.methods.test_contract import CONFIGS, make_network
 
@@ -23,43 +24,49 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-@pytest.fixture(params=["bfloat16", "float16", "float32 where 64 bits are allowed"])
-def dtype(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if "64" not in request.param:
-        yield jnp.dtype(request.param)
-        return
-    jax.config.update("jax_enable_x64", True)
-    yield jnp.float32
-    jax.config.update("jax_enable_x64", False)
+RARE = [pytest.param(types, marks=pytest.mark.slow) for types in ("float16", "bfloat16 of float32")]
+
+
+@pytest.fixture(params=["bfloat16", "float32 where 64 bits are allowed", *RARE])
+def dtypes(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """Of parameters, and of what is computed with them."""
+    if "64" in request.param:
+        with jax.enable_x64(True):
+            yield jnp.float32, jnp.float32
+    else:
+        compute, _, params = request.param.partition(" of ")
+        yield jnp.dtype(params or compute), jnp.dtype(compute)
 
 
 def step(model: Model, method: Any, params: Any, state: Any, x: Any, key: Any, clock: Any, boundary: Any) -> Any:
-    """One step, or a switch, on a batch of the parameters' own type."""
+    """One step, or a switch, computed in the type of the batch."""
 
     def fn(params: Any, taps: Any) -> Any:
-        outputs, features, _ = model.tapped(params, taps, x)
+        outputs, features, _ = model.tapped(cast(params, x.dtype), taps, x)
         return jnp.mean(jnp.square(outputs)).astype(x.dtype), features
 
     taps = cast(model.taps(x), x.dtype)
     (value, features), (grads, tap_grads) = jax.value_and_grad(fn, (0, 1), has_aux=True)(params, taps)
     args = MethodArgs(
         key, clock, {"x": x, "y": x[:, 0]}, value, features, tap_grads, lambda p, b: fn(p, taps)[0],
-        lambda p, b: model.apply(p, b["x"])[1], lambda p, b: model.apply(p, b["x"])[0], model.init, boundary,
+        lambda p, b: model.apply(cast(p, x.dtype), b["x"])[1],
+        lambda p, b: model.apply(cast(p, x.dtype), b["x"])[0], model.init, boundary,
     )  # fmt: skip
     updates, state = method.update(grads, state, params, **args._asdict())
     return optax.apply_updates(params, updates), updates, state
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_types_stay_as_they_are(name: str, dtype: Any) -> None:
+# The others are options of the model.
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if type(config).build is not Settings.build])
+def test_types_stay_as_they_are(name: str, dtypes: Any) -> None:
     """Of parameters, updates and states, whatever the initialiser draws in; and no branch differs from the other."""
     model = make_network(False, **CONFIGS[name].model_options).model
-    x = jax.ShapeDtypeStruct((16, 3), dtype)
-    model = model._replace(batch_like={"x": x, "y": jax.ShapeDtypeStruct((16,), dtype)})
+    x = jax.ShapeDtypeStruct((16, 3), dtypes[1])
+    model = model._replace(batch_like={"x": x, "y": jax.ShapeDtypeStruct((16,), dtypes[1])})
     method = CONFIGS[name].build(optax.adam(1e-2), model)
 
     def two(key: Any, x: Any, clock: Any, boundary: Any) -> Any:
-        params = cast(model.init(key), dtype)
+        params = cast(model.init(key), dtypes[0])
         state = method.init(params)
         after, updates, later = step(model, method, params, state, x, key, clock, boundary)
         return (params, params, state), (after, updates, later)
@@ -107,15 +114,13 @@ def test_running_means_move_in_half_precision() -> None:
     np.testing.assert_allclose(useful.utility["w"], -share * np.float32(gradient["w"]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["parseval", "isometry", "spectral_norm", "l2"])
+@pytest.mark.parametrize("name", ["parseval", pytest.param("spectral_norm", marks=pytest.mark.slow)])
 def test_penalties_in_half_precision_are_those_of_single(name: str) -> None:
     model = make_network(False).model
     params = model.init(jax.random.key(0))
     method = {
         "parseval": lambda: methods.parseval(1.0, roles=model.roles),
-        "isometry": lambda: methods.isometry(1.0, model.roles),
         "spectral_norm": lambda: methods.spectral_norm(1.0, iterations=20, roles=model.roles),
-        "l2": lambda: methods.l2(1.0, model.roles),
     }[name]()
     half = cast(params, HALF)
     got, expected = (

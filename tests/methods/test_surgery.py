@@ -352,7 +352,10 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    "memory",
+    [m if m in ("adan", "tortoise", "utility") else pytest.param(m, marks=pytest.mark.slow) for m in MEMORIES],
+)
 def test_nothing_is_remembered_of_a_replaced_unit(memory: str) -> None:
     """Whoever keeps it, and by whatever name; and of other units all is."""
     model, inner = MODELS["mlp"], MEMORIES[memory]
