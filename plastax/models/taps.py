@@ -6,7 +6,7 @@ The module stays as it is: its layers are met while it is applied.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -14,10 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.linear import canonicalize_padding
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import machine, tree
 from plastax.errors import ConfigError
-from plastax.types import Array, LayerInputs, Params, Tapped, Tree, Window
+from plastax.types import Array, Key, LayerInputs, Params, Tapped, Tree, Window
+
+_INPUTS, _OUTPUTS, _TAPS = "plastax_inputs", "plastax_outputs", "plastax_taps"
+"""Collections by which values enter and leave a module: lifted transformations such as `nn.remat` pass them on."""
 
 
 def tapped(
@@ -26,19 +30,25 @@ def tapped(
     inputs: Callable[[Tree], Tree] = lambda data: data,
     layers: Collection[str] | None = None,
     variables: Mapping[str, Tree] | None = None,
+    rngs: Mapping[str, Key] | None = None,
+    mutable: Sequence[str] = (),
     **arguments: Any,
 ) -> Tapped:
     """Gives out the layers of a module, unchanged, for `plastax.curvature.kronecker`.
 
     Tapped are all `flax.linen.Dense` and `flax.linen.Conv` (their subclasses too) under the names of their parameters,
-    ``encoder/Dense_0``; other layers pass as they are, and their parameters are in no factor. Layers inside lifted
-    transformations (`nn.scan`, `nn.vmap`) cannot be tapped.
+    ``encoder/Dense_0``; other layers pass as they are, and their parameters are in no factor. Layers may be
+    rematerialised (`nn.remat`); inside `nn.scan`, `nn.vmap` or `nn.RNN`, which have several layers or steps in one, and
+    inside an `nn.jit` that has been compiled before, they are refused.
 
     Args:
       module: called with one argument, whose leading axis is the examples'.
       inputs: picks that argument from the data: ``operator.itemgetter(0)`` where the data is ``(x, y)``.
       layers: names of the layers to tap; None: all.
-      variables: collections beside the parameters, such as batch statistics; read, never changed.
+      variables: collections beside the parameters, such as batch statistics. The module may change them, as in
+        training; what comes of that is left.
+      rngs: keys of what the module draws, ``{"dropout": key}``: the same draws in every pass.
+      mutable: collections that the outputs are to be in a pair with, as Flax has it.
       **arguments: further keyword arguments of the call, such as ``train=False``.
 
     Returns:
@@ -46,18 +56,18 @@ def tapped(
 
     Raises:
       ConfigError: ``module`` is not one of `flax.linen`; or, where the network is applied, ``params`` has other
-        collections too, or the module needs a collection that ``variables`` lacks, or changes one; or Python runs
-        without assertions.
-      ValueError: where the network is applied, for a layer that is called twice (its parameters have two inputs), and
-        for convolutions that no `Window` describes: grouped, masked, transposed by an input dilation, circular or
-        reflecting, or with other than one batch axis.
+        collections too, ``layers`` has one that the module has not, or the module needs a collection that ``variables``
+        lacks.
+      ValueError: where the network is applied, for a layer that is called twice (its parameters have two inputs), one
+        that a lifted transformation hides, and for convolutions that no `Window` describes: grouped, masked, transposed
+        by an input dilation, circular or reflecting, or with other than one batch axis.
     """
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a flax.linen.Module: "
             "layers of nnx, Equinox or plain functions cannot be tapped"
         )
-    variables = variables or {}
+    variables, rngs = variables or {}, rngs or {}
 
     @contextlib.contextmanager
     def explained() -> Iterator[None]:
@@ -67,55 +77,93 @@ def tapped(
         except (flax.errors.ScopeCollectionNotFound, flax.errors.ModifyScopeVariableError) as error:
             raise ConfigError(
                 f"variables: {', '.join(map(repr, variables)) or 'none'} is not enough for {type(module).__name__} "
-                f"({str(error).partition(' (')[0]}); give its collections and let it only read them: "
-                "models.tapped(module, variables={'batch_stats': ...}, use_running_average=True)"
+                f"({str(error).partition(' (')[0]}); give its collections: "
+                "models.tapped(module, variables={'batch_stats': ...})"
+            ) from error
+        except flax.errors.InvalidRngError as error:
+            raise ConfigError(
+                f"rngs: {', '.join(map(repr, rngs)) or 'none'} is not enough for {type(module).__name__}, which draws; "
+                "give models.tapped(module, rngs={'dropout': key})"
             ) from error
 
-    def intercept(visit: Callable[[str, nn.Module, Array, Array], Array]) -> nn.module.Interceptor:
+    # The layers in the order of the forward pass, without arrays. Kept over calls: `nn.jit` does not call them again.
+    known: dict[str, nn.Module] = {}
+
+    def visiting(met: set[str]) -> nn.module.Interceptor:
         machine.check_assertions()
-        names: set[str] = set()
 
         def interceptor(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            out = next_fun(*args, **kwargs)
-            name = "/".join(context.module.path)
-            if context.method_name != "__call__" or not isinstance(context.module, nn.Dense | nn.Conv):
+            out, layer = next_fun(*args, **kwargs), context.module
+            name = "/".join(layer.path)
+            if context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.Conv):
                 return out
+            known.setdefault(name, layer.clone(parent=None))
             if layers is not None and name not in layers:
                 return out
-            if name in names:
-                message = f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
-                raise ValueError(message)
-            names.add(name)
-            return visit(name, context.module, args[0] if args else kwargs["inputs"], out)
+            met.add(name)
+            layer.sow(_INPUTS, "x", args[0] if args else kwargs["inputs"])
+            layer.sow(_OUTPUTS, "z", out)
+            return out + layer.get_variable(_TAPS, "tap") if layer.has_variable(_TAPS, "tap") else out
 
         return interceptor
 
+    def given_out(
+        state: Mapping[str, Tree], collection: str, met: set[str], expected: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        """Layer -> the one value that it gave out, in the order of the forward pass."""
+        missing = [name for name in layers or () if name not in known]
+        if missing:
+            raise ConfigError.unknown("layers", missing[0], known)
+        values = {"/".join(path[:-1]): given for path, given in flatten_dict(state.get(collection, {})).items()}
+        for name in met | set(values):
+            if name not in values:
+                message = (
+                    f"layer {name!r} is inside nn.scan, nn.vmap or nn.RNN, which have several layers or steps in one; "
+                    "leave it out: models.tapped(module, layers=[...]) with the others"
+                )
+                raise ValueError(message)
+            if len(values[name]) > 1:
+                message = f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
+                raise ValueError(message)
+        if hidden := set(values) - (known.keys() if expected is None else set(expected)):
+            message = (
+                f"layer {min(hidden)!r} is inside nn.jit, which keeps what it compiled before the layer was tapped; "
+                "give the module without nn.jit: what is around it can be jitted instead"
+            )
+            raise ValueError(message)
+        return {name: values[name][0] for name in known if name in values}
+
     def taps(data: Tree) -> dict[str, Array]:
-        shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        met: set[str] = set()
 
-        def visit(name: str, layer: nn.Module, x: Array, out: Array) -> Array:
-            shapes[name] = jax.ShapeDtypeStruct(out.shape, out.dtype)
-            return out
+        def init(key: Key, x: Tree) -> Tree:
+            return module.init({"params": key, **rngs}, x, **arguments)
 
-        with nn.intercept_methods(intercept(visit)):
-            jax.eval_shape(lambda key, x: module.init(key, x, **arguments), tree.key_like(), inputs(data))
+        with explained(), nn.intercept_methods(visiting(met)):
+            state = jax.eval_shape(init, tree.key_like(), inputs(data))
+        shapes = given_out(state, _OUTPUTS, met)
         return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
         if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
             raise ConfigError(f"params: the collections {', '.join(params)} are not allowed; give variables['params']")
-        seen: dict[str, LayerInputs] = {}
-
-        def visit(name: str, layer: nn.Module, x: Array, out: Array) -> Array:
-            window = _window(name, layer, x) if isinstance(layer, nn.Conv) else None
-            seen[name] = LayerInputs(x, layer.use_bias, window)
-            return out + taps[name] if name in taps else out
-
-        with explained(), nn.intercept_methods(intercept(visit)):
-            outputs = module.apply({"params": params, **variables}, inputs(data), **arguments)
-        return outputs, seen
+        met: set[str] = set()
+        placed = unflatten_dict({(*name.split("/"), "tap") if name else ("tap",): tap for name, tap in taps.items()})
+        given = {"params": params, **variables} | ({_TAPS: placed} if taps else {})
+        with explained(), nn.intercept_methods(visiting(met)):
+            outputs, state = module.apply(
+                given, inputs(data), rngs=rngs, mutable=[_INPUTS, *variables, *mutable], **arguments
+            )
+        if mutable:
+            outputs = outputs, {name: values for name, values in state.items() if name in mutable}
+        found = given_out(state, _INPUTS, met, taps or None)
+        return outputs, {name: _inputs(name, known[name], x) for name, x in found.items()}
 
     return Tapped(taps, apply)
+
+
+def _inputs(name: str, layer: Any, x: Array) -> LayerInputs:
+    return LayerInputs(x, layer.use_bias, _window(name, layer, x) if isinstance(layer, nn.Conv) else None)
 
 
 def names(network: Tapped, data: Tree) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -144,15 +145,103 @@ def test_collections_are_asked_for_in_the_words_of_tapped() -> None:
     params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
     for module, given, params_given, says in (
         (Normalised(True), None, params, r"variables: none is not enough for Normalised.*batch_stats"),
-        (Normalised(False), rest, params, r"variables: 'batch_stats' is not enough.*immutable"),
+        (Normalised(False), {"more": {}}, params, r"variables: 'more' is not enough.*batch_stats"),
         (Normalised(True), rest, variables, r"params: the collections batch_stats, params .*variables\['params'\]"),
     ):
         with pytest.raises(ConfigError, match=says):
             models.tapped(module, variables=given).apply(params_given, {}, x)
-    assert models.tapped(Normalised(True), variables=rest).apply(params, {}, x)[0].shape == (4, 3)
+    for average in (True, False):
+        assert models.tapped(Normalised(average), variables=rest).apply(params, {}, x)[0].shape == (4, 3)
 
 
 @pytest.mark.parametrize("module", [nnx.Linear(2, 3, rngs=nnx.Rngs(0)), lambda x: x])
 def test_other_modules_than_linen_are_refused(module: Any) -> None:
     with pytest.raises(ConfigError, match=r"module: .*(flax\.nnx.*Linear|function) is not allowed; give a flax\.linen"):
         models.tapped(module)
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + nn.Dense(3)(nn.relu(nn.Dense(4)(x)))
+
+
+class Wrapped(nn.Module):
+    """A block in a lifted transformation, and a layer outside of it."""
+
+    lift: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(2, name="output")(self.lift(Inner)(name="block")(x))
+
+
+def test_rematerialised_layers_are_tapped_as_they_would_be_without() -> None:
+    x, y = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32), jnp.arange(5) % 2
+    plain, lifted = Wrapped(lambda block: block), Wrapped(nn.remat)
+    params = plain.init(jax.random.key(0), x)["params"]
+
+    @jax.jit
+    def factors(params: Any) -> list[Any]:
+        networks = [models.tapped(module, inputs=lambda data: data[0]) for module in (plain, lifted)]
+        return [curvature.kronecker(network, "cross_entropy", params, (x, y), kind="exact") for network in networks]
+
+    expected, found = factors(params)
+    assert models.taps.names(models.tapped(lifted), x) == ("block/Dense_1", "block/Dense_0", "output")
+    assert found.keys() == expected.keys() == {"block/Dense_0", "block/Dense_1", "output"}
+    for name, pair in expected.items():
+        np.testing.assert_allclose(found[name].a, pair.a, rtol=1e-6)
+        np.testing.assert_allclose(found[name].g, pair.g, rtol=1e-5, atol=1e-9)
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return nn.Dense(3, name="step")(x), None
+
+
+class Many(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "scan":
+            x = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()(x, None)[0]
+        elif self.kind == "vmap":
+            x = nn.vmap(nn.Dense, variable_axes={"params": None}, split_rngs={"params": False})(3)(x)
+        else:
+            x = nn.RNN(nn.LSTMCell(3))(x[:, None])[:, 0]
+        return nn.Dense(2, name="output")(x)
+
+
+@pytest.mark.parametrize("kind", ["scan", "vmap", "rnn"])
+def test_several_layers_in_one_are_refused_and_can_be_left_out(kind: str) -> None:
+    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    params = jax.eval_shape(Many(kind).init, jax.random.key(0), x)["params"]
+    with pytest.raises(ValueError, match=r"is inside nn.scan, nn.vmap or nn.RNN.*leave it out"):
+        models.tapped(Many(kind)).taps(x)
+    with pytest.raises(ValueError, match=r"is inside nn.scan, nn.vmap or nn.RNN.*leave it out"):
+        jax.eval_shape(lambda p, x: models.tapped(Many(kind)).apply(p, {}, x), params, x)
+    network = models.tapped(Many(kind), layers=["output"])
+    assert list(jax.eval_shape(lambda p, x: network.apply(p, network.taps(x), x), params, x)[1]) == ["output"]
+    with pytest.raises(ConfigError, match=r"layers: 'outputs' is unknown \(did you mean 'output'\?\)"):
+        models.tapped(Many(kind), layers=["outputs"]).taps(x)
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(40)(x))
+        return nn.Dense(2, name="output")(x)
+
+
+def test_dropout_draws_with_the_keys_that_it_is_given() -> None:
+    x = jnp.ones((5, 3))
+    params = Noisy().init(jax.random.key(0), x, train=False)["params"]
+    rngs = {"dropout": jax.random.key(1)}
+    network = models.tapped(Noisy(), train=True, rngs=rngs)
+    outputs, inputs = network.apply(params, network.taps(x), x)
+    np.testing.assert_array_equal(outputs, Noisy().apply({"params": params}, x, train=True, rngs=rngs))
+    assert 0.2 < np.mean(np.asarray(inputs["output"].values) == 0) < 0.8
+    with pytest.raises(ConfigError, match=r"rngs: none is not enough for Noisy, which draws"):
+        models.tapped(Noisy(), train=True).apply(params, {}, x)
