@@ -12,7 +12,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,13 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
+from plastax.structure import DENSE, SHIFTS, Kernel, Kind, convolution, is_attention, kinds_of, readings_of
 from plastax.types import Array, Model, Params
 
-Kind = Literal["kernel", "bias", "scale", "offset", "embedding", "other", "unknown"]
-
-
-class Kernel(NamedTuple):
-    """Which axes of a kernel are what; every other axis stacks layers of one kind (`nn.scan`, `nn.vmap`).
-
-    Attributes:
-      inputs: what a unit reads at one place.
-      outputs: the units.
-      places: the window of a convolution.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    places: tuple[int, ...] = ()
-
-
-DENSE = Kernel((-2,), (-1,))
-
-
-def convolution(axes: int) -> Kernel:
-    """The kernel ``[*window, inputs, outputs]`` of a convolution over so many axes."""
-    return Kernel((-2,), (-1,), tuple(range(-2 - axes, -2)))
+__all__ = [
+    "DENSE", "STRUCTURE", "Kernel", "Kind", "Role", "Roles", "RolesOf", "axes", "convolution", "from_matrices",
+    "kernels", "matrices", "norms", "of_model", "outputs", "shape_of", "stack_of",
+]  # fmt: skip
 
 
 class Role(NamedTuple):
@@ -79,12 +61,8 @@ class RolesOf(Protocol):
         """Path name -> role, of every array of the tree."""
 
 
-_SHIFTS = frozenset({"bias", "b", "beta", "offset", "shift"})
-_SCALES = frozenset({"scale", "gamma", "g", "weight"})
 _MASKED = {"kernel": (0, 0), "w": (0, 0)}
 """Shapes of arrays that `optax.masked` hides: they are there, and no more is known."""
-_EMBEDDINGS = frozenset({"embedding", "embeddings"})
-_ATTENTION = frozenset({"query", "key", "value", "out"})
 
 
 @dataclass(frozen=True, eq=False)  # Hashable, as what compiled functions are told: by identity.
@@ -165,11 +143,11 @@ class Roles:
         rest = {part: shape for part, shape in parts.items() if part not in others}
         kinds: dict[str, Kind]
         if _match(dict.fromkeys(self.norms, True), layer):
-            kinds = {part: "offset" if part in _SHIFTS else "scale" for part in rest}
+            kinds = {part: "offset" if part in SHIFTS else "scale" for part in rest}
         else:
-            kinds = _kinds(layer, rest, types, stacked or 0, frozenset(p for p, kernel in given.items() if kernel))
+            kinds = kinds_of(layer, rest, types, stacked or 0, frozenset(p for p, kernel in given.items() if kernel))
         bias = next((shape for part, shape in rest.items() if kinds[part] == "bias" and shape), None)
-        attention = layer.rpartition("/")[2] if _is_attention(layer, shapes) else ""
+        attention = layer.rpartition("/")[2] if is_attention(layer, shapes) else ""
         found = {}
         for part, shape in parts.items():
             kind = kinds.get(part, "other")
@@ -177,7 +155,7 @@ class Roles:
             if kind == "kernel":
                 kernel = given[part]
                 readings = (
-                    _readings(part, types[part], shape, bias, stacked, attention)
+                    readings_of(part, types[part], shape, bias, stacked, attention)
                     if kernel is None
                     else (_from_left(named[part], kernel, shape),)
                 )
@@ -255,10 +233,8 @@ def kernels(found: Mapping[str, Role], asks: str, *, hidden: bool = False) -> di
     if hidden:
         heads = outputs(found, asks, none_allowed=True)
         named = {name: role for name, role in named.items() if name not in heads}
-        if not named:
-            raise ConfigError(
-                f"{asks}: there is no hidden layer, all with a kernel are output layers ({_listed(heads)})"
-            )
+        if not named and heads:
+            raise ConfigError(f"{asks}: there is no hidden layer, only output layers ({_listed(heads)})")
     if not named:
         raise ConfigError(
             f"{asks}: none of the parameters is a kernel (they are {_listed(found)}); name the kernels by "
@@ -338,53 +314,6 @@ def _owner(params: Params, name: str) -> str:
     return "" if isinstance(params, Mapping | list | tuple) else type(params).__name__
 
 
-def _kinds(
-    layer: str,
-    parts: Mapping[str, tuple[int, ...]],
-    types: Mapping[str, str],
-    stacked: int,
-    declared: frozenset[str],
-) -> dict[str, Kind]:
-    """What the parameters of one layer are, by what lies beside what."""
-
-    def is_matrix(part: str) -> bool:
-        return part in declared or len(parts[part]) - stacked >= 2
-
-    known = {part for part in parts if part in ("kernel", "w", "W", "weight") and is_matrix(part)} | set(declared)
-    twins = len(parts) == 2 and len(set(parts.values())) == 1 and len(_SHIFTS & set(parts)) == 1 and not declared
-    normalizes = ("scale" in parts and not known) or (twins and not {"kernel", "w", "W"} & set(parts))
-    normalizes |= not any(map(is_matrix, parts)) and any("Norm" in types[part] for part in parts)
-    found: dict[str, Kind] = {}
-    for part, shape in parts.items():
-        embeds = part in _EMBEDDINGS or "Embedding" in types[part]
-        if part in declared:
-            found[part] = "kernel"
-        elif embeds:
-            found[part] = "embedding"
-        elif part == "scale" or normalizes:
-            found[part] = "offset" if part in _SHIFTS else "scale"
-        elif part in known:
-            # Without a bias, of a type that nobody knows, a table of embeddings looks the same.
-            sure = part != "weight" or len(parts) > 1 or types[part]
-            found[part] = "kernel" if sure else "unknown"
-        elif is_matrix(part) and not known and part not in _SHIFTS:
-            found[part] = "kernel"
-        elif known or any(is_matrix(p) and p not in _SHIFTS for p in parts):
-            scale = not layer and any(word in part.lower() for word in ("scale", "gamma", "norm"))
-            found[part] = "unknown" if scale else "bias" if part in _SHIFTS or len(parts) == 2 else "other"
-        elif part in _SCALES - {"g", "weight"}:
-            found[part] = "scale"
-        else:
-            nested = bool(layer) and len(shape) > 0 and part not in ("w", "kernel")
-            found[part] = "unknown" if nested else "other"
-    return found
-
-
-def _is_attention(layer: str, shapes: Mapping[str, Any]) -> bool:
-    above, _, last = layer.rpartition("/")
-    return last in _ATTENTION and all((f"{above}/{one}" if above else one) in shapes for one in _ATTENTION)
-
-
 def _from_left(name: str, kernel: Kernel, shape: tuple[int, ...]) -> Kernel:
     """Declared axes, counted from the left."""
     size = len(shape)
@@ -393,35 +322,3 @@ def _from_left(name: str, kernel: Kernel, shape: tuple[int, ...]) -> Kernel:
     if any(not -size <= axis < size for axis in every) or len({axis % size for axis in every}) != len(every):
         raise ConfigError(f"roles.kernels: {kernel} does not fit {name!r} {list(shape)}")
     return counted
-
-
-def _readings(
-    part: str, owner: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, stacked: int | None, attention: str
-) -> tuple[Kernel, ...]:
-    """All that the axes of a kernel may be, given its bias."""
-    size = len(shape)
-    if attention and size >= 3:
-        first = size - 3
-        head = Kernel((first,), (first + 1, first + 2))
-        return (Kernel((first, first + 1), (first + 2,)) if attention == "out" else head,)
-    depths = range(size - 1) if stacked is None else (stacked,)
-    if bias is None and size == 2:
-        depths = (0,)
-    found = []
-    if part != "weight":  # [*inputs, *units], as Flax and Haiku have it.
-        for depth in depths:
-            for units in range(1, size - depth):
-                between = tuple(range(depth, size - units))
-                if bias is None or bias == shape[:depth] + shape[size - units :]:
-                    found.append(Kernel(between, tuple(range(size - units, size))))
-                    if units == 1 and len(between) > 1:
-                        found.append(Kernel(between[-1:], (size - 1,), between[:-1]))
-    if part not in ("kernel", "w"):  # [units, inputs, *places], as Equinox and PyTorch have it.
-        for depth in depths:
-            rest = tuple(range(depth + 2, size))
-            ends = (shape[: depth + 1], shape[: depth + 1] + (1,) * len(rest))
-            if depth + 1 < size and (bias is None or bias in ends):
-                found.append(Kernel((depth + 1,), (depth,), rest))
-    if part == "weight" and not owner:  # A dict's, in either order.
-        found += _readings("kernel", owner, shape, bias, stacked, attention)
-    return tuple(dict.fromkeys(found))

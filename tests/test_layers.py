@@ -9,7 +9,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = {"drawing", "errors", "output", "types", "tree", "linalg", "machine", "roles"}
+BASE = {"drawing", "errors", "output", "types", "tree", "linalg", "machine", "roles", "structure"}
 MIDDLE = BASE | {"data", "models", "curvature"}
 SHARED = {"keys", "learning", "segments"}  # of the programs
 LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}
