@@ -35,7 +35,7 @@ def operator(op: object) -> None:
         raise ValueError(message)
 
 
-def key(key: object) -> None:
+def key(key: Any) -> None:
     """Raises ValueError unless it is one PRNG key, typed or as its raw words."""
     array = isinstance(key, jax.Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

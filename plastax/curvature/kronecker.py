@@ -37,6 +37,7 @@ import numpy as np
 from plastax import linalg, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
+from plastax.curvature.memory import device_memory
 from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
 
 Kind = Literal["empirical", "sampled", "exact"]
@@ -80,7 +81,8 @@ def kronecker(
       loss: a `Loss`, or one of the names in `losses.LOSSES`.
       params: where the factors are taken.
       data: the batch, third argument of ``network.apply`` and second of the loss; leading axis ``B``.
-      kind: whose gradients, see the module.
+      kind: whose gradients, see the module. ``exact`` holds a cotangent of all outputs for each output of an example:
+        ``B (T C)^2`` numbers for T places of C classes. Sequences ask for ``sampled``.
       key: for the draws of ``sampled``, which alone needs it.
       sharing: of weights between places, see the module.
 
@@ -90,6 +92,7 @@ def kronecker(
     Raises:
       ValueError: if ``kind`` or ``sharing`` is none of the names, if a key is missing, if the loss cannot give what
         ``kind`` needs, or, outside `jit`, if ``kind`` is exact and examples depend on one another (inside: NaN).
+      MemoryError: if ``kind`` is exact, and its cotangents alone do not fit the device.
     """
     inputs, pull, pulled = backward(network, loss, params, data, kind, key)
     return fisher_factors(inputs, pull, pulled, sharing)
@@ -122,6 +125,13 @@ def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key
     loss = losses.get(loss)
     check(kind, loss, key is not None)
     if kind == "exact" and loss.root is not None:
+        size, available = tree.nbytes(jax.eval_shape(loss.root, outputs, data)), device_memory()
+        if available is not None and size > available:
+            message = (
+                f"kind='exact' needs {size / 2**30:,.1f} GiB for one backward pass an output, and the device has "
+                f"{available / 2**30:,.1f}; take kind='sampled', whose factors have the same mean, or fewer examples"
+            )
+            raise MemoryError(message)
         return loss.root(outputs, data)
     if kind == "sampled" and loss.sample is not None and key is not None:
         single = loss.sample(outputs, data, key)

@@ -152,7 +152,7 @@ def tapped(
         given = {"params": params, **variables} | ({_TAPS: placed} if taps else {})
         with explained(), nn.intercept_methods(visiting(met)):
             outputs, state = module.apply(
-                given, inputs(data), rngs=rngs, mutable=[_INPUTS, *variables, *mutable], **arguments
+                given, inputs(data), rngs=dict(rngs), mutable=[_INPUTS, *variables, *mutable], **arguments
             )
         if mutable:
             outputs = outputs, {name: values for name, values in state.items() if name in mutable}

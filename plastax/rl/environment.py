@@ -291,13 +291,16 @@ def from_gymnax(
         reward = jnp.asarray(reward, jnp.float32)
         return state, Timestep(jnp.where(done, first, final), reward, terminated, truncated, final)
 
+    wide = jax.dtypes.canonicalize_dtype(float) == np.float64
     try:
         observation, state = jax.eval_shape(restart, tree.key_like(), task)
-        if jax.config.jax_enable_x64:
+        if wide:
             action = jax.eval_shape(env.action_space(task.params).sample, tree.key_like())
-            jax.eval_shape(lambda key, *args: advance(draw(key, task), *args, task), tree.key_like(), state, action)
+            jax.eval_shape(
+                lambda key, state, action: advance(draw(key, task), state, action, task), tree.key_like(), state, action
+            )
     except TypeError as error:
-        if not jax.config.jax_enable_x64:
+        if not wide:
             raise
         message = f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code in gymnax mixes types; unset it"
         raise ConfigError(message) from error

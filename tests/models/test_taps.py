@@ -245,3 +245,20 @@ def test_dropout_draws_with_the_keys_that_it_is_given() -> None:
     assert 0.2 < np.mean(np.asarray(inputs["output"].values) == 0) < 0.8
     with pytest.raises(ConfigError, match=r"rngs: none is not enough for Noisy, which draws"):
         models.tapped(Noisy(), train=True).apply(params, {}, x)
+
+
+def test_exact_factors_of_long_sequences_are_refused_before_they_are_computed() -> None:
+    """Of 256 places of 1,000 classes: a cotangent of them all for each."""
+    batch = jax.ShapeDtypeStruct((8, 256, 4), jnp.float32), jax.ShapeDtypeStruct((8, 256), jnp.int32)
+    network = models.tapped(nn.Dense(1000), inputs=operator.itemgetter(0))
+    params = jax.eval_shape(nn.Dense(1000).init, tree.key_like(), batch[0])["params"]
+
+    def take(kind: str) -> Any:
+        def factors(params: Any, batch: Any, key: jax.Array) -> Any:
+            return curvature.kronecker(network, "cross_entropy", params, batch, kind=kind, key=key)
+
+        return jax.eval_shape(factors, params, batch, tree.key_like())
+
+    with pytest.raises(MemoryError, match=r"kind='exact' needs 1,\d{3}\.\d GiB .*take kind='sampled'"):
+        take("exact")
+    assert take("sampled")[""].g.shape == (1000, 1000)
