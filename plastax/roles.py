@@ -199,7 +199,8 @@ def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:
         example = f"Kernel(inputs={tuple(range(last))}, outputs=({last},))".replace(",)", ",)")
         raise ConfigError(
             f"{asks}: which axes of {name!r} {list(role.shape)} are inputs and which are units cannot be told from its "
-            f"shape; give roles=Roles(kernels={{{name!r}: {example}}}) with the axes that it has"
+            f"shape; give roles=Roles(kernels={{{name!r}: {example}}}) with the axes that it has, or "
+            f"Roles(others=({name!r},)) if it is no kernel"
         )
     return role.readings[0]
 
@@ -309,7 +310,9 @@ def _owner(params: Params, name: str) -> str:
     """The name of the type that holds an array as its attribute; empty in trees of dicts and lists."""
     for key in name.split("/")[:-1]:
         if isinstance(params, Mapping):
-            return ""
+            # A dict's own keys may have slashes; then it is one of arrays, as Haiku's.
+            params = params.get(key, {})
+            continue
         params = params[int(key)] if isinstance(params, list | tuple) and key.isdigit() else getattr(params, key, None)
     return "" if isinstance(params, Mapping | list | tuple) else type(params).__name__
 

@@ -111,6 +111,7 @@ TREES = {
         Network([Linear(jnp.zeros((8, 8)), jnp.zeros(8)), LayerNorm(jnp.zeros(8), jnp.zeros(8)), Linear(X, None)]),
         {"layers/0/weight": TURNED, "layers/1/weight": "scale", "layers/1/bias": "offset", "layers/2/weight": TURNED},
     ),
+    "equinox in a dict": ({"a": Linear(jnp.zeros((8, 8)), jnp.zeros(8))}, {"a/weight": TURNED, "a/bias": "bias"}),
     "embedding of equinox": (Network([Embedding(jnp.zeros((5, 3)))]), {"layers/0/weight": "embedding"}),
     "pairs": ([(jnp.zeros((4, 8)), jnp.zeros(8))], {"0/0": DENSE, "0/1": "bias"}),
     "free": ({"log_std": jnp.zeros(2)}, {"log_std": "other"}),

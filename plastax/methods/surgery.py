@@ -236,10 +236,12 @@ def renewed(
 
 def moment_of(path: tuple[Any, ...], names: Mapping[str, Any]) -> str | None:
     """Which parameter an array in an optimiser's state belongs to, by its key path; None: to none."""
-    if any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in KEPT for key in path):
-        return None
     # The longest name that fits: that of one parameter may end in another's.
-    return next((name for i in range(len(path)) if (name := tree.path_name(path[i:])) in names), None)
+    for i in range(len(path)):
+        if (name := tree.path_name(path[i:])) in names:
+            kept = any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in KEPT for key in path[:i])
+            return None if kept else name
+    return None
 
 
 def after(params: Params, updates: Tree, rate: float | Array = 1.0) -> dict[str, Array]:
