@@ -196,7 +196,7 @@ def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:
 
     if not role.readings or any(seen(reading) != seen(role.readings[0]) for reading in role.readings):
         last = len(role.shape) - 1
-        example = f"Kernel(inputs={tuple(range(last))}, outputs=({last},))".replace(",)", ",)")
+        example = f"Kernel(inputs={tuple(range(last))}, outputs=({last},))"
         raise ConfigError(
             f"{asks}: which axes of {name!r} {list(role.shape)} are inputs and which are units cannot be told from its "
             f"shape; give roles=Roles(kernels={{{name!r}: {example}}}) with the axes that it has, or "
