@@ -96,7 +96,7 @@ def test_every_probe_of_a_network_in_16_bits_is_near_its_own_in_32(compute: Any,
     batch = jnp.asarray(rng.standard_normal((12, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 12))
     full = Net(None).init(KEY, batch[0])["params"]
     narrow = jax.tree.map(lambda x: x.astype(parameters), full)
-    chosen = ("features", "weights", "gradient", "hessian", "ggn", "kronecker", "ntk", "movement",
+    chosen = ("features", "weights", "gradient", probes.Hessian(order=60), "ggn", "kronecker", "ntk", "movement",
               probes.TrainabilityProbe(learning_rate=0.1, steps=10))  # fmt: skip
 
     def measure(net: Net, params: Any) -> dict[str, jax.Array]:
@@ -108,7 +108,9 @@ def test_every_probe_of_a_network_in_16_bits_is_near_its_own_in_32(compute: Any,
         assert value.dtype == jnp.float32, name
         if name.rpartition("/")[2] in ("trace", "norm", "largest", "effective_rank", "a_largest", "g_largest", "loss",
                                        "spectral_norm", "total_norm", "frobenius"):  # fmt: skip
-            np.testing.assert_allclose(value, expected[name], rtol=0.05, err_msg=name)
+            # Small eigenvalues, below the rounding of 16 bits, count as zero: the effective rank is less.
+            rtol = 0.1 if "effective_rank" in name else 0.05
+            np.testing.assert_allclose(value, expected[name], rtol=rtol, err_msg=name)
 
 
 def test_numerical_rank_of_features_in_16_bits() -> None:
