@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,21 +15,17 @@ from plastax.roles import RolesOf, of_model
 from plastax.types import Array, Method, Model, Params, Tree
 
 
-def _dimensions(roles_of: RolesOf) -> Callable[[Params], Tree]:
-    """Which parameters are matrices, and along which axes."""
+def _dimensions(params: Params, roles_of: RolesOf) -> Tree:
+    """Which parameters are matrices, and along which axes; None: it is none."""
+    found = roles_of.of(params)
 
-    def of(params: Params) -> Tree:
-        found = roles_of.of(params)
+    def one(name: str, _: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if found[name].kind != "kernel":
+            return None
+        kernel = roles.axes(name, found[name], "muon", places=True)
+        return None if kernel.places else optax.contrib.MuonDimensionNumbers(kernel.inputs, kernel.outputs)
 
-        def one(name: str, _: Array) -> optax.contrib.MuonDimensionNumbers | None:
-            if found[name].kind != "kernel":
-                return None
-            kernel = roles.axes(name, found[name], "muon", places=True)
-            return None if kernel.places else optax.contrib.MuonDimensionNumbers(kernel.inputs, kernel.outputs)
-
-        return tree.map_named(one, params)
-
-    return of
+    return tree.map_named(one, params)
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,15 @@ class Muon(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """`optax.contrib.muon`; ``inner`` is not used."""
-        muon = optax.contrib.muon(
-            self.learning_rate, beta=self.beta, weight_decay=self.weight_decay, ns_steps=self.iterations,
-            muon_weight_dimension_numbers=_dimensions(of_model(model)),
-        )  # fmt: skip
-        return optax.with_extra_args_support(muon)
+
+        def muon(params: Params) -> optax.GradientTransformation:
+            # Of the whole tree: optax itself would ask of parts of it.
+            return optax.contrib.muon(
+                self.learning_rate, beta=self.beta, weight_decay=self.weight_decay, ns_steps=self.iterations,
+                muon_weight_dimension_numbers=_dimensions(params, of_model(model)),
+            )  # fmt: skip
+
+        def update(updates: Tree, state: Tree, params: Params | None = None, **_: object) -> tuple[Tree, Tree]:
+            return muon(updates).update(updates, state, params)
+
+        return optax.GradientTransformationExtraArgs(lambda params: muon(params).init(params), update)
