@@ -63,7 +63,7 @@ def test_the_published_files_are_compared_before_they_are_parsed(folder):
         load("mnist", folder, verify=False)
 
 
-@pytest.mark.parametrize("begin", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("begin", [b"", gzip.compress(b"")], ids=["plain", "compressed"])
 def test_a_file_that_is_too_large_is_not_even_begun(folder, begin):
     path = folder / f"{idx.TRAIN_IMAGES}.gz"
     path.write_bytes(begin)

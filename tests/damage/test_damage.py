@@ -4,123 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
-import pathlib
-import random
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 import plastax
-from plastax import checkpoint, files, listing, parallel, record, run, runs, settings, starting
+from plastax import files, listing, parallel, record, run, runs, settings, starting
 from plastax.errors import ConfigError, RecordError, RunError, Unreadable
-from plastax.survey import Survey, survey
 from plastax.types import Record
 from tests import killing
-
-SEGMENTS = killing.PLAN.segments
-ARMS = tuple(killing.OPTIMIZERS)
-Path = pathlib.Path
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with the checkpoints after all segments and after all but one."""
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    killing.study(directory)
-    return directory
-
-
-@pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own."""
-    return Path(shutil.copytree(whole, tmp_path / "run"))
-
-
-@pytest.fixture
-def killed(copy: Path) -> Path:
-    """One that was killed after all but one segment of each arm: it has one checkpoint, before its last record."""
-    for arm in ARMS:
-        shutil.rmtree(copy / "checkpoints" / arm / str(SEGMENTS))
-    return copy
-
-
-def tree(directory: Path) -> dict[Path, bytes]:
-    """Every file that holds what a run has computed."""
-    found = (path for top in ("records", "checkpoints") for path in (directory / top).rglob("*"))
-    return {
-        path: path.read_bytes()
-        for path in found
-        if path.is_file() and os.access(path, os.R_OK) and not path.is_symlink()
-    }
-
-
-def likes() -> dict[str, Any]:
-    start = parallel.seed_keys(range(killing.SEEDS))
-    return {arm: jax.eval_shape(killing.program(killing.OPTIMIZERS[arm]).init, start, ()) for arm in ARMS}
-
-
-def restored(directory: Path, arm: str, like: Any = None) -> checkpoint.Restored | None:
-    like = likes()[arm] if like is None else like
-    there = survey(directory, killing.config(), [arm], SEGMENTS)
-    return checkpoint.restore(directory / "checkpoints" / arm, killing.config(), like, there)
-
-
-def assert_same(directory: Path, whole: Path) -> None:
-    """Every recorded number and every final state, bit for bit."""
-    one, other = plastax.load(directory), plastax.load(whole)
-    assert set(one.data_vars) == set(other.data_vars)
-    for name in other.data_vars:
-        if not name.startswith("host/"):
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    for arm in ARMS:
-        a, b = restored(directory, arm), restored(whole, arm)
-        assert a
-        assert b
-        assert a.segment == b.segment == SEGMENTS
-        for name, leaf in b.leaves.items():
-            np.testing.assert_array_equal(a.leaves[name], leaf, err_msg=name)
-
-
-def start(directory: Path) -> None:
-    """What a start of a run looks at before it trains anything."""
-    record.read_config(directory)
-    for arm in ARMS:
-        restored(directory, arm)
-
-
-def assert_refused(directory: Path, message: str, begin: Callable[[Path], None] = start) -> None:
-    """The same line at every start, and nothing changes."""
-    before = tree(directory)
-    for _ in range(2):
-        with pytest.raises((RunError, RecordError), match=message) as caught:
-            begin(directory)
-        assert "\n" not in str(caught.value)
-        assert tree(directory) == before
-
-
-def flip(path: Path, place: int = -30) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[place] ^= 0x10
-    path.write_bytes(raw)
-
-
-def unreadable(path: Path) -> Callable[[], None]:
-    """Makes reading a file an I/O error, for root too; what undoes it."""
-    if not Path("/proc/self/mem").exists():
-        pytest.skip("needs /proc")
-    kept = path.rename(path.parent.parent / f"kept-{path.name}")
-    path.symlink_to("/proc/self/mem")
-    return lambda: void(kept.replace(path))
-
-
-def void(_: Any) -> None: ...
+from tests.damage.common import (
+    ARMS,
+    SEGMENTS,
+    assert_refused,
+    assert_same,
+    flip,
+    restored,
+    start,
+    unreadable,
+)
 
 
 def test_what_cannot_be_read_is_not_damaged(killed: Path, whole: Path) -> None:
@@ -417,113 +325,3 @@ def test_a_directory_whose_name_is_no_text_is_refused_first(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"runs_dir: .* is no text in this system's encoding"):
         starting.check_writable(config, "tiny")
     assert not list(tmp_path.iterdir())
-
-
-class Fuzzed:
-    """A run of which one file at a time is damaged, and what its readers make of that."""
-
-    def __init__(self, directory: Path):
-        self.directory, self.likes = directory, likes()
-        self.files = {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
-        self.config = record.read_config(directory)
-        self.data = plastax.load(directory)
-        self.states = {arm: {} for arm in ARMS}  # arm -> segment -> leaves
-        for arm in ARMS:
-            for folder in (directory / "checkpoints" / arm).glob("[0-9]*"):
-                found = checkpoint.restore(folder.parent, self.config, self.likes[arm], Survey(int(folder.name), "", 0))
-                assert found
-                self.states[arm][found.segment] = found.leaves
-
-    def damage(self, draw: random.Random) -> Path:
-        """Damages a file: a byte flipped or overwritten, or the end cut off."""
-        path = draw.choice(list(self.files))
-        raw = bytearray(self.files[path])
-        if not raw or draw.random() < 0.2:
-            raw = raw[: draw.randrange(len(raw) + 1)]
-        else:
-            raw[draw.randrange(len(raw))] ^= draw.choice([1 << draw.randrange(8), draw.randrange(1, 256)])
-        path.write_bytes(raw)
-        return path
-
-    def detected(self, path: Path, every_reader: bool) -> bool:
-        """Whether a damaged file is named; where it is not, asserts that nothing that is read from it has changed."""
-        found = False
-        top = path.relative_to(self.directory).parts[0]
-        if top == "records" or every_reader:
-            arm = path.parent.name
-            found |= self.refused(lambda: self.check_survey(arm)) if top == "records" else False
-            found |= self.refused(self.check_load)
-        if top == "checkpoints" or every_reader:
-            for arm in ARMS:
-                found |= self.refused(lambda arm=arm: self.check_state(arm))
-        if top.endswith(".json"):
-            found |= self.refused(lambda: self.check_json(path))
-        # No damage is an error here: it is shown.
-        row = listing._row(self.directory)
-        return found or row[0] == "damaged" or "corrupt" in row[3]
-
-    def refused(self, read: Callable[[], None]) -> bool:
-        try:
-            read()
-        except (RecordError, RunError) as caught:
-            error = caught
-        else:
-            return False
-        assert str(self.directory) in str(error)
-        assert "\n" not in str(error)
-        assert not isinstance(error, Unreadable)
-        return True
-
-    def check_survey(self, arm: str) -> None:
-        there = survey(self.directory, self.config, [arm], SEGMENTS)
-        if there.whole < SEGMENTS:
-            raise RecordError(there.problem)
-
-    def check_load(self) -> None:
-        data = plastax.load(self.directory)
-        assert data.identical(self.data)
-
-    def check_state(self, arm: str) -> None:
-        there = Survey(SEGMENTS, "", 0)
-        found = checkpoint.restore(self.directory / "checkpoints" / arm, self.config, self.likes[arm], there)
-        assert found
-        for name, leaf in self.states[arm][found.segment].items():
-            np.testing.assert_array_equal(found.leaves[name], leaf, err_msg=name)
-        if found.notes:
-            raise RecordError(found.notes[0])
-
-    def check_json(self, path: Path) -> None:
-        value, old = files.read_json(path), json.loads(self.files[path])
-        value.pop("checksum", None)
-        unknown = value.keys() - old.keys()  # the word "checksum" itself was hit
-        assert {name: value[name] for name in value if name not in unknown} == {
-            k: v for k, v in old.items() if k != "checksum"
-        }
-        assert len(unknown) <= 1
-
-
-def fuzz(directory: Path, number: int, seed: int, every_reader: bool) -> int:
-    """Damages a run so many times; how often that was detected. What was not has been harmless."""
-    fuzzed, draw, detected = Fuzzed(directory), random.Random(seed), 0
-    for _ in range(number):
-        path = fuzzed.damage(draw)
-        detected += fuzzed.detected(path, every_reader)
-        path.write_bytes(fuzzed.files[path])
-    return detected
-
-
-def test_a_flipped_byte_is_detected_or_harmless(copy: Path) -> None:
-    assert fuzz(copy, 150, 0, False) > 75
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_a_thousand_flipped_bytes_are_detected_or_harmless(
-    killed: Path, whole: Path, tmp_path: Path, interrupted: bool
-) -> None:
-    directory = killed if interrupted else Path(shutil.copytree(whole, tmp_path / "finished"))
-    detected = fuzz(directory, 1000, 1, True)
-    kind = "an interrupted" if interrupted else "a finished"
-    print(f"1000 damages to files of {kind} run: {detected} detected, the others harmless")
-    assert detected > 500
