@@ -11,7 +11,7 @@ import optax
 
 from plastax import tree
 from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
-from plastax.types import Array, Features, Key, LayerInputs, Loss, Method, MethodArgs, Moving, Params, Tree
+from plastax.types import Array, Features, Key, LayerInputs, Loss, Method, MethodArgs, Moving, Params, Recorded, Tree
 
 
 class Aside(NamedTuple):
@@ -119,6 +119,12 @@ def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dic
     if kind == "empirical":
         return factors(seen.inputs, seen.tap_grads)
     return fisher_factors(seen.inputs, seen.pull, cotangents(loss, kind, seen.outputs, batch, key))
+
+
+def recorded(state: Tree) -> dict[str, Array]:
+    """What the states of methods, wherever they are within ``state``, have to say in the record."""
+    found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Recorded))
+    return {name: value for one in found if isinstance(one, Recorded) for name, value in one.recorded.items()}
 
 
 def step(method: Method, grads: Tree, state: Tree, params: Params, args: MethodArgs) -> tuple[Params, Tree]:

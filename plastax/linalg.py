@@ -134,7 +134,7 @@ def eigvalsh(a: Array) -> Array:
     Returns:
       ``[..., n]``, ascending, of the dtype of ``a``, at least float32.
     """
-    return jnp.vectorize(_eigvalsh, signature="(n,n)->(n)")(tree.wide(a))
+    return jnp.vectorize(_eigvalsh, signature="(n,n)->(n)")(tree.wide(tree.gathered(a)))
 
 
 @jax.default_matmul_precision("highest")
@@ -148,7 +148,7 @@ def eigh(a: Array) -> tuple[Array, Array]:
       Values ``[..., n]``, ascending, and orthonormal vectors ``[..., n, n]`` in columns: ``a @ v[:, i]`` is
       ``w[i] * v[:, i]``. At least float32, both.
     """
-    return jnp.vectorize(_eigh, signature="(n,n)->(n),(n,n)")(tree.wide(a))
+    return jnp.vectorize(_eigh, signature="(n,n)->(n),(n,n)")(tree.wide(tree.gathered(a)))
 
 
 @jax.default_matmul_precision("highest")
@@ -161,7 +161,7 @@ def svdvals(a: Array) -> Array:
     Returns:
       ``[..., min(n, d)]``, descending, of the dtype of ``a``, at least float32.
     """
-    return jnp.vectorize(_svdvals, signature="(n,d)->(k)")(tree.wide(a))
+    return jnp.vectorize(_svdvals, signature="(n,d)->(k)")(tree.wide(tree.gathered(a)))
 
 
 def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
@@ -350,4 +350,4 @@ def effective_rank(features: Array, power: int = 1) -> Array:
     if not power > 0:
         message = f"power must be positive, got {power}"
         raise ValueError(message)
-    return _effective_rank(features, power)
+    return _effective_rank(tree.gathered(features), power)

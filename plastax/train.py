@@ -177,7 +177,7 @@ def program(
 
     The record's training values are means over the gradient steps of an update, of the batch before its step: the
     ``accuracy`` (of classes only) is thus the online accuracy; ``loss``; ``grad_norm``; ``sample_plasticity`` where the
-    configuration asks for it. Beside the probes' values there
+    configuration asks for it; and what the method has to say, `Recorded`. Beside the probes' values there
     are ``evaluation/{train,test}_{loss,accuracy}``, at both ends of every task, and ``evaluation/validation_...`` where
     the stream keeps examples out for it.
 
@@ -245,7 +245,7 @@ def program(
         if config.drops:
             args = args._replace(rate=share_of_rate(clock))
         params, opt_state = learning.step(method, seen.grads, state.opt_state, state.params, args)
-        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
+        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)} | learning.recorded(opt_state)
         if config.sample_plasticity:
             metrics["sample_plasticity"] = sample_plasticity(seen.value, network.loss(params, batch))
         return state._replace(params=params, stats=seen.stats, opt_state=opt_state, factors=average), metrics

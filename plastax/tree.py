@@ -46,6 +46,19 @@ def cast(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
+def gathered(tree: Tree) -> Tree:
+    """The arrays, whole on every device where explicit mesh axes (the default of `jax.make_mesh`) spread them.
+
+    For what needs all entries at once: JAX refuses most products and loops along such an axis.
+    """
+
+    def whole(x: Array) -> Array:
+        sharding = jax.typeof(x).sharding
+        return jax.reshard(x, jax.NamedSharding(sharding.mesh, jax.P())) if any(sharding.spec) else x
+
+    return jax.tree.map(whole, tree)
+
+
 def size(tree: Tree) -> int:
     """Number of scalars in the tree (leaves may be shape structs)."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import optax
@@ -85,6 +85,15 @@ class Moving(optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, init, update)
         self.move = move
         return self
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A method's state that has something to say in the record."""
+
+    @property
+    def recorded(self) -> Mapping[str, Array]:
+        """Scalars by the names of their training values, ``<method>/<value>``."""
 
 
 class MethodConfig(Protocol):

@@ -1,4 +1,4 @@
-"""The norm of the gradient, of few rows: that of all its entries."""
+"""The norm of the gradient, of few rows: that of all its entries; and what methods have to say in the record."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from plastax import learning, tree
+from plastax import learning, methods, tree
 from plastax.learning import Aside
 from plastax.models import CNN, MLP
 
@@ -39,3 +40,8 @@ def test_the_norm_is_that_of_all_entries(config: Any, batch: int) -> None:
     found, grads = both(model.init(jax.random.key(0)), x, target)
     every = [np.asarray(g, np.float64) for g in tree.named_leaves(grads).values()]
     np.testing.assert_allclose(found, np.sqrt(sum(np.sum(g**2) for g in every)), rtol=1e-5)
+
+
+def test_what_methods_have_to_say_is_found_wherever_they_are() -> None:
+    method = methods.chain(methods.hare_tortoise(), methods.trac(optax.adam(0.1)))
+    assert learning.recorded(method.init({"w": jnp.ones(3)})) == {"trac/scale": 0}

@@ -184,6 +184,16 @@ def test_sample_plasticity_is_what_a_step_gains_on_its_batch(whole):
     assert (gained > 0).any()
 
 
+@pytest.mark.slow
+def test_trac_records_a_scale_that_tells_whether_the_network_left_its_start():
+    config = dataclasses.replace(CONFIG, batch_size=4, epochs=1, updates=1, kronecker_every=0)
+    state, records, _ = run(make(config, "trac", probes=()), (1,) * 4, seeds=(0, 1))
+    first = jax.vmap(lambda key: ravel_pytree(MODEL.init(fold(key, 0)))[0])(seed_keys((0, 1)))
+    last = jax.vmap(lambda params: ravel_pytree(params)[0])(state.params)
+    np.testing.assert_array_equal(records[-1].train["trac/scale"][:, -1] > 0, np.any(first != last, axis=1))
+    assert [*np.any(first != last, axis=1)] == [False, True]
+
+
 def test_two_probes_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="'watch'"):
         make(probes=(WATCH, WATCH))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from plastax import tree
 from plastax.curvature import checks, losses
 from plastax.curvature.operators import Product, sandwich
 from plastax.types import Array, Key, Loss, Operator, Params, Tree
@@ -139,5 +140,5 @@ def fisher(
         drawn = jax.vmap(draws)(outputs, *part)
         return _outer(jax.tree.map(lambda s: s / math.sqrt(samples * checks.examples(outputs)), drawn))
 
-    placed = (data, jnp.arange(checks.examples(data)))
+    placed = (tree.gathered(data), jnp.arange(checks.examples(data)))
     return sandwich(lambda p, part: apply_fn(p, part[0]), metric, params, placed, chunk_size, loss.finite)

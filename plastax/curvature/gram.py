@@ -59,7 +59,7 @@ def _gram(
     apply_fn: Apply, root: Root, finite: Callable[[Tree], Tree], params: Params, data: Tree, chunk_size: int | None
 ) -> Array:
     """``R^T J J^T R``, ``[B K, B K]``, for roots R of every example as a batch of its own."""
-    params = checks.parameters(params)
+    params, data = tree.gathered((checks.parameters(params), data))
     examples = checks.examples(data)
     size = examples if chunk_size is None else min(chunk_size, examples)
     whole, left = chunks(data, size)

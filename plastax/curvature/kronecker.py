@@ -103,6 +103,7 @@ def backward(
     network: Tapped, loss: Loss | str, params: Params, data: Tree, kind: Kind, key: Key | None = None
 ) -> tuple[dict[str, LayerInputs], Callable[[Tree], dict[str, Array]], Tree]:
     """One forward pass: the layers' inputs, the backward pass to the taps, and the cotangents that go into it."""
+    params, data = tree.gathered((params, data))
     outputs, pull, inputs = jax.vjp(lambda taps: network.apply(params, taps, data), network.taps(data), has_aux=True)
     checks.examples(outputs, "outputs")
     found = cotangents(loss, kind, outputs, data, key)
@@ -241,7 +242,8 @@ def rows(inputs: LayerInputs | Array) -> Array:
     if given.values.ndim < 2:
         message = f"a layer's inputs have a leading axis of examples, these are {given.values.shape}"
         raise ValueError(message)
-    x = given.values if given.window is None else _patches(given.values, given.window)
+    x = tree.gathered(given.values)
+    x = x if given.window is None else _patches(x, given.window)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1) if given.bias else x
 
@@ -286,7 +288,7 @@ LEAF = 256
 @jax.default_matmul_precision("highest")
 def _gram(x: Array) -> Array:
     """``x^T x``, with each product between two halves of the columns taken once: 3/4 of the operations or fewer."""
-    x = tree.wide(x)
+    x = tree.wide(tree.gathered(x))
     half = x.shape[1] // 2
     if half < LEAF:
         return x.T @ x

@@ -128,6 +128,7 @@ def hessian(
             message = "chunk_size needs data, and a loss_fn of (params, data)"
             raise ValueError(message)
         chunks(data, chunk_size)
+        data = tree.gathered(data)
     checks.scalar(loss_fn, params, *(() if data is None else (data,)))
     gradient = jax.value_and_grad(loss_fn)
 
@@ -166,6 +167,7 @@ def sandwich(
       finite: see `Loss.finite`.
     """
     params = checks.parameters(params)
+    data = data if chunk_size is None else tree.gathered(data)
 
     def linearised(part: Tree) -> tuple[Product, Tree]:
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)

@@ -38,6 +38,11 @@ class TracState(NamedTuple):
     sigma: Array
     scale: Array
 
+    @property
+    def recorded(self) -> dict[str, Array]:
+        """``trac/scale``, S. At or below zero with ``clip``: the network is its initial one."""
+        return {"trac/scale": self.scale}
+
 
 def trac(
     inner: optax.GradientTransformation,
@@ -62,8 +67,9 @@ def trac(
     sigma starts at 1e-8. The network hardly moves in the first dozens of steps: S grows exponentially from ``start``.
     With ``clip``, S <= 0 puts x at ref, where d and so h are zero, and S stays so for ever: one gradient that points
     back at the second step is enough. In batches of one that is the end of most seeds, whose network then is the
-    initial one to the last bit (34 of 40 on a linear task; of batches of 16, 1 of 40; without ``clip``, none). Where
-    the step size falls within a task (`MethodArgs.rate`), u is the shorter step, and x arrives whole.
+    initial one to the last bit (34 of 40 on a linear task; of batches of 16, 1 of 40; without ``clip``, none). The
+    programs record S as ``trac/scale``, which then stays at or below zero. Where the step size falls within a task
+    (`MethodArgs.rate`), u is the shorter step, and x arrives whole.
 
     d is read off the parameters, as in the authors' code, so what other methods do to them counts; in float32 a weight
     stays exactly at its reference until S d exceeds its rounding.

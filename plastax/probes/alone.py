@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from plastax import tree
 from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
 from plastax.probes.weights import kernel_names
@@ -73,6 +74,7 @@ def measure(
         keys = f" with {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
         raise ConfigError(f"batch: a {type(batch).__name__}{keys} is not allowed; give (inputs, labels)")
     checks.examples(batch, "batch")
+    params, batch, initial, previous = tree.gathered((params, batch, initial, previous))
     examples = Examples(*batch)
     # A plain network is one without taps.
     network = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))

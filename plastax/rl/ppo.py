@@ -91,7 +91,8 @@ def program(
     Of episodes every update records how many ended in it (``episodes``), the mean of their returns (``episode_return``,
     NaN without any) and the sum (``episode_return_sum``). The mean of ``episode_return`` over updates is one over time:
     it leaves out updates in which every episode went on, and counts the others alike. The sum of
-    ``episode_return_sum`` over that of ``episodes`` is the mean over episodes, in which short ones are many.
+    ``episode_return_sum`` over that of ``episodes`` is the mean over episodes, in which short ones are many. What the
+    method has to say (`Recorded`) is a mean over gradient steps.
 
     Args:
       config: the agent.
@@ -164,7 +165,7 @@ def program(
             model.init, boundary=False,
         )  # fmt: skip
         params, opt_state = learning.step(method, seen.grads, opt_state, params, args)
-        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)}
+        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)} | learning.recorded(opt_state)
         return (params, opt_state, average), metrics
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
