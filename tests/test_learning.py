@@ -43,5 +43,5 @@ def test_the_norm_is_that_of_all_entries(config: Any, batch: int) -> None:
 
 
 def test_what_methods_have_to_say_is_found_wherever_they_are() -> None:
-    method = methods.chain(methods.hare_tortoise(), methods.trac(optax.adam(0.1)))
+    method = optax.chain(methods.hare_tortoise(), methods.trac(optax.adam(0.1)))
     assert learning.recorded(method.init({"w": jnp.ones(3)})) == {"trac/scale": 0}
