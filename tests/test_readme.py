@@ -55,6 +55,12 @@ def test_examples_of_a_library_user_run() -> None:
         exec(compile(block, "README.md", "exec"), scope)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), scope["params"], params)
     assert max(jax.tree.leaves(moved)) > 0
+    own, given = (
+        scope["tx"],
+        jax.tree.map(jnp.ones_like, params),
+    )  # the last method of the README, by its declared roles
+    updates, _ = own.update(given, own.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert scope["values"]["features/effective_rank"].shape == (1,)
     assert set(scope["factors"]) == {"dense_0", "dense_1"}
     assert float(scope["s"].trace().value) > 0
