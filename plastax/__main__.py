@@ -115,7 +115,8 @@ def compare(
 ) -> None:
     """Prints the methods of one or several runs side by side: values, paired differences, probability of improvement.
 
-    Every number has its 95 % bootstrap interval over seeds, all tasks of a seed kept together.
+    Every number has its 95 % interval over seeds, all tasks of a seed kept together: a t interval, and of
+    the probability of improvement a bootstrap interval.
 
     Args:
       runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.

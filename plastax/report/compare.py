@@ -1,6 +1,6 @@
 """Several methods of several runs in one table: a statistic over seeds and tasks, differences, who wins how often.
 
-Intervals resample seeds and keep each seed's tasks together (Agarwal et al., "Deep reinforcement learning at the edge
+Intervals are over seeds and keep each seed's tasks together (Agarwal et al., "Deep reinforcement learning at the edge
 of the statistical precipice", NeurIPS 2021, resample every task by itself: on a stream, where a task starts from what
 the one before left, that would be too sure). The seeds are those of the record: seed k of two methods has seen the same
 tasks, so differences are paired wherever the seeds' numbers agree.
@@ -22,7 +22,7 @@ from plastax.errors import ConfigError
 from plastax.record import RecordError
 from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
 from plastax.report.score import Score, Window, score_of
-from plastax.report.statistics import about_intervals, resample
+from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, jackknife, resample
 from plastax.report.table import cell
 from plastax.report.values import REFERENCES, finished, task_values
 
@@ -159,7 +159,7 @@ def compare(
       Columns ``run``, ``arm``, ``seeds``, ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds``
       (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of
       this arm does better than one of the other in the same task), each with ``_low`` and ``_high``, the ends of
-      the 95 % interval; NaN with fewer than three seeds.
+      the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -179,7 +179,7 @@ def compare(
     for arm in found:
         mine = arm.values[:, chosen]
         row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(arm.seeds)}
-        row |= {"first_task": chosen[0], "last_task": chosen[-1]} | _columns("value", resample(of, mine))
+        row |= {"first_task": chosen[0], "last_task": chosen[-1]} | _columns("value", jackknife(of, mine))
         other = against(arm, found, reference)
         if other is not None:
             common = [seed for seed in arm.seeds if seed in other.seeds]
@@ -189,7 +189,7 @@ def compare(
                 its = its[[other.seeds.index(seed) for seed in common]]
             row |= {"against": other.name, "paired_seeds": len(common)}
             paired = bool(common)
-            row |= _columns("difference", resample(lambda a, b: of(a) - of(b), mine, its, paired=paired))
+            row |= _columns("difference", jackknife(lambda a, b: of(a) - of(b), mine, its, paired=paired))
             row |= _columns("improves", resample(lambda a, b: wins(sign * a, sign * b), mine, its, paired=paired))
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
@@ -217,8 +217,8 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
     return pd.concat(parts, ignore_index=True)
 
 
-def _columns(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval))
+def _columns(name: str, interval: Sequence[Any]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, interval)))
 
 
 def what(data: xr.Dataset) -> str:
@@ -249,7 +249,8 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
         cells = [cell(row, "value"), minus, *(cell(row, n) if compared else "" for n in ("difference", "improves"))]
         table.add_row(*([row["run"]] if several else []), row["arm"], str(row["seeds"]), *cells)
     lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
-    about = about_intervals(int(frame["seeds"].min()), " over seeds").removeprefix(";").strip()
-    first = f"{about}; P(better): in the same task, ties half"
+    fewest = int(frame["seeds"].min())
+    about = about_intervals(fewest, " over seeds").removeprefix(";").strip()
+    first = f"{about}; P(better): in the same task, ties half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
     table.caption = "\n".join([first, f"of the tasks that all have finished; {NUMBERED}", *lines])
     return table

@@ -78,7 +78,7 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     """The summary table; columns that were not measured are missing.
 
     Every quantity is averaged over tasks for each seed first; ``<name>`` is the mean over seeds, ``<name>_low`` and
-    ``<name>_high`` the ends of its 95 % bootstrap interval.
+    ``<name>_high`` the ends of its 95 % t interval.
 
     - ``tasks``: finished tasks; ``seeds``: seeds.
     - ``frozen_seeds``: only if there are any, seeds whose loss was not finite; their tasks from then on are left out.

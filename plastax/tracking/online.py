@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["offline", "online", "disabled"]
 
-RESAMPLES = 2000
-"""Bootstrap resamples of the live intervals; the report takes more."""
-
 MOST_CHARACTERS = 128
 """Of the names that W&B takes."""
 
@@ -160,7 +157,7 @@ class WandbSink:
     """Weights & Biases: one W&B run for every method, all seeds in it, grouped by the run id.
 
     A value per seed is logged as its mean under its name, its interquartile mean under ``<name>/iqm`` and its 95 %
-    bootstrap interval under ``<name>/ci_low`` and ``<name>/ci_high``; single numbers (not those of layers or
+    t interval under ``<name>/ci_low`` and ``<name>/ci_high``; single numbers (not those of layers or
     thresholds) as ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) is summarised by
     its last, mean and best value. Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
     ``<operator>/density/<mark>``. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
@@ -254,9 +251,8 @@ def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
     seeds = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
     if not seeds:
         return {}
-    # All in one call: the bootstrap is vectorised.
     values = np.stack(list(seeds.values()), axis=1)
-    interval = mean_interval(values, resamples=RESAMPLES)
+    interval = mean_interval(values)
     out: dict[str, float] = {}
     for i, name in enumerate(seeds):
         out[name] = interval.mean[i]

@@ -302,6 +302,6 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
     assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
     assert "c0ffee" in text
     assert '<p class="loud">SYNTHETIC DATA</p>' in text
-    assert "4 seeds: with fewer than 10" in text
+    assert "4 seeds: t intervals cover what they say" in text
     assert "Rank alone does not rank methods" in text
     assert json.dumps(settings["settings"]["seeds"]) in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from plastax.report.html.look import RESAMPLES, band, figure, over_tasks, styles
+from plastax.report.html.look import band, figure, over_tasks, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import measured, score_of
 from plastax.report.statistics import over_seeds
@@ -29,7 +29,7 @@ def curve(data: xr.Dataset) -> Chart | None:
     place = data.update_task.values + (inside * window + np.minimum(window, per_task - inside * window) / 2) / per_task
     values = data[score.curve.variable].assign_coords(place=("update", np.round(place, 4)))
     means = values.groupby("place").mean().transpose("arm", "seed", "place")
-    interval = over_seeds(means, resamples=RESAMPLES)
+    interval = over_seeds(means)
     made = figure("task (a curve starts at its switch)", score.curve.label)
     for arm, style in styles(data.arm.values.tolist()).items():
         one = interval.sel(arm=arm).dropna("place", subset=["mean"])
@@ -39,7 +39,7 @@ def curve(data: xr.Dataset) -> Chart | None:
         for border in range(1, tasks):
             made.add_vline(border, line={"width": 1, "color": "rgba(128,128,128,0.3)"})
     made.update_xaxes(range=[0, tasks])
-    note = f"Mean over seeds with its 95 % interval; a point is the mean of {window} updates." if window > 1 else ""
+    note = f"Mean over seeds with its 95 % t interval; a point is the mean of {window} updates." if window > 1 else ""
     return Chart("curve", f"{score.curve.label}, update by update", made, note, 380, wide=True)
 
 

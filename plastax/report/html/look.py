@@ -14,9 +14,6 @@ from plastax.report.spectra import signed_log
 from plastax.report.statistics import over_seeds
 from plastax.report.style import arm_styles
 
-RESAMPLES = 2000
-"""Bootstrap resamples of bands along curves of hundreds of points; single numbers take more."""
-
 WIDE = 30.0
 """Ratio of the largest to the smallest mean in a chart from which on its axis is logarithmic."""
 
@@ -91,6 +88,7 @@ def band(
     group: str = "",
     markers: bool = True,
     legend: bool = True,
+    log: bool = False,
     **line: Any,
 ) -> None:
     """A line with its interval as a band, one entry of the legend that shows and hides both.
@@ -104,6 +102,8 @@ def band(
       group: what is shown and hidden together; by default what has the same name.
       markers: whether the points are marked.
       legend: whether it has an entry in the legend.
+      log: whether the vertical axis is logarithmic: an interval that reaches zero is drawn down to a tenth of
+        the mean.
       **line: over the style's.
     """
     mean, low, high = (small(interval[part].values) for part in ("mean", "low", "high"))
@@ -115,7 +115,7 @@ def band(
             "mode": "lines",
             "line": {"width": 0},
         }
-        made.add_scatter(x=x, y=low, **edges)
+        made.add_scatter(x=x, y=np.where(low > 0, low, mean / 10) if log else low, **edges)
         made.add_scatter(x=x, y=high, fill="tonexty", fillcolor=faded(style["color"], 0.17), **edges)
     made.add_scatter(
         x=x,
@@ -132,7 +132,7 @@ def band(
 
 
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
-    """Mean over seeds in each task with its 95 % interval, a line an arm.
+    """Mean over seeds in each task with its 95 % t interval, a line an arm.
 
     Args:
       values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
@@ -159,7 +159,7 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
         if not one.sizes["task"]:
             continue
         if not bars:
-            band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= 60)
+            band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= 60, log=log)
             continue
         mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
         made.add_scatter(

@@ -18,9 +18,6 @@ SHOWN = {
 }
 """Probe value -> its label and where in a task it is taken; the mean over layers is shown."""
 
-RESAMPLES = 1000
-"""Bootstrap resamples of the intervals in the chart of everything else: there are a hundred values in it."""
-
 LAYERS = 12
 """Layers whose Kronecker factors are drawn, at most."""
 
@@ -81,7 +78,7 @@ def kronecker(data: xr.Dataset) -> Section:
         charts.append(Chart(f"kronecker-{i}", str(layer), made))
     text = [
         "Effective rank of the input side A (solid) and the output-gradient side G (dotted) at each task's start, with "
-        "95 % intervals over seeds."
+        "95 % t intervals over seeds."
     ]
     if len(layers) > LAYERS:
         text.append(f"The first {LAYERS} of {len(layers)} layers; the record has the others.")
@@ -109,7 +106,7 @@ def others(data: xr.Dataset) -> Section:
     together = xr.concat(
         [one.reset_coords(drop=True) for _, one in chosen], "value", coords="minimal", compat="override"
     )
-    interval = over_seeds(together, resamples=RESAMPLES)
+    interval = over_seeds(together)
     made = figure("task", "")
     of = styles(data.arm.values.tolist())
     owner = []
@@ -138,7 +135,7 @@ def others(data: xr.Dataset) -> Section:
     made.update_layout(
         updatemenus=[{"buttons": menu, **place}], legend={"y": -0.18, "yanchor": "top"}, margin={"t": 44}
     )
-    note = "Mean over layers, and the middle one where there are several thresholds; 95 % intervals over seeds."
+    note = "Mean over layers, and the middle one where there are several thresholds; 95 % t intervals over seeds."
     return Section(
         "others",
         f"All {len(chosen)} other measurements",

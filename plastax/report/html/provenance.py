@@ -21,7 +21,7 @@ Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
 
 FEW = 10
-"""Seeds below which a bootstrap interval is clearly too short, see `plastax.report.statistics`."""
+"""Seeds below which it shows neither in the values nor in their mean whether they are skewed."""
 
 
 def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list[str]:
@@ -34,8 +34,8 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
         said.append(f"{seeds} seed{'s' * (seeds > 1)}: with fewer than {FEWEST} there are no intervals.")
     elif seeds < FEW:
         said.append(
-            f"{seeds} seeds: with fewer than {FEW}, bootstrap intervals are too short (four seeds: "
-            "about 80 % in place of 95 %)."
+            f"{seeds} seeds: t intervals cover what they say of seeds that differ about normally; where a few seeds "
+            "lie far from the others (lognormal values), 95 % covers about 83 %. More seeds show which it is."
         )
     said += [f"{line[0].upper()}{line[1:]}." for line in (unfinished(data), unscored(data), *gaps(data)) if line]
     said += _measurement(data, configs)

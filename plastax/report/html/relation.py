@@ -145,9 +145,9 @@ def section(data: xr.Dataset) -> Section:
     text = [
         "A point is a seed in a task: what was measured at its start, before any training on it, against what was "
         f"reached in it. Of more than {POINTS:,} points, some tasks stand for all, spread evenly. Spearman's "
-        "correlation with its 95 % interval; seeds are resampled whole. Pooled, methods that differ in both make a "
-        "correlation by themselves; within methods that is taken out. Both may still only share a trend over tasks: "
-        "correlation is not cause."
+        "correlation with its 95 % bootstrap interval; seeds are resampled whole, and of few seeds it is too short. "
+        "Pooled, methods that differ in both make a correlation by themselves; within methods that is taken out. "
+        "Both may still only share a trend over tasks: correlation is not cause."
     ]
     return Section("relation", "Does curvature go with performance?", text, charts, [("Spearman's correlation", table)])
 

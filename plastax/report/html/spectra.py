@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from plastax.report.html.look import RESAMPLES, band, faded, figure, over_tasks, small, spread, styles, symlog_axis
+from plastax.report.html.look import band, faded, figure, over_tasks, small, spread, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
 from plastax.report.spectra import density, signed_log
@@ -192,10 +192,12 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
                 continue
             late = where == "last third"
             name = style["name"] if late else f"{style['name']}, {where}"
-            interval = over_seeds(one, resamples=RESAMPLES).where(lambda x: x["mean"] > 0)
+            interval = over_seeds(one).where(lambda x: x["mean"] > 0)
             look = style if late else style | {"dash": "dot"}
             width = 2.0 if late else 1.3
-            band(made, eps, interval, name, look, group=style["name"], markers=False, legend=late, width=width)
+            band(
+                made, eps, interval, name, look, group=style["name"], markers=False, legend=late, log=True, width=width
+            )
     made.update_xaxes(type="log", exponentformat="power", dtick=1)
     made.update_yaxes(type="log", exponentformat="power", dtick=1)
     return made

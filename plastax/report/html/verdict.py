@@ -276,7 +276,7 @@ def table(found: Findings) -> pd.DataFrame:
 
 
 NOTE = (
-    "Means over seeds with 95 % bootstrap intervals (of three seeds or more); changes and differences are paired by "
+    "Means over seeds with 95 % t intervals (of three seeds or more); changes and differences are paired by "
     "seed. Tasks are numbered from 0. Below start: the interval of the change since task 0 lies on the worse side of "
     "zero, in that and in the next measured task. The rank of task 0 is that of the network before any training. An "
     "order in time is no cause."

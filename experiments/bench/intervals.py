@@ -1,0 +1,101 @@
+"""Do the intervals of `plastax.report.statistics` cover what they say? Simulated studies whose true values are known.
+
+Seeds are drawn from normal, lognormal and bimodal distributions; what differs between tasks of a seed is normal. Of
+each kind and number of seeds: the share of studies whose 95 % interval holds the true value, of the mean (t, and for
+comparison the BCa bootstrap), of the paired difference, of the interquartile mean (t by the jackknife) and of the
+probability of improvement (bootstrap).
+
+    python -m experiments.bench.intervals --quick
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import rich
+import tyro
+from rich.table import Table
+
+from plastax.report.compare import STATISTICS, wins
+from plastax.report.statistics import jackknife, mean_interval, resample
+
+DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
+    "normal": lambda rng, shape: rng.normal(0.0, 1.0, shape),
+    "lognormal": lambda rng, shape: rng.lognormal(0.0, 1.0, shape),
+    # One seed of three fails.
+    "bimodal": lambda rng, shape: 4.0 * (rng.random(shape) > 1 / 3) + 0.5 * rng.normal(size=shape),
+}
+"""Name -> what a seed adds to all of its tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to simulate."""
+
+    seeds: tuple[int, ...] = (3, 4, 6, 8, 16, 32)
+    """Seeds of a study."""
+    tasks: int = 5
+    """Tasks of a study."""
+    studies: int = 4000
+    """Simulated studies of t intervals."""
+    bootstraps: int = 600
+    """Simulated studies of bootstrap intervals, which take longer."""
+    resamples: int = 999
+    """Bootstrap resamples."""
+    quick: bool = False
+    """A tenth of the studies."""
+
+
+def study(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Values ``[studies, S, T]``; tasks of a seed differ by a third of a standard deviation."""
+    return DRAWS[kind](rng, (*shape[:2], 1)) + 0.33 * rng.normal(size=shape)
+
+
+def coverage(kind: str, seeds: int, config: Config) -> dict[str, float]:
+    """Share of studies whose interval holds the true value, by statistic."""
+    share = 0.1 if config.quick else 1.0
+    studies, bootstraps = (round(share * count) for count in (config.studies, config.bootstraps))
+    rng = np.random.default_rng(seeds)
+    many = study(rng, kind, (1, 400_000, config.tasks))
+    truth = {name: float(of(many)[0]) for name, of in STATISTICS.items()}
+    values = study(rng, kind, (studies, seeds, config.tasks))
+    others = study(rng, kind, (studies, seeds, config.tasks))
+
+    def holds(value: float, low: np.ndarray, high: np.ndarray) -> float:
+        return float(np.mean((low <= value) & (value <= high)))
+
+    iqm, mean = STATISTICS["iqm"], STATISTICS["mean"]
+    plain = mean_interval(np.moveaxis(values.mean(axis=-1), 1, 0))
+    paired = jackknife(lambda a, b: mean(a) - mean(b), values, others)
+    found = {
+        "mean, t": holds(truth["mean"], plain.low, plain.high),
+        "paired difference, t": holds(0.0, *paired[1:]),
+        "IQM, t": holds(truth["iqm"], *jackknife(iqm, values)[1:]),
+    }
+    resampled: dict[str, tuple[float, Callable[..., np.ndarray], int]] = {
+        "mean, bootstrap": (truth["mean"], mean, 1),
+        "IQM, bootstrap": (truth["iqm"], iqm, 1),
+        "P(better), bootstrap": (0.5, wins, 2),
+    }
+    for name, (value, of, samples) in resampled.items():
+        pairs = zip(values[:bootstraps], others[:bootstraps])
+        ends = [resample(of, *pair[:samples], resamples=config.resamples)[1:] for pair in pairs]
+        found[name] = holds(value, *np.transpose(ends))
+    return found
+
+
+def main(config: Config) -> None:
+    """Prints the table."""
+    table = Table(title="share of studies whose 95 % interval holds the true value")
+    rows = {(kind, seeds): coverage(kind, seeds, config) for kind in DRAWS for seeds in config.seeds}
+    for name in ("seeds drawn from", "seeds", *next(iter(rows.values()))):
+        table.add_column(name, justify="right")
+    for (kind, seeds), row in rows.items():
+        table.add_row(kind, str(seeds), *(f"{share:.3f}" for share in row.values()))
+    rich.print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
