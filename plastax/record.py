@@ -296,11 +296,7 @@ def read_segment(path: PathLike, owner: Mapping[str, Any] | None = None) -> Segm
 
 def _parsed(path: pathlib.Path, raw: bytes) -> Segment:
     try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-            # A record is not compressed: no file unpacks to more than it is.
-            if sum(member.file_size for member in archive.zip.infolist()) > len(raw):
-                raise RecordError("its arrays are larger than the file")
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = files.arrays(raw)
     # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
     except Exception as error:
         message = f"{path} is truncated or corrupt: {error}"

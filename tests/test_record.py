@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
 import platform
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import labelled, record
+from plastax import files, labelled, record
 from plastax.types import Record
 
 SEEDS, TASKS, UPDATES = 3, 3, 4
@@ -233,3 +235,29 @@ def test_json(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(record.RecordError, match=r"x\.json is not valid JSON"):
         record.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_archive_is_read_as_numpy_reads_it(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"host/number": (), "train/none": (3, 0), "train/some": (3, 4), "probe/deep": (2, 2, 3, 5)}
+    given = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    given["probe/by_columns"] = np.asfortranarray(given["probe/deep"])
+    file = io.BytesIO()
+    np.savez(file, **given)
+    found, expected = files.arrays(file.getvalue()), np.load(io.BytesIO(file.getvalue()))
+    assert list(found) == expected.files
+    for name, array in found.items():
+        assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
+        np.testing.assert_array_equal(array, expected[name])
+        array[...] = 0
+
+
+def test_an_archive_that_would_unpack_to_more_than_it_is_is_refused() -> None:
+    packed, lying = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(packed, zeros=np.zeros(1000))
+    with zipfile.ZipFile(lying, "w") as archive, archive.open("zeros.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"shape": (10**12,), "fortran_order": False, "descr": "<f8"})
+    for file in (packed, lying):
+        with pytest.raises(ValueError, match=r"bad content|reshape"):
+            files.arrays(file.getvalue())

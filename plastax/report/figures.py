@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from plastax.dataset import write_table
+from plastax.report import drawn
 from plastax.report.score import Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
@@ -66,21 +67,27 @@ def _frame(intervals: Mapping[str, tuple[Panel, xr.Dataset]]) -> pd.DataFrame:
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def _lines(axes: Axes, interval: xr.Dataset, label: str) -> None:
+def _lines(axes: Axes, interval: xr.Dataset, label: str, arms: Sequence[str]) -> None:
     """Means over tasks with bands, one line an arm."""
-    styles = arm_styles(interval.arm.values.tolist())
-    for arm in interval.arm.values:
+    styles = arm_styles(arms)
+    for arm in arms:
         # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
         one = interval.sel(arm=arm).dropna("task", subset=["mean"])
-        style = styles[str(arm)] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
+        style = styles[arm] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
         axes.plot(one.task, one["mean"], label=arm, markersize=3.5, **style)
         axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
     integer_axis(axes)
 
 
-def _stack(panels: Sequence[Panel], columns: int, height: float) -> Drawing | None:
-    """Some panels in one figure; those without data are left out."""
+def _partly(figure: Figure, data: xr.Dataset, most: int = drawn.ARMS) -> None:
+    """Writes below a figure of at most so many arms which share of the study that is."""
+    if text := drawn.left_out(data[["arm"]].assign_coords(task=[0]), most):
+        figure.supxlabel(text, fontsize=9, color="0.35")
+
+
+def _stack(data: xr.Dataset, panels: Sequence[Panel], columns: int, height: float) -> Drawing | None:
+    """Some panels of a study in one figure; those without data are left out."""
     intervals = _intervals(panels)
     if not intervals:
         return None
@@ -88,12 +95,14 @@ def _stack(panels: Sequence[Panel], columns: int, height: float) -> Drawing | No
     rows = -(-len(intervals) // columns)
     figure = Figure(figsize=(WIDTH, height * rows + 0.4))
     grid = figure.subplots(rows, columns, squeeze=False)
+    arms = drawn.arms(data)
     for axes, (panel, interval) in zip(grid.flat, intervals.values()):
-        _lines(axes, interval, panel.label)
+        _lines(axes, interval, panel.label, arms)
         axes.set_xlabel("task")
     for axes in grid.flat[len(intervals) :]:
         axes.set_axis_off()
     legend(figure, grid.flat[0])
+    _partly(figure, data)
     return Drawing(figure, _frame(intervals))
 
 
@@ -116,7 +125,8 @@ def scores(data: xr.Dataset) -> Drawing | None:
     if score is None or frame is None:
         return None
     tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
-    styles = arm_styles(data.arm.values.tolist())
+    arms = drawn.arms(data)
+    styles = arm_styles(arms)
     # Without a finished task the panel of the main quantity is there, and empty.
     panels = [_score_panel(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
@@ -124,7 +134,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     # Updates are noisy: few episodes end in one, or its batch is small. The window stays inside a task, or it would
     # blur the switch.
     window = max(1, per_task // 20)
-    smooth = frame.groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
+    smooth = frame[arms].groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
     for arm in smooth.columns:
         top.plot(x, smooth[arm], label=arm, **styles[arm] | {"linewidth": 1.0, "marker": ""})
@@ -140,7 +150,8 @@ def scores(data: xr.Dataset) -> Drawing | None:
     intervals = _intervals(panels)
     for axes, panel in zip(below, panels):
         if panel.name in intervals:
-            _lines(axes, intervals[panel.name][1], panel.label)
+            _lines(axes, intervals[panel.name][1], panel.label, arms)
+    _partly(figure, data)
     return Drawing(figure, _frame(intervals))
 
 
@@ -166,7 +177,7 @@ def _ranks(data: xr.Dataset) -> list[Panel]:
 
 def ranks(data: xr.Dataset) -> Drawing | None:
     """eps-rank and effective rank of the Hessian at the first update of every task."""
-    return _stack(_ranks(data), columns=2, height=3.4)
+    return _stack(data, _ranks(data), columns=2, height=3.4)
 
 
 def network(data: xr.Dataset) -> Drawing | None:
@@ -182,7 +193,7 @@ def network(data: xr.Dataset) -> Drawing | None:
         Panel("dormant_fraction", "dormant units, share", layer_mean(data, "probe/features/dormant_fraction", "end")),
         Panel("weight_norm", "weight norm", norm),
     ]
-    return _stack(panels, columns=3, height=3.0)
+    return _stack(data, panels, columns=3, height=3.0)
 
 
 class _Heat(NamedTuple):
@@ -269,7 +280,8 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
     heat = _heat(data, operator)
     if heat is None:
         return None
-    arms = _measured(heat)
+    there = _measured(heat)
+    arms = drawn.arms(data.sel({"arm": there}), drawn.HEATS)
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 * rows + 0.2))
@@ -281,7 +293,8 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
     for axes in grid[:, 0]:
         axes.set_ylabel(heat.axis)
     figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01, aspect=20 * rows)
-    return Drawing(figure, _heat_frame(heat, arms))
+    _partly(figure, data, drawn.HEATS)
+    return Drawing(figure, _heat_frame(heat, there))
 
 
 def worst_and_best(data: xr.Dataset) -> list[str]:
@@ -289,15 +302,13 @@ def worst_and_best(data: xr.Dataset) -> list[str]:
 
     ``reset`` is left out if there are two others: it starts every task anew and cannot lose plasticity.
     """
-    score = score_of(data)
-    values = None if score is None else task_values(data, score.main)
+    scores = drawn.late_scores(data)
     arms = [str(arm) for arm in data.arm.values]
     others = [arm for arm in arms if arm != "reset"]
     arms = others if len(others) >= 2 else arms
-    if score is None or values is None:
+    if scores is None:
         return [arms[0], arms[-1]][: len(arms)]
-    last = values.isel(task=score.windows[-1].tasks(values.sizes["task"])).mean(["seed", "task"])
-    last = last.to_series()[arms].dropna() * (1.0 if score.higher_is_better else -1.0)
+    last = scores[arms].dropna()
     return [last.idxmin(), last.idxmax()] if len(last) >= 2 else list(last.index)
 
 
@@ -321,7 +332,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
         mosaic.append([arm for arm in chosen for _ in range(2 // len(chosen))])
     axes: dict[str, Any] = figure.subplot_mosaic(mosaic)
     for panel, interval in intervals.values():
-        _lines(axes[panel.name], interval, panel.label)
+        _lines(axes[panel.name], interval, panel.label, drawn.arms(data))
         axes[panel.name].set_xlabel("task")
     frames = [_frame(intervals)]
     if heat is not None and chosen:
@@ -335,6 +346,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
         figure.colorbar(mesh, ax=[axes[arm] for arm in chosen], label=heat.label, pad=0.01)
         frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
     legend(figure, axes[next(iter(intervals))])
+    _partly(figure, data)
     return Drawing(figure, pd.concat(frames))
 
 
@@ -354,9 +366,9 @@ def drawings(data: xr.Dataset) -> dict[str, Drawing]:
       data: a study, see `plastax.load`; its attribute ``notice``, if any, is written across every figure.
     """
     score = score_of(data)
-    drawn = {name: draw(data) for name, draw in FIGURES.items()} | {"spectra_ggn": spectra(data, "ggn")}
-    drawn |= {score.figure: scores(data)} if score else {}
-    out = {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    made = {name: draw(data) for name, draw in FIGURES.items()} | {"spectra_ggn": spectra(data, "ggn")}
+    made |= {score.figure: scores(data)} if score else {}
+    out = {name: drawing for name, drawing in made.items() if drawing is not None}
     for drawing in out.values():
         stamp(drawing.figure, data.attrs.get("notice", ""))
     return out

@@ -12,11 +12,11 @@ from plastax import dataset
 from plastax.errors import ConfigError
 from plastax.files import write_atomic
 from plastax.record import labels
-from plastax.report import Study, selection
+from plastax.report import Study, drawn, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
-from plastax.report.html.page import Chart, Table, render
+from plastax.report.html.page import Chart, Section, Table, render
 from plastax.report.notes import unscored
 from plastax.report.values import task_values
 
@@ -65,15 +65,21 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
       configs: what the runs are.
     """
     found = verdict.findings(data)
+    shown = data if data.sizes["arm"] <= drawn.ARMS else data.sel(arm=drawn.arms(data))
+    said = drawn.left_out(data)
+
+    def partly(section: Section) -> Section:
+        return section._replace(text=[*section.text, said]) if said else section
+
     charts = []
     if found is not None:
-        made = over_tasks(task_values(data, found.score.main), found.score.main.label, bars=True)
+        made = over_tasks(task_values(shown, found.score.main), found.score.main.label, bars=True)
         if made is not None:
-            charts.append(Chart("answer-score", f"{found.score.main.label} in each task", made))
+            charts.append(Chart("answer-score", f"{found.score.main.label} in each task", made, said))
         if found.measure is not None:
-            made = over_tasks(found.measure.values, found.measure.label, bars=True)
+            made = over_tasks(found.measure.values.sel(arm=shown.arm), found.measure.label, bars=True)
             if made is not None:
-                charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made))
+                charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made, said))
     ids = {letter: f"{c.get('experiment', '')} {c.get('run_id', '')}".strip() for letter, (c, _) in configs.items()}
     title = next(iter(ids.values())) if len(ids) == 1 else f"{len(ids)} runs side by side"
     methods = len(set(data.method.values.tolist()))
@@ -93,13 +99,13 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
         charts,
         [*provenance.warnings(data, found, configs), *([best] if isinstance(best, str) and best else [])],
         [
-            learning.section(data),
-            spectra.section(data, "hessian"),
-            spectra.section(data, "ggn"),
+            partly(learning.section(shown)),
+            partly(spectra.section(shown, "hessian")),
+            partly(spectra.section(shown, "ggn")),
             relation.section(data),
-            network.section(data),
-            network.kronecker(data),
-            network.others(data),
+            partly(network.section(shown)),
+            partly(network.kronecker(shown)),
+            partly(network.others(shown)),
             provenance.section(data, configs),
             provenance.settings(configs),
         ],

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from plastax.report.drawn import TASKS, base, fewer_tasks
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import over_seeds
 from plastax.report.style import arm_styles
@@ -19,11 +20,6 @@ WIDE = 30.0
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
-
-
-def base(arm: str) -> str:
-    """The arm without the letter of its run, ``A: l2_er``."""
-    return arm.partition(": ")[2] or arm
 
 
 def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -132,7 +128,7 @@ def band(
 
 
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
-    """Mean over seeds in each task with its 95 % t interval, a line an arm.
+    """Mean over seeds in each task that is drawn with its 95 % t interval, a line an arm.
 
     Args:
       values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
@@ -144,6 +140,7 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
     """
     if values is None or not bool(values.notnull().any()):
         return None
+    values = fewer_tasks(values)
     interval = over_seeds(values.reset_coords(drop=True))
     means = interval["mean"].values[np.isfinite(interval["mean"].values)]
     # One arm far above the others would flatten them.
@@ -159,7 +156,7 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
         if not one.sizes["task"]:
             continue
         if not bars:
-            band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= 60, log=log)
+            band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= TASKS, log=log)
             continue
         mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
         made.add_scatter(
@@ -175,11 +172,6 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
             "<extra></extra>",
         )
     return made if made.data else None
-
-
-def spread(tasks: Sequence[int], most: int) -> list[int]:
-    """At most so many tasks, spread evenly, first and last among them."""
-    return [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, most).round().astype(int))]
 
 
 def symlog_axis(smallest: float, low: float, high: float) -> dict[str, Any]:

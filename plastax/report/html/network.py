@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
+from plastax.report.drawn import TASKS, fewer_tasks
 from plastax.report.html.look import figure, over_tasks, plain, small, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.statistics import over_seeds
@@ -55,7 +56,9 @@ def kronecker(data: xr.Dataset) -> Section:
     sides = {side: data.get(f"probe/kronecker/{side}_effective_rank") for side in ("a", "g")}
     if any(value is None or "layer" not in value.dims for value in sides.values()):
         return Section("kronecker", "Kronecker factors")
-    intervals = {side: over_seeds(value.sel(mark="init")) for side, value in sides.items() if value is not None}
+    intervals = {
+        side: over_seeds(fewer_tasks(value.sel(mark="init"))) for side, value in sides.items() if value is not None
+    }
     layers = intervals["a"].layer.values.tolist()
     charts = []
     for i, layer in enumerate(layers[:LAYERS]):
@@ -106,7 +109,7 @@ def others(data: xr.Dataset) -> Section:
     together = xr.concat(
         [one.reset_coords(drop=True) for _, one in chosen], "value", coords="minimal", compat="override"
     )
-    interval = over_seeds(together)
+    interval = over_seeds(fewer_tasks(together))
     made = figure("task", "")
     of = styles(data.arm.values.tolist())
     owner = []
@@ -119,7 +122,7 @@ def others(data: xr.Dataset) -> Section:
                 y=mean,
                 name=style["name"],
                 visible=i == 0,
-                mode="lines+markers" if len(mean) <= 60 else "lines",
+                mode="lines+markers" if len(mean) <= TASKS else "lines",
                 connectgaps=True,
                 line={"color": style["color"], "dash": style["dash"], "width": 2},
                 marker={"size": 5},

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from plastax.report.html.look import base
+from plastax.report import drawn
+from plastax.report.drawn import base
 from plastax.report.html.page import Section
 from plastax.report.html.verdict import Findings
 from plastax.report.notes import gaps, unfinished, unscored
@@ -39,6 +40,7 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
         )
     said += [f"{line[0].upper()}{line[1:]}." for line in (unfinished(data), unscored(data), *gaps(data)) if line]
     said += _measurement(data, configs)
+    said += drawn.warning(data)
     if any(base(m) == "reset" for m in data.arm.values.tolist()):
         said.append("reset starts every task anew: a reference without history, not an upper bound.")
     if found is not None and found.measure is not None:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from plastax.report.html.look import figure, small, spread, styles
+from plastax.report.drawn import spread
+from plastax.report.html.look import figure, small, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import Quantity, score_of
 from plastax.report.statistics import reweigh

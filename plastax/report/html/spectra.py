@@ -8,15 +8,14 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from plastax.report.html.look import band, faded, figure, over_tasks, small, spread, styles, symlog_axis
+from plastax.report import drawn
+from plastax.report.drawn import TASKS, fewer_tasks, spread
+from plastax.report.html.look import band, faded, figure, over_tasks, small, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
 from plastax.report.spectra import density, signed_log
 from plastax.report.statistics import over_seeds
 from plastax.report.values import layer_mean, rank_at
-
-FRAMES = 60
-"""Tasks that the slider stops at, at most."""
 
 ROWS = 8
 """Tasks in the ridgeline, at most."""
@@ -70,7 +69,7 @@ def _measured(shown: Density) -> list[int]:
 def slider(shown: Density, name: str) -> go.Figure:
     """All arms' densities in one task; the slider goes from task to task."""
     of = styles(shown.counts.arm.values.tolist())
-    tasks = spread(_measured(shown), FRAMES)
+    tasks = spread(_measured(shown), TASKS)
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
 
@@ -142,7 +141,7 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
 
 def heat_map(shown: Density, name: str, arm: str, eps: float | None) -> go.Figure:
     """One arm's density over tasks; lines at +-eps."""
-    one = shown.counts.sel(arm=arm).dropna("task", how="all")
+    one = fewer_tasks(shown.counts.sel(arm=arm).dropna("task", how="all"))
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
     across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
@@ -253,7 +252,7 @@ def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
 def section(data: xr.Dataset, operator: str) -> Section:
     """Everything about one operator's spectrum."""
     name, shown, fine = NAMES[operator], densities(data, operator, 4), densities(data, operator, 8)
-    charts = []
+    charts, text = [], []
     if shown is not None and fine is not None and _measured(shown):
         arms = [m for m in data.arm.values.tolist() if bool(shown.counts.sel(arm=m).notnull().any())]
         charts.append(
@@ -267,11 +266,13 @@ def section(data: xr.Dataset, operator: str) -> Section:
         note = f"Height: log10(1 + {shown.unit}). First task below, last on top."
         charts.append(Chart(f"{operator}-ridge", "The same, task above task", ridge, note, 560, wide=True))
         eps = threshold(data, operator)
-        for i, arm in enumerate(arms):
+        if len(heats := drawn.arms(data.sel({"arm": arms}), drawn.HEATS)) < len(arms):
+            text.append(f"Heat maps are drawn of {', '.join(heats)}; figures/*.csv has the others.")
+        for i, arm in enumerate(heats):
             made = heat_map(fine, name, arm, eps)
             charts.append(Chart(f"{operator}-heat-{i}", arm, made, "" if eps is None else f"Dashed: +-{eps:g}"))
     if (made := rank_curve(data, operator)) is not None and made.data:
         note = "Solid: last third of the tasks; dotted: first. Where solid lies below dotted the spectrum has shrunk."
         charts.append(Chart(f"{operator}-eps", "How many eigenvalues exceed eps", made, note, 400))
     charts += numbers(data, operator)
-    return Section(operator, f"{name} spectrum over tasks", charts=charts)
+    return Section(operator, f"{name} spectrum over tasks", text, charts)

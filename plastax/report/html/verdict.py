@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from plastax.report.html.look import base
+from plastax.report.drawn import base
 from plastax.report.score import Score, Window, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds, paired_difference
 from plastax.report.table import cell

@@ -1,0 +1,91 @@
+"""Which arms and tasks of a large study are drawn. Tables and CSV files have all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from plastax.report.score import score_of
+from plastax.report.values import REFERENCES, task_values
+
+ARMS, HEATS, TASKS = 10, 6, 60
+"""The most arms in a chart, arms with a heat map, and tasks in a chart."""
+
+
+def base(arm: str) -> str:
+    """The arm without the letter of its run, ``A: l2_er``."""
+    return arm.partition(": ")[2] or arm
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many items, spread evenly, first and last among them."""
+    return [items[i] for i in dict.fromkeys(np.linspace(0, len(items) - 1, most).round().astype(int))]
+
+
+def late_scores(data: xr.Dataset) -> pd.Series | None:
+    """Arm -> its mean score in the last tasks (the last window of `plastax.report.score`), turned so that higher is
+    better; NaN of an arm without one. None if the study has no score.
+    """  # noqa: D205
+    score = score_of(data)
+    values = None if score is None else task_values(data, score.main)
+    if score is None or values is None:
+        return None
+    last = values.isel(task=score.windows[-1].tasks(values.sizes["task"])).mean(["seed", "task"])
+    return last.to_series() * (1.0 if score.higher_is_better else -1.0)
+
+
+def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
+    """The arms that are drawn, in the order of the study.
+
+    Args:
+      data: a study, see `plastax.load`.
+      most: how many there may be.
+
+    Returns:
+      All, if they are no more than that; else those called as `REFERENCES`, and others spread evenly from the worst to
+      the best score.
+    """
+    names = [str(arm) for arm in data.arm.values]
+    if len(names) <= most:
+        return names
+    references = [arm for arm in names if base(arm) in REFERENCES][: most // 2]
+    others = [arm for arm in names if arm not in references]
+    if (scores := late_scores(data)) is not None:
+        others = scores[others].sort_values(na_position="first", kind="stable").index.tolist()
+    kept = {*references, *spread(others, most - len(references))}
+    return [arm for arm in names if arm in kept]
+
+
+def fewer_tasks(values: xr.DataArray) -> xr.DataArray:
+    """``[..., task]``, with those of the measured tasks that are drawn; as it is if there are no more than `TASKS`."""
+    if values.sizes["task"] <= TASKS:
+        return values
+    there = values.notnull().any([dim for dim in values.dims if dim != "task"]).values
+    return values.sel(task=spread(values.task.values[there], TASKS)) if there.any() else values.isel(task=slice(TASKS))
+
+
+def left_out(data: xr.Dataset, most: int = ARMS, tasks: int = TASKS) -> str:
+    """What charts of at most so many arms and tasks lack, in a sentence; "" if nothing."""
+    some = [
+        f"{most} of {size} {name}"
+        for name, most, size in (("arms", most, data.sizes["arm"]), ("tasks", tasks, data.sizes["task"]))
+        if size > most
+    ]
+    return f"{' and '.join(some)} are drawn; the tables, the CSV files and the records have all." if some else ""
+
+
+def warning(data: xr.Dataset) -> list[str]:
+    """What a reader must know of the charts of a large study, in sentences; nothing of one that is drawn whole."""
+    said, shown = [], arms(data)
+    if text := left_out(data):
+        said.append(f"A large study: {text}")
+    if others := [str(arm) for arm in data.arm.values if arm not in shown]:
+        said.append(
+            f"Drawn are the references and arms spread evenly from the worst to the best score; left out of charts: "
+            f"{', '.join(others)}."
+        )
+    return said
