@@ -200,7 +200,7 @@ def test_console_prints_lines_into_a_file(tmp_path: pathlib.Path) -> None:
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 1 + TASKS
     assert lines[0] == "l2_er: compiled in 7.5 s"
-    assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return ")
+    assert lines[2].startswith("l2_er: task 2/3  5,000 steps/s  0:00:02 left  episode return, mean over updates ")
     assert lines[3].startswith("l2_er: task 3/3  5,000 steps/s  0:00:00 left")
 
 

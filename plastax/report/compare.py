@@ -24,7 +24,7 @@ from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
 from plastax.report.score import Score, Window, score_of
 from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, jackknife, resample
 from plastax.report.table import cell
-from plastax.report.values import REFERENCES, finished, task_values
+from plastax.report.values import REFERENCES, finished, frozen_seeds, task_values
 
 Statistic = Literal["mean", "iqm"]
 
@@ -44,12 +44,14 @@ class Arm(NamedTuple):
       label: of the arm, see `plastax.labelled.read_run`.
       seeds: numbers of the seeds.
       values: ``[S, tasks]``, of the planned tasks; NaN where a task was not finished.
+      frozen: how many of the seeds broke down; see `plastax.report.values.task_values` for how they count.
     """
 
     run: str
     label: str
     seeds: tuple[int, ...]
     values: np.ndarray
+    frozen: int = 0
 
     @property
     def name(self) -> str:
@@ -96,7 +98,8 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], 
         for name in data.arm.values.tolist():
             if bool(done.sel(arm=name).any()):
                 one = values.sel(arm=name).dropna("seed", how="all")
-                found.append(Arm(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float)))
+                broken = int(frozen_seeds(data).sel(arm=name))
+                found.append(Arm(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float), broken))
     if len({score.main for score in scores.values()}) > 1:
         named = "; ".join(f"{where}: {score.main.label}" for where, score in scores.items())
         raise ConfigError(f"runs cannot be compared that are judged by different things ({named})")
@@ -156,10 +159,10 @@ def compare(
       window: tasks; by default the last of the score's windows. Of them, those that all arms have finished.
 
     Returns:
-      Columns ``run``, ``arm``, ``seeds``, ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds``
-      (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of
-      this arm does better than one of the other in the same task), each with ``_low`` and ``_high``, the ends of
-      the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
+      Columns ``run``, ``arm``, ``seeds``, ``frozen_seeds``, ``first_task``, ``last_task``, ``value``, ``against``,
+      ``paired_seeds`` (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the
+      probability that a seed of this arm does better than one of the other in the same task), each with ``_low`` and
+      ``_high``, the ends of the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -178,7 +181,7 @@ def compare(
     rows = []
     for arm in found:
         mine = arm.values[:, chosen]
-        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(arm.seeds)}
+        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(arm.seeds), "frozen_seeds": arm.frozen}
         row |= {"first_task": chosen[0], "last_task": chosen[-1]} | _columns("value", jackknife(of, mine))
         other = against(arm, found, reference)
         if other is not None:
@@ -193,7 +196,7 @@ def compare(
             row |= _columns("improves", resample(lambda a, b: wins(sign * a, sign * b), mine, its, paired=paired))
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
-    columns = ["run", "arm", "seeds", "first_task", "last_task", "value", "value_low", "value_high"]
+    columns = ["run", "arm", "seeds", "frozen_seeds", "first_task", "last_task", "value", "value_low", "value_high"]
     return pd.DataFrame(rows, columns=[*columns, "against", "paired_seeds", *names[3:]])
 
 
@@ -252,5 +255,7 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
     fewest = int(frame["seeds"].min())
     about = about_intervals(fewest, " over seeds").removeprefix(";").strip()
     first = f"{about}; P(better): in the same task, ties half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
+    if frame["frozen_seeds"].any():
+        lines = ["a frozen seed counts as the worst of all seeds in each task from then on", *lines]
     table.caption = "\n".join([first, f"of the tasks that all have finished; {NUMBERED}", *lines])
     return table

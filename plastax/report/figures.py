@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from plastax.dataset import write_table
 from plastax.report import drawn
-from plastax.report.score import Quantity, measured, score_of
+from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.spectra import density
 from plastax.report.statistics import over_seeds
 from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
@@ -107,7 +107,7 @@ def _stack(data: xr.Dataset, panels: Sequence[Panel], columns: int, height: floa
 
 
 def _score_panel(data: xr.Dataset, quantity: Quantity) -> Panel:
-    label = quantity.label if quantity.mark else f"{quantity.label}, task mean"
+    label = quantity.label if quantity.mark or quantity.variable == RETURN.variable else f"{quantity.label}, task mean"
     return Panel(quantity.name, label, task_values(data, quantity))
 
 

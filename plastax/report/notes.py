@@ -32,9 +32,9 @@ def unfinished(data: xr.Dataset) -> str:
 def unscored(data: xr.Dataset) -> str:
     """In which finished tasks there is no return, because no episode ended in them; "" if there is none such."""
     score, done = score_of(data), finished(data)
-    if RETURN.variable not in data or not done.any() or (score is not None and score.main != RETURN):
+    if RETURN.variable not in data or not done.any() or (score is not None and score.main.variable != RETURN.variable):
         return ""
-    values = task_values(data, RETURN)
+    values = None if score is None else task_values(data, score.main)
     if values is None:
         return "no return: no episode ended in any task; make tasks longer than episodes"
     lacking = (done & values.isnull().all("seed")).transpose("arm", "task")
@@ -63,6 +63,13 @@ def gaps(data: xr.Dataset) -> list[str]:
     return lines
 
 
+def broken(data: xr.Dataset) -> str:
+    """Which seeds were frozen, and how they count; "" if none was."""
+    seeds = frozen(data)
+    how = "frozen, and counted from then on as the worst of all seeds in each task, in probes left out"
+    return f"{how}: {'; '.join(seeds)}" if seeds else ""
+
+
 def below(data: xr.Dataset) -> list[str]:
     """Everything that is said below the table of a study, in lines."""
     score = score_of(data)
@@ -71,8 +78,5 @@ def below(data: xr.Dataset) -> list[str]:
         lines[0] += f"; lower {score.name} is better"
     if (data.arm != data.method).any():
         lines.append("arms trained side by side share the seconds of compilation, and the speed is that of all of them")
-    others = [unfinished(data), unscored(data), *gaps(data)]
-    if seeds := frozen(data):
-        others.append(f"frozen, and left out from then on: {'; '.join(seeds)}")
-    others = [line for line in others if line]
+    others = [line for line in (unfinished(data), unscored(data), *gaps(data), broken(data)) if line]
     return [*lines, *others, *([NUMBERED] if others else [])]

@@ -22,16 +22,20 @@ class Quantity(NamedTuple):
       label: in words, with the unit if there is one.
       variable: in the data set of `plastax.load`.
       mark: where in a task a probe's value is taken; "" for a training value, the mean over the task's updates.
+      weights: the variable that an update counts by in that mean (episodes that ended in it); "": all count the same.
     """
 
     name: str
     label: str
     variable: str
     mark: str = ""
+    weights: str = ""
 
     @property
     def metric(self) -> str:
         """What sinks call it, see `plastax.tracking.reduce_segment`."""
+        if self.weights:
+            return f"{self.variable}/by_{self.weights.removeprefix('train/')}"
         return f"{self.variable.removeprefix('probe/')}/{self.mark}" if self.mark else self.variable
 
 
@@ -107,7 +111,10 @@ _LAST_THIRD = Window("_last_third", "last third of tasks", lambda tasks: thirds(
 EARLY = Window("_early", "early (first {n})", early)
 LATE = Window("_late", "late (last {n})", late)
 
-RETURN = Quantity("return", "episode return", "train/episode_return")
+# Of a task the mean over all of its episodes: the mean over updates leaves out those in which no episode ended, and
+# makes the few long episodes of an update as many as the short ones of another.
+RETURN = Quantity("return", "mean return per episode", "train/episode_return", weights="train/episodes")
+UPDATE_RETURN = Quantity("return_per_update", "episode return, mean over updates", "train/episode_return")
 ONLINE_ACCURACY = Quantity("online_accuracy", "online accuracy", "train/accuracy")
 ONLINE_LOSS = Quantity("online_loss", "online loss", "train/loss")
 TRAIN_ACCURACY, TRAIN_LOSS = (
@@ -123,7 +130,7 @@ _REINFORCEMENT = Score(
     name="return",
     main=RETURN,
     curve=RETURN,
-    others=(),
+    others=(UPDATE_RETURN,),
     higher_is_better=True,
     windows=(_LATER, _FIRST, _LAST_THIRD),
     compared=(_LATER,),
@@ -145,8 +152,11 @@ _FINAL_ACCURACY = Score(
     figure="accuracy",
     steps="examples",
 )
+_UPDATE_RETURN_ONLY = UPDATE_RETURN._replace(name="return")
 SCORES = (
     _REINFORCEMENT,
+    # A run that does not record how many episodes ended.
+    _REINFORCEMENT._replace(main=_UPDATE_RETURN_ONLY, curve=_UPDATE_RETURN_ONLY, others=()),
     _FINAL_ACCURACY,
     # A run whose tasks are not evaluated at their end.
     _FINAL_ACCURACY._replace(main=ONLINE_ACCURACY, others=(TEST_ACCURACY,)),
@@ -175,7 +185,8 @@ def score_of(data: xr.Dataset) -> Score | None:
 
 def measured(data: xr.Dataset, quantity: Quantity) -> bool:
     """Whether a study has any value of a quantity, at whichever mark."""
-    return quantity.variable in data and bool(data[quantity.variable].notnull().any())
+    there = quantity.variable in data and (not quantity.weights or quantity.weights in data)
+    return there and bool(data[quantity.variable].notnull().any())
 
 
 def notice(settings: Mapping[str, Any]) -> str:

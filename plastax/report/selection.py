@@ -66,7 +66,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
     values: dict[str, float] = {}
     for arm in found:
         # A seed that has diverged from the start is left out there.
-        whole = len(arm.seeds) == half and bool(np.isfinite(arm.values[:, tasks]).all())
+        whole = len(arm.seeds) == half and not arm.frozen and bool(np.isfinite(arm.values[:, tasks]).all())
         values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks])) if whole else np.nan
     best: dict[str, str] = {}
     for label, value in values.items():

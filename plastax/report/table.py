@@ -15,7 +15,7 @@ from rich.text import Text
 from plastax.report import notes
 from plastax.report.score import Quantity, Score, score_of, thirds
 from plastax.report.statistics import over_seeds, paired_difference
-from plastax.report.values import alive_in, finished, layer_mean, rank_at, reference, task_values
+from plastax.report.values import finished, frozen_seeds, layer_mean, rank_at, reference, task_values
 
 
 def _add(columns: dict[str, xr.DataArray], name: str, data: xr.DataArray | None) -> None:
@@ -81,9 +81,11 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     ``<name>_high`` the ends of its 95 % t interval.
 
     - ``tasks``: finished tasks; ``seeds``: seeds.
-    - ``frozen_seeds``: only if there are any, seeds whose loss was not finite; their tasks from then on are left out.
+    - ``frozen_seeds``: only if there are any, seeds whose loss was not finite. From then on they
+      count as the worst of all seeds in each task, and are left out of what probes measure.
     - Reinforcement learning: ``return``: mean over all finished tasks but the first; ``return_first_task``;
-      ``return_last_third``: of the planned tasks. A task's return is the mean over its updates.
+      ``return_last_third``: of the planned tasks. A task's return is the mean over all episodes that ended in it;
+      ``return_per_update`` and so on are the means over its updates of the mean of the episodes that ended in each.
     - Supervised learning: ``<quantity>_early``, ``<quantity>_late`` and ``<quantity>_change``, late minus early, paired
       by seed. Early are the first three of the planned tasks, late the last five, but neither more than a third of them
       (rounded up). Quantities: ``train_accuracy`` and ``test_accuracy`` at the end of a task, ``online_accuracy``, the
@@ -111,8 +113,8 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     score = score_of(data)
     columns: dict[str, xr.DataArray] = {"tasks": finished(data).sum("task")}
     columns["seeds"] = xr.full_like(columns["tasks"], data.sizes["seed"])
-    if (alive := alive_in(data)) is not None and not alive.all():
-        columns["frozen_seeds"] = (~alive).any("task").sum("seed")
+    if (broken := frozen_seeds(data)).any():
+        columns["frozen_seeds"] = broken
     if score is not None:
         _add_score(columns, data, score)
     if (rank := rank_at(data, eps)) is not None:
@@ -167,7 +169,10 @@ def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
-    """A number and its interval, ``<name>_low`` and ``<name>_high`` if they are there, in as few digits as say it."""
+    """A number and its interval, ``<name>_low`` and ``<name>_high`` if they are there, in as few digits as say it.
+
+    Of a mean over seeds some of which were frozen (``frozen_seeds`` of ``seeds``), the cell says so.
+    """
     mean = float(row[name])
     if not np.isfinite(mean):
         return "-"
@@ -182,7 +187,8 @@ def cell(row: Mapping[str, Any], name: str) -> str:
         places = [2 - math.floor(math.log10(abs(mean)))] if mean else []
         digits = f"{{:z.{max(0, min(*places, 1 - math.floor(math.log10(high - low)), 6))}f}}"
     interval = f" [{digits.format(low)}, {digits.format(high)}]" if len(shown) == 3 else ""
-    return digits.format(mean) + interval
+    broken = int(row.get("frozen_seeds", 0)) if f"{name}_low" in row else 0
+    return digits.format(mean) + interval + (f" ({broken} of {row['seeds']:.0f} frozen)" if broken else "")
 
 
 def _blocks(widths: Sequence[int], width: int) -> list[slice]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
-from plastax.report.score import Quantity, measured
+from plastax.report.score import Quantity, measured, score_of
 
 REFERENCES = ("reset", "backprop")
 """What methods are compared with: the first of these that is in the study."""
@@ -30,6 +30,9 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
       quantity: a training value (its mean over the task's updates, those without a value left out: of the return, those
         in which no episode ended), or a probe's value at one mark.
 
+    From the task in which a seed is frozen (see `alive_in`) it counts as the worst value that any seed of the study has
+    in a task: left out, a method that diverges would look better for it.
+
     Returns:
       (arm, seed, task), in the value's unit; None if the study does not have it.
     """
@@ -38,11 +41,21 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
     if quantity.mark:
         values = layer_mean(data, quantity.variable, quantity.mark)
     else:
-        values = data[quantity.variable].groupby("update_task").mean().rename(update_task="task")
-        values = values.assign_coords(task=data.task).where(finished(data))
-        # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
-        values = values if (alive := alive_in(data)) is None else values.where(alive)
-    return None if values is None else values.transpose("arm", "seed", "task")
+        values = data[quantity.variable]
+        if quantity.weights:
+            weights = data[quantity.weights].where(values.notnull())
+            values = (values * weights).groupby("update_task").sum() / weights.groupby("update_task").sum()
+        else:
+            values = values.groupby("update_task").mean()
+        values = values.rename(update_task="task").assign_coords(task=data.task).where(finished(data))
+    if values is None or (alive := alive_in(data)) is None:
+        return None if values is None else values.transpose("arm", "seed", "task")
+    # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
+    values, score = values.where(alive), score_of(data)
+    worst = values.min if score is None or score.higher_is_better else values.max
+    # Where every seed is frozen, the worst of all tasks.
+    fill = worst(["arm", "seed"]).where(alive.any(["arm", "seed"]), worst())
+    return values.where(alive | ~finished(data), fill).transpose("arm", "seed", "task")
 
 
 def alive_in(data: xr.Dataset) -> xr.DataArray | None:
@@ -54,6 +67,12 @@ def alive_in(data: xr.Dataset) -> xr.DataArray | None:
         return None
     dead = (data["train/alive"] == 0).groupby("update_task").any().rename(update_task="task")
     return ~dead.assign_coords(task=data.task)
+
+
+def frozen_seeds(data: xr.Dataset) -> xr.DataArray:
+    """How many seeds of each arm were frozen (arm)."""
+    alive = alive_in(data)
+    return xr.zeros_like(data.arm, int) if alive is None else (~alive).any("task").sum("seed")
 
 
 def frozen(data: xr.Dataset) -> list[str]:

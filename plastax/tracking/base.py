@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from plastax.record import MARKS, PathLike, Segment, coords_of
-from plastax.report.score import Quantity, Score, choose
+from plastax.report.score import SCORES, Quantity, Score, choose
 
 MOST_LABELS = 64
 """Probe values with more entries than this (per seed and mark) are left to the records."""
@@ -63,7 +63,8 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
       arm: whose segment it is.
 
     Returns:
-      ``train/<name>``: mean over updates ``[S]``. ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a
+      ``train/<name>``: mean over updates ``[S]``; ``train/episode_return/by_episodes``: mean over episodes.
+      ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a
       scalar or vector that was measured. ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over
       seeds and probes. ``host/<name>``: numbers.
     """
@@ -72,6 +73,12 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
         # An update in which no episode ended has no return, and a segment may have no other.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         metrics |= {f"train/{name}": np.nanmean(value, axis=1) for name, value in segment.train.items()}
+    recorded = {f"train/{name}": np.asarray(value, np.float64) for name, value in segment.train.items()}
+    for one in {score.main for score in SCORES if score.main.weights}:
+        if {one.variable, one.weights} <= set(recorded):
+            weights = np.where(np.isfinite(recorded[one.variable]), recorded[one.weights], 0.0)
+            total, count = (weights * np.nan_to_num(recorded[one.variable])).sum(axis=1), weights.sum(axis=1)
+            metrics[one.metric] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
     for name, value in segment.probe.items():
         dims = tuple(config.get("dims", {}).get(name, ()))
         for i, mark in enumerate(MARKS):

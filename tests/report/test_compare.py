@@ -15,8 +15,12 @@ import scipy.stats
 from plastax import __main__ as cli
 from plastax import report
 from plastax.errors import ConfigError
-from plastax.record import write_json, write_segment
+from plastax.record import Segment, write_json, write_segment
 from plastax.report import compare
+from plastax.report.html import provenance, verdict
+from plastax.report.score import score_of
+from plastax.report.values import task_values
+from plastax.tracking import reduce_segment
 from plastax.types import Record
 
 SEEDS, UPDATES = 5, 6
@@ -189,5 +193,87 @@ def test_different_scores_are_refused(runs: list[pathlib.Path], tmp_path: pathli
     write_json(tmp_path / "config.json", {"experiment": "s", "run_id": "x", "hash": "h", "settings": settings})
     host = {"clock": 0, "length": 2, "task": 0}
     write_segment(tmp_path / "records" / "reset", 0, Record({"accuracy": np.ones((2, 2))}, {}), host)
-    with pytest.raises(ConfigError, match=r"demo r-first: episode return; s x: online accuracy"):
+    with pytest.raises(ConfigError, match=r"demo r-first: episode return, mean over updates; s x: online accuracy"):
         compare.compare([report.read(runs[0]), report.read(tmp_path)])
+
+
+def broken(directory: pathlib.Path, since: int, higher_is_better: bool = True) -> tuple[pathlib.Path, np.ndarray]:
+    """A run of 6 tasks whose seed 1 of l2 is frozen in the last update of task ``since``; ``[method, S, task]``."""
+    name = "accuracy" if higher_is_better else "loss"
+    settings = {"methods": ["reset", "l2"], "seeds": 4, "tasks": 6, "updates_per_task": 2}
+    write_json(directory / "config.json", {"experiment": "d", "run_id": "r", "hash": "h", "settings": settings})
+    values = np.random.default_rng(since).uniform(size=(2, 4, 6))
+    for m, method in enumerate(settings["methods"]):
+        for task in range(6):
+            alive = np.ones((4, 2))
+            if method == "l2" and task >= since:
+                alive[1] = [task == since, False]
+            train = {name: np.where(alive > 0, values[m, :, task, None], np.nan), "alive": alive}
+            host = {"clock": 2 * task, "length": 2, "task": task}
+            write_segment(directory / "records" / method, task, Record(train, {}), host)
+    worst = (values.min if higher_is_better else values.max)(axis=(0, 1))
+    alone = np.delete(values.reshape(8, 6), 5, axis=0)
+    worst[since:] = (alone.min if higher_is_better else alone.max)(axis=0)[since:]
+    values[1, 1, since:] = worst[since:]
+    return directory, values
+
+
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize("since", [0, 2, 5])
+def test_a_frozen_seed_counts_as_the_worst_and_costs_no_task(tmp_path: pathlib.Path, since: int, higher: bool) -> None:
+    run, values = broken(tmp_path, since, higher)
+    frame = compare.compare([report.read(run)]).set_index("arm")
+    # The last third of six tasks, for both.
+    late = values[:, :, 4:].mean(axis=2)
+    assert frame["first_task"].tolist() == [4, 4]
+    assert frame["last_task"].tolist() == [5, 5]
+    assert frame["seeds"].tolist() == [4, 4]
+    assert frame["frozen_seeds"].tolist() == [0, 1]
+    assert frame["value"].tolist() == pytest.approx(late.mean(axis=1).tolist(), rel=1e-6)
+    assert frame.loc["l2", "difference"] == pytest.approx(late[1].mean() - late[0].mean(), rel=1e-5)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    report.print_comparison([run], console=console)
+    report.print_table(run, console)
+    lines = console.file.getvalue().splitlines()
+    assert all("(1 of 4 frozen)" in line for line in lines if "l2 " in line and "[" in line)
+    assert sum("(1 of 4 frozen)" in line for line in lines) >= 4
+    assert "a frozen seed counts as the worst of all seeds" in console.file.getvalue()
+    found = verdict.findings(report.read(run))
+    assert verdict.table(found).loc["l2"].iloc[0].endswith("(1 of 4 frozen)")
+    said = " ".join(provenance.warnings(report.read(run), found, {}))
+    assert "counted from then on as the worst of all seeds" in said
+
+
+def test_a_return_is_the_mean_over_all_episodes_of_its_task(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    episodes = rng.integers(0, 4, (3, 5, 6)).astype(float)
+    episodes[..., 0], episodes[2, 4] = 1.0, 0.0
+    total = episodes * rng.uniform(1.0, 400.0, episodes.shape)
+    settings = {"methods": ["reset"], "seeds": 5, "tasks": 3, "updates_per_task": 6}
+    write_json(tmp_path / "config.json", {"experiment": "d", "run_id": "r", "hash": "h", "settings": settings})
+    for task in range(3):
+        mean = np.divide(total[task], episodes[task], out=np.full((5, 6), np.nan), where=episodes[task] > 0)
+        segment = Record({"episode_return": mean, "episodes": episodes[task]}, {})
+        host = {"clock": 6 * task, "length": 6, "task": task}
+        write_segment(tmp_path / "records" / "reset", task, segment, host)
+        metrics = reduce_segment(Segment(segment.train, {}, host), {})
+        with np.errstate(invalid="ignore"):
+            expected = total[task].sum(axis=1) / episodes[task].sum(axis=1)
+        np.testing.assert_allclose(metrics["train/episode_return/by_episodes"], expected, rtol=1e-6)
+    data = report.read(tmp_path)
+    with np.errstate(invalid="ignore"):
+        expected = total.sum(axis=2) / episodes.sum(axis=2)
+    chosen = score_of(data).main
+    np.testing.assert_allclose(task_values(data, chosen).values[0], expected.T, rtol=1e-6)
+    # In a task without an episode a seed has no return.
+    assert np.isnan(expected[2, 4])
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    report.print_table(tmp_path, console)
+    assert "mean return per episode, first task" in console.file.getvalue()
+    assert "episode return, mean over updates, first task" in console.file.getvalue()
+    first = compare.compare([data], window=score_of(data).windows[1])
+    assert first["value"].item() == pytest.approx(expected[0].mean(), rel=1e-6)
+    over_updates = compare.compare([data], quantity="return_per_update", window=score_of(data).windows[1])
+    with np.errstate(invalid="ignore"):
+        of_updates = np.nanmean(total[0] / episodes[0], axis=1).mean()
+    assert over_updates["value"].item() == pytest.approx(of_updates, rel=1e-6)

@@ -221,7 +221,8 @@ def test_run_killed_in_its_first_task_is_judged_as_its_whole(tmp_path: pathlib.P
 def test_returns_come_first_and_nothing_is_no_score() -> None:
     dims = ("arm", "seed", "update")
     both = xr.Dataset({name: (dims, np.ones((1, 1, 2))) for name in ("train/loss", "train/episode_return")})
-    assert score.score_of(both).main == score.RETURN
+    assert score.score_of(both).main.label == "episode return, mean over updates"
+    assert score.score_of(both.assign({"train/episodes": both["train/loss"]})).main == score.RETURN
     assert score.score_of(both[["train/loss"]]).main == score.ONLINE_LOSS
     assert score.score_of(xr.Dataset()) is None
 

@@ -14,7 +14,7 @@ from plastax.report import drawn
 from plastax.report.drawn import base
 from plastax.report.html.page import Section
 from plastax.report.html.verdict import Findings
-from plastax.report.notes import gaps, unfinished, unscored
+from plastax.report.notes import broken, gaps, unfinished, unscored
 from plastax.report.statistics import FEWEST
 from plastax.report.values import rank_at
 
@@ -38,7 +38,11 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
             f"{seeds} seeds: t intervals cover what they say of seeds that differ about normally; where a few seeds "
             "lie far from the others (lognormal values), 95 % covers about 83 %. More seeds show which it is."
         )
-    said += [f"{line[0].upper()}{line[1:]}." for line in (unfinished(data), unscored(data), *gaps(data)) if line]
+    said += [
+        f"{line[0].upper()}{line[1:]}."
+        for line in (unfinished(data), unscored(data), *gaps(data), broken(data))
+        if line
+    ]
     said += _measurement(data, configs)
     said += drawn.warning(data)
     if any(base(m) == "reset" for m in data.arm.values.tolist()):

@@ -17,7 +17,7 @@ from plastax.report.drawn import base
 from plastax.report.score import Score, Window, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds, paired_difference
 from plastax.report.table import cell
-from plastax.report.values import layer_mean, rank_at, reference, task_values
+from plastax.report.values import frozen_seeds, layer_mean, rank_at, reference, task_values
 
 _THIRDS = (
     Window("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
@@ -135,6 +135,7 @@ def findings(data: xr.Dataset) -> Findings | None:
         drops["rank_drop"] = first_drop(ranks)
     columns = {f"{key}{end}": part[name_].values for key, part in parts.items() for name_, end in _ENDS.items()}
     frame = pd.DataFrame(columns | {"arm": data.arm.values}).set_index("arm")
+    frame["seeds"], frame["frozen_seeds"] = data.sizes["seed"], frozen_seeds(data).values
     for key, found in drops.items():
         frame[key] = pd.Series(found, dtype=object)
     sizes = len(range(count)[early]), len(range(count)[late])
