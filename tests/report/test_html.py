@@ -140,7 +140,7 @@ def test_the_answer_is_that_of_the_study(data: xr.Dataset) -> None:
     assert questions == ("Which method keeps its plasticity?", "", "", "Does its spectrum collapse first?")
     *keeps, order = texts
     keeps = " ".join(keeps)
-    assert "In the last 2 tasks l2_er has the best episode return: " in keeps
+    assert "In the last 2 tasks l2_er has the best episode return, mean over updates: " in keeps
     assert "(reset left out)" in keeps
     assert re.search(r"clearly ahead of backprop by \d", keeps)
     assert re.search(r"Compared with .* worse: backprop \(-[\d.]+\), l2_er \(-[\d.]+\)", keeps)
