@@ -27,7 +27,8 @@ FEWEST = 3
 
 def about_intervals(seeds: int, of: str = "") -> str:
     """What stands after "mean over n seeds" of numbers with intervals, and in the place of intervals."""
-    return f" [95 % t interval{of}]" if seeds >= FEWEST else f"; no intervals of fewer than {FEWEST} seeds"
+    skewed = "covers about 85 % where seeds are very skewed"
+    return f" [95 % t interval{of}; {skewed}]" if seeds >= FEWEST else f"; no intervals of fewer than {FEWEST} seeds"
 
 
 ABOUT_BOOTSTRAP = "bootstrap interval (4 seeds: covers about 85 %)"
