@@ -229,9 +229,9 @@ def child(order: Order) -> None:
     if order.where == "report":
         write = report.write
 
-        def killed(directory: pathlib.Path) -> Any:
-            hollow.at_change(directory, int(order.when), die)
-            return write(directory)
+        def killed(run: report.Run) -> Any:
+            hollow.at_change(report.load(run).directory, int(order.when), die)
+            return write(run)
 
         report.write = killed
     if order.module:
