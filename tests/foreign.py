@@ -1,4 +1,4 @@
-"""Networks of other makes, each beside the same network in plastax's own form: one table for methods and probes."""
+"""Networks of other makes, each beside the same network in plastax's own form: one table."""
 
 from __future__ import annotations
 
