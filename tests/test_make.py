@@ -18,6 +18,21 @@ NAMES = (
 )  # fmt: skip
 
 
+HANDED_ON = (
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKEOVERRIDES",
+    "MAKELEVEL",
+    "ARGS",
+    "EXP",
+    "BENCH",
+    "ACCEL",
+    "RUN",
+    "NAME",
+    "PYTHON",
+)
+OUTSIDE = {name: value for name, value in os.environ.items() if name not in HANDED_ON}
+"""The environment without what `make test ARGS=...` hands on to a make inside it."""
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
@@ -27,7 +42,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
     [("run EXP=random_labels", "random_label"), ("bench BENCH=supervise", "supervised")],
 )
 def test_make_names_the_nearest_before_it_installs_anything(goal: str, said: str):
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = OUTSIDE | {"PYTHON": sys.executable}
     done = subprocess.run(["make", "-s", *goal.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"did you mean '{said}'?" in done.stderr
@@ -51,10 +66,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def make(checkout: pathlib.Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUN", "NAME", "PYTHON")}
     line = ["make", *words]
     done = subprocess.run(
-        line, cwd=checkout, env=environment | {"ACCEL": "cpu"} | variables, capture_output=True, text=True, check=False
+        line, cwd=checkout, env=OUTSIDE | {"ACCEL": "cpu"} | variables, capture_output=True, text=True, check=False
     )
     assert not list(checkout.rglob("pwned"))
     return done
