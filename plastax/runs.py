@@ -4,7 +4,7 @@ A run is in one of these states. `status` reads it from the files alone, whateve
 
 - begun: its directory is there; nobody has said or recorded anything yet.
 - running: a process works on it.
-- stopped: it was asked to end, and did so behind a checkpoint.
+- stopped: it was asked to end, and did so after a checkpoint.
 - failed: it ended with an error.
 - killed: it ended without a word.
 - recorded: everything is trained and recorded; the report is not written, or not whole.

@@ -72,10 +72,10 @@ class Study:
     runs_dir: Path = Path("runs")
     """Where runs go: <runs-dir>/<experiment>/<run id>."""
     resume: Path | None = None
-    """A run directory to go on with; its settings are used, and others are refused."""
+    """A run directory to continue; its settings are used, and others are refused."""
     fresh: bool = False
-    """Start anew. By default a run of the very same settings and code that was interrupted is gone on with. A shard of
-    several that has begun cannot start anew alone: move the directory that they share away first."""
+    """Start a new run. By default the same command continues an interrupted run of the same settings and code. A shard
+    of several that has begun cannot do so alone: move the directory that they share away first."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
     dry_run: bool = False
@@ -329,7 +329,7 @@ def identity(settings: Mapping[str, Any]) -> str:
 def main(run: Callable[[], None]) -> None:
     """Runs an experiment's body; what ends it early is one line and a status.
 
-    Status 2: a setting cannot be used. 75: it was asked to stop, and can be gone on with. 130: Ctrl-C before or after
+    Status 2: a setting cannot be used. 75: it was asked to stop, and can be continued. 130: Ctrl-C before or after
     the training. 1: everything else that a machine or a damaged file can do.
     """
     output.make_lossy()

@@ -150,8 +150,7 @@ def effective_rank(
         params = given(params, "effective_rank")
         state, now, slope = look(state, clock, batch, features_fn, every_step)
         if form == "loss":
-            add = lambda grads: tree.cast(add_scaled(grads, -er_lr, slope(params)), grads)  # noqa: E731
-            return when(now, add, updates), state
+            return when(now, lambda g: tree.cast(add_scaled(g, -er_lr, slope(params)), g), updates), state
         return when(now, lambda u: ascend(u, tree.cast(add_scaled(params, rate, u), params), slope), updates), state
 
     def move(
