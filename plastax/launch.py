@@ -1,7 +1,7 @@
 """Shards of a study as jobs: on this machine, or by SLURM, through submitit; the only module that knows it.
 
 A job is the command ``python -m <experiment> <settings> --shard i/n``. It may be killed and started again at any
-moment, because a shard goes on with what its run directory holds; so pre-emption is nothing but SIGTERM, which leaves a
+moment, because a shard continues what its run directory holds; so pre-emption is nothing but SIGTERM, which leaves a
 checkpoint behind the segment under way, and the same command once more.
 """
 
@@ -83,7 +83,7 @@ class Shard:
         """Runs the command to its end, again and again if it is asked to stop."""
         status = Stopped.status
         while status == Stopped.status:
-            # What has begun is not to start anew when it is started again.
+            # Only the first start obeys --fresh: a later one would throw away what the job has done.
             command, self.command = self.command, [word for word in self.command if word != "--fresh"]
             # SLURM sends the signal that is meant for submitit to all processes of the job. The shell becomes the
             # command: Python's own hook would fork a process that JAX may have given threads.

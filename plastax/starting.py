@@ -30,7 +30,7 @@ def run_directory(
 ) -> tuple[Path, str, str]:
     """The directory of this run, made: a new one, or that of an interrupted run to go on with.
 
-    Without ``resume`` and ``fresh``, it goes on with the interrupted run of these settings that was worked on last,
+    Without ``resume`` and ``fresh``, it continues the interrupted run of these settings that was worked on last,
     if code, versions and device are those that it began with, so that it ends as it would have ended. Where only the
     report is missing, that does not matter. Shards share one directory, whose name is the settings' alone; `run.study`
     compares what they began with.
@@ -46,7 +46,7 @@ def run_directory(
 
     Raises:
       ConfigError: the directory cannot be written; the resumed run has other settings, which are named; a run has
-        records, and the file that says what they are is damaged; or a shard that has begun is to start anew.
+        records, and the file that says what they are is damaged; or a shard that has begun is to begin again.
     """
     here = environment() if here is None else here
     folder = config.runs_dir / experiment
@@ -88,7 +88,7 @@ def _resumed(run: Path, experiment: str, settings: Mapping[str, Any], here: Mapp
         if stored.get("format", 0) != FORMAT:
             raise ConfigError(
                 f"resume: {run} is of format {stored.get('format', 0)} and this plastax goes on with format {FORMAT} "
-                "only; go on with the version that began it (environment.json names it), or start anew"
+                "only; go on with the version that began it (environment.json names it), or start a new run"
             )
         if differing := runs.differences(stored["settings"], settings):
             listed = runs.listed(differing)
@@ -118,7 +118,7 @@ def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
             raise
         raise ConfigError(
             f"{run} has records, but {error}; put that file back from a copy, or move it away to go on without it, "
-            "or start anew with --fresh"
+            "or start a new run with --fresh"
         ) from error
 
 

@@ -52,7 +52,7 @@ def open_run(
     out: PathLike | None = None,
     **options: Any,
 ) -> wandb.Run:
-    """Opens a W&B run; goes on with it if there is one of that name and it is online.
+    """Opens a W&B run; continues one of that name if it is online.
 
     Where W&B cannot be reached, or nobody is logged in, the run is an offline one and a warning is logged.
 
@@ -185,7 +185,7 @@ class WandbSink:
         self._spectra: dict[str, dict[int, Histogram]] = {}
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
-        """Opens the W&B run of a method; goes on with it if the run was resumed. See `Sink.start`."""
+        """Opens the W&B run of a method; continues it if the run was resumed. See `Sink.start`."""
         if self.mode == "disabled":
             return
         self._first_seed = int(config.get("settings", {}).get("first_seed", 0))
