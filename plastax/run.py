@@ -221,7 +221,7 @@ def train(
         if checkpoints:
             checkpoints.wait()
         if asked_by:
-            raise Stopped(f"stopped by {asked_by} after segment {index + 1} of {plan.segments} of {batch.name}")
+            raise Stopped(f"stopped by {asked_by} behind segment {index + 1} of {plan.segments} of {batch.name}")
     there = survey(directory, config, batch.arms, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
