@@ -114,10 +114,16 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._guarded(lambda: clear(directory, first))
-        self._manager = self._guarded(lambda: ocp.CheckpointManager(self._directory, options=options))
+        self._guarded(lambda: self._open(first, options))
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
+
+    def _open(self, first: int, options: ocp.CheckpointManagerOptions) -> None:
+        clear(self._directory, first)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._directory, os.O_RDONLY)
+        self._writing = _anchored(self._descriptor, self._directory)
+        self._manager = ocp.CheckpointManager(self._writing, options=options)
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
@@ -140,11 +146,11 @@ class Checkpoints:
 
     def _write(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
         # Before orbax begins: TensorStore prints its own traceback for every array that does not fit.
-        if shutil.disk_usage(self._directory).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
+        if shutil.disk_usage(self._writing).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._manager.save(segment, args=ocp.args.StandardSave(leaves))
         self._manager.wait_until_finished()
-        folder = self._directory / str(segment)
+        folder = self._writing / str(segment)
         files = {str(path.relative_to(folder)): _checksum(path) for path in folder.rglob("*") if path.is_file()}
         shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
         manifest = {"format": FORMAT, "plastax": __version__, **self._config, "leaves": shapes, "files": files}
@@ -164,6 +170,16 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
             self._manager.close()
+            os.close(self._descriptor)
+
+
+def _anchored(descriptor: int, directory: Path) -> Path:
+    """A name of an open directory that stays right when it is moved; its own, where the system has no such name.
+
+    orbax makes the folders that it misses, so under the old name it would make a moved run again.
+    """
+    anchor = Path(f"/proc/self/fd/{descriptor}")
+    return anchor if anchor.is_dir() else directory
 
 
 EVERYTHING = Survey(sys.maxsize, "", 0)

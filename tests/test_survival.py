@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -338,6 +339,23 @@ def test_a_run_that_is_moved_while_it_is_trained_stops(serve, whole):
     done = serve(serve.folder / "here-moved")
     assert done["status"] == 0, done["log"]
     assert_same(whole[0], serve.folder / "here-moved")
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 3, 10, 30, 100])
+def test_a_run_that_is_moved_while_a_checkpoint_is_written_is_not_made_again(tmp_path, milliseconds):
+    """orbax makes the folders that it misses: they are the run's, wherever it is by then."""
+    run, moved = tmp_path / "here", tmp_path / "moved"
+    run.mkdir()
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints" / "sgd", {"hash": "x"})
+    leaves = {f"{number}": np.ones(100_000) for number in range(20)}
+    checkpoints.save(1, leaves)
+    checkpoints.wait()
+    checkpoints.save(2, leaves)
+    time.sleep(milliseconds / 1000)
+    run.rename(moved)
+    checkpoints.close()
+    assert not run.exists()
+    assert len(list(moved.glob("checkpoints/sgd/*/manifest.json"))) == 2
 
 
 def test_a_full_disk(serve, whole):
