@@ -12,39 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
 from plastax.models import CNN
+from plastax.program.training import Training
 from plastax.streams import ContinualImageNet
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Continual ImageNet: held-out accuracy on a new pair of classes every task."""
 
-    data: str = "synthetic"
-    """Data set (`python -m plastax list data`)."""
-    synthetic: supervised.Synthetic = field(default_factory=lambda: supervised.Synthetic(40, 100, 50))
-    """The images of the data set synthetic; without effect on others."""
-    model: str = "cnn"
-    """Network: mlp, cnn or resnet18."""
-    methods: settings.Methods = ("backprop", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 2
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 20
-    """Tasks in the stream."""
     stream: ContinualImageNet = field(default_factory=ContinualImageNet)
     """The images."""
-    training: Training = field(
-        default_factory=lambda: Training(
-            "sgd", learning_rate=1e-2, momentum=0.9, batch_size=20, epochs=5, evaluation_examples=200
-        )
-    )
-    """Optimiser, batches, epochs."""
 
 
 _IMAGENET: dict[str, Any] = {"data": "imagenet32", "methods": ("backprop", "l2", "reset"), "tasks": 2000,
@@ -58,6 +37,18 @@ _METHODS: dict[str, Any] = {
     "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-2, "continual_backprop.replacement_rate": 1e-5,
     "continual_backprop.utility": "adaptable_contribution",
 }  # fmt: skip
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "data": "synthetic",
+    "synthetic": supervised.Synthetic(40, 100, 50),
+    "model": "cnn",
+    "methods": ("backprop", "reset"),
+    "probes": ("features", "weights"),
+    "seeds": 2,
+    "tasks": 20,
+    "training": Training("sgd", learning_rate=1e-2, momentum=0.9, batch_size=20, epochs=5, evaluation_examples=200),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -77,5 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("continual_imagenet", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "continual_imagenet"))
+    EXPERIMENT.main()

@@ -14,40 +14,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
 from plastax.models import ResNet18
+from plastax.program.training import Training
 from plastax.streams import IncrementalCIFAR
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Incremental CIFAR-100: held-out accuracy on all classes so far, five more every task."""
 
-    data: str = "synthetic"
-    """Data set (`python -m plastax list data`)."""
-    synthetic: supervised.Synthetic = field(default_factory=lambda: supervised.Synthetic(20, 25, 10, 0.5))
-    """The images of the data set synthetic; without effect on others."""
-    model: str = "resnet18"
-    """Network: mlp, cnn or resnet18."""
-    methods: settings.Methods = ("backprop", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 2
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 20
-    """Tasks in the stream."""
     stream: IncrementalCIFAR = field(default_factory=IncrementalCIFAR)
     """The images."""
-    training: Training = field(
-        default_factory=lambda: Training(
-            "sgd", learning_rate=1e-2, momentum=0.9, batch_size=50, epochs=2, evaluation_examples=200
-        )
-    )
-    """Optimiser, batches, epochs."""
 
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "data": "synthetic",
+    "synthetic": supervised.Synthetic(20, 25, 10, 0.5),
+    "model": "resnet18",
+    "methods": ("backprop", "reset"),
+    "probes": ("features", "weights"),
+    "seeds": 2,
+    "tasks": 20,
+    "training": Training("sgd", learning_rate=1e-2, momentum=0.9, batch_size=50, epochs=2, evaluation_examples=200),
+}
 
 _CIFAR: dict[str, Any] = {"data": "cifar100", "seeds": 5, "training.batch_size": 100, "training.epochs": 200,
                           "training.updates": 20, "training.evaluation_examples": 1000,
@@ -83,5 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("incremental_cifar", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "incremental_cifar"))
+    EXPERIMENT.main()

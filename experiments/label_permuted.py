@@ -11,29 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
+from plastax.program.training import Training
 from plastax.streams import LabelPermuted
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Permuted labels: online accuracy while classes swap their labels every task."""
 
-    methods: settings.Methods = ("backprop", "l2", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 4
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 60
-    """Tasks in the stream."""
     stream: LabelPermuted = field(default_factory=lambda: LabelPermuted(examples=1000))
     """The images."""
-    training: Training = field(default_factory=lambda: Training("adam", learning_rate=1e-3, batch_size=10, epochs=2))
-    """Optimiser, batches, epochs."""
 
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "methods": ("backprop", "l2", "reset"),
+    "probes": ("features", "weights"),
+    "seeds": 4,
+    "tasks": 60,
+    "training": Training("adam", learning_rate=1e-3, batch_size=10, epochs=2),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,5 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("label_permuted", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "label_permuted"))
+    EXPERIMENT.main()

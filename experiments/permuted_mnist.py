@@ -11,30 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
+from plastax.program.training import Training
 from plastax.streams import Permuted
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Permuted MNIST: online accuracy on a new pixel permutation every task."""
 
-    data: str = "mnist"
-    """Data set (`python -m plastax list data`)."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 4
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 60
-    """Tasks in the stream."""
     stream: Permuted = field(default_factory=lambda: Permuted(examples=5000))
     """The images."""
-    training: Training = field(
-        default_factory=lambda: Training("adam", learning_rate=1e-3, batch_size=16, epochs=1, updates=4)
-    )
-    """Optimiser, batches, epochs."""
 
 
 # Every image of the training set once a task, one at a time, by plain gradient descent.
@@ -49,6 +36,15 @@ _METHODS: dict[str, Any] = {
     "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-3, "continual_backprop.replacement_rate": 1e-6,
     "continual_backprop.utility": "adaptable_contribution",
 }  # fmt: skip
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "data": "mnist",
+    "probes": ("features", "weights"),
+    "seeds": 4,
+    "tasks": 60,
+    "training": Training("adam", learning_rate=1e-3, batch_size=16, epochs=1, updates=4),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -67,5 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["dohare"]["methods"] = ("backprop", "l2", "reset")
 
 
+EXPERIMENT = supervised.experiment("permuted_mnist", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "permuted_mnist"))
+    EXPERIMENT.main()

@@ -11,32 +11,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
+from plastax.program.training import Training
 from plastax.streams import RandomLabel
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Random labels: can a network still memorise, after having memorised before?"""
 
-    methods: settings.Methods = ("backprop", "effective_rank", "l2", "l2_er", "layernorm_l2", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights", "hessian")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 6
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 40
-    """Tasks in the stream."""
     stream: RandomLabel = field(default_factory=lambda: RandomLabel(examples=400))
     """The images."""
-    training: Training = field(
-        # A fresh network memorises all labels in half of these steps.
-        default_factory=lambda: Training("adam", learning_rate=2e-3, batch_size=40, epochs=60, updates=10)
-    )
-    """Optimiser, batches, epochs."""
 
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "methods": ("backprop", "effective_rank", "l2", "l2_er", "layernorm_l2", "reset"),
+    "probes": ("features", "weights", "hessian"),
+    "seeds": 6,
+    "tasks": 40,
+    # A fresh network memorises all labels in half of these steps.
+    "training": Training("adam", learning_rate=2e-3, batch_size=40, epochs=60, updates=10),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -58,5 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("random_label", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "random_label"))
+    EXPERIMENT.main()

@@ -11,29 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
+from plastax.program.training import Training
 from plastax.streams import SlowlyChangingRegression
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.Config):
     """Slowly-changing regression: squared error before each step, on one example at a time."""
 
-    methods: settings.Methods = ("backprop", "l2", "l2_init")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 16
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 40
-    """Changes of the slow bits, of stream.period examples each."""
     stream: SlowlyChangingRegression = field(default_factory=SlowlyChangingRegression)
     """The bits and their target."""
-    training: Training = field(default_factory=lambda: Training("sgd", learning_rate=1e-2, batch_size=1))
-    """Optimiser, batches, epochs."""
 
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "methods": ("backprop", "l2", "l2_init"),
+    "probes": ("features", "weights"),
+    "seeds": 16,
+    "tasks": 40,
+    "training": Training("sgd", learning_rate=1e-2, batch_size=1),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -47,5 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("slowly_changing_regression", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "slowly_changing_regression"))
+    EXPERIMENT.main()

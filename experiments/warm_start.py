@@ -12,31 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _supervised as supervised
-from plastax import settings
+from plastax.program.training import Training
 from plastax.streams import WarmStart
-from plastax.training import Training
+from plastax.study import supervised
 
 
 @dataclass(frozen=True)
 class Config(supervised.ImageConfig):
     """Warm start: held-out accuracy after all data, having begun with a part of it."""
 
-    methods: settings.Methods = ("backprop", "shrink_and_perturb", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
-    probes: tuple[str, ...] = ("features", "weights")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
-    seeds: int = 10
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
-    tasks: int = 2
-    """Tasks in the stream: a part of the data, all of it, and all of it again in further ones."""
     stream: WarmStart = field(default_factory=lambda: WarmStart(examples=400))
     """The images."""
-    training: Training = field(
-        default_factory=lambda: Training("adam", learning_rate=1e-3, batch_size=20, epochs=100, updates=10)
-    )
-    """Optimiser, batches, epochs."""
 
+
+# What differs from the settings that all experiments have.
+DEFAULTS: dict[str, Any] = {
+    "methods": ("backprop", "shrink_and_perturb", "reset"),
+    "probes": ("features", "weights"),
+    "seeds": 10,
+    "tasks": 2,
+    "training": Training("adam", learning_rate=1e-3, batch_size=20, epochs=100, updates=10),
+}
 
 # What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,5 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPERIMENT = supervised.experiment("warm_start", Config, DEFAULTS, PRESETS)
+
 if __name__ == "__main__":
-    settings.main(lambda: supervised.main(Config, PRESETS, "warm_start"))
+    EXPERIMENT.main()

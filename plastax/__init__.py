@@ -1,6 +1,6 @@
 """plastax: find out why neural networks stop learning, and stop it."""
 
-from plastax.dataset import load
+from plastax.records.loading import load
 
 __version__ = "0.1.0"
 

@@ -22,12 +22,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from plastax import dataset, launch, output
+from plastax import output
 from plastax.errors import ConfigError, RunError
-from plastax.record import RecordError
+from plastax.records import loading
+from plastax.records.layout import RecordError
+from plastax.study import launch
 
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
-"""Run directories and patterns, see `plastax.dataset.find`."""
+"""Run directories and patterns, see `plastax.records.loading.find`."""
 
 REGISTRIES: dict[str, tuple[tuple[str, str], ...]] = {
     "methods": (("plastax.methods", "METHODS"),),
@@ -129,7 +131,7 @@ def compare(
     report = importlib.import_module("plastax.report")
     frame = report.print_comparison(_found(runs), statistic, quantity=quantity, reference=reference)
     if csv is not None:
-        dataset.write_table(frame, csv)
+        loading.write_table(frame, csv)
 
 
 def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pathlib.Path | None = None) -> None:
@@ -140,7 +142,7 @@ def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pa
       format: parquet or csv.
       out: the folder; needed for several runs, by default `export` in the run's directory.
     """
-    for path in dataset.export([str(run) for run in _found(runs)], format, out):
+    for path in loading.export([str(run) for run in _found(runs)], format, out):
         print(output.plain(str(path)))
 
 
@@ -189,7 +191,7 @@ def wandb_dashboard(
 def _found(runs: Sequence[str]) -> list[pathlib.Path]:
     if not runs:
         raise ConfigError("no run is given; name one or more of runs/<experiment>/<run id>")
-    return dataset.find(*runs)
+    return loading.find(*runs)
 
 
 def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None, verify: bool = True) -> None:
@@ -209,7 +211,7 @@ def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path
     Args:
       directory: where runs are; one experiment's, or a single run, too.
     """
-    output.Console().print(importlib.import_module("plastax.listing").table(directory))
+    output.Console().print(importlib.import_module("plastax.study.listing").table(directory))
 
 
 HERE = launch.Jobs()

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from plastax import record, run, settings, starting
 from plastax.errors import Stopped
-from plastax.survey import survey
+from plastax.records import layout
+from plastax.records.survey import survey
+from plastax.runs import loop
+from plastax.study import settings, starting
 from plastax.types import Record
 
 ARMS = ("adam", "momentum")
-PLAN = run.Plan(2, 4, 2, 2)
+PLAN = loop.Plan(2, 4, 2, 2)
 HERE = {
     "time": "2026-01-01T00:00:00+00:00", "source": "abc", "versions": {}, "devices": [{"kind": "cpu"}],
     "backend": "cpu", "cpu": {}, "x64": False, "matmul_precision": "default", "xla_flags": "", "own": {},
@@ -28,16 +30,16 @@ HERE = {
 """An environment."""
 
 
-def train(directory: pathlib.Path, config: Any, batch: Any, plan: run.Plan, *_: Any, stopping: Any, **__: Any) -> None:
+def train(directory: pathlib.Path, config: Any, batch: Any, plan: loop.Plan, *_: Any, stopping: Any, **__: Any) -> None:
     """Records what is missing, and says so."""
     (arm,) = batch.arms
-    place, owner = record.place(directory, config, arm), record.owner(config, arm)
+    place, owner = layout.place(directory, config, arm), layout.owner(config, arm)
     for index in range(survey(directory, config, [arm], plan.segments).whole, plan.segments):
         if stopping.asked:
             raise Stopped(f"stopped by {stopping.asked}")
         values = Record({"loss": np.full((plan.steps_per_update, 2), index, np.float32)}, {})
         host = {"clock": 2 * index, "length": 2, "task": index // 2}
-        record.write_segment(place, index, values, host, owner | {"checkpoint": 0})
+        layout.write_segment(place, index, values, host, owner | {"checkpoint": 0})
         print(f"trained {arm} {index}")
 
 
@@ -56,9 +58,9 @@ def report(directory: pathlib.Path) -> None:
 def study(
     runs_dir: pathlib.Path, shard: str = "", *, fresh: bool = False, resume: str = "", here: Any = HERE, **others: Any
 ) -> pathlib.Path:
-    """The study, as `experiments._study.carry_out` has it; its directory."""
+    """The study, as `study.experiment.Experiment.run` has it; its directory."""
     chosen = {"methods": [*ARMS], "seeds": 2, "tasks": 2, "updates_per_task": 4, **others}
-    config = SimpleNamespace(
+    config = settings.Study(
         runs_dir=runs_dir, resume=pathlib.Path(resume) if resume else None, fresh=fresh, shard=shard
     )
     directory, run_id, note = starting.run_directory(config, "tiny", chosen, here)
@@ -67,8 +69,8 @@ def study(
     axes = SimpleNamespace(dims={}, coords={})
     batches = [SimpleNamespace(arms=(arm,), name=arm, folder=arm, program=axes) for arm in ARMS]
     own = settings.share_of(batches, shard)
-    run.train = train  # type: ignore[assignment]
-    run.study(
+    loop.train = train  # type: ignore[assignment]
+    loop.study(
         directory, described, own, PLAN, shard=shard, here=here, same=bool(shard and not resume),
         report=lambda: report(directory),
     )  # type: ignore[arg-type]  # fmt: skip

@@ -24,15 +24,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plastax import checkpoint, compilation, files, parallel, report, run, segments, settings
+from plastax import report
 from plastax.keys import fold
+from plastax.program import parallel, segments
+from plastax.records import files
+from plastax.runs import checkpoint, compilation, loop
+from plastax.study import settings
 from plastax.types import Program
 from tests import hollow
 
 jax.config.update("jax_platforms", "cpu")
 TASKS, UPDATES, LENGTH, SEEDS = 3, 4, 2, 2
 OPTIMIZERS = {"adam": optax.adam(1e-2), "momentum": optax.sgd(1e-2, 0.9)}
-PLAN = run.Plan(TASKS, UPDATES, LENGTH, SEEDS)
+PLAN = loop.Plan(TASKS, UPDATES, LENGTH, SEEDS)
 
 
 class State(NamedTuple):
@@ -92,14 +96,14 @@ def config(**others: Any) -> dict[str, Any]:
     return {"experiment": "tiny", "run_id": "x", "hash": settings.identity(chosen), "settings": chosen}
 
 
-def study(directory: pathlib.Path, sinks: Any = (), saving: run.Saving | None = None, **options: Any) -> None:
+def study(directory: pathlib.Path, sinks: Any = (), saving: loop.Saving | None = None, **options: Any) -> None:
     """The study, in ``directory``; ``options`` go to `network`, those of ``width`` into the settings too."""
     chosen = config(**{name: value for name, value in options.items() if name == "width"})
     batches = [
         parallel.batch(lambda _, optimizer=optimizer: network(optimizer, **options), {name: {}}, range(SEEDS))
         for name, optimizer in OPTIMIZERS.items()
     ]
-    run.study(directory, chosen, batches, PLAN, sinks, saving=saving or run.Saving(1))
+    loop.study(directory, chosen, batches, PLAN, sinks, saving=saving or loop.Saving(1))
 
 
 class Order(NamedTuple):

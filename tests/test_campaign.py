@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plastax import files, runs
+from plastax.records import files, lifecycle
 from tests.test_survival import Server
 
 KILLS = int(os.environ.get("PLASTAX_KILLS", "8"))
 WARM = (
-    "experiments._supervised", "plastax.rl", "plastax.report.figures", "plastax.report.html", "plotly.graph_objects",
+    "plastax.study.supervised", "plastax.rl", "plastax.report.figures", "plastax.report.html", "plotly.graph_objects",
     "matplotlib.pyplot", "scipy.stats", "sklearn.datasets",
 )  # fmt: skip
 COMMON = "--wandb disabled --checkpoint-every 1 --seeds 1"
@@ -112,7 +112,7 @@ class Study:
             print(done["log"][-2000:])
 
     def finished(self, root: pathlib.Path) -> bool:
-        return {runs.status(path.parent).state for path in root.glob("*/*/config.json")} == {"finished"}
+        return {lifecycle.status(path.parent).state for path in root.glob("*/*/config.json")} == {"finished"}
 
 
 def times(root: pathlib.Path) -> dict[pathlib.Path, int]:

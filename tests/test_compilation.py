@@ -12,7 +12,7 @@ import sys
 import jax
 import pytest
 
-from plastax import compilation
+from plastax.runs import compilation
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = """

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import plastax
-from plastax import dataset, record
 from plastax.errors import ConfigError
+from plastax.records import layout, loading
 from plastax.types import Record
 
 UPDATES = 4
@@ -27,7 +27,7 @@ def make(directory: pathlib.Path, methods: list[str], tasks: int, seeds: int, no
         "dims": {"hessian/nodes": ["probe", "node"], "hessian/rank": ["eps"]},
         "coords": {"eps": [0.01, 0.1]},
     }
-    record.write_json(directory / "config.json", config)
+    layout.write_json(directory / "config.json", config)
     for m, method in enumerate(methods):
         for task in range(tasks):
             place = 1000.0 * m + 100 * task + 10 * np.arange(seeds)[:, None] + np.arange(2)
@@ -37,7 +37,7 @@ def make(directory: pathlib.Path, methods: list[str], tasks: int, seeds: int, no
             }
             train = {"loss": place[:, :1] + np.linspace(0, 0.9, UPDATES)}
             host = {"clock": UPDATES * task, "length": UPDATES, "task": task, "train_seconds": 0.5}
-            record.write_segment(directory / "records" / method, task, Record(train, probe), host)
+            layout.write_segment(directory / "records" / method, task, Record(train, probe), host)
     return directory
 
 
@@ -81,7 +81,7 @@ def test_an_arm_is_selected_by_keyword_and_arms_by_their_method(tmp_path: pathli
     for name, labels in {"one": ["reset", "l2@l2=0"], "two": ["l2@l2=0.1", "reset"]}.items():
         run = make(tmp_path / name, labels, 2, 2, 4)
         arms = {label: {"method": label.partition("@")[0], "settings": settings[label]} for label in labels}
-        record.write_json(run / "config.json", record.read_json(run / "config.json") | {"arms": arms})
+        layout.write_json(run / "config.json", layout.read_json(run / "config.json") | {"arms": arms})
     data = plastax.load(tmp_path / "one")
     assert data.sel(arm="reset")["train/loss"].dims == ("seed", "update")
     assert data.where(data.method == "l2", drop=True).arm.values.tolist() == ["l2@l2=0"]
@@ -90,13 +90,13 @@ def test_an_arm_is_selected_by_keyword_and_arms_by_their_method(tmp_path: pathli
         assert both[name].dims == ("arm",)
     assert both.where(both.method == "l2", drop=True).arm.values.tolist() == ["l2@l2=0", "l2@l2=0.1"]
     assert both.sel(arm=both["method.l2"] == 0.1).arm.values.tolist() == ["l2@l2=0.1"]
-    assert {"arm", "method", "method.l2"} <= set(dataset.tables(both)["train"])
+    assert {"arm", "method", "method.l2"} <= set(loading.tables(both)["train"])
 
 
 def test_runs_whose_tasks_differ_in_length_say_so(runs: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    config = record.read_json(runs / "one" / "config.json")
+    config = layout.read_json(runs / "one" / "config.json")
     settings = config["settings"] | {"tasks": 1, "updates_per_task": 12}
-    record.write_json(tmp_path / "longer" / "config.json", config | {"run_id": "longer", "settings": settings})
+    layout.write_json(tmp_path / "longer" / "config.json", config | {"run_id": "longer", "settings": settings})
     data = plastax.load([runs / "two", tmp_path / "*"])
     assert data.update_task.dims == ("run", "update")
     assert data.update_task.sel(run="longer").values.tolist() == [0.0] * 12
@@ -113,8 +113,8 @@ def test_a_pattern_of_one_run_keeps_the_dimension(runs: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_export_holds_every_number(runs: pathlib.Path, tmp_path: pathlib.Path, form: dataset.Format) -> None:
-    paths = dataset.export([f"{runs}/*"], form, tmp_path)
+def test_export_holds_every_number(runs: pathlib.Path, tmp_path: pathlib.Path, form: loading.Format) -> None:
+    paths = loading.export([f"{runs}/*"], form, tmp_path)
     frames = {path.stem: (pd.read_parquet if form == "parquet" else pd.read_csv)(path) for path in paths}
     assert set(frames) == {"runs", "train", "host", "probe_by_eps", "probe_by_probe_node"}
     rank = frames["probe_by_eps"].set_index(["run", "arm", "seed", "task", "mark", "eps"])["probe/hessian/rank"]
@@ -131,7 +131,7 @@ def test_export_holds_every_number(runs: pathlib.Path, tmp_path: pathlib.Path, f
 @pytest.mark.parametrize("evil", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: pathlib.Path, evil: str) -> None:
     frame = pd.DataFrame({"arm": [evil, "reset"], "value": [-1.5, 2.0], "text": ["-1.5", "+2"], evil: ["a", "b"]})
-    dataset.write_table(frame, tmp_path / "t.csv")
+    loading.write_table(frame, tmp_path / "t.csv")
     back = pd.read_csv(tmp_path / "t.csv", lineterminator="\n")
     assert back["arm"].tolist() == [f"'{evil}", "reset"]
     assert back.columns[-1] == f"'{evil}"
@@ -141,10 +141,10 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: pathlib.Path, evil: str) -
 
 
 def test_export_goes_into_the_run(runs: pathlib.Path) -> None:
-    paths = dataset.export([runs / "one"])
+    paths = loading.export([runs / "one"])
     assert {path.parent for path in paths} == {runs / "one" / "export"}
     assert "run" not in pd.read_parquet(runs / "one" / "export" / "train.parquet")
     with pytest.raises(ConfigError, match="out is not given"):
-        dataset.export([runs / "one", runs / "two"])
+        loading.export([runs / "one", runs / "two"])
     with pytest.raises(ConfigError, match="format='xlsx'"):
-        dataset.export([runs / "one"], "xlsx")  # type: ignore[arg-type]
+        loading.export([runs / "one"], "xlsx")  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from plastax import environment
 from plastax.methods import METHODS
+from plastax.records import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -164,7 +164,7 @@ def test_reading_needs_no_file_locks(tmp_path):
         archive.extractall(tmp_path)
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "import plastax, plastax.report, plastax.runs, plastax.listing, plastax.data\n"
+        "import plastax, plastax.report, plastax.runs, plastax.study.listing, plastax.data\n"
         "from plastax import probes, curvature\n"
         "from pathlib import Path\n"
         "print(plastax.load(sys.argv[1]).sizes['seed'], plastax.runs.status(Path(sys.argv[1])).state)\n"

@@ -15,9 +15,10 @@ import submitit
 
 import plastax
 from plastax import __main__ as cli
-from plastax import launch, runs
 from plastax.errors import ConfigError, RunError
-from plastax.files import read_json
+from plastax.records import lifecycle
+from plastax.records.files import read_json
+from plastax.study import launch
 from tests import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,11 +72,11 @@ def test_shards_at_once_killed_and_repeated_make_one_study(whole, cache, tmp_pat
     started[1].kill()
     assert [process.wait(240) for process in started] == [0, -signal.SIGKILL, 0]
     (directory,) = (tmp_path / "runs" / "tiny").iterdir()
-    assert runs.status(directory).state == "killed"
+    assert lifecycle.status(directory).state == "killed"
     assert not (directory / "summary.csv").exists()
     for shard in ("1/3", "0/3"):
         subprocess.run(command(tmp_path, shard), cwd=ROOT, env=environment(cache), check=True, capture_output=True)
-    state = runs.status(directory)
+    state = lifecycle.status(directory)
     assert (state.state, state.done, state.total) == ("finished", 30, 30)
     assert (directory / "summary.csv").exists()
     assert directory.name == whole.name, "the run id is the settings'"
@@ -83,7 +84,10 @@ def test_shards_at_once_killed_and_repeated_make_one_study(whole, cache, tmp_pat
     assert (config, list(config["arms"])) == (other | place_of(config), ARMS)
     # Two of the arms were trained beside others.
     np.testing.assert_allclose(losses(directory), losses(whole), rtol=1e-5)
-    with pytest.raises(RunError, match=r"begun in 3 shards; go on with --shard i/3"), runs.hold(directory, {}, "0/2"):
+    with (
+        pytest.raises(RunError, match=r"begun in 3 shards; go on with --shard i/3"),
+        lifecycle.hold(directory, {}, "0/2"),
+    ):
         pass
 
 
@@ -92,12 +96,12 @@ def place_of(config):
 
 
 def test_one_process_at_a_time_in_a_shard(tmp_path):
-    with runs.hold(tmp_path, {"a": 1}, "0/2"):
-        with runs.hold(tmp_path, {"b": 1}, "1/2"):
-            assert runs.status(tmp_path).state == "running"
-        with pytest.raises(RunError, match="being worked on by process"), runs.hold(tmp_path, {"a": 1}, "0/2"):
+    with lifecycle.hold(tmp_path, {"a": 1}, "0/2"):
+        with lifecycle.hold(tmp_path, {"b": 1}, "1/2"):
+            assert lifecycle.status(tmp_path).state == "running"
+        with pytest.raises(RunError, match="being worked on by process"), lifecycle.hold(tmp_path, {"a": 1}, "0/2"):
             pass
-    assert runs.status(tmp_path).state == "finished"
+    assert lifecycle.status(tmp_path).state == "finished"
 
 
 def test_a_job_starts_anew_once(tmp_path):
@@ -135,7 +139,7 @@ def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, m
     assert [job.result() for job in (first, second)] == [None, None]
     assert "Requeued job" in first.stdout()
     (directory,) = (tmp_path / "runs" / "tiny").iterdir()
-    assert runs.status(directory).state == "finished"
+    assert lifecycle.status(directory).state == "finished"
     assert np.isfinite(losses(directory)).all()
 
 
@@ -253,24 +257,20 @@ def test_refusals(line, names, capsys):
 
 @pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "0/0"])
 def test_no_shard(shard):
-    from plastax import settings
-
     with pytest.raises(ConfigError, match=r"shard: .* i/n"):
-        settings.parse(tiny_experiment.Config, {"default": {}}, {}, tiny_experiment.GROUPS, ["--shard", shard])
+        tiny_experiment.EXPERIMENT.parse(["--shard", shard])
 
 
 def test_a_wandb_agents_command_line_is_ours():
     from wandb.sdk.launch.sweeps import utils
 
     from experiments import rl_gymnax
-    from plastax import settings
 
     asked = {"ppo.learning_rate": 0.001, "l2_er.er_lr": 1e-05, "first_seed": 4, "methods": "l2_er", "stream.sigma": 0.5}
     template = utils.create_sweep_command(["${env}", "python", "-m", "experiments.rl_gymnax", "${args}"])
     filled = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in asked.items()}})
     line = [part for word in template for part in (filled["args"] if word == "${args}" else [word])]
     assert line[1:4] == ["python", "-m", "experiments.rl_gymnax"]
-    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
-    config = settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, line[4:])
+    config = rl_gymnax.EXPERIMENT.parse(line[4:])
     assert (config.ppo.learning_rate, config.l2_er.er_lr, config.first_seed) == (0.001, 1e-5, 4)
     assert (config.methods, config.stream_settings.sigma) == (("l2_er",), 0.5)

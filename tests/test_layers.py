@@ -9,65 +9,41 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = {"drawing", "errors", "output", "types", "tree", "linalg", "machine", "roles", "structure"}
+BASE = {
+    "drawing",
+    "errors",
+    "keys",
+    "linalg",
+    "locks",
+    "machine",
+    "output",
+    "ranges",
+    "roles",
+    "structure",
+    "tree",
+    "types",
+}
 MIDDLE = BASE | {"data", "models", "curvature"}
-SHARED = {"keys", "learning", "segments"}  # of the programs
-LIBRARY = MIDDLE | SHARED | {"streams", "methods", "probes", "rl", "train", "training"}
-LEAVES = {"environment", "files", "record", "tracking", "parallel"}
+ENGINE = MIDDLE | {"streams", "methods", "probes", "program", "rl"}
+KEPT = BASE | {"records"}
 ALLOWED = {  # module or package of plastax -> the others that it may import
     **dict.fromkeys(MIDDLE, BASE),
-    "data": BASE | {"locks"},
-    "locks": {"errors"},
-    **dict.fromkeys(("keys", "segments"), BASE),
-    **dict.fromkeys(("learning", "training"), BASE | {"curvature"}),
-    **dict.fromkeys(("streams", "probes"), MIDDLE | {"keys"}),
-    "rl": MIDDLE | SHARED,
+    **dict.fromkeys(("streams", "probes"), MIDDLE),
     "methods": MIDDLE - {"models"},
-    "train": LIBRARY,
-    **dict.fromkeys(LEAVES, LIBRARY | {"environment"}),
-    "files": {"errors"},
-    "record": LIBRARY | {"environment", "files"},
-    "survey": {"record", "files", "errors"},
-    "tracking": LIBRARY | {"environment", "files", "record", "report"},  # the report's statistics, for live intervals
-    "labelled": {"record", "files", "errors"},
-    "dataset": {"labelled", "record", "files", "runs", "errors"},
-    **dict.fromkeys(("compilation", "shares", "stopping"), BASE),
-    "memory": BASE | {"parallel"},
-    "runs": {"files", "record", "locks", "errors"},
-    "checkpoint": BASE | {"files", "record", "runs", "survey"},
-    "starting": {"environment", "files", "record", "runs", "settings", "errors"},
-    "settings": {"output", "environment", "files", "record", "runs", "errors"},
-    "listing": {"output", "record", "runs", "tracking", "errors"},
-    "sweep": {"settings", "record", "errors"},
-    "launch": {"errors"},
-    "run": LIBRARY
-    | LEAVES
-    | {"checkpoint", "compilation", "files", "locks", "memory", "runs", "shares", "stopping", "survey"},
-    "report": {"drawing", "output", "dataset", "labelled", "files", "record", "errors"},
-    "__init__": LIBRARY | LEAVES | {"dataset", "run"},
-    "__main__": {
-        "data",
-        "dataset",
-        "listing",
-        "launch",
-        "output",
-        "methods",
-        "models",
-        "probes",
-        "record",
-        "report",
-        "rl",
-        "streams",
-        "tracking",
-        "errors",
-    },
+    "program": MIDDLE | {"probes"},
+    "rl": MIDDLE | {"program"},
+    "records": BASE,
+    "report": KEPT,
+    "tracking": KEPT | {"report"},  # the report's statistics, for live intervals
+    "runs": KEPT | {"program", "tracking"},
+    **dict.fromkeys(("study", "__init__", "__main__"), ENGINE | KEPT | {"report", "tracking", "runs", "study"}),
 }
 DOORS = {
     "flax": {"models"},
     "wandb": {"tracking"},
     "wandb_workspaces": {"tracking"},
-    "orbax": {"run", "checkpoint"},
-    "submitit": {"launch"},
+    "orbax": {"runs"},
+    "submitit": {"study"},
 }
 LAPACK = re.compile(
     r"jax\.numpy\.linalg\.(?!(norm|vector_norm|matrix_norm|trace|outer|diagonal|matmul|vecdot|cross|multi_dot)$)\w+"
@@ -128,23 +104,23 @@ def test_file_keeps_to_its_layer(path: pathlib.Path):
     ("module", "source"),
     [
         ("types", "from plastax.models import MODELS"),
-        ("tree", "import plastax.run"),
+        ("tree", "import plastax.runs.loop"),
         ("curvature", "from plastax import models"),
-        ("curvature", "from plastax.record import load"),
+        ("curvature", "from plastax.records.loading import load"),
         ("methods", "from plastax.models import MODELS"),
         ("methods", "from plastax import streams"),
         ("methods", "def f():\n    from plastax.streams.toy import Toy"),
-        ("probes", "from plastax.train import build"),
-        ("rl", "import plastax.record"),
-        ("train", "from plastax import parallel"),
-        ("record", "from plastax.run import run"),
+        ("probes", "from plastax.program.supervised import program"),
+        ("rl", "import plastax.records.layout"),
+        ("program", "from plastax.rl import ppo"),
+        ("records", "from plastax.runs.loop import train"),
         ("report", "from plastax.models import MODELS"),
-        ("run", "import experiments.rl_gymnax"),
+        ("runs", "import experiments.rl_gymnax"),
         ("rl", "from ..models import MODELS"),
         ("rl", "import flax.linen as nn"),
-        ("run", "import wandb"),
+        ("runs", "import wandb"),
         ("experiments", "import wandb"),
-        ("record", "import orbax.checkpoint as ocp"),
+        ("records", "import orbax.checkpoint as ocp"),
         ("curvature", "import jax.numpy as jnp\njnp.linalg.eigh(a)"),
         ("rl", "import jax\njax.numpy.linalg.svd(a)"),
         ("rl", "from jax.numpy.linalg import qr"),
@@ -164,5 +140,5 @@ def test_rule_can_fail(module: str, source: str):
 def test_what_is_allowed_passes():
     assert not violations("linalg", "import jax.numpy as jnp\njnp.linalg.eigh(a)")
     assert not violations("models", "import flax.linen as nn\nfrom plastax import linalg\nlinalg.orthogonal(1.0)")
-    assert not violations("report", "import numpy as np\nfrom plastax.record import load\nnp.linalg.eigh(a)")
+    assert not violations("report", "import numpy as np\nfrom plastax.records.loading import load\nnp.linalg.eigh(a)")
     assert not violations("curvature", "import jax.numpy as jnp\njnp.linalg.norm(a)")

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from plastax import learning, methods, tree
-from plastax.learning import Aside
+from plastax import methods, tree
 from plastax.models import CNN, MLP
+from plastax.program import learner
+from plastax.program.learner import Aside
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,8 @@ def test_the_norm_is_that_of_all_entries(config: Any, batch: int) -> None:
             outputs, features, inputs = model.tapped(params, taps, x)
             return outputs, Aside(features, inputs)
 
-        seen = learning.backward(forward, lambda z: (jnp.mean((z - target) ** 2), {}), params, model.taps(x))
-        return learning.grad_norm(seen), seen.grads
+        seen = learner.backward(forward, lambda z: (jnp.mean((z - target) ** 2), {}), params, model.taps(x))
+        return learner.grad_norm(seen), seen.grads
 
     found, grads = both(model.init(jax.random.key(0)), x, target)
     every = [np.asarray(g, np.float64) for g in tree.named_leaves(grads).values()]
@@ -44,4 +45,4 @@ def test_the_norm_is_that_of_all_entries(config: Any, batch: int) -> None:
 
 def test_what_methods_have_to_say_is_found_wherever_they_are() -> None:
     method = optax.chain(methods.hare_tortoise(), methods.trac(optax.adam(0.1)))
-    assert learning.recorded(method.init({"w": jnp.ones(3)})) == {"trac/scale": 0}
+    assert learner.recorded(method.init({"w": jnp.ones(3)})) == {"trac/scale": 0}

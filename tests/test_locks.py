@@ -14,8 +14,9 @@ import time
 
 import pytest
 
-from plastax import locks, runs
+from plastax import locks
 from plastax.locks import Held
+from plastax.records import lifecycle
 
 HOLD = """
 import errno, fcntl, sys, time, pathlib
@@ -161,8 +162,11 @@ def test_a_lock_whose_directory_is_moved_is_lost(tmp_path):
 
 def test_runs_have_one_notion_of_it(tmp_path, system):
     """A run's state and the right to work on it follow from the same lock; ended runs are not running."""
-    with runs.hold(tmp_path, {"a": 1}):
-        assert runs.status(tmp_path).state == "running"
-        with pytest.raises(runs.RunError, match=f"worked on by process {os.getpid()}"), runs.hold(tmp_path, {"a": 1}):
+    with lifecycle.hold(tmp_path, {"a": 1}):
+        assert lifecycle.status(tmp_path).state == "running"
+        with (
+            pytest.raises(lifecycle.RunError, match=f"worked on by process {os.getpid()}"),
+            lifecycle.hold(tmp_path, {"a": 1}),
+        ):
             pass
-    assert runs.status(tmp_path).state == "finished"
+    assert lifecycle.status(tmp_path).state == "finished"

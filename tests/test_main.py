@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from plastax import __main__ as cli
-from plastax import settings
-from plastax.files import write_json
-from plastax.record import write_segment
+from plastax.records.files import write_json
+from plastax.records.layout import write_segment
+from plastax.study import settings
 from plastax.types import Record
 from tests.tracked import CONFIG, TASKS, segment
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from typing import Any
@@ -12,8 +11,12 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from experiments import _study
-from plastax import memory, parallel, run, runs, settings
+from plastax import report
+from plastax.program import parallel
+from plastax.records import lifecycle
+from plastax.runs import loop, memory
+from plastax.study import settings
+from plastax.study.experiment import Experiment, Prepared, Shared
 from plastax.types import Program, Record
 
 SEEDS = 6
@@ -21,15 +24,18 @@ SETTINGS = {"seeds": SEEDS, "seed_chunk": 0, "probes": ["hessian"], "hessian": {
 SIZE = 1 << 16
 
 
-def batches(chunk: int = 0, size: int = SIZE, seeds: int = SEEDS) -> list[parallel.Batch]:
-    """Networks that need ``size`` floats each, whatever XLA does."""
+def greedy(size: int = SIZE) -> Program:
+    """A network that needs ``size`` floats, whatever XLA does."""
 
     def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Record]:
         values = jnp.sort(state + jnp.arange(size, dtype=jnp.float32) * -1.0)
         return state + values[size // 2], Record({"loss": jnp.full(length, values[0])}, {})
 
-    program = Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
-    return [parallel.batch(lambda _: program, {"greedy": {}}, range(seeds), chunk)]
+    return Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
+
+
+def batches(chunk: int = 0, size: int = SIZE, seeds: int = SEEDS) -> list[parallel.Batch]:
+    return [parallel.batch(lambda _: greedy(size), {"greedy": {}}, range(seeds), chunk)]
 
 
 def needed(chunk: int) -> int:
@@ -43,7 +49,7 @@ def test_the_program_that_does_not_fit_is_explained(tmp_path):
     """64 TiB a network: XLA really refuses."""
     config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": SETTINGS | {"updates_per_task": 1}}
     with pytest.raises(memory.OutOfMemory) as error:
-        run.study(tmp_path, config, batches(size=1 << 44), run.Plan(1, 1, 1, 1))
+        loop.study(tmp_path, config, batches(size=1 << 44), loop.Plan(1, 1, 1, 1))
     message = str(error.value)
     assert "\n" not in message
     for part in (
@@ -51,8 +57,8 @@ def test_the_program_that_does_not_fit_is_explained(tmp_path):
         "seeds (6)", "probes (hessian)", "hessian.order (64)",
     ):  # fmt: skip
         assert part in message
-    assert runs.status(tmp_path)[0] == "failed"
-    assert runs.status(tmp_path).detail == message
+    assert lifecycle.status(tmp_path)[0] == "failed"
+    assert lifecycle.status(tmp_path).detail == message
 
 
 def test_the_largest_chunk_that_fits():
@@ -77,10 +83,10 @@ def test_what_xla_says_is_compared_with_what_is_free_before_it_runs(tmp_path, mo
     enough = needed(0)
     monkeypatch.setattr(memory, "available", lambda: enough - 1)
     with pytest.raises(memory.OutOfMemory, match=r"the program needs .* and .* are free; lower one of: seed_chunk"):
-        run.study(tmp_path, config, batches(), run.Plan(1, 1, 1, 1))
+        loop.study(tmp_path, config, batches(), loop.Plan(1, 1, 1, 1))
     assert not list(tmp_path.glob("records/*/*.npz"))
     monkeypatch.setattr(memory, "available", lambda: enough)
-    run.study(tmp_path, config, batches(), run.Plan(1, 1, 1, 1))
+    loop.study(tmp_path, config, batches(), loop.Plan(1, 1, 1, 1))
 
 
 def test_what_the_networks_keep_is_known_before_anything_is_made(assert_nothing_compiles):
@@ -94,10 +100,10 @@ def test_what_the_networks_keep_is_known_before_anything_is_made(assert_nothing_
     )
 
 
-@pytest.mark.parametrize("loop", ["carried", "stacked"])
-def test_a_loop_that_cannot_fit_is_refused_before_it_is_compiled(loop):
+@pytest.mark.parametrize("kind", ["carried", "stacked"])
+def test_a_loop_that_cannot_fit_is_refused_before_it_is_compiled(kind):
     def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Record]:
-        large = jnp.zeros(1 << 44) if loop == "carried" else jnp.zeros(())
+        large = jnp.zeros(1 << 44) if kind == "carried" else jnp.zeros(())
         large, stacked = jax.lax.scan(lambda x, _: (x + 1, x + state), large, length=1 << (0 if large.size > 1 else 44))
         return state + large.sum() + stacked.sum(), Record({}, {})
 
@@ -135,24 +141,26 @@ def test_other_errors_stay_what_they_are(error):
         raise error
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(settings.Study):
-    """A study of the tiny networks of `tests.killing`."""
-
-
 def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
     """``--auto-chunk``: found before the run begins, and part of its settings, for it may change the last bits."""
 
-    def build(config: Config) -> tuple[list[parallel.Batch], run.Plan]:
-        return batches(config.seed_chunk), run.Plan(1, 1, 1, 1)
-
-    config = Config(methods=("greedy",), probes=(), seeds=SEEDS, tasks=1, runs_dir=tmp_path, wandb="disabled")
-    config = dataclasses.replace(config, auto_chunk=True, compilation_cache=False)
+    prepared = Prepared(loop.Plan(1, 1, 1, 1), lambda _: greedy(), [])
+    experiment = Experiment("tiny", settings.Study, {}, {}, lambda *_: prepared, lambda config: Shared(None))
+    config = settings.Study(
+        methods=("backprop",),
+        probes=(),
+        seeds=SEEDS,
+        tasks=1,
+        runs_dir=tmp_path,
+        wandb="disabled",
+        auto_chunk=True,
+        compilation_cache=False,
+    )
     available = int(needed(3) / memory.ROOM) + 1
     monkeypatch.setattr(memory, "available", lambda: available)
-    monkeypatch.setattr(_study.report, "write", lambda directory: None)
+    monkeypatch.setattr(report, "write", lambda directory: None)
     printed = io.StringIO()
-    _study.carry_out("tiny", config, {}, build, console=Console(file=printed, width=200))
+    experiment.run(config, Console(file=printed, width=200))
     assert "3 of 6 seeds fit side by side" in printed.getvalue()
     (directory,) = (tmp_path / "tiny").iterdir()
     assert json.loads((directory / "config.json").read_text())["settings"]["seed_chunk"] == 3

@@ -15,8 +15,9 @@ import rich.table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plastax import listing, output
-from plastax.files import write_json
+from plastax import output
+from plastax.records.files import write_json
+from plastax.study import listing
 from plastax.tracking import ConsoleSink, Guarded
 from tests.tracked import CONFIG, segment
 

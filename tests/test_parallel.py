@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import parallel, train
-from plastax.checkpoint import to_host
 from plastax.errors import ConfigError
 from plastax.methods import L2ER
 from plastax.models import MLP
-from plastax.parallel import Batch
 from plastax.probes import PROBES
+from plastax.program import parallel, supervised
+from plastax.program.parallel import Batch
+from plastax.program.supervised import Training
+from plastax.runs.checkpoint import to_host
 from plastax.streams import Permuted
-from plastax.train import Training
 from plastax.types import Program
 from tests.streams.tiny import CLASSES, DATASET, SHAPE
 
@@ -43,7 +43,7 @@ def make(values: Mapping[str, Any]) -> Program:
     """L2-ER with probes: everything that is hard to batch, decompositions and branches."""
     config = Training(learning_rate=values["lr"], batch_size=5, updates=2, evaluation_examples=15, probe_examples=8)
     method = L2ER(er_lr=values["er_lr"], period=1, l2=values["l2"]).build(config.transformation(), MODEL)
-    return train.program(config, STREAM, MODEL, method, [PROBES["weights"].build(MODEL)])
+    return supervised.program(config, STREAM, MODEL, method, [PROBES["weights"].build(MODEL)])
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import plastax
-from plastax import record
+from plastax.records import layout
 from plastax.types import Record
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -75,11 +75,11 @@ def test_examples_of_a_runs_reader_run(tmp_path: pathlib.Path, monkeypatch: pyte
     directory = pathlib.Path("runs/rl_gymnax/<run id>")
     dims = {"hessian/nodes": ["probe", "node"]}
     config = {"experiment": "rl_gymnax", "run_id": "one", "settings": settings, "arms": arms, "dims": dims}
-    record.write_json(directory / "config.json", config)
+    layout.write_json(directory / "config.json", config)
     probe = {"hessian/nodes": np.ones((2, 2, 1, 4)), "hessian/relative_rank": np.ones((2, 2))}
     for k, arm in enumerate(arms):
         values = Record({"episode_return": np.full((2, 3), k)}, probe)
-        record.write_segment(directory / "records" / arm, 0, values, {"clock": 0, "length": 3, "task": 0})
+        layout.write_segment(directory / "records" / arm, 0, values, {"clock": 0, "length": 3, "task": 0})
     scope: dict = {}
     selected = []
     for block in OF_RUNS:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import files, labelled, record
+from plastax.records import files, labelled, layout
 from plastax.types import Record
 
 SEEDS, TASKS, UPDATES = 3, 3, 4
@@ -42,19 +42,19 @@ def host(clock: int, length: int = UPDATES) -> dict[str, float]:
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path) -> pathlib.Path:
-    record.write_json(tmp_path / "config.json", CONFIG)
+    layout.write_json(tmp_path / "config.json", CONFIG)
     return tmp_path
 
 
 def write(run: pathlib.Path, method: str, index: int, clock: int, length: int = UPDATES) -> pathlib.Path:
-    return record.write_segment(run / "records" / method, index, segment(float(index), length), host(clock, length))
+    return layout.write_segment(run / "records" / method, index, segment(float(index), length), host(clock, length))
 
 
 def test_segment_reads_back(run: pathlib.Path) -> None:
     written = segment(2.0)
-    path = record.write_segment(run / "records" / "reset", 7, written, host(8))
+    path = layout.write_segment(run / "records" / "reset", 7, written, host(8))
     assert path == run / "records" / "reset" / "000007.npz"
-    read = record.read_segment(path)
+    read = layout.read_segment(path)
     np.testing.assert_array_equal(read.train["loss"], written.train["loss"])
     np.testing.assert_array_equal(read.probe["hessian/rank"], written.probe["hessian/rank"])
     assert read.host == {"segment": 7.0, **host(8)}
@@ -64,7 +64,7 @@ def test_device_arrays_become_plain_floats(run: pathlib.Path) -> None:
     on_device = jax.tree.map(jnp.asarray, segment(1.0))
     on_device.probe["gradient/norm"] = on_device.probe["gradient/norm"].astype(jnp.bfloat16)
     on_device.train["episodes"] = jnp.ones((SEEDS, UPDATES), jnp.int32)
-    read = record.read_segment(record.write_segment(run, 0, on_device, host(0)))
+    read = layout.read_segment(layout.write_segment(run, 0, on_device, host(0)))
     assert {value.dtype for part in (read.train, read.probe) for value in part.values()} == {np.dtype(np.float32)}
     assert read.probe["gradient/norm"][0, 1] == 1.5
 
@@ -113,7 +113,7 @@ def test_unfinished_run_is_padded(run: pathlib.Path) -> None:
 
 
 def test_seeds_keep_their_numbers(run: pathlib.Path) -> None:
-    record.write_json(run / "config.json", {**CONFIG, "settings": {**CONFIG["settings"], "first_seed": 5}})
+    layout.write_json(run / "config.json", {**CONFIG, "settings": {**CONFIG["settings"], "first_seed": 5}})
     write(run, "reset", 0, 0)
     assert labelled.read_run(run).seed.values.tolist() == [5, 6, 7]
 
@@ -125,7 +125,7 @@ def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -
         "hessian/rank": np.zeros((SEEDS, 2, 2)),
         "x/y": np.zeros((SEEDS, 2, 7)),
     }
-    record.write_segment(run / "records" / "reset", 0, Record({}, probe), host(0))
+    layout.write_segment(run / "records" / "reset", 0, Record({}, probe), host(0))
     data = labelled.read_run(run)
     assert data["probe/hessian/rank"].dims[-1] == "eps"
     assert data["probe/ggn/rank"].dims[-1] == "ggn_eps"
@@ -134,10 +134,10 @@ def test_axes_of_equal_name_and_different_size_do_not_clash(run: pathlib.Path) -
 
 def test_arms_whose_networks_have_other_layers_lie_in_one_record(run: pathlib.Path) -> None:
     layers = {"coords": {"layer": ["a", "b", "c"]}, "own_coords": {"reset": {"layer": ["c", "a"]}}}
-    record.write_json(run / "config.json", {**CONFIG, **layers, "dims": {"weights/norm": ["layer"]}})
+    layout.write_json(run / "config.json", {**CONFIG, **layers, "dims": {"weights/norm": ["layer"]}})
     for method, names in (("backprop", "abc"), ("reset", "ca")):
         norms = np.broadcast_to([float(ord(name)) for name in names], (SEEDS, 2, len(names)))
-        record.write_segment(run / "records" / method, 0, Record({}, {"weights/norm": norms}), host(0))
+        layout.write_segment(run / "records" / method, 0, Record({}, {"weights/norm": norms}), host(0))
     norm = labelled.read_run(run)["probe/weights/norm"].sel({"seed": 0, "task": 0, "mark": "end"})
     assert norm.layer.values.tolist() == ["a", "b", "c"]
     np.testing.assert_array_equal(norm.sel({"arm": "backprop"}), [97.0, 98.0, 99.0])
@@ -147,7 +147,7 @@ def test_arms_whose_networks_have_other_layers_lie_in_one_record(run: pathlib.Pa
 def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
     path = write(run, "reset", 0, 0)
     whole = path.read_bytes()
-    clean = record.read_segment(path)
+    clean = layout.read_segment(path)
     rng = np.random.default_rng(0)
     refused = []
     for trial in range(400):
@@ -158,8 +158,8 @@ def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
             damaged[rng.integers(len(whole))] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            read = record.read_segment(path)
-        except record.RecordError as error:
+            read = layout.read_segment(path)
+        except layout.RecordError as error:
             refused.append(str(error))
         else:
             # The archive holds bytes that mean nothing, such as time stamps.
@@ -167,10 +167,10 @@ def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
     assert len(refused) > 300
     assert all(str(path) in message for message in refused)
     path.write_bytes(whole[:100])
-    with pytest.raises(record.RecordError, match=r"reset/000000\.npz is truncated or corrupt"):
+    with pytest.raises(layout.RecordError, match=r"reset/000000\.npz is truncated or corrupt"):
         labelled.read_run(run)
     with pytest.raises(FileNotFoundError):
-        record.read_segment(path.with_name("000009.npz"))
+        layout.read_segment(path.with_name("000009.npz"))
 
 
 def test_nothing_appears_if_writing_fails(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,47 +194,47 @@ def test_nothing_appears_if_writing_fails(run: pathlib.Path, monkeypatch: pytest
     ],
 )
 def test_wrong_shapes_are_refused_when_written(run: pathlib.Path, change: dict, message: str) -> None:
-    with pytest.raises(record.RecordError, match=message):
-        record.write_segment(run, 0, segment(0.0)._replace(**change), host(0))
+    with pytest.raises(layout.RecordError, match=message):
+        layout.write_segment(run, 0, segment(0.0)._replace(**change), host(0))
 
 
 def test_segments_that_do_not_fit_are_refused(run: pathlib.Path) -> None:
-    with pytest.raises(record.RecordError, match="'task'"):
-        record.write_segment(run, 0, segment(0.0), {"clock": 0, "length": UPDATES})
-    record.write_segment(run / "records" / "reset", 0, segment(0.0), {**host(2), "task": 0})
-    with pytest.raises(record.RecordError, match="updates 2 to 6 are not inside task 0"):
+    with pytest.raises(layout.RecordError, match="'task'"):
+        layout.write_segment(run, 0, segment(0.0), {"clock": 0, "length": UPDATES})
+    layout.write_segment(run / "records" / "reset", 0, segment(0.0), {**host(2), "task": 0})
+    with pytest.raises(layout.RecordError, match="updates 2 to 6 are not inside task 0"):
         labelled.read_run(run)
 
 
 def test_start_run_and_resume(tmp_path: pathlib.Path) -> None:
-    directory = record.start_run(tmp_path / "run", CONFIG)
-    assert record.read_json(directory / "config.json") == {**CONFIG, "format": record.FORMAT}
-    first = record.read_json(directory / "environment.json")
+    directory = layout.start_run(tmp_path / "run", CONFIG)
+    assert layout.read_json(directory / "config.json") == {**CONFIG, "format": layout.FORMAT}
+    first = layout.read_json(directory / "environment.json")
     assert first["python"] == platform.python_version()
     assert first["versions"]["jax"] == jax.__version__
     assert len(first["devices"]) == jax.device_count()
-    record.start_run(directory, CONFIG)
-    assert len(record.read_json(directory / "environment.json")["resumed"]) == 1
+    layout.start_run(directory, CONFIG)
+    assert len(layout.read_json(directory / "environment.json")["resumed"]) == 1
     arms = CONFIG["settings"] | {"methods": ["backprop", "other"]}
-    with pytest.raises(record.RecordError, match=r"calls its arms otherwise \(reset\)"):
-        record.start_run(directory, {**CONFIG, "settings": arms})
-    with pytest.raises(record.RecordError, match="another run"):
-        record.start_run(directory, {**CONFIG, "hash": "other"})
-    record.write_json(directory / "config.json", {**CONFIG, "format": record.FORMAT + 1})
-    with pytest.raises(record.RecordError, match=f"format {record.FORMAT + 1}"):
-        record.start_run(directory, CONFIG)
+    with pytest.raises(layout.RecordError, match=r"calls its arms otherwise \(reset\)"):
+        layout.start_run(directory, {**CONFIG, "settings": arms})
+    with pytest.raises(layout.RecordError, match="another run"):
+        layout.start_run(directory, {**CONFIG, "hash": "other"})
+    layout.write_json(directory / "config.json", {**CONFIG, "format": layout.FORMAT + 1})
+    with pytest.raises(layout.RecordError, match=f"format {layout.FORMAT + 1}"):
+        layout.start_run(directory, CONFIG)
 
 
 def test_json(tmp_path: pathlib.Path) -> None:
-    record.write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": (1, 2)})
+    layout.write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": tmp_path, "d": (1, 2)})
     plain = {"a": 0.5, "b": [0, 1], "c": str(tmp_path), "d": [1, 2]}
-    assert record.read_json(tmp_path / "x.json") == plain
+    assert layout.read_json(tmp_path / "x.json") == plain
     assert json.loads((tmp_path / "x.json").read_text()).items() >= plain.items()
     with pytest.raises(TypeError, match="set"):
-        record.write_json(tmp_path / "y.json", {1, 2})
+        layout.write_json(tmp_path / "y.json", {1, 2})
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(record.RecordError, match=r"x\.json is not valid JSON"):
-        record.read_json(tmp_path / "x.json")
+    with pytest.raises(layout.RecordError, match=r"x\.json is not valid JSON"):
+        layout.read_json(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -9,11 +9,8 @@ import sys
 
 import pytest
 
-from experiments import _supervised as supervised
-from experiments import rl_gymnax
-from plastax import settings
 from tests.lacking import lacking
-from tests.test_supervised import EXPERIMENTS, parse
+from tests.test_supervised import EXPERIMENTS, MODULES, parse
 
 ALL = [*EXPERIMENTS, "rl_gymnax"]
 CASES = [
@@ -107,13 +104,6 @@ TOO_MUCH_MEMORY = [
 ]
 
 
-def start(name: str) -> None:
-    if name == "rl_gymnax":
-        rl_gymnax.main()
-    else:
-        supervised.main(EXPERIMENTS[name].Config, EXPERIMENTS[name].PRESETS, name)
-
-
 @pytest.fixture
 def refused(capsys, monkeypatch, tmp_path, assert_nothing_compiles):
     """``refused(experiment, line)``: what it says, having compiled, fetched and printed nothing, where no data are."""
@@ -123,7 +113,7 @@ def refused(capsys, monkeypatch, tmp_path, assert_nothing_compiles):
     def run(name: str, line: str, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", [name, *shlex.split(line)])
         with assert_nothing_compiles(), pytest.raises(SystemExit) as stop:
-            settings.main(lambda: start(name))
+            MODULES[name].EXPERIMENT.main()
         out, err = capsys.readouterr()
         assert (stop.value.code, out if status == 2 else "") == (status, ""), (out, err)
         # One line, or what tyro says, which reads the command line.
@@ -191,7 +181,8 @@ def test_a_full_disk_is_refused_first(refused, tmp_path, name):
 def test_what_is_built_compiles_nothing(name, line, assert_nothing_compiles):
     """Whatever is refused then, or where a refusal comes too late, nothing has compiled yet."""
     config = parse(name, line)
-    dataset = supervised.load(config)
+    experiment = MODULES[name].EXPERIMENT
+    shared = experiment.share(config)
     with assert_nothing_compiles():
-        batches, _ = supervised.build(config, dataset)
+        batches = experiment.build(config, shared.value).batches
     assert len(batches) == len(config.methods)

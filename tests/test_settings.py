@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 
 from experiments import rl_gymnax
-from plastax import record, runs, settings, starting
 from plastax.errors import ConfigError
+from plastax.methods import METHODS
+from plastax.probes import PROBES
+from plastax.records import layout, lifecycle
+from plastax.study import settings, starting
 
 
 def parse(line: str = ""):
-    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
-    return settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, line.split())
+    return rl_gymnax.EXPERIMENT.parse(line.split())
 
 
 def identity(line: str) -> str:
-    return settings.identity(settings.to_json(parse(line), rl_gymnax.GROUPS))
+    config = parse(line)
+    return settings.identity(settings.to_json(config), settings.asides(config))
 
 
 def test_settings_reach_their_groups():
@@ -30,14 +33,14 @@ def test_settings_reach_their_groups():
 
 def test_a_methods_setting_by_the_methods_name_among_several():
     config = parse("--methods l2 l2_er --l2-er.l2 0.25")
-    assert (config.l2_er.l2, config.l2.l2) == (0.25, rl_gymnax.METHODS["l2"].l2)
+    assert (config.l2_er.l2, config.l2.l2) == (0.25, METHODS["l2"].l2)
 
 
 @pytest.mark.parametrize("spelling", ["l2+l2_init", "chain:l2,l2_init"])
 def test_methods_compose_by_name(spelling):
     config = parse(f"--methods backprop {spelling} --l2.l2 0.25")
     assert config.methods == ("backprop", "l2+l2_init")
-    stored = settings.to_json(config, rl_gymnax.GROUPS)
+    stored = settings.to_json(config)
     assert stored["l2"] == {"l2": 0.25}
     assert "l2_init" in stored
     assert "l2_er" not in stored
@@ -46,8 +49,8 @@ def test_methods_compose_by_name(spelling):
 
 
 def test_all_are_all_and_none_are_none():
-    assert parse("--methods all").methods == tuple(rl_gymnax.METHODS)
-    assert parse("--probes all").probes == tuple(name for name in rl_gymnax.PROBES if name != "spectrum")
+    assert parse("--methods all").methods == tuple(METHODS)
+    assert parse("--probes all").probes == tuple(PROBES)
     assert parse("--probes none").probes == ()
 
 
@@ -131,23 +134,21 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     config = dataclasses.replace(parse(), runs_dir=pathlib.Path(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"runs_dir: .*file.* cannot be written"):
-        starting.run_directory(config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS))
+        starting.run_directory(config, "rl_gymnax", settings.to_json(config))
 
 
 def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
     """The same settings again: the newest run, unless it is finished or running or something has changed since."""
     config = dataclasses.replace(parse(), runs_dir=tmp_path)
-    chosen = settings.to_json(config, rl_gymnax.GROUPS)
+    chosen = settings.to_json(config)
 
     def start(config: Any = config, state: str = "") -> tuple[pathlib.Path, str]:
         """Where the run goes and what is said; then ends it so."""
-        directory, run_id, note = starting.run_directory(
-            config, "rl_gymnax", settings.to_json(config, rl_gymnax.GROUPS)
-        )
+        directory, run_id, note = starting.run_directory(config, "rl_gymnax", settings.to_json(config))
         assert directory.name == run_id
         described = {"experiment": "rl_gymnax", "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
-        record.start_run(directory, described)
-        record.write_json(directory / "status.json", {"state": state, "started": "2026-01-01T00:00:00+00:00"})
+        layout.start_run(directory, described)
+        layout.write_json(directory / "status.json", {"state": state, "started": "2026-01-01T00:00:00+00:00"})
         return directory, note
 
     first, note = start(state="running")
@@ -162,16 +163,16 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
     assert start(dataclasses.replace(config, wandb="disabled", checkpoint_every=7), "running")[0] == fresh
     assert start(dataclasses.replace(config, seeds=5), "running")[0] not in (first, fresh)
     # Of several the one last worked on, whatever its name; one that is running is left alone.
-    with runs.hold(fresh, {}):
+    with lifecycle.hold(fresh, {}):
         assert start(state="running")[0] == first
-        record.write_json(first / "status.json", {"state": "finished"})
+        layout.write_json(first / "status.json", {"state": "finished"})
         other, note = start(state="finished")
         assert other not in (first, fresh)
         assert note == f"starting anew: {fresh} of the same settings is running"
     newest, note = start(state="running")
     assert newest not in (first, fresh, other)
     assert note == ""
-    monkeypatch.setattr("plastax.environment.source", lambda: "other")
+    monkeypatch.setattr("plastax.records.environment.source", lambda: "other")
     changed, note = start()
     assert changed != newest
     assert note == f"starting anew: {newest} was killed, but since then the code changed"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plastax import shares
-from plastax.shares import ProbeCosts, Shares, measured
+from plastax.runs import timing
+from plastax.runs.timing import ProbeCosts, Shares, measured
 from plastax.types import Record
 
 NAN = float("nan")
@@ -27,7 +27,7 @@ def test_a_probe_was_measured_if_any_of_its_values_was() -> None:
 
 def test_every_set_of_probes_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, calls = [0.0], []
-    monkeypatch.setattr(shares.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     costs = ProbeCosts()
 
     def look_for(seconds: float):

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from plastax import checkpoint, parallel, run
-from plastax.record import read_segment
+from plastax.program import parallel
+from plastax.records.layout import read_segment
+from plastax.runs import checkpoint, loop
 from plastax.tracking import Background, ConsoleSink, Guarded, WandbSink, reduce_segment
 from plastax.types import Program, Record
 from tests.tracked import (
@@ -75,7 +76,7 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
         batch = parallel.batch(lambda _: tiny_program(), {"sgd": {}}, range(2))
         settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
         config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
-        run.study(tmp_path / name, config, [batch], run.Plan(3, 4, 4, 1), sinks)
+        loop.study(tmp_path / name, config, [batch], loop.Plan(3, 4, 4, 1), sinks)
         seconds = time.monotonic() - started
         like = batch.program.init(batch.start, ())
         restored = checkpoint.restore(tmp_path / name / "checkpoints" / "sgd", config, like)
@@ -245,7 +246,7 @@ def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pat
 
 
 def test_probes_are_a_part_of_the_time_that_is_left(tmp_path: pathlib.Path) -> None:
-    """As `plastax.run` measures: the seconds of a segment are those of its probes too."""
+    """As `plastax.runs.loop` measures: the seconds of a segment are those of its probes too."""
     console = rich.console.Console(file=io.StringIO(), width=60)
     sink = ConsoleSink(console)
     sink.start(CONFIG, tmp_path, "l2_er")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plastax import files, runs
+from plastax.records import files, lifecycle
 from tests import hollow
 from tests.test_survival import Server
 
@@ -75,7 +75,7 @@ def test_ended_at_any_change_it_is_entered_again(start, tmp_path, how, shard, sh
         again = start(**options)
         assert again["status"] == 0, again["log"]
         (directory,) = (root / "tiny").iterdir()
-        assert runs.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+        assert lifecycle.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
         assert (directory / "report.html").read_text() == "<html></html>"
         assert files.read_json(directory / "config.json")["run_id"] == directory.name
         assert files.read_json(directory / "environment.json")["source"] == "abc"
@@ -105,10 +105,10 @@ def test_damage_of_a_small_file(start, tmp_path, name):
     root = tmp_path / "runs"
     start("kill", BEGUN)
     (directory,) = (root / "tiny").iterdir()
-    assert runs.blank(directory)
+    assert lifecycle.blank(directory)
     begun = shutil.copytree(root, tmp_path / "begun")
     start("kill", GOING)
-    assert not runs.blank(directory)
+    assert not lifecycle.blank(directory)
     going = shutil.copytree(root, tmp_path / "going")
     for content in DAMAGE:
         for state in (begun, going):
@@ -117,7 +117,7 @@ def test_damage_of_a_small_file(start, tmp_path, name):
             (directory / name).unlink(missing_ok=True)
             if content is not None:
                 (directory / name).write_bytes(content)
-            runs.status(directory)
+            lifecycle.status(directory)
             before = records(root)
             done = start()
             assert records(root).items() >= before.items()
@@ -136,7 +136,7 @@ def test_damage_of_a_small_file(start, tmp_path, name):
             # What it says helps.
             (directory / name).rename(tmp_path / "away")
             assert start()["status"] == 0
-            assert runs.status(directory).state == "finished"
+            assert lifecycle.status(directory).state == "finished"
 
 
 def test_the_report_is_part_of_a_run(start, tmp_path):
@@ -145,11 +145,11 @@ def test_the_report_is_part_of_a_run(start, tmp_path):
     (directory,) = (tmp_path / "runs" / "tiny").iterdir()
     for harm in ((directory / "report.html").unlink, lambda: (directory / "report.html").write_bytes(b"")):
         harm()
-        assert runs.status(directory).state == "recorded"
+        assert lifecycle.status(directory).state == "recorded"
         done = start(here={**hollow.HERE, "source": "other"})
         assert (done["status"], done["trained"]) == (0, [])
         assert "reported" in done["log"]
-        assert runs.status(directory).state == "finished"
+        assert lifecycle.status(directory).state == "finished"
     assert len(start()["trained"]) == 2 * SEGMENTS
     assert len([*(tmp_path / "runs" / "tiny").iterdir()]) == 2
 
@@ -170,14 +170,14 @@ def test_the_whole_and_its_shards_exclude_each_other(start, tmp_path):
         assert "was begun in 2 shards; go on with --shard i/2" in done["log"]
         assert files() == before
     assert "was begun in 2 shards" in start(resume=str(directory))["log"]
-    with runs.hold(directory, {}, "1/2"):
+    with lifecycle.hold(directory, {}, "1/2"):
         for shard in ("1/2", "01/2", "1/02", "\u0661/\u0662"):
             done = start(shard=shard)
             assert done["status"] == 1
             assert "is being worked on by process" in done["log"]
         assert files() == before | {directory / "shards" / "1-of-2", *(directory / "shards" / "1-of-2").iterdir()}
     assert start(shard="01/02")["trained"] == [f"momentum {index}" for index in range(SEGMENTS)]
-    assert runs.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+    assert lifecycle.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
     assert start(shard="1/2")["trained"] == []
 
     start("kill", GOING)
@@ -185,7 +185,7 @@ def test_the_whole_and_its_shards_exclude_each_other(start, tmp_path):
     done = start(resume=str(whole), shard="0/2")
     assert done["status"] == 1
     assert "was begun as a whole" in done["log"]
-    with runs.hold(whole, {}):
+    with lifecycle.hold(whole, {}):
         assert "is being worked on by" in start(resume=str(whole), shard="0/2")["log"]
         assert "is being worked on by" in start(resume=str(whole))["log"]
     assert not (whole / "shards").exists()
@@ -196,7 +196,7 @@ def test_what_a_refused_shard_of_an_earlier_version_left_is_not_in_the_way(start
     (directory,) = (tmp_path / "runs" / "tiny").iterdir()
     (directory / "shards" / "0-of-4").mkdir()
     assert start(shard="1/2")["status"] == 0
-    assert runs.status(directory).state == "finished"
+    assert lifecycle.status(directory).state == "finished"
 
 
 def test_shards_are_of_one_code(start, tmp_path):
@@ -208,10 +208,10 @@ def test_shards_are_of_one_code(start, tmp_path):
     assert done["status"] == 1
     assert "the code changed" in done["log"]
     assert f"--resume {directory} and this --shard" in done["log"]
-    assert not runs.begun(directory, "1/2")
+    assert not lifecycle.begun(directory, "1/2")
     done = start(shard="1/2", resume=str(directory), here=other)
     assert "not what this run began with: the code" in done["log"]
-    assert runs.status(directory).state == "finished"
+    assert lifecycle.status(directory).state == "finished"
 
 
 def test_a_fresh_shard(start, tmp_path):
@@ -220,7 +220,7 @@ def test_a_fresh_shard(start, tmp_path):
     assert start(shard="0/1", fresh=True)["trained"] == [f"{arm} {i}" for arm in hollow.ARMS for i in range(SEGMENTS)]
     first, second = sorted((tmp_path / "runs" / "tiny").iterdir())
     assert second.name == f"{first.name}-2"
-    assert (runs.status(first).state, runs.status(second).state) == ("killed", "finished")
+    assert (lifecycle.status(first).state, lifecycle.status(second).state) == ("killed", "finished")
     assert start(shard="0/1")["trained"] == []
     start("kill", GOING, shard="0/2", fresh=True, seeds=3)
     assert start(shard="1/2", fresh=True, seeds=3)["status"] == 0

@@ -5,48 +5,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
+import pathlib
 import shlex
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+import experiments
 import plastax
-from experiments import _supervised as supervised
-from experiments import (
-    continual_imagenet,
-    incremental_cifar,
-    label_permuted,
-    permuted_mnist,
-    random_label,
-    rotating,
-    slowly_changing_regression,
-    warm_start,
-)
-from plastax import run, settings
+from experiments import incremental_cifar, permuted_mnist, random_label
 from plastax.data import idx
-from plastax.models import MLP
+from plastax.models import MLP, SUPERVISED
+from plastax.runs import loop
+from plastax.study import experiment, settings, supervised
 from tests.data.formats import idx_bytes
 from tests.streams.tiny import DATASET
 
-EXPERIMENTS = {
-    "random_label": random_label,
-    "permuted_mnist": permuted_mnist,
-    "slowly_changing_regression": slowly_changing_regression,
-    "continual_imagenet": continual_imagenet,
-    "incremental_cifar": incremental_cifar,
-    "label_permuted": label_permuted,
-    "rotating": rotating,
-    "warm_start": warm_start,
-}
+FOLDER = pathlib.Path(experiments.__file__).parent
+MODULES = {path.stem: importlib.import_module(f"experiments.{path.stem}") for path in sorted(FOLDER.glob("[!_]*.py"))}
+EXPERIMENTS = {name: one for name, one in MODULES.items() if issubclass(one.Config, supervised.Config)}
 PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS]
 
 
 @functools.cache
 def parse(name: str, line: str = "") -> Any:
     module = EXPERIMENTS[name]
-    return settings.parse(module.Config, module.PRESETS, supervised.CHOSEN, supervised.GROUPS, shlex.split(line))
+    return module.EXPERIMENT.parse(shlex.split(line))
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
@@ -58,8 +45,8 @@ def test_every_preset_is_valid_and_can_be_overridden(name, preset):
         for part in setting.split("."):
             found = getattr(found, part)
         assert setting == "seeds" or found == value
-    assert settings.identity(settings.to_json(config, supervised.GROUPS)) != settings.identity(
-        settings.to_json(dataclasses.replace(config, seeds=4), supervised.GROUPS)
+    assert settings.identity(settings.to_json(config)) != settings.identity(
+        settings.to_json(dataclasses.replace(config, seeds=4))
     )
 
 
@@ -70,11 +57,9 @@ def test_a_network_without_a_preset_s_setting_keeps_its_own(monkeypatch):
 
         hidden: ClassVar[tuple[int, ...]] = ()
 
-    monkeypatch.setitem(supervised.CHOSEN["model"], "linear", Linear())
+    monkeypatch.setitem(SUPERVISED, "linear", Linear())
     line = "--preset smoke --model linear"
-    chosen = settings.parse(
-        permuted_mnist.Config, permuted_mnist.PRESETS, supervised.CHOSEN, supervised.GROUPS, shlex.split(line)
-    )
+    chosen = permuted_mnist.EXPERIMENT.parse(shlex.split(line))
     assert chosen.model_settings == Linear()
     assert chosen.stream.examples == 320
 
@@ -85,17 +70,17 @@ def test_a_presets_network_holds_where_it_is_chosen():
         incremental_cifar.PRESETS["default"]["model_settings"], momentum=0.5
     )
     other = parse("incremental_cifar", "--model cnn")
-    assert (other.model_settings, other.stream.new_classes) == (supervised.CHOSEN["model"]["cnn"], 1)
+    assert (other.model_settings, other.stream.new_classes) == (SUPERVISED["cnn"], 1)
 
 
 def test_the_card_goes_into_the_settings_and_the_place_does_not_count():
     config = parse("continual_imagenet", "--preset smoke")
-    dataset = supervised.load(config)
-    assert dataset is not None
+    dataset = supervised.share(config).value.dataset
     assert (dataset.card.classes, dataset.card.train, dataset.card.synthetic) == (4, 80, True)
     elsewhere = parse("continual_imagenet", "--preset smoke --data-path /elsewhere")
-    first, second = (settings.to_json(c, supervised.GROUPS) for c in (config, elsewhere))
-    assert settings.identity(first) == settings.identity(second | {"data_card": {}})
+    first, second = (settings.to_json(c) for c in (config, elsewhere))
+    asides = settings.asides(config)
+    assert settings.identity(first, asides) == settings.identity(second | {"data_card": {}}, asides)
 
 
 def test_own_files_are_named_from_anywhere_and_asked_for_by_a_word(tmp_path, monkeypatch, capsys):
@@ -105,18 +90,21 @@ def test_own_files_are_named_from_anywhere_and_asked_for_by_a_word(tmp_path, mon
         (folder / name).write_bytes(idx_bytes(array))
     monkeypatch.chdir(tmp_path)
     kept: list[Any] = []
-    monkeypatch.setattr(supervised._study, "carry_out", lambda *arguments: kept.append(arguments))
+    monkeypatch.setattr(
+        experiment.Experiment, "_carry_out", lambda self, config, shared, *_: kept.append((config, shared))
+    )
     line = "random_label --preset smoke --data mnist --data-path own --stream.examples 40 --training.batch-size 20"
     for extra in ([], ["--no-data-verify"]):
         monkeypatch.setattr("sys.argv", [*shlex.split(line), "--runs-dir", str(tmp_path / "runs"), *extra])
         with contextlib.suppress(SystemExit):
-            settings.main(lambda: supervised.main(random_label.Config, random_label.PRESETS, "random_label"))
+            random_label.EXPERIMENT.main()
     assert "--no-data-verify" in capsys.readouterr().err
-    ((_, config, *_, extra, _),) = kept
+    ((config, shared),) = kept
     assert config.data_path == str(folder)
-    assert "NOT verified" in extra["data_card"]["notes"]
-    published = settings.to_json(dataclasses.replace(config, data_verify=True), supervised.GROUPS)
-    assert settings.identity(published) == settings.identity(settings.to_json(config, supervised.GROUPS))
+    assert "NOT verified" in shared.recorded["data_card"]["notes"]
+    published = settings.to_json(dataclasses.replace(config, data_verify=True))
+    asides = settings.asides(config)
+    assert settings.identity(published, asides) == settings.identity(settings.to_json(config), asides)
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
@@ -158,11 +146,11 @@ def test_a_study_leaves_a_labelled_record(tmp_path, monkeypatch):
         "--preset smoke --methods backprop --probes weights --tasks 2 --stream.examples 20 --training.batch-size 5 "
         "--training.epochs 4 --training.updates 2 --segments-per-task 2 --model.hidden 4",
     )
-    batches, plan = supervised.build(config, supervised.load(config))
-    assert plan == run.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
-    chosen = settings.to_json(config, supervised.GROUPS) | {"updates_per_task": plan.updates_per_task}
+    _, _, batches, plan = random_label.EXPERIMENT.build(config)
+    assert plan == loop.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
+    chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
     described = {"experiment": "random_label", "run_id": "x", "hash": "y", "settings": chosen}
-    run.study(tmp_path, described, batches, plan)
+    loop.study(tmp_path, described, batches, plan)
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["stream"] == {"examples": 20}
     data = plastax.load(tmp_path)
     assert dict(data.sizes) | {"seed": 2, "task": 2, "update": 4, "mark": 2} == dict(data.sizes)

@@ -26,9 +26,12 @@ from rich.console import Console
 
 import plastax
 from plastax import __main__ as cli
-from plastax import checkpoint, files, listing, parallel, runs, settings, starting
 from plastax.errors import ConfigError, RunError
-from plastax.record import read_json, write_json
+from plastax.program import parallel
+from plastax.records import files, lifecycle
+from plastax.records.layout import read_json, write_json
+from plastax.runs import checkpoint
+from plastax.study import listing, settings, starting
 from tests import killing
 from tests.lacking import lacking
 
@@ -115,7 +118,7 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> int:
     assert len(a) > 2 * SEGMENTS * 2
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    assert runs.status(other)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+    assert lifecycle.status(other)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
     return sum(array.nbytes for array in b.values())
 
 
@@ -143,7 +146,7 @@ def test_killed_in_the_middle_of_writes(serve, whole):
         done = serve(directory, where, when, seed=seed)
         assert done["status"] in (-9, 0), done["log"]
         torn += len(list(directory.glob("checkpoints/*/*.orbax-checkpoint-tmp*")))
-        assert runs.status(directory).state == ("killed" if done["status"] else "finished")
+        assert lifecycle.status(directory).state == ("killed" if done["status"] else "finished")
     assert serve(directory)["status"] == 0
     assert_same(whole[0], directory)
     assert serve.kills - before >= 10
@@ -220,7 +223,7 @@ def test_a_run_of_format_1_is_gone_on_with(tmp_path):
     state = contents(directory, last=SEGMENTS - 1)
     killing.study(directory)
     assert all(path.read_bytes() == old for path, old in kept.items())
-    assert runs.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
+    assert lifecycle.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
     final = contents(directory)
     assert final.keys() == state.keys()
     # To the last bits: this may be another machine than the one that wrote the first part.
@@ -229,22 +232,22 @@ def test_a_run_of_format_1_is_gone_on_with(tmp_path):
 
 
 def test_a_run_that_is_running_is_never_joined(copy):
-    with runs.hold(copy, {"adam": SEGMENTS}):
-        assert runs.status(copy).state == "running"
-        assert f"process {os.getpid()} on" in runs.status(copy).detail
+    with lifecycle.hold(copy, {"adam": SEGMENTS}):
+        assert lifecycle.status(copy).state == "running"
+        assert f"process {os.getpid()} on" in lifecycle.status(copy).detail
         with pytest.raises(RunError, match=f"being worked on by process {os.getpid()}"):
             killing.study(copy)
-    assert runs.status(copy).state == "finished"
+    assert lifecycle.status(copy).state == "finished"
 
 
 def test_a_sign_of_life_from_another_machine_counts(copy):
     """Where a shared file system does not carry locks across machines."""
     (copy / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    assert runs.status(copy).state == "running"
+    assert lifecycle.status(copy).state == "running"
     with pytest.raises(RunError, match="process 1 on elsewhere"):
         killing.study(copy)
     os.utime(copy / "lock", (0, 0))
-    assert runs.status(copy).state == "finished"
+    assert lifecycle.status(copy).state == "finished"
     killing.study(copy)
 
 
@@ -260,12 +263,12 @@ def test_runs_are_listed_with_what_has_become_of_them(whole, tmp_path, capsys):
     running = pathlib.Path(shutil.copytree(tmp_path / "tiny" / "killed", tmp_path / "tiny" / "running"))
     for index in range(3, SEGMENTS):
         (running / "records" / "adam" / f"{index:06d}.npz").unlink()
-    with runs.hold(running, dict.fromkeys(killing.OPTIMIZERS, SEGMENTS)):
+    with lifecycle.hold(running, dict.fromkeys(killing.OPTIMIZERS, SEGMENTS)):
         (running / "records" / "adam" / "000003.npz").touch()
         ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=100)
         write_json(running / "status.json", {**read_json(running / "status.json"), "started": ago.isoformat()})
         shutil.copy(running / "records" / "adam" / "000002.npz", running / "records" / "adam" / "000003.npz")
-        status = runs.status(running)
+        status = lifecycle.status(running)
         table = listing.table(tmp_path)
     assert status[:3] == ("running", 4, 2 * SEGMENTS)
     assert status.left == pytest.approx(800, abs=100)  # one new segment in 100 s, eight to go
@@ -291,7 +294,7 @@ def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
         assert done["status"] == 75, done["log"]
         assert f"{name}: stopping behind this segment" in done["log"]
         assert f"stopped by {name} be" in done["log"]  # behind a segment, or before the other method
-        assert runs.status(directory).state == "stopped"
+        assert lifecycle.status(directory).state == "stopped"
         # Nothing is lost: there is a checkpoint behind the last record.
         segments = len(list((directory / "records" / "adam").iterdir()))
         assert newest(directory, "adam").name == str(segments)
@@ -305,7 +308,7 @@ def test_asked_twice_it_stops_at_once(serve):
     done = serve(serve.folder / "twice", "int int", steps=10_000_000)
     assert done["status"] == 130, done["log"]
     assert "stopped at once" in done["log"]
-    assert runs.status(serve.folder / "twice").state == "killed"
+    assert lifecycle.status(serve.folder / "twice").state == "killed"
 
 
 @pytest.mark.parametrize(("where", "why"), [("small", "File too large"), ("closed", "Permission denied")])
@@ -317,7 +320,7 @@ def test_where_it_cannot_write_it_says_so_and_keeps_what_it_has(serve, whole, wh
     assert why in done["log"]
     assert f"--resume {directory}" in done["log"]
     assert "Traceback" not in done["log"]
-    assert runs.status(directory).state in ("failed", "killed")
+    assert lifecycle.status(directory).state in ("failed", "killed")
     for folder in (directory / "records").iterdir():
         folder.chmod(0o777)
     assert len(list((directory / "checkpoints").glob("*/*/manifest.json"))) >= 1

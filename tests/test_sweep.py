@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 
 import plastax
-from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
-from plastax import run, settings, sweep
 from plastax.errors import ConfigError
+from plastax.runs import loop
+from plastax.study import settings, sweep
 from tests.streams.tiny import DATASET
 
 
 def parse(line: str):
-    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
-    return settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, line.split())
+    return rl_gymnax.EXPERIMENT.parse(line.split())
 
 
 def arms(line: str):
-    return sweep.arms(parse(line), rl_gymnax.GROUPS)
+    return sweep.arms(parse(line))
 
 
 def test_without_a_sweep_the_methods_are_the_arms():
@@ -107,7 +106,7 @@ def test_a_long_label_is_shortened_and_stays_unique():
 )
 def test_refusals_come_before_compilation(line, names, assert_nothing_compiles):
     with pytest.raises(ConfigError) as error, assert_nothing_compiles():
-        rl_gymnax.build(parse(line))
+        rl_gymnax.EXPERIMENT.build(parse(line))
     assert "\n" not in str(error.value)
     for name in names:
         assert name in str(error.value)
@@ -121,14 +120,12 @@ LINE = (
 
 def study(directory, monkeypatch, more: str = ""):
     monkeypatch.setattr("plastax.data.load", lambda name, path=None, **_: DATASET)
-    config = settings.parse(
-        random_label.Config, random_label.PRESETS, supervised.CHOSEN, supervised.GROUPS, f"{LINE} {more}".split()
-    )
-    batches, plan = supervised.build(config, supervised.load(config))
-    chosen = settings.to_json(config, supervised.GROUPS) | {"updates_per_task": plan.updates_per_task}
+    config = random_label.EXPERIMENT.parse(f"{LINE} {more}".split())
+    arms, _, batches, plan = random_label.EXPERIMENT.build(config)
+    chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
     described = {"experiment": "random_label", "run_id": "x", "hash": settings.identity(chosen), "settings": chosen}
-    described["arms"] = sweep.described(sweep.arms(config, supervised.GROUPS))
-    run.study(directory, described, batches, plan, saving=run.Saving(every=1))
+    described["arms"] = sweep.described(arms)
+    loop.study(directory, described, batches, plan, saving=loop.Saving(every=1))
     return batches
 
 

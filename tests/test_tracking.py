@@ -13,7 +13,7 @@ import scipy.stats
 from plastax import __main__ as cli
 from plastax import tracking
 from plastax.errors import ConfigError
-from plastax.record import write_json, write_segment
+from plastax.records.layout import write_json, write_segment
 from plastax.tracking import Background, Histogram, WandbSink, dashboard, online, reduce_segment
 from plastax.types import Record
 from tests.tracked import (

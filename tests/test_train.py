@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from plastax import train
 from plastax.curvature import losses
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.keys import fold, shuffles
 from plastax.models import MLP
-from plastax.parallel import seed_keys
+from plastax.program import supervised
+from plastax.program.parallel import seed_keys
+from plastax.program.training import Training
 from plastax.streams import Permuted, SlowlyChangingRegression
-from plastax.training import Training
 from plastax.types import Tree
 from tests import training_runs
 from tests.streams.tiny import CLASSES, DATASET, TEST
@@ -84,12 +84,12 @@ def test_it_is_a_plain_loop(whole, epochs, updates):
     recorded = joined(records)
     for k, number in enumerate(SEEDS):
         key = jax.random.key(number)
-        params = jax.tree.map(lambda x: np.asarray(x, np.float64), MODEL.init(fold(key, train._INIT)))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), MODEL.init(fold(key, supervised._INIT)))
         metrics = []
         for task in range(2):
             batch, _ = examples(number, task)
             for epoch in range(task * epochs, (task + 1) * epochs):
-                order = np.asarray(shuffles(fold(key, train._ORDER, epoch), 1, EXAMPLES))[0]
+                order = np.asarray(shuffles(fold(key, supervised._ORDER, epoch), 1, EXAMPLES))[0]
                 for step in range(EXAMPLES // 3):
                     index = order[3 * step : 3 * step + 3]
                     params, seen = plain_step(params, batch.x[index].astype(np.float64), batch.y[index])
@@ -169,10 +169,10 @@ def test_evaluation_is_that_of_the_network_on_its_task(whole):
 
 
 def test_evaluation_in_chunks_is_the_mean():
-    assert train.spread(10, 100).tolist() == list(range(10))
-    assert train.spread(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert len(train.spread(1000, 600, 250)) == 500
-    assert train.spread(60_000, 60_000)[-1] == 59_999
+    assert supervised.spread(10, 100).tolist() == list(range(10))
+    assert supervised.spread(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert len(supervised.spread(1000, 600, 250)) == 500
+    assert supervised.spread(60_000, 60_000)[-1] == 59_999
 
 
 def test_sample_plasticity_is_what_a_step_gains_on_its_batch(whole):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from plastax import train
 from plastax.curvature import losses
 from plastax.keys import fold
 from plastax.models import MLP, ResNet18
-from plastax.training import Training
+from plastax.program import supervised
+from plastax.program.training import Training
 from plastax.types import Array, Examples, Probe, ProbeInput, Program, Stream
 from tests import training_runs
 from tests.streams.tiny import CLASSES, SHAPE, TEST
@@ -59,7 +59,7 @@ def test_methods_see_the_same_tasks_in_the_same_order(whole, reset):
     assert not np.array_equal(first["loss"][:, 4], other["loss"][:, 4])
 
 
-def switched(program: Program, ran: tuple, task: int) -> train.State:
+def switched(program: Program, ran: tuple, task: int) -> supervised.State:
     """The state right after the switch to a task: a segment of no updates."""
     segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
     return segment(ran[0], program.data, jnp.int32(4 * task), 0)[0]
@@ -68,7 +68,7 @@ def switched(program: Program, ran: tuple, task: int) -> train.State:
 def test_reset_starts_with_a_fresh_network(reset):
     for task in (1, 2):
         for k, number in enumerate(SEEDS):
-            key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 4 * task))[0]
+            key = jax.random.split(fold(jax.random.key(number), supervised._SWITCH, 4 * task))[0]
             fresh = ravel_pytree(MODEL.init(key))[0]
             np.testing.assert_allclose(reset[1][task].probe["watch/params"][k, 0], fresh, atol=1e-6)
 
@@ -78,7 +78,7 @@ def test_head_reset_draws_the_output_layer_alone(whole):
     state = switched(make(config), whole, 2)
     assert same(state.params["dense_0"], whole[0].params["dense_0"])
     for k, number in enumerate(SEEDS):
-        key = jax.random.split(fold(jax.random.key(number), train._SWITCH, 8))[1]
+        key = jax.random.split(fold(jax.random.key(number), supervised._SWITCH, 8))[1]
         fresh = MODEL.init(key)["output"]
         np.testing.assert_allclose(state.params["output"]["kernel"][k], fresh["kernel"], atol=1e-6)
         np.testing.assert_array_equal(state.params["output"]["bias"][k], 0.0)
@@ -91,7 +91,7 @@ def test_running_statistics_move_and_restart_with_the_network():
     start = jax.tree.map(lambda x: np.broadcast_to(x, (len(SEEDS), *x.shape)), model.stats)
     assert not same(state.stats, start)
     # Evaluated with the running statistics, not with the batch's.
-    x, y, _ = jax.tree.map(lambda a: a[train.spread(TEST, 5)], examples(SEEDS[0], 0)[1])
+    x, y, _ = jax.tree.map(lambda a: a[supervised.spread(TEST, 5)], examples(SEEDS[0], 0)[1])
     first = functools.partial(jax.tree.map, lambda x: x[0])
     assert model.evaluate is not None
     evaluate = jax.jit(model.evaluate, compiler_options=QUICK)
@@ -132,7 +132,7 @@ def test_classes_to_come_take_no_part():
     np.testing.assert_array_equal(first[:, 0, :, 2], first[:, 1, :, 2])  # no gradient
     assert np.abs(first[:, 0, :, :2] - first[:, 1, :, :2]).max() > 0.1
     assert np.abs(second[:, 0, :, 2] - second[:, 1, :, 2]).max() > 0.1
-    assert (records[0].probe["seen/outputs"][..., 2] == train.INACTIVE).all()
+    assert (records[0].probe["seen/outputs"][..., 2] == supervised.INACTIVE).all()
     np.testing.assert_array_equal(records[1].probe["evaluation/test_accuracy"][:, 1], 1.0)
     assert np.isfinite(records[1].train["loss"]).all()
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments import _study
-from plastax import run, settings
-from plastax.methods import METHODS
-from plastax.training import Training
-from plastax.types import Probe, Program
+from plastax.program.training import Training
+from plastax.runs import loop
+from plastax.study import settings
+from plastax.study.experiment import Experiment, Prepared, Shared, method_of
+from plastax.types import Program
 from tests import killing
-
-GROUPS: dict[str, Mapping[str, Any]] = {"methods": METHODS, "probes": {}}
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,17 @@ class Config(settings.Study):
     """Steps of the environment in an update, which take time."""
 
 
-def prepare(config: Any, name: str) -> tuple[run.Plan, _study.Make, list[Probe]]:
-    """See `_study.Prepare`."""
+def prepare(config: Config, name: str, shared: None) -> Prepared:
+    """See `Experiment`."""
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
-        return killing.network(_study.method_of(own, name).build(own.training.transformation()), steps=config.steps)
+        return killing.network(method_of(own, name).build(own.training.transformation()), steps=config.steps)
 
-    return run.Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make, []
+    return Prepared(loop.Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make, [])
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the study that the command line asks for."""
-    config = settings.parse(Config, {"default": {}}, {}, GROUPS, args)
-    _study.carry_out("tiny", config, GROUPS, lambda config: _study.build(config, GROUPS, prepare))
-
+EXPERIMENT = Experiment("tiny", Config, {"default": {}}, {}, prepare, lambda config: Shared(None))
 
 if __name__ == "__main__":
-    settings.main(main)
+    EXPERIMENT.main()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from plastax.record import Segment
+from plastax.records.layout import Segment
 
 SEEDS, TASKS = 4, 3
 CONFIG = {

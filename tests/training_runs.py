@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from plastax import train
 from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import MLP
-from plastax.parallel import over_seeds, seed_keys
+from plastax.program import supervised
+from plastax.program.parallel import over_seeds, seed_keys
+from plastax.program.training import Training
 from plastax.streams import Permuted
-from plastax.training import Training
 from plastax.types import Array, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
 from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
 
@@ -57,7 +57,7 @@ def make(
 ) -> Program:
     chosen = METHODS[method]
     options = {"needs_boundary": chosen.needs_boundary, "starts_anew": chosen.starts_anew} | options
-    program = train.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
+    program = supervised.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
     return over_seeds(program, seeds, chunk)
 
 
@@ -68,7 +68,7 @@ def host(tree: Tree) -> Tree:
     return jax.tree.map(leaf, tree)
 
 
-def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[train.State, list, Any]:
+def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[supervised.State, list, Any]:
     """The state after these segments, their records, and the jitted segment."""
     segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
     data = jax.device_put(program.data)
@@ -95,7 +95,7 @@ def examples(number: int, task: int) -> tuple[Examples, Examples]:
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def both(key, data, index):
-        task = STREAM.task(fold(key, train._TASKS), data, index)
+        task = STREAM.task(fold(key, supervised._TASKS), data, index)
         return (
             STREAM.train(task, data, jnp.arange(EXAMPLES), key),
             STREAM.test(task, data, jnp.arange(TEST)),
@@ -105,12 +105,12 @@ def examples(number: int, task: int) -> tuple[Examples, Examples]:
 
 
 @functools.cache
-def whole() -> tuple[train.State, list, Any]:
+def whole() -> tuple[supervised.State, list, Any]:
     """Two tasks of backprop."""
     return run(make())
 
 
 @functools.cache
-def reset() -> tuple[train.State, list, Any]:
+def reset() -> tuple[supervised.State, list, Any]:
     """Three tasks of a method that begins each with a fresh network."""
     return run(make(method="reset"), (4, 4, 4))

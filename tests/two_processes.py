@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plastax import memory, parallel
+from plastax.program import parallel
+from plastax.runs import memory
 from tests import killing
 
 ARMS = {"only": {"lr": 0.1}}

@@ -29,10 +29,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
 from experiments.bench import _measure
-from plastax import memory, parallel, run, segments, settings, tree
+from plastax import tree
+from plastax.program import parallel, segments
+from plastax.runs import loop, memory
+from plastax.study import settings
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,18 @@ class Options:
     """Of each of these tasks."""
 
 
-def build_supervised(*line: str) -> tuple[list[parallel.Batch], run.Plan, dict[str, Any]]:
+def build_supervised(*line: str) -> tuple[list[parallel.Batch], loop.Plan, dict[str, Any]]:
     """`random_label` under a command line: programs, plan, settings."""
-    config = settings.parse(
-        random_label.Config, random_label.PRESETS, supervised.CHOSEN, supervised.GROUPS, ["--method", "backprop", *line]
-    )
-    batches, plan = supervised.build(config, supervised.load(config))
-    return batches, plan, settings.to_json(config, supervised.GROUPS) | {"updates_per_task": plan.updates_per_task}
+    config = random_label.EXPERIMENT.parse(["--method", "backprop", *line])
+    _, _, batches, plan = random_label.EXPERIMENT.build(config)
+    return batches, plan, settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
 
 
-def build_rl(*line: str) -> tuple[list[parallel.Batch], run.Plan]:
+def build_rl(*line: str) -> tuple[list[parallel.Batch], loop.Plan]:
     """`rl_gymnax` under a command line, without probes."""
-    chosen = {"stream": rl_gymnax.STREAMS, "model": rl_gymnax.MODELS}
     args = ["--method", "backprop", "--probes", "weights", *line]
-    return rl_gymnax.build(settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, args))
+    _, _, batches, plan = rl_gymnax.EXPERIMENT.build(rl_gymnax.EXPERIMENT.parse(args))
+    return batches, plan
 
 
 def checkpoints(options: Options) -> None:
@@ -71,14 +71,14 @@ def checkpoints(options: Options) -> None:
         "--tasks", f"{options.tasks}", "--segments-per-task", f"{options.segments}"
     )
     config = {"experiment": "random_label", "run_id": "bench", "hash": "bench", "settings": chosen}
-    sides = {"none": run.Saving(0, 0.0), "default": run.Saving(), "every segment": run.Saving(1, 0.0)}
+    sides = {"none": loop.Saving(0, 0.0), "default": loop.Saving(), "every segment": loop.Saving(1, 0.0)}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(-1, options.rounds):  # The first one is for the caches.
             for name, saving in sides.items():
                 directory = Path(folder) / f"{name}-{number}"
                 wall, cpu = time.perf_counter(), time.process_time()
-                (share,) = run.study(directory, config, batches, plan, saving=saving).values()
+                (share,) = loop.study(directory, config, batches, plan, saving=saving).values()
                 wall, cpu = time.perf_counter() - wall - share.compile, time.process_time() - cpu
                 if number >= 0:
                     seconds[name].append((wall, cpu))
@@ -95,7 +95,7 @@ def checkpoints(options: Options) -> None:
             f"({cpu_more:+.3f} CPU-s)"
         )
     each = wall_more / plan.segments, cpu_more / plan.segments
-    minutes = run.Saving().minutes
+    minutes = loop.Saving().minutes
     shares = [100 * x / (60 * minutes) for x in each]
     print(
         f"one checkpoint: {1e3 * each[0]:.0f} ms ({1e3 * each[1]:.0f} CPU-ms); one every {minutes:g} minutes, as by "

@@ -8,7 +8,7 @@ takes value and gradient apart.
 Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
 
 The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of
-one, plain gradient descent, by `plastax.train`; of plain descent, of L2, and of L2-ER on the last 100 examples every
+one, plain gradient descent, by `supervised`; of plain descent, of L2, and of L2-ER on the last 100 examples every
 100 steps, whose time is thus a mean over acting and other steps. Sides are timed in turn, in one process; ratios are
 medians over rounds.
 
@@ -37,11 +37,12 @@ from rich.table import Table
 from experiments.bench._measure import Side, Times, compiled, rounds_of
 from experiments.bench.curvature import Bar, cores, judged
 from experiments.bench.supervised import Running, mnist
-from plastax import linalg, parallel
+from plastax import linalg
 from plastax.methods import L2, L2ER, Backprop
 from plastax.models import MLP
+from plastax.program import parallel
+from plastax.program.supervised import Training, batch_like, program
 from plastax.streams import Permuted
-from plastax.train import Training, batch_like, program
 from plastax.types import Array, MethodConfig, Stream, Tree
 
 FASTER = 4.0

@@ -29,13 +29,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _supervised, random_label, rl_gymnax
+from experiments import random_label, rl_gymnax
 from experiments.bench._measure import Side, Times, rounds_of
-from plastax import compilation, memory, settings
 from plastax.errors import ConfigError
-from plastax.models import MODELS
 from plastax.probes import PROBES
-from plastax.rl import STREAMS
+from plastax.runs import compilation, memory
+from plastax.study import settings
 from plastax.types import Tree
 
 MOST = 0.15
@@ -60,14 +59,12 @@ class Config:
 
 def built(experiment: str, args: list[str]) -> tuple[Any, Callable[[Any], Any]]:
     """The experiment's configuration and what builds its programs and plan from one."""
-    if experiment == "rl_gymnax":
-        chosen = {"stream": STREAMS, "model": MODELS}
-        return settings.parse(rl_gymnax.Config, rl_gymnax.PRESETS, chosen, rl_gymnax.GROUPS, args), rl_gymnax.build
-    if experiment != "random_label":
-        raise ConfigError.unknown("experiments", experiment, ("random_label", "rl_gymnax"))
-    config = settings.parse(random_label.Config, random_label.PRESETS, _supervised.CHOSEN, _supervised.GROUPS, args)
-    dataset = _supervised.load(config)
-    return config, lambda config: _supervised.build(config, dataset)
+    known = {one.EXPERIMENT.name: one.EXPERIMENT for one in (random_label, rl_gymnax)}
+    if experiment not in known:
+        raise ConfigError.unknown("experiments", experiment, known)
+    config = known[experiment].parse(args)
+    value = known[experiment].share(config).value
+    return config, lambda config: known[experiment].build(config, value)
 
 
 def period(config: Any) -> int:

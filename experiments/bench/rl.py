@@ -30,10 +30,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from plastax import parallel
 from plastax.methods import Backprop
 from plastax.models import ActorCritic
 from plastax.probes import Hessian, KroneckerSpectrum, monitor
+from plastax.program import parallel
 from plastax.report.statistics import mean_interval
 from plastax.rl import STREAMS, ppo
 

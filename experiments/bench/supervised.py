@@ -39,14 +39,15 @@ from rich.table import Table
 
 from experiments.bench._measure import Roofline, Side, Times, roofline, rounds_of
 from experiments.bench.curvature import Bar, cores, judged
-from plastax import data, parallel, tree
+from plastax import data, tree
 from plastax.data import Card, DataError, Dataset
 from plastax.keys import fold
 from plastax.methods import Backprop
 from plastax.models import MLP
+from plastax.program import parallel
+from plastax.program.supervised import _TASKS, program
+from plastax.program.training import Training
 from plastax.streams import Permuted
-from plastax.train import _TASKS, program
-from plastax.training import Training
 from plastax.types import Array, Params, Stream, Tree
 
 LEARNING_RATE = 1e-2

@@ -28,7 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from plastax.labelled import read_run
+from plastax.records.labelled import read_run
 
 LEAST = 3.0
 """What the time of a run in processes of its own should be, of its time in a sweep."""

@@ -24,7 +24,6 @@ PROBES = {
     "movement": MovementProbe(),
     "gradient": GradientProbe(),
     "hessian": Hessian(),
-    "spectrum": Hessian(),  # another name of hessian
     "ggn": GGN(),
     "kronecker": KroneckerSpectrum(),
     "ntk": NTKProbe(),

@@ -50,8 +50,8 @@ def load(run: Run) -> Study:
       FileNotFoundError: there is no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
-    from plastax.labelled import read_run
-    from plastax.record import read_config, read_environment
+    from plastax.records.labelled import read_run
+    from plastax.records.layout import read_config, read_environment
     from plastax.report.score import notice
 
     if isinstance(run, Study):
@@ -119,7 +119,7 @@ def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """
     # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
     drawing.import_matplotlib()
-    from plastax.dataset import write_table
+    from plastax.records.loading import write_table
     from plastax.report import figures, html, selection, table
 
     study = load(run)

@@ -19,7 +19,7 @@ import scipy.stats
 import xarray as xr
 
 from plastax.errors import ConfigError
-from plastax.record import RecordError
+from plastax.records.layout import RecordError
 from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
 from plastax.report.score import Score, Window, score_of
 from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, jackknife, resample
@@ -41,7 +41,7 @@ class Arm(NamedTuple):
 
     Attributes:
       run: its letter, see `letters`.
-      label: of the arm, see `plastax.labelled.read_run`.
+      label: of the arm, see `plastax.records.labelled.read_run`.
       seeds: numbers of the seeds.
       values: ``[S, tasks]``, of the planned tasks; NaN where a task was not finished.
       frozen: how many of the seeds broke down; see `plastax.report.values.task_values` for how they count.

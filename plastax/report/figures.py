@@ -14,7 +14,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from plastax.dataset import write_table
+from plastax.records.loading import write_table
 from plastax.report import drawn
 from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.spectra import density

@@ -12,7 +12,7 @@ import rich.table
 import xarray as xr
 
 from plastax.errors import ConfigError
-from plastax.record import RecordError
+from plastax.records.layout import RecordError
 from plastax.report.compare import STATISTICS, Statistic, arms, compare
 from plastax.report.notes import NUMBERED, numbers
 from plastax.report.statistics import FEWEST, about_intervals
@@ -24,7 +24,7 @@ SEEDS = 4
 
 
 def is_sweep(data: xr.Dataset) -> bool:
-    """Whether a method of the study has several arms, see `plastax.labelled.read_run`."""
+    """Whether a method of the study has several arms, see `plastax.records.labelled.read_run`."""
     return data.sizes["arm"] > len(set(data.method.values.tolist()))
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plastax.dataset import write_table
-from plastax.files import write_atomic
+from plastax.records.files import write_atomic
+from plastax.records.loading import write_table
 
 WIDTH = 9.0
 """Inches; with `DPI` and the font sizes below readable at the 830 pixels of a README."""

@@ -61,7 +61,7 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
 def alive_in(data: xr.Dataset) -> xr.DataArray | None:
     """Whether a seed's training did not break down up to the end of a task (arm, seed, task), bool; None: not known.
 
-    See `plastax.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
+    See `plastax.program.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
     """
     if "train/alive" not in data:
         return None

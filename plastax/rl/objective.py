@@ -6,21 +6,20 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, get_args
 
 import jax.numpy as jnp
 import optax
 
-from plastax import learning
 from plastax.curvature.kronecker import Kind
 from plastax.curvature.losses import actor_critic
 from plastax.errors import ConfigError
-from plastax.learning import Aside, Pass
+from plastax.program import learner
+from plastax.program.learner import Network
 from plastax.rl import normalize
 from plastax.rl import policy as policies
-from plastax.types import Array, Features, LayerInputs, Loss, Model, Params
+from plastax.types import Array, Model
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class PPO:
             )
             raise ConfigError(message)
         for name in ("learning_rate", "eps", "reward_scale"):
-            # A traced value (`plastax.sweep`) cannot be checked; it comes from checked settings.
+            # A traced value (`plastax.study.sweep`) cannot be checked; it comes from checked settings.
             if isinstance(getattr(self, name), int | float) and not getattr(self, name) > 0:
                 message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
                 raise ConfigError(message)
@@ -141,22 +140,10 @@ class Batch(NamedTuple):
     target: Array
 
 
-class Losses(NamedTuple):
-    """The PPO objective of one network as functions of (params, batch), for training and for probes alike."""
-
-    loss: Callable[[Params, Batch], tuple[Array, tuple[dict[str, Array], Features]]]
-    tapped: Callable[
-        [Params, dict[str, Array], Batch], tuple[Array, tuple[dict[str, Array], Features, dict[str, LayerInputs]]]
-    ]
-    backward: Callable[[Params, Batch], Pass]
-    outputs: Callable[[Params, Batch], policies.Outputs]
-    output_loss: Loss
-
-
-def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
+def network(config: PPO, model: Model, policy: policies.Policy) -> Network:
     """The clipped surrogate, the value loss and the entropy bonus (Schulman et al. 2017, eq. 9), mean over the batch.
 
-    Advantages are normalised over the batch. ``output_loss`` is the same loss of the network's outputs, with the
+    Advantages are normalised over the batch. `Network.output_loss` is the same loss of the network's outputs, with the
     curvature that defines its generalised Gauss-Newton matrix: see `plastax.curvature.losses.actor_critic`.
     """
 
@@ -182,25 +169,5 @@ def losses(config: PPO, model: Model, policy: policies.Policy) -> Losses:
         }
         return total, metrics
 
-    def loss(params: Params, batch: Batch) -> tuple[Array, tuple[dict[str, Array], Features]]:
-        outputs, features = model.apply(params, batch.observation)
-        total, metrics = from_outputs(outputs, batch)
-        return total, (metrics, features)
-
-    def tapped(
-        params: Params, taps: dict[str, Array], batch: Batch
-    ) -> tuple[Array, tuple[dict[str, Array], Features, dict[str, LayerInputs]]]:
-        outputs, features, inputs = model.tapped(params, taps, batch.observation)
-        total, metrics = from_outputs(outputs, batch)
-        return total, (metrics, features, inputs)
-
-    def backward(params: Params, batch: Batch) -> Pass:
-        def forward(params: Params, taps: dict[str, Array]) -> tuple[policies.Outputs, Aside]:
-            outputs, features, inputs = model.tapped(params, taps, batch.observation)
-            return outputs, Aside(features, inputs)
-
-        taps = model.taps(batch.observation)
-        return learning.backward(forward, lambda outputs: from_outputs(outputs, batch), params, taps)
-
     output_loss = actor_critic(policy.head, config.value_weight, lambda outputs, batch: from_outputs(outputs, batch)[0])
-    return Losses(loss, tapped, backward, lambda params, batch: model.apply(params, batch.observation)[0], output_loss)
+    return learner.network(model, output_loss, from_outputs, lambda batch: batch.observation)

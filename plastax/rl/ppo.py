@@ -10,35 +10,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from plastax import learning, segments, tree
+from plastax import tree
 from plastax.curvature import running
-from plastax.curvature.kronecker import Factors
 from plastax.keys import fold, shuffles
-from plastax.learning import Pass
-from plastax.rl import normalize
+from plastax.program import segments
+from plastax.program.learner import Learned, Learner, learned_of
+from plastax.rl import normalize, objective
 from plastax.rl import policy as policies
 from plastax.rl.environment import Continuous, Environment, Spaces, Stream
-from plastax.rl.objective import PPO, Batch, losses
+from plastax.rl.objective import PPO, Batch
 from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
     Array,
     Features,
     Key,
     Method,
-    MethodArgs,
     Model,
     Params,
     Probe,
-    ProbeInput,
     Program,
     Tree,
 )
 
 
 class State(NamedTuple):
-    """Everything that a seed's next update needs, apart from the clock.
+    """Everything that a seed's next update needs, apart from the clock; the fields of `learner.Learned` among others.
 
     ``previous`` holds the parameters at the end of the previous task for probes that need them; else it is empty.
     ``alive``: see `segments.program`.
@@ -46,6 +43,7 @@ class State(NamedTuple):
 
     key: Key
     params: Params
+    stats: Tree
     opt_state: Tree
     actors: Actors
     statistics: normalize.Statistics
@@ -108,19 +106,11 @@ def program(
       monitor: per-update scalars from (params, features of a minibatch of the update); None: none.
     """
     environment = stream.environment
-    minibatch = batch_like(config, environment)
-    policy = policies.make(environment.action_space)
-    objective = losses(config, model, policy)
+    network = objective.network(config, model, policies.make(environment.action_space))
+    learns = Learner(
+        model, network, method, config, batch_like(config, environment), _FACTORS, needs_boundary=needs_boundary
+    )
     needs_previous = any(probe.needs_previous for probe in probes)
-
-    def loss_fn(params: Params, batch: Batch) -> Array:
-        return objective.loss(params, batch)[0]
-
-    def features_fn(params: Params, batch: Batch) -> Features:
-        return model.apply(params, batch.observation)[1]
-
-    def taps_fn(batch: Batch) -> dict[str, Array]:
-        return model.taps(batch.observation)
 
     def observe(statistics: normalize.Statistics, observation: Array) -> Array:
         return normalize.apply(statistics, observation, config.normalize_observations, config.observation_clip)
@@ -145,29 +135,6 @@ def program(
         rest = (seen.action, seen.log_prob, value, advantage, advantage + value)
         return actors, seen, Batch(observation, *map(_flat, rest))
 
-    def factors_of(seen: Pass, batch: Batch, key: Key, clock: Array) -> dict[str, Factors]:
-        own = fold(key, _FACTORS, clock)
-        return learning.factors_of(seen, config.kronecker_kind, objective.output_loss, batch, own)
-
-    def gradient_step(seed: Key, carry: tuple[Params, Tree, running.Running], x: tuple[Array, Batch, Key]) -> Any:
-        params, opt_state, average = carry
-        clock, batch, key = x
-        seen = objective.backward(params, batch)
-        if config.kronecker_every:
-            average = jax.lax.cond(
-                clock % config.kronecker_every == 0,
-                lambda f: running.update(f, factors_of(seen, batch, seed, clock), config.kronecker_decay),
-                lambda f: f,
-                average,
-            )
-        args = MethodArgs(
-            key, clock, batch, seen.value, seen.features, seen.tap_grads, loss_fn, features_fn, objective.outputs,
-            model.init, boundary=False,
-        )  # fmt: skip
-        params, opt_state = learning.step(method, seen.grads, opt_state, params, args)
-        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)} | learning.recorded(opt_state)
-        return (params, opt_state, average), metrics
-
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
         roll_key, shuffle_key, method_key = jax.random.split(fold(state.key, _UPDATE, clock), 3)
         actors, seen, batch = collect(state.params, state.statistics, state.actors, roll_key, task)
@@ -175,13 +142,13 @@ def program(
         order = shuffles(shuffle_key, config.epochs, config.steps_per_update).reshape(steps, -1)
         xs = (clock * steps + jnp.arange(steps), order, jax.random.split(method_key, steps))
 
-        def minibatch_step(carry: Any, x: tuple[Array, Array, Key]) -> Any:
+        def gradient_step(learned: Learned, x: tuple[Array, Array, Key]) -> tuple[Learned, dict[str, Array]]:
             clock, index, key = x
-            return gradient_step(state.key, carry, (clock, jax.tree.map(lambda a: a[index], batch), key))
+            minibatch = jax.tree.map(lambda a: a[index], batch)
+            learned, seen = learns.step(learned, minibatch, clock, key, state.key)
+            return learned, seen.metrics
 
-        (params, opt_state, average), metrics = jax.lax.scan(
-            minibatch_step, (state.params, state.opt_state, state.factors), xs
-        )
+        learned, metrics = jax.lax.scan(gradient_step, learned_of(state), xs)
         done = jnp.maximum(seen.terminated, seen.truncated)
         episodes, returns = done.sum(), seen.finished_return.sum()
         metrics = jax.tree.map(jnp.mean, metrics) | {
@@ -192,12 +159,10 @@ def program(
         }
         if monitor is not None:
             # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.
-            metrics |= monitor(params, features_fn(params, jax.tree.map(lambda x: x[:: config.minibatches], batch)))
+            some = jax.tree.map(lambda x: x[:: config.minibatches], batch)
+            metrics |= monitor(learned.params, network.features(learned.params, some))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
-        state = state._replace(
-            params=params, opt_state=opt_state, actors=actors, statistics=statistics, factors=average
-        )
-        return state, metrics
+        return state._replace(actors=actors, statistics=statistics, **learned._asdict()), metrics
 
     def healthy(state: State, metrics: dict[str, Array]) -> Array:
         loss = metrics["policy_loss"] + metrics["value_loss"]
@@ -205,26 +170,13 @@ def program(
 
     def begin_task(state: State, data: Tree, task: Tree, clock: Array) -> State:
         env_key, method_key = jax.random.split(fold(state.key, _SWITCH, clock))
-        params, opt_state, statistics = state.params, state.opt_state, state.statistics
-        if needs_boundary:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            no_batch = zeros_like(minibatch)
-            args = MethodArgs(
-                method_key, clock * config.epochs * config.minibatches, no_batch, jnp.zeros(()), {}, {},
-                loss_fn, features_fn, objective.outputs, model.init, boundary=clock > 0,
-            )  # fmt: skip
-            updates, stepped = method.update(zeros, opt_state, params, **args._asdict())
-            # The very first task has no boundary: nothing has been learned that could be lost.
-            params, opt_state = jax.lax.cond(
-                clock > 0, lambda: (optax.apply_updates(params, updates), stepped), lambda: (params, opt_state)
-            )
+        statistics = state.statistics
+        learned = learns.switch(learned_of(state), clock * config.epochs * config.minibatches, method_key)
         if config.normalize_observations == "reset":
             statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(environment, config.num_envs, env_key, task)
-        return state._replace(
-            params=params, opt_state=opt_state, actors=actors, statistics=statistics,
-            factors=running.start(state.factors.total), previous=state.params if needs_previous else (),
-        )  # fmt: skip
+        previous = state.params if needs_previous else ()
+        return state._replace(actors=actors, statistics=statistics, previous=previous, **learned._asdict())
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         """All probes on fresh on-policy data; nothing of it reaches the state."""
@@ -232,33 +184,19 @@ def program(
         actors = reset_actors(environment, config.num_envs, env_key, task)
         batch = collect(state.params, state.statistics, actors, roll_key, task)[2]
 
-        def tapped_loss(params: Params, taps: Tree, batch: Batch) -> tuple[Array, tuple[Features, Tree]]:
-            value, (_, features, inputs) = objective.tapped(params, taps, batch)
-            return value, (features, inputs)
-
-        seen = ProbeInput(
-            state.params, batch, loss_fn, features_fn, objective.outputs, objective.output_loss, tapped_loss, taps_fn,
-            state.factors, key, lambda: model.init(fold(state.key, _INIT)), state.previous,
-        )  # fmt: skip
+        seen = learns.seen(learned_of(state), batch, key, fold(state.key, _INIT), state.previous)
         return segments.look(probes, seen, segments.task_of(border, updates_per_task))
 
-    def zeros_like(shapes: Tree) -> Tree:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
     def init(key: Key, data: Tree) -> State:
-        params = model.init(fold(key, _INIT))
+        learned = learns.start(key, model.init(fold(key, _INIT)))
         statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(
             environment, config.num_envs, fold(key, _SWITCH), stream.task(fold(key, _TASKS), jnp.int32(0))
         )
-        like: Tree = {}
-        if config.kronecker_every:
-            batch = zeros_like(minibatch)
-            like = jax.eval_shape(lambda: factors_of(objective.backward(params, batch), batch, key, jnp.int32(0)))
         # A copy of its own: the state is donated.
-        previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
+        previous = jax.tree.map(jnp.copy, learned.params) if needs_previous else ()
         return State(
-            key, params, method.init(params), actors, statistics, running.start(like), previous, jnp.bool_(True)
+            key, actors=actors, statistics=statistics, previous=previous, alive=jnp.bool_(True), **learned._asdict()
         )
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:

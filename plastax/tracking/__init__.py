@@ -18,7 +18,7 @@ from plastax.tracking.online import Mode, WandbSink, publish, replay, upload_com
 if TYPE_CHECKING:
     import rich.console
 
-    from plastax.record import PathLike
+    from plastax.records.layout import PathLike
 
 __all__ = [
     "Background",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from plastax.record import MARKS, PathLike, Segment, coords_of
+from plastax.records.layout import MARKS, PathLike, Segment, coords_of
 from plastax.report.score import SCORES, Quantity, Score, choose
 
 MOST_LABELS = 64
@@ -58,7 +58,7 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
     """What a sink is told about a segment.
 
     Args:
-      segment: from `plastax.record.read_segment`, or the like.
+      segment: from `plastax.records.layout.read_segment`, or the like.
       config: the content of ``config.json``; its ``dims`` and ``coords`` name the entries of vectors.
       arm: whose segment it is.
 

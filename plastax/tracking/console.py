@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from plastax import output
-from plastax.record import PathLike
+from plastax.records.layout import PathLike
 from plastax.report.score import notice
 from plastax.tracking.base import Metric, score_values
 
@@ -119,7 +119,7 @@ class ConsoleSink:
             self._bar.update(self._task, completed=clock + length, description=line)
 
     def _tell_frozen(self, method: str, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
-        """Says once of every seed when it was frozen, see `plastax.segments`."""
+        """Says once of every seed when it was frozen, see `plastax.program.segments`."""
         shares = np.atleast_1d(np.asarray(metrics.get("train/alive", 1.0), np.float64))
         for k in np.flatnonzero(shares < 1.0):
             if k not in self._frozen[method]:

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from plastax.errors import ConfigError
-from plastax.files import PathLike
-from plastax.record import labels, read_arm, read_config
+from plastax.records.files import PathLike
+from plastax.records.layout import labels, read_arm, read_config
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plastax.record import PathLike
+from plastax.records.layout import PathLike
 from plastax.tracking.base import Metric, Sink
 
 logger = logging.getLogger(__name__)

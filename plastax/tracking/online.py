@@ -16,8 +16,8 @@ import numpy as np
 import scipy.stats
 
 from plastax.errors import ConfigError
-from plastax.files import PathLike
-from plastax.record import MARKS, Segment, labels, read_arm, read_config, read_environment, short
+from plastax.records.files import PathLike
+from plastax.records.layout import MARKS, Segment, labels, read_arm, read_config, read_environment, short
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -138,7 +138,7 @@ def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
         return chosen | {"method": arm}
     for name, value in swept["settings"].items():
         group, _, setting = name.partition(".")
-        # See `plastax.sweep.arms` for what the names mean.
+        # See `plastax.study.sweep.arms` for what the names mean.
         groups = swept["method"].split("+") if group == "method" else [group, f"{group}_settings"]
         for place in (chosen[one] for one in groups if isinstance(chosen.get(one), dict) and setting in chosen[one]):
             place[setting] = value

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from plastax import curvature, train
+from plastax import curvature
 from plastax.curvature.coupling import coupling
 from plastax.errors import ConfigError
 from plastax.models import ResNet18
 from plastax.probes import GGN, NTKProbe, TrainabilityProbe, alone
-from plastax.training import Training
+from plastax.program import supervised
+from plastax.program.training import Training
 from plastax.types import Model, Tapped
 from tests.training_runs import STREAM
 
@@ -156,4 +157,4 @@ def test_probes_of_the_residual_network_have_the_numbers_of_its_batch() -> None:
 
 def test_training_refuses_exact_factors_of_a_batch_normalised_network() -> None:
     with pytest.raises(ConfigError, match=r"kronecker_kind: 'exact'.*batch normalisation"):
-        train.program(Training(kronecker_every=1, kronecker_kind="exact"), STREAM, resnet()[0], None)
+        supervised.program(Training(kronecker_every=1, kronecker_kind="exact"), STREAM, resnet()[0], None)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import plastax
-from plastax import checkpoint, parallel, record
 from plastax.errors import RecordError, RunError
-from plastax.survey import survey
+from plastax.program import parallel
+from plastax.records import layout
+from plastax.records.survey import survey
+from plastax.runs import checkpoint
 from tests import killing
 
 SEGMENTS = killing.PLAN.segments
@@ -60,7 +62,7 @@ def assert_same(directory: Path, whole: Path) -> None:
 
 def start(directory: Path) -> None:
     """What a start of a run looks at before it trains anything."""
-    record.read_config(directory)
+    layout.read_config(directory)
     for arm in ARMS:
         restored(directory, arm)
 

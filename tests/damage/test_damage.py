@@ -15,8 +15,11 @@ import pytest
 from rich.console import Console
 
 import plastax
-from plastax import files, listing, parallel, record, run, runs, settings, starting
 from plastax.errors import ConfigError, RecordError, RunError, Unreadable
+from plastax.program import parallel
+from plastax.records import files, layout, lifecycle
+from plastax.runs import loop
+from plastax.study import listing, settings, starting
 from plastax.types import Record
 from tests import killing
 from tests.damage.common import (
@@ -45,9 +48,9 @@ def test_what_cannot_be_read_is_not_damaged(killed: Path, whole: Path) -> None:
         folder.chmod(0)
         if not os.access(folder, os.R_OK):
             with pytest.raises(Unreadable, match=r"cannot be read \(Permission denied\)"):
-                runs.blank(killed)
+                lifecycle.blank(killed)
         folder.chmod(0o700)
-    assert not runs.blank(killed)
+    assert not lifecycle.blank(killed)
     assert (found := restored(killed, "adam"))
     assert found.segment == SEGMENTS - 1
 
@@ -77,7 +80,7 @@ def test_where_no_checkpoint_is_left_every_start_is_refused(copy: Path) -> None:
         next((copy / "checkpoints" / "adam" / str(step)).rglob("manifest.ocdbt")).unlink()
     message = "no checkpoint is left to continue from: .*adam/6 is damaged.*adam/5 is damaged"
     assert_refused(copy, message, killing.study)
-    assert runs.status(copy).state == "failed"
+    assert lifecycle.status(copy).state == "failed"
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/adam", "checkpoints/adam/5/manifest.json"])
@@ -89,16 +92,16 @@ def test_records_without_a_checkpoint_are_not_made_again(killed: Path, name: str
 
 def resealed(path: Path, seal: Mapping[str, Any]) -> None:
     """Writes a record again, under another seal."""
-    segment = record.read_segment(path)
+    segment = layout.read_segment(path)
     path.unlink()
-    record.write_segment(path.parent, int(path.stem), Record(segment.train, segment.probe), segment.host, seal)
+    layout.write_segment(path.parent, int(path.stem), Record(segment.train, segment.probe), segment.host, seal)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_and_keeps_its_records(killed: Path, whole: Path) -> None:
     records, seen = killed / "records" / "adam", []
     shutil.rmtree(killed / "checkpoints" / "adam")
     for path in records.iterdir():
-        resealed(path, record.owner(killing.config(), "adam"))
+        resealed(path, layout.owner(killing.config(), "adam"))
     (records / f"{SEGMENTS - 1:06d}.npz").unlink()
 
     class Count(killing.Hook):
@@ -120,7 +123,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "folder": lambda path: (path.unlink(), path.mkdir()),
     "another segment": lambda path: shutil.copy(path.with_name("000001.npz"), path),
     "another arm": lambda path: shutil.copy(path.parent.parent / "momentum" / path.name, path),
-    "another run": lambda path: resealed(path, record.owner(killing.config(), "adam") | {"run": "y"}),
+    "another run": lambda path: resealed(path, layout.owner(killing.config(), "adam") | {"run": "y"}),
 }  # fmt: skip
 
 
@@ -148,14 +151,14 @@ def test_a_record_that_goes_missing_while_it_trains_is_missed_at_its_end(tmp_pat
 
     with pytest.raises(RunError, match=r"adam/000001\.npz is missing; put it back"):
         killing.study(tmp_path / "run", (Thief(killing.Order("", "", "")),))
-    assert runs.status(tmp_path / "run").state == "failed"
+    assert lifecycle.status(tmp_path / "run").state == "failed"
 
 
 def test_another_record_in_the_place_of_one_is_moved_aside(tmp_path: Path) -> None:
     host = {"clock": 0, "length": 2, "task": 0}
     for value in (1.0, 1.0, 2.0, 3.0):
-        path = record.write_segment(tmp_path, 0, Record({"loss": np.full((1, 2), value)}, {}), host)
-    values = [record.read_segment(p).train["loss"][0, 0] for p in (path, *sorted((tmp_path / "aside").iterdir()))]
+        path = layout.write_segment(tmp_path, 0, Record({"loss": np.full((1, 2), value)}, {}), host)
+    values = [layout.read_segment(p).train["loss"][0, 0] for p in (path, *sorted((tmp_path / "aside").iterdir()))]
     assert values == [3.0, 2.0, 1.0]
 
 
@@ -282,15 +285,15 @@ def test_labels_longer_than_a_file_name_have_short_folders(tmp_path: Path) -> No
         parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2)) for label in arms
     ]
     for _ in range(2):
-        run.study(tmp_path / "run", config, batches, killing.PLAN, saving=run.Saving(1))
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / record.short(next(iter(arms))) / str(SEGMENTS))
+        loop.study(tmp_path / "run", config, batches, killing.PLAN, saving=loop.Saving(1))
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / layout.short(next(iter(arms))) / str(SEGMENTS))
     names = [path.name for top in ("records", "checkpoints") for path in (tmp_path / "run" / top).iterdir()]
     assert len(set(names)) == 2
-    assert max(len(name) for name in names) <= record.LONGEST
+    assert max(len(name) for name in names) <= layout.LONGEST
     data = plastax.load(tmp_path / "run")
     assert data.arm.values.tolist() == list(arms)
     assert np.isfinite(data["train/loss"]).all()
-    assert runs.status(tmp_path / "run")[1:3] == (2 * SEGMENTS, 2 * SEGMENTS)
+    assert lifecycle.status(tmp_path / "run")[1:3] == (2 * SEGMENTS, 2 * SEGMENTS)
 
 
 def test_a_run_that_named_its_folders_by_long_labels_still_has_them(killed: Path, whole: Path) -> None:
@@ -305,7 +308,7 @@ def test_a_run_that_named_its_folders_by_long_labels_still_has_them(killed: Path
     for path in (killed / "records" / label).iterdir():
         resealed(path, {})
     batch = parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2))
-    run.study(killed, config, [batch], killing.PLAN, saving=run.Saving(1))
+    loop.study(killed, config, [batch], killing.PLAN, saving=loop.Saving(1))
     assert [path.name for path in (killed / "records").iterdir()] == [label]
     loss = plastax.load(killed)["train/loss"][0]
     np.testing.assert_array_equal(loss, plastax.load(whole)["train/loss"].sel({"arm": "adam"}))

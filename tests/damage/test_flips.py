@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import plastax
-from plastax import checkpoint, files, listing, record
 from plastax.errors import RecordError, RunError, Unreadable
-from plastax.survey import Survey, survey
+from plastax.records import files, layout
+from plastax.records.survey import Survey, survey
+from plastax.runs import checkpoint
+from plastax.study import listing
 from tests.damage.common import (
     ARMS,
     SEGMENTS,
@@ -28,7 +30,7 @@ class Fuzzed:
     def __init__(self, directory: Path):
         self.directory, self.likes = directory, likes()
         self.files = {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
-        self.config = record.read_config(directory)
+        self.config = layout.read_config(directory)
         self.data = plastax.load(directory)
         self.states = {arm: {} for arm in ARMS}  # arm -> segment -> leaves
         for arm in ARMS:

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from plastax import learning, methods, tree
+from plastax import methods, tree
 from plastax.errors import ConfigError
 from plastax.methods import compose
 from plastax.models import MLP
+from plastax.program import learner
 from plastax.types import MethodArgs, Moving
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -93,7 +94,7 @@ def test_parameters_never_pass_for_updates(name: str) -> None:
     def step(params: Any, state: Any, clock: Any) -> Any:
         grads, args = arguments(params, clock)
         updates, _ = method.update(grads, state, params, **args._asdict())
-        return optax.apply_updates(params, updates), learning.step(method, grads, state, params, args)
+        return optax.apply_updates(params, updates), learner.step(method, grads, state, params, args)
 
     params = start()
     state = method.init(params)
@@ -111,7 +112,7 @@ def test_the_outermost_may_make_the_whole_step() -> None:
     def both(params: Any) -> Any:
         grads, args = arguments(params, jnp.int32(0))
         updates, state = method.update(grads, method.init(params), params, **args._asdict())
-        moved = learning.step(method, grads, method.init(params), params, args)
+        moved = learner.step(method, grads, method.init(params), params, args)
         return moved, (optax.apply_updates(params, updates), state)
 
     close(*jit(both)(start()))
@@ -122,7 +123,7 @@ def at_rate(method: Any, rate: float, steps: int = 4) -> list[Any]:
 
     def step(carry: Any, clock: Any) -> Any:
         grads, args = arguments(carry[0], clock, rate=rate)
-        carry = learning.step(method, grads, carry[1], carry[0], args)
+        carry = learner.step(method, grads, carry[1], carry[0], args)
         return carry, carry[0]
 
     params = start()

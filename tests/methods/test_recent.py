@@ -10,13 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _supervised as supervised
 from experiments import random_label, rl_gymnax
-from plastax import methods, parallel, settings
+from plastax import methods
 from plastax.errors import ConfigError
 from plastax.methods.base import Ring, empty_ring, keep, recent
-from plastax.models import MODELS
-from plastax.rl import STREAMS
+from plastax.program import parallel
 from plastax.types import Array, Examples
 
 
@@ -54,10 +52,8 @@ def traced(batch: parallel.Batch) -> tuple[Any, Any]:
 def test_a_supervised_study_keeps_its_last_batches() -> None:
     """Which lets batches of one example have a rank."""
     line = "--preset smoke --methods l2_er+reset --l2-er.window 4 --training.batch-size 1 --probes weights"
-    config = settings.parse(
-        random_label.Config, random_label.PRESETS, supervised.CHOSEN, supervised.GROUPS, line.split()
-    )
-    (batch,), _ = supervised.build(config, supervised.load(config))
+    config = random_label.EXPERIMENT.parse(line.split())
+    (batch,) = random_label.EXPERIMENT.build(config).batches
     state, later = traced(batch)
     (ring,) = rings(state.opt_state)
     assert isinstance(ring.batches, Examples)
@@ -68,10 +64,8 @@ def test_a_supervised_study_keeps_its_last_batches() -> None:
 @pytest.mark.parametrize("stream", ["cartpole_chain", "pendulum_chain"])
 def test_an_agent_keeps_its_last_minibatches(stream: str) -> None:
     line = f"--preset smoke --methods effective_rank --effective-rank.window 2 --probes weights --stream {stream}"
-    config = settings.parse(
-        rl_gymnax.Config, rl_gymnax.PRESETS, {"stream": STREAMS, "model": MODELS}, rl_gymnax.GROUPS, line.split()
-    )
-    (batch,), _ = rl_gymnax.build(config)
+    config = rl_gymnax.EXPERIMENT.parse(line.split())
+    (batch,) = rl_gymnax.EXPERIMENT.build(config).batches
     state, later = traced(batch)
     (ring,) = rings(state.opt_state)
     size = config.ppo.steps_per_update // config.ppo.minibatches

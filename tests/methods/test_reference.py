@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from plastax import methods
-from plastax.learning import step
 from plastax.methods.effective_rank import mean_effective_rank
 from plastax.models.layers import ROLES
+from plastax.program.learner import step
 from plastax.types import MethodArgs, Model, Moving
 from tests.methods import loss_space, test_surgery_reference, test_update_space
 from tests.methods.reference import (

@@ -15,7 +15,7 @@ import scipy.stats
 from plastax import __main__ as cli
 from plastax import report
 from plastax.errors import ConfigError
-from plastax.record import Segment, write_json, write_segment
+from plastax.records.layout import Segment, write_json, write_segment
 from plastax.report import compare
 from plastax.report.html import provenance, verdict
 from plastax.report.score import score_of

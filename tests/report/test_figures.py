@@ -16,7 +16,7 @@ import scipy.stats
 
 import plastax
 from plastax import report
-from plastax.record import read_json, write_json, write_segment
+from plastax.records.layout import read_json, write_json, write_segment
 from plastax.report import figures, spectra, style, table, values
 from plastax.types import Record
 

@@ -15,9 +15,10 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from plastax import record, report
+from plastax import report
 from plastax.errors import ConfigError
-from plastax.files import read_json, write_json
+from plastax.records import layout
+from plastax.records.files import read_json, write_json
 from plastax.report import html as pages
 from plastax.report.html import relation, spectra, verdict
 from plastax.report.score import score_of
@@ -228,11 +229,11 @@ def crafted(directory: pathlib.Path) -> pathlib.Path:
     write_json(run / "environment.json", machine)
     for label in arms:
         for path in (run / "records" / label).glob("*.npz"):
-            segment = record.read_segment(path)
+            segment = layout.read_segment(path)
             probe = segment.probe | {f"x/{EVIL}": segment.probe["hessian/effective_rank"]}
             train = segment.train | {EVIL: segment.train["entropy"]}
             host = {k: v for k, v in segment.host.items() if k != "segment"}
-            record.write_segment(path.parent, int(path.stem), Record(train, probe), host)
+            layout.write_segment(path.parent, int(path.stem), Record(train, probe), host)
     return run
 
 

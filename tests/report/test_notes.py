@@ -11,13 +11,13 @@ import types
 import numpy as np
 import pytest
 
-from experiments import _study
 from plastax import output, report
-from plastax.files import read_json, write_json
 from plastax.probes import PROBES
-from plastax.record import write_segment
+from plastax.records.files import read_json, write_json
+from plastax.records.layout import write_segment
 from plastax.report import html as pages
 from plastax.report import notes, table
+from plastax.study.experiment import rare
 from plastax.types import Record
 from tests.report import test_figures as study
 from tests.report import test_score as supervised
@@ -57,13 +57,13 @@ def test_tasks_without_an_episode_are_named(tmp_path: pathlib.Path, ended: tuple
 def test_what_is_hardly_measured_is_said_at_the_start() -> None:
     hessian = dataclasses.replace(PROBES["hessian"], every=8)
     config = types.SimpleNamespace(probes=("features", "hessian"), probe_every=1, tasks=8, hessian=hessian)
-    assert _study.rare(config) == ["hessian will be measured in 1 of 8 tasks, every 8 (--hessian.every)"]
+    assert rare(config) == ["hessian will be measured in 1 of 8 tasks, every 8 (--hessian.every)"]
     config.tasks = 40
-    assert _study.rare(config) == []
+    assert rare(config) == []
     config.probe_every, config.probes = 20, ("features",)
-    assert _study.rare(config) == ["features will be measured in 2 of 40 tasks, every 20 (--probe-every)"]
+    assert rare(config) == ["features will be measured in 2 of 40 tasks, every 20 (--probe-every)"]
     config.tasks, config.probe_every = 2, 1
-    assert _study.rare(config) == []
+    assert rare(config) == []
 
 
 def every_third(run: pathlib.Path) -> pathlib.Path:

@@ -15,7 +15,7 @@ import xarray as xr
 
 import plastax
 from plastax import report
-from plastax.record import write_json, write_segment
+from plastax.records.layout import write_json, write_segment
 from plastax.report import figures, score, style, table
 from plastax.types import Record
 

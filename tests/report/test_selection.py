@@ -11,7 +11,7 @@ import rich.console
 
 from plastax import report
 from plastax.errors import ConfigError
-from plastax.record import write_json, write_segment
+from plastax.records.layout import write_json, write_segment
 from plastax.report import selection
 from plastax.types import Record
 

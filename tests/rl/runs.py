@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax.parallel import seed_keys
+from plastax.program.parallel import seed_keys
 from plastax.rl import ppo
 from plastax.types import Program, Record, Tree
 

@@ -9,7 +9,7 @@ import pytest
 
 from plastax.methods import METHODS
 from plastax.models import ActorCritic
-from plastax.parallel import over_seeds, seed_keys
+from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.environment import Environment, Stream

@@ -13,8 +13,8 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 from plastax.models import ActorCritic
+from plastax.rl import objective, ppo
 from plastax.rl import policy as policies
-from plastax.rl import ppo
 from plastax.rl.environment import Continuous, Discrete
 
 BATCH = 64
@@ -46,7 +46,7 @@ def problem(continuous: bool, config: ppo.PPO):
     batch = ppo.Batch(
         observation, action, log_prob, value, jnp.asarray(rng.normal(1, 2, BATCH)), value + rng.normal(size=BATCH)
     )
-    return policy, model, params, batch, ppo.losses(config, model, policy)
+    return policy, model, params, batch, objective.network(config, model, policy)
 
 
 def reference_loss(config: ppo.PPO, out, batch: ppo.Batch, continuous: bool):
@@ -82,8 +82,9 @@ def reference_loss(config: ppo.PPO, out, batch: ppo.Batch, continuous: bool):
 @pytest.mark.parametrize("value_clip", [0.0, 0.2])
 def test_loss_is_the_plain_formula(continuous, value_clip):
     config = ppo.PPO(value_clip=value_clip, value_weight=0.7, entropy_weight=0.03)
-    _, model, params, batch, objective = problem(continuous, config)
-    value, (metrics, features) = jax.jit(objective.loss)(params, batch)
+    _, model, params, batch, network = problem(continuous, config)
+    value, metrics, features = jax.jit(lambda *of: network.backward(*of)[:3])(params, (), batch)
+    np.testing.assert_allclose(jax.jit(network.loss)(params, batch), value, rtol=1e-12)
     expected, parts = reference_loss(config, model.apply(params, batch.observation)[0], batch, continuous)
     np.testing.assert_allclose(value, expected, rtol=1e-6)  # the advantages' 1e-8 is not in the plain formula
     assert metrics.keys() == parts.keys()
@@ -91,38 +92,38 @@ def test_loss_is_the_plain_formula(continuous, value_clip):
         np.testing.assert_allclose(metrics[name], part, rtol=1e-6)
     assert tuple(features) == model.hidden
     np.testing.assert_array_equal(
-        objective.outputs(params, batch)["value"], model.apply(params, batch.observation)[0]["value"]
+        network.outputs(params, batch)["value"], model.apply(params, batch.observation)[0]["value"]
     )
 
 
 @pytest.mark.parametrize("continuous", [False, True])
 def test_tapped_loss_and_its_gradient_are_the_same(continuous):
     config = ppo.PPO()
-    _, model, params, batch, objective = problem(continuous, config)
+    _, model, params, batch, network = problem(continuous, config)
     taps = model.taps(batch.observation)
-    (value, metrics), grads = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))(params, batch)
-    both = jax.jit(jax.value_and_grad(objective.tapped, argnums=(0, 1), has_aux=True))(params, taps, batch)
-    (tapped, (tapped_metrics, tapped_features, inputs)), (tapped_grads, tap_grads) = both
+    value, grads = jax.jit(jax.value_and_grad(network.loss))(params, batch)
+    both = jax.jit(jax.value_and_grad(network.tapped, argnums=(0, 1), has_aux=True))(params, taps, batch)
+    (tapped, (features, inputs)), (tapped_grads, tap_grads) = both
     np.testing.assert_allclose(tapped, value, rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves((tapped_metrics, tapped_features)), strict=True):
+    for a, b in zip(jax.tree.leaves(network.features(params, batch)), jax.tree.leaves(features), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(tapped_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     # A kernel's gradient is its inputs times its pre-activations' gradients.
-    for network in ("actor", "critic"):
-        layer = inputs[f"{network}/dense_0"].values.T @ tap_grads[f"{network}/dense_0"]
-        np.testing.assert_allclose(grads[network]["dense_0"]["kernel"], layer, rtol=1e-4, atol=1e-6)
+    for part in ("actor", "critic"):
+        layer = inputs[f"{part}/dense_0"].values.T @ tap_grads[f"{part}/dense_0"]
+        np.testing.assert_allclose(grads[part]["dense_0"]["kernel"], layer, rtol=1e-4, atol=1e-6)
 
     # What the training step takes: all of it from one pass, which can be gone back once more.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def twice(params, batch):
-        seen = objective.backward(params, batch)
-        cotangent = jax.grad(lambda outputs: objective.output_loss.value(outputs, batch))(seen.outputs)
+        seen = network.backward(params, (), batch)
+        cotangent = jax.grad(lambda outputs: network.output_loss.value(outputs, batch))(seen.outputs)
         return seen._replace(pull=None), seen.pull(cotangent)
 
     seen, again = twice(params, batch)
-    expected = (value, *metrics, grads, inputs, tap_grads, tap_grads)
-    got = (seen.value, seen.metrics, seen.features, seen.grads, seen.inputs, seen.tap_grads, again)
+    expected = (value, features, grads, inputs, tap_grads, tap_grads)
+    got = (seen.value, seen.features, seen.grads, seen.inputs, seen.tap_grads, again)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -132,9 +133,9 @@ def test_tapped_loss_and_its_gradient_are_the_same(continuous):
 def test_output_curvature_is_the_hessian_of_the_mean_divergence_and_value_loss(continuous):
     kind = "gaussian" if continuous else "categorical"
     config = ppo.PPO(value_weight=0.7)
-    _, _, params, batch, objective = problem(continuous, config)
+    _, _, params, batch, network = problem(continuous, config)
     batch = jax.tree.map(lambda x: x[:6], batch)
-    old = objective.outputs(params, batch)
+    old = network.outputs(params, batch)
     flat, unflatten = ravel_pytree(old)
 
     def convex(x):
@@ -143,7 +144,7 @@ def test_output_curvature_is_the_hessian_of_the_mean_divergence_and_value_loss(c
         return kl + config.value_weight * 0.5 * jnp.square(new["value"] - batch.target).mean()
 
     dense = jax.hessian(convex)(flat)
-    product = jax.vmap(lambda t: ravel_pytree(objective.output_loss.curvature(old, batch, unflatten(t)))[0])(
+    product = jax.vmap(lambda t: ravel_pytree(network.output_loss.curvature(old, batch, unflatten(t)))[0])(
         jnp.eye(flat.size)
     )
     np.testing.assert_allclose(product, dense, atol=1e-12)
@@ -154,6 +155,7 @@ def test_output_curvature_is_the_hessian_of_the_mean_divergence_and_value_loss(c
 
 def test_advantages_are_normalised_even_where_they_are_all_equal():
     config = ppo.PPO()
-    _, _, params, batch, objective = problem(False, config)
-    value = jax.jit(objective.loss)(params, batch._replace(advantage=jnp.full(BATCH, 3.0)))[1][0]["policy_loss"]
-    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+    _, _, params, batch, network = problem(False, config)
+    equal = batch._replace(advantage=jnp.full(BATCH, 3.0))
+    metrics = jax.jit(lambda *of: network.backward(*of).metrics)(params, (), equal)
+    np.testing.assert_allclose(metrics["policy_loss"], 0.0, atol=1e-6)

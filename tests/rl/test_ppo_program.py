@@ -12,8 +12,8 @@ import pytest
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic, ConvActorCritic
-from plastax.parallel import over_seeds, seed_keys
 from plastax.probes import PROBES, FeatureProbe, Hessian, monitor
+from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.minatar import MinAtar

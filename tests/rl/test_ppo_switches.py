@@ -15,9 +15,9 @@ from plastax.curvature.kronecker import cotangents, fisher_factors
 from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import ActorCritic
-from plastax.parallel import over_seeds, seed_keys
+from plastax.program.parallel import over_seeds, seed_keys
+from plastax.rl import objective, ppo
 from plastax.rl import policy as policies
-from plastax.rl import ppo
 from plastax.rl.environment import Discrete, Environment, Stream, Timestep
 from plastax.types import Array, Probe, ProbeInput, Program
 from tests.rl.runs import host, joined, run, same
@@ -135,7 +135,7 @@ def test_running_factors_start_again(spied):
 def test_factors_of_a_kind_are_those_of_the_network(kind):
     """One gradient step on the whole rollout: its factors depend on the start's parameters and the task alone."""
     ran = run(spy_program(kronecker_kind=kind, epochs=1, minibatches=1), (5, 6), (1,), QUICK)
-    objective = ppo.losses(SPY_CONFIG, SPY_MODEL, policies.make(Discrete(2)))
+    network = objective.network(SPY_CONFIG, SPY_MODEL, policies.make(Discrete(2)))
     for k in range(2):
         params = SPY_MODEL.init(spy_keys(ppo._INIT, 0)[k])
         seen = ran.records[0].probe["spy/task"][k, 0]
@@ -144,7 +144,7 @@ def test_factors_of_a_kind_are_those_of_the_network(kind):
             SPY_MODEL.taps(seen),
             has_aux=True,
         )
-        pulled = cotangents(objective.output_loss, kind, outputs, None, spy_keys(ppo._FACTORS, 0)[k])
+        pulled = cotangents(network.output_loss, kind, outputs, None, spy_keys(ppo._FACTORS, 0)[k])
         expected = fisher_factors(inputs, lambda c, pull=pull: pull(c)[0], pulled)
         for name, pair in expected.items():
             for side, value in pair._asdict().items():

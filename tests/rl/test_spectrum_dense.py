@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from plastax import tree
 from plastax.models import ActorCritic
 from plastax.probes import GGN, Hessian
+from plastax.rl import objective, ppo
 from plastax.rl import policy as policies
-from plastax.rl import ppo
 from plastax.rl.environment import Discrete
 from plastax.types import ProbeInput
 
@@ -33,13 +33,13 @@ def setting():
     """A small actor-critic away from its start, and a slightly off-policy batch, in float64."""
     rng = np.random.default_rng(0)
     model = ActorCritic((6,), "tanh").build((3,), 3, continuous=False)
-    objective = ppo.losses(ppo.PPO(), model, policies.make(Discrete(3)))
+    network = objective.network(ppo.PPO(), model, policies.make(Discrete(3)))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda s: rng.normal(0, 0.7, s.shape), shapes)
     observation = rng.normal(size=(EXAMPLES, 3))
     action = rng.integers(0, 3, EXAMPLES)
     noise = rng.normal(size=(4, EXAMPLES))
-    return model, objective, params, observation, action, noise
+    return model, network, params, observation, action, noise
 
 
 def batch_of(model, params, observation, action, noise):
@@ -51,17 +51,17 @@ def batch_of(model, params, observation, action, noise):
 
 @pytest.fixture(scope="module", params=["hessian", "ggn"])
 def problem(request) -> Problem:
-    model, objective, params, *rest = setting()
+    model, network, params, *rest = setting()
     with jax.enable_x64(True):
         exact = jax.tree.map(jnp.asarray, params)
         batch = batch_of(model, exact, *map(jnp.asarray, rest))
         flat, unflatten = ravel_pytree(exact)
         if request.param == "hessian":
-            dense = jax.jit(jax.hessian(lambda p: objective.loss(unflatten(p), batch)[0]))(flat)
+            dense = jax.jit(jax.hessian(lambda p: network.loss(unflatten(p), batch)))(flat)
         else:
             # J^T C J with both written out: the Jacobian of all outputs, and the block matrix C from its definition.
-            outputs, rebuild = ravel_pytree(objective.outputs(exact, batch))
-            jacobian = jax.jit(jax.jacfwd(lambda p: ravel_pytree(objective.outputs(unflatten(p), batch))[0]))(flat)
+            outputs, rebuild = ravel_pytree(network.outputs(exact, batch))
+            jacobian = jax.jit(jax.jacfwd(lambda p: ravel_pytree(network.outputs(unflatten(p), batch))[0]))(flat)
             p = np.asarray(jax.nn.softmax(rebuild(outputs)["policy"]))
             curvature = np.zeros((outputs.size, outputs.size))
             places = rebuild(jnp.arange(outputs.size))
@@ -80,12 +80,12 @@ def problem(request) -> Problem:
         return ProbeInput(
             params,
             single,
-            lambda p, b: objective.loss(p, b)[0],
-            lambda p, b: model.apply(p, b.observation)[1],
-            objective.outputs,
-            objective.output_loss,
-            lambda p, t, b: (objective.loss(p, b)[0], ({}, {})),
-            lambda b: model.taps(b.observation),
+            network.loss,
+            network.features,
+            network.outputs,
+            network.output_loss,
+            network.tapped,
+            network.taps,
             {},
             key,
             lambda: params,

@@ -27,7 +27,7 @@ from tests.rl.toy_environments import matching_reward
 
 from plastax.methods import METHODS
 from plastax.models import ActorCritic
-from plastax.parallel import over_seeds, seed_keys
+from plastax.program.parallel import over_seeds, seed_keys
 from plastax.probes import FeatureProbe, Hessian, KroneckerSpectrum
 from plastax.rl import ppo
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax import train
 from plastax.data import cifar, load
 from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import MLP, ResNet18
-from plastax.parallel import over_seeds, seed_keys
+from plastax.program import supervised
+from plastax.program.parallel import over_seeds, seed_keys
+from plastax.program.training import Training
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
-from plastax.training import Training
 from plastax.types import Array, Model, Probe, ProbeInput, Program, Stream
 from tests.data.formats import cifar_members
 from tests.streams.coloured import CLASSES, COLOURS, INCREMENTAL, QUICK, SHAPE, TRAIN
@@ -35,7 +35,7 @@ def watch(seen: ProbeInput) -> dict[str, Array]:
 
 def make(config: Training, stream: Stream, model: Model, probes: tuple[Probe, ...] = (), seeds: int = 1) -> Program:
     method = METHODS["backprop"].build(config.transformation())
-    return over_seeds(train.program(config, stream, model, method, probes), seeds, 0)
+    return over_seeds(supervised.program(config, stream, model, method, probes), seeds, 0)
 
 
 def test_one_compiled_program_serves_all_twenty_tasks_and_masks_what_is_not_there(compilations):
@@ -108,7 +108,7 @@ def test_the_best_weights_come_back_at_the_end_of_a_task():
     @functools.partial(jax.jit, compiler_options=QUICK)
     @jax.vmap
     def accuracy(key, params, index):
-        task = stream.task(fold(key, train._TASKS), data, index)
+        task = stream.task(fold(key, supervised._TASKS), data, index)
         batch = stream.validation(task, data, jnp.arange(stream.validated))
         outputs = jnp.where(batch.active, model.apply(params, batch.x)[0], -jnp.inf)
         return jnp.mean(jnp.argmax(outputs, -1) == batch.y)

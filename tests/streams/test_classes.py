@@ -14,9 +14,9 @@ import pytest
 import scipy.ndimage
 
 from plastax.errors import ConfigError
+from plastax.program.training import Training
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
 from plastax.streams.incremental_cifar import PAD, channels, moved, turned
-from plastax.training import Training
 from tests.streams.coloured import CLASSES, COLOURS, INCREMENTAL, KEPT, LABELS, QUICK, TEST, TRAIN
 
 

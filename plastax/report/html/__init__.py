@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from plastax import dataset
 from plastax.errors import ConfigError
-from plastax.files import write_atomic
-from plastax.record import labels
+from plastax.records import loading
+from plastax.records.files import write_atomic
+from plastax.records.layout import labels
 from plastax.report import Study, drawn, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
@@ -34,7 +34,7 @@ def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, provenance.Confi
     if len(studies) == 1:
         return studies[0].data, configs
     said = list(dict.fromkeys(study.data.attrs["notice"] for study in studies))
-    data = dataset.join(*zip(*((study.data, study.config, study.directory) for study in studies)))
+    data = loading.join(*zip(*((study.data, study.config, study.directory) for study in studies)))
     if "run" in data.update_task.dims:
         lengths = ", ".join(f"{k}: {c['settings'].get('updates_per_task')}" for k, (c, _) in configs.items())
         raise ConfigError(f"runs whose tasks differ in updates ({lengths}) have no common axis; use plastax compare")

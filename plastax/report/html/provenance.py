@@ -134,7 +134,7 @@ def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataF
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    from plastax.dataset import differing
+    from plastax.records.loading import differing
 
     rows = differing(list(configs.values()))
     return pd.DataFrame({name: [str(v) for v in values] for name, values in rows.items()}, index=list(configs)).T

@@ -31,30 +31,27 @@ import contextlib
 import datetime
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plastax import locks, record
+from plastax import locks
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
-from plastax.files import entries, read_json, write_json
-
-IO = (
-    "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
-    "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_verify", "data_card",
-)  # fmt: skip
-"""Settings that do not change a run's numbers and are not part of its identity."""
+from plastax.records import layout
+from plastax.records.files import entries, read_json, write_json
 
 REPORT = "report.html"
 """What a run has when it is finished."""
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings (dotted) that change numbers and are not equal, with both values; None where there is none."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], asides: Container[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Settings (dotted) that are not equal, with both values, None where there is none; but not the ``asides``."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in (*old, *(name for name in new if name not in old)):
         a, b = old.get(name), new.get(name)
-        if name in IO or a == b:
+        if name in asides or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found |= {f"{name}.{inner}": pair for inner, pair in differences(a, b).items()}
@@ -147,7 +144,7 @@ def _filled(path: Path) -> bool:
 def _done(run: Path, arms: Iterable[str]) -> int:
     """Segments recorded of some arms, or of all for "*"."""
     folders = (run / "records").glob("*") if arms == "*" else (run / "records" / arm for arm in arms)
-    return sum(len(record.listed(folder)) for folder in folders)
+    return sum(len(layout.listed(folder)) for folder in folders)
 
 
 def _time(text: str) -> float:
@@ -173,7 +170,7 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
 
     def last(run: Path) -> float:
         try:
-            began = record.read_environment(run).get("time", "")
+            began = layout.read_environment(run).get("time", "")
         except (OSError, RecordError):
             began = ""
         return _time(_word(run).get("started", "")) or _time(began) or run.stat().st_mtime

@@ -12,20 +12,24 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from plastax import output, runs
+from plastax import output
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
-from plastax.record import read_config
-from plastax.runs import IO
+from plastax.methods import METHODS
+from plastax.probes import PROBES
+from plastax.records import lifecycle
+from plastax.records.layout import read_config
 
 Registry = Mapping[str, Any]
-ALIASES: Mapping[str, str] = {"er": "effective_rank"}
-"""Names that the literature uses, and the entries that are meant."""
+GROUPS: Mapping[str, Registry] = {"methods": METHODS, "probes": PROBES}
+"""Field -> registry of which it names several entries; each entry's settings are a group of the entry's name."""
+ALIASES: Mapping[str, str] = {"er": "effective_rank", "spectrum": "hessian"}
+"""Names that the literature uses -> the entries of `GROUPS` that are meant, wherever a name is taken."""
 INT = 2**31 - 1
 """The largest whole number in a setting: programs count in 32 bits."""
 SEED = 2**32 - 1
@@ -36,10 +40,17 @@ Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
 """Names of methods; an experiment that has others than `Study` by default declares its field so."""
 
 
+def aside(default: Any) -> Any:
+    """A field of a configuration that changes no number of a run, and so is no part of its identity."""
+    return dataclasses.field(default=default, metadata={"aside": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What every experiment can be told, whatever it studies. Fields marked so in `IO` do not change its numbers."""
+    """What every experiment can be told, whatever it studies."""
 
+    preset: str = aside("default")
+    """A set of defaults."""
     methods: Methods = ("backprop", "l2_er", "reset")
     """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
     probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
@@ -52,60 +63,61 @@ class Study:
     """Number of the first seed; seed k is the same network alone and among others."""
     seed_chunk: int = 0
     """Seeds that run side by side, a divisor of the seeds; bounds memory. 0: all."""
-    auto_chunk: bool = False
+    auto_chunk: bool = aside(False)
     """Find the largest seed-chunk that fits into the device's memory."""
     tasks: int = 12
     """Tasks in the stream."""
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting and values for it, method.er-lr=1e-2,1e-3; again and again for a grid. Every combination is an arm."""
-    shard: str = ""
+    shard: str = aside("")
     """i/n, from 0/n to (n-1)/n: train the i-th of n shares of the arms, beside the processes that train the others, in
     one run directory, whose name is then the settings' alone. Code, versions and device must be the same for all."""
-    devices: int = 0
+    devices: int = aside(0)
     """Devices of this machine that networks (arms x seeds) are spread over; 0: all."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = aside(5.0)
     """Minutes between checkpoints, made at the next border of segments; 0: as checkpoint-every says."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = aside(0)
     """Segments between checkpoints; 0: as checkpoint-minutes says. None at all if both are 0."""
-    checkpoint_keep: int = 2
+    checkpoint_keep: int = aside(2)
     """Newest checkpoints of each method that are kept."""
-    runs_dir: Path = Path("runs")
+    runs_dir: Path = aside(Path("runs"))
     """Where runs go: <runs-dir>/<experiment>/<run id>."""
-    resume: Path | None = None
+    resume: Path | None = aside(None)
     """A run directory to continue; its settings are used, and others are refused."""
-    fresh: bool = False
+    fresh: bool = aside(False)
     """Start a new run. By default the same command continues an interrupted run of the same settings and code. A shard
     of several that has begun cannot do so alone: move the directory that they share away first."""
-    wandb: Literal["offline", "online", "disabled"] = "offline"
+    wandb: Literal["offline", "online", "disabled"] = aside("offline")
     """W&B: offline files in the run directory (no account needed), online, or disabled."""
     dry_run: bool = False
     """Check the settings and the data and end, before anything is compiled or written."""
-    compilation_cache: bool = True
+    compilation_cache: bool = aside(True)
     """Keep compiled programs in the user's cache directory, or where JAX_COMPILATION_CACHE_DIR says, at most 1 GiB of
     them (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes): a second start compiles nothing."""
 
 
+C = TypeVar("C", bound=Study)
+
+
 def parse(
-    base: type,
+    base: type[C],
     presets: Mapping[str, Mapping[str, Any]],
-    chosen: Mapping[str, Registry],
-    groups: Mapping[str, Registry],
+    choices: Mapping[str, Registry],
     args: Sequence[str] | None = None,
-) -> Any:
+) -> C:
     """The configuration that a command line asks for.
 
     Args:
       base: a frozen dataclass that extends `Study`.
       presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
         The settings of a choice given whole (``{"model_settings": CNN(...)}``) hold where that choice is made.
-      chosen: field -> registry of which it names one entry; the entry's settings are the group of the field's name.
-      groups: field -> registry of which it names several; each entry's settings are a group of the entry's name, and
-        ``--method.X`` stands for ``--<name>.X`` where one method is chosen.
-      args: the command line, `sys.argv[1:]` by default.
+      choices: field -> registry of which it names one entry; the entry's settings are the group of the field's name.
+      args: the command line, `sys.argv[1:]` by default. ``--method.X`` stands for ``--<name>.X`` where one method is
+        chosen.
 
     Returns:
-      An instance of a subclass of ``base``, with a field ``preset``, for every choice ``field`` a field
-      ``<field>_settings``, and for every entry of a group a field of its name.
+      The configuration. Its class extends ``base``: for every choice ``field`` it has a field ``<field>_settings``,
+      and for every entry of `GROUPS` a field of its name, see `entry`.
 
     Raises:
       ConfigError: an unknown name or a value that a setting's own check refuses.
@@ -121,54 +133,65 @@ def parse(
             raise ConfigError(f"resume: {path} is not a run directory ({error})") from error
     preset = _value_of(args, "--preset") or stored.get("preset", "default")
     _known("preset", preset, presets)
-    overrides = presets[preset]
-
-    def first(field: str, name: str) -> str:
+    overrides = {"preset": preset, **presets[preset]}
+    chosen = {}
+    for field, registry in choices.items():
         default = next(f.default for f in dataclasses.fields(base) if f.name == field)
-        return _value_of(args, name) or stored.get(field) or overrides.get(field, default)
-
-    fields: list[Any] = [
-        ("preset", Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")], preset)
-    ]
-    for field, registry in chosen.items():
-        name = first(field, f"--{field}")
+        name = _value_of(args, f"--{field}") or stored.get(field) or overrides.get(field, default)
         _known(field, name, registry)
-        entry = registry[name]
-        fields.append((f"{field}_settings", Annotated[type(entry), tyro.conf.arg(name=field)], entry))
-        # A preset speaks of one choice; of another it holds what that has as well.
-        group, kind = f"{field}_settings", type(entry)
-        own = {f"{group}.{setting.name}" for setting in dataclasses.fields(entry)}
-        overrides = {
-            name: value
-            for name, value in overrides.items()
-            if name.partition(".")[0] != group or name in own or (name == group and type(value) is kind)
-        }
-    for registry in groups.values():
-        fields += [(name, type(entry), entry) for name, entry in registry.items() if dataclasses.fields(entry)]
-    namespace: dict[str, Any] = {"__doc__": base.__doc__}
-    cls = dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
-    default = replaced(cls(), overrides)
+        chosen[field] = registry[name]
+        overrides = _of_choice(overrides, f"{field}_settings", registry[name])
+    default = replaced(_with_groups(base, presets, chosen)(), overrides)
     default = _from_json(default, stored) if stored else default
-    config = tyro.cli(cls, args=_spell_out(args, default, groups), default=default, prog=None)
-    for field, registry in groups.items():
-        # All: without those that are others under a second name.
-        distinct = (name for i, name in enumerate(registry) if registry[name] not in [*registry.values()][:i])
-        names = getattr(config, field)
-        if names == ("all",):
-            names = tuple(distinct)
-        elif field == "probes" and names == ("none",):
-            names = ()
-        names = tuple("+".join(members(name)) for name in names)
-        for name in names:
-            for member in members(name):
-                _known(field, member, registry)
-            if len(members(name)) > 1 and field != "methods":
-                raise ConfigError(f"{field}: {name} is not allowed; only methods are composed")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"{field}: {' '.join(names)} names an entry twice")
-        config = dataclasses.replace(config, **{field: names})
+    config = tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None)
+    for field, registry in GROUPS.items():
+        config = dataclasses.replace(config, **{field: _names(field, getattr(config, field), registry)})
     _check(config)
     return config
+
+
+def _of_choice(overrides: Mapping[str, Any], group: str, entry: Any) -> dict[str, Any]:
+    """What a preset says, without what it says of a choice that was not made: it speaks of one."""
+    own = {f"{group}.{setting.name}" for setting in dataclasses.fields(entry)}
+
+    def holds(name: str, value: Any) -> bool:
+        return name.partition(".")[0] != group or name in own or (name == group and type(value) is type(entry))
+
+    return {name: value for name, value in overrides.items() if holds(name, value)}
+
+
+def _with_groups(base: type[C], presets: Iterable[str], chosen: Mapping[str, Any]) -> type[C]:
+    """``base`` with a group of settings for every choice and every entry of `GROUPS`, which tyro reads."""
+    told = Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")]
+    fields: list[Any] = [("preset", told, aside("default"))]
+    for field, one in chosen.items():
+        fields.append((f"{field}_settings", Annotated[type(one), tyro.conf.arg(name=field)], one))
+    for registry in GROUPS.values():
+        fields += [(name, type(one), one) for name, one in registry.items() if dataclasses.fields(one)]
+    namespace: dict[str, Any] = {"__doc__": base.__doc__}
+    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
+
+
+def _names(field: str, given: tuple[str, ...], registry: Registry) -> tuple[str, ...]:
+    """The entries that a field names: ``all`` and ``none`` spelled out, each under its own name, none twice."""
+    if given == ("all",):
+        given = tuple(registry)
+    elif field == "probes" and given == ("none",):
+        given = ()
+    names = tuple("+".join(members(name)) for name in given)
+    for name in names:
+        for member in members(name):
+            _known(field, member, registry)
+        if len(members(name)) > 1 and field != "methods":
+            raise ConfigError(f"{field}: {name} is not allowed; only methods are composed")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{field}: {' '.join(names)} names an entry twice")
+    return names
+
+
+def entry(config: Study, registry: Registry, name: str) -> Any:
+    """The settings of an entry of a registry in a configuration."""
+    return getattr(config, name, registry[name])
 
 
 def members(name: str) -> tuple[str, ...]:
@@ -212,9 +235,12 @@ def _known(field: str, name: str, allowed: Registry) -> None:
         raise ConfigError.unknown(field, name, allowed)
 
 
-def _spell_out(args: Sequence[str], default: Any, groups: Mapping[str, Registry]) -> list[str]:
-    """Replaces ``--method.X`` by ``--<the method>.X``."""
-    if "methods" not in groups or not any(arg.startswith("--method.") for arg in args):
+def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
+    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by what they stand for."""
+    for alias, name in ALIASES.items():
+        flag = f"--{name.replace('_', '-')}."
+        args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
+    if not any(arg.startswith("--method.") for arg in args):
         return list(args)
     methods = list(default.methods)
     for i, arg in enumerate(args):
@@ -274,7 +300,7 @@ def check_sizes(config: Any, group: str = "") -> None:
             raise ConfigError(f"{name}: {wrong[0]} is not allowed; give at most {most}")
 
 
-def _check(config: Any) -> None:
+def _check(config: Study) -> None:
     check_sizes(config)
     if config.first_seed + config.seeds - 1 > SEED:
         raise ConfigError(
@@ -292,7 +318,7 @@ def _check(config: Any) -> None:
             f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
         )
     if config.shard:
-        runs.numbers(config.shard)
+        lifecycle.numbers(config.shard)
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
     if config.seed_chunk and config.seeds % config.seed_chunk:
@@ -307,26 +333,31 @@ def share_of(items: Sequence[Any], shard: str) -> Sequence[Any]:
     """
     if not shard:
         return items
-    index, count = runs.numbers(shard)
+    index, count = lifecycle.numbers(shard)
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def to_json(config: Any, groups: Mapping[str, Registry]) -> dict[str, Any]:
+def to_json(config: Study) -> dict[str, Any]:
     """All settings as JSON types, without the groups of entries that were not chosen."""
-    used = {member for field in groups for name in getattr(config, field) for member in members(name)}
+    used = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
     # Shards say the same of their run.
-    unused = {name for registry in groups.values() for name in registry} - used | {"shard", "dry_run"}
+    unused = {name for registry in GROUPS.values() for name in registry} - used | {"shard", "dry_run"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 
 
-def identity(settings: Mapping[str, Any]) -> str:
+def asides(config: Study) -> list[str]:
+    """The settings of a configuration that change no number, see `aside`; and where the data lay."""
+    return [field.name for field in dataclasses.fields(config) if field.metadata.get("aside")] + ["data_card"]
+
+
+def identity(settings: Mapping[str, Any], asides: Container[str] = ()) -> str:
     """Eight hexadecimal digits that two configurations share if and only if they ask for the same numbers."""
-    text = json.dumps({k: v for k, v in settings.items() if k not in IO}, sort_keys=True)
+    text = json.dumps({k: v for k, v in settings.items() if k not in asides}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def main(run: Callable[[], None]) -> None:
+def main(run: Callable[[], Any]) -> None:
     """Runs an experiment's body; what ends it early is one line and a status.
 
     Status 2: a setting cannot be used. 75: it was asked to stop, and can be continued. 130: Ctrl-C before or after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plastax import checkpoint, compilation, files, locks, memory, output, record, runs
-from plastax.checkpoint import Checkpoints, from_host, to_host
+from plastax import locks, output
+from plastax.records import files, layout, lifecycle
+from plastax.runs import checkpoint, compilation, memory
+from plastax.runs.checkpoint import Checkpoints, from_host, to_host
 from plastax.errors import ConfigError, RunError, Stopped
-from plastax.parallel import Batch
-from plastax.record import Segment
-from plastax.shares import ProbeCosts, Shares
-from plastax.stopping import Stopping
-from plastax.survey import survey
+from plastax.program.parallel import Batch
+from plastax.records.layout import Segment
+from plastax.runs.timing import ProbeCosts, Shares
+from plastax.runs.signals import Stopping
+from plastax.records.survey import survey
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
@@ -113,13 +116,11 @@ def train(
     plan.check()
     begun = time.perf_counter()
     saving, stopping = saving or Saving(), stopping or Stopping()
-    folders = {arm: record.place(directory, config, arm) for arm in batch.arms}
-    owners = {arm: record.owner(config, arm) for arm in batch.arms}
+    place = directory / "checkpoints" / layout.folder(config, batch.folder)
+    there = survey(directory, config, batch.arms, plan.segments)
     like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
     # Devices, and with them the number of copies that fill them up, may be others than before.
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
-    place = directory / "checkpoints" / record.folder(config, batch.folder)
-    there = survey(directory, config, batch.arms, plan.segments)
     restored = checkpoint.restore(place, config, own, there)
     first = restored.segment if restored else 0
     # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
@@ -127,118 +128,158 @@ def train(
         return None
     for note in restored.notes if restored else ():
         print(output.plain(f"{note}; continuing after segment {first} of {plan.segments}"))
-    for folder in folders.values():
-        files.remove_unfinished(folder)
     if stopping.asked:
         raise Stopped(f"stopped by {stopping.asked} before {batch.name}")
     with contextlib.ExitStack() as ending:
         if checkpoints := Checkpoints(place, config, saving.keep, first) if saving.enabled else None:
             ending.callback(checkpoints.close)
-        watching = [one for sink in sinks for one in _watching(sink, batch)]
-        for arm, sink in watching:
-            sink.start(config, directory, arm)
-            ending.callback(sink.finish)
-        needed: memory.Need | None = None
-        ending.enter_context(memory.explained(batch.name, config.get("settings", {}), lambda: needed))
-        asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
-        # On the devices once, beside the state and never donated: all segments read the same arrays.
-        data = batch.place(batch.program.data)
-        init, segment = memory.compile_segment(batch, data, plan.updates_per_segment)
-        needed = memory.need(segment)
-        memory.check_need(batch, data, needed, config.get("settings", {}))
-        compiled = {
-            "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
-            "compilations": compilation.counts.asked - asked,
-            "compilations_uncached": compilation.counts.missed - missed,
-        }
+        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending)
+        compiled = _compile(batch, plan, config, ending)
         if restored:
-            state = jax.device_put(from_host(batch.spread(restored.leaves), like), init.output_shardings)
+            leaves = from_host(batch.spread(restored.leaves), like)
+            state = jax.device_put(leaves, compiled.init.output_shardings)
         else:
-            state = init(batch.start, data)
-
-        costs, computed, probing = ProbeCosts(), 0.0, 0.0
-
-        def finish(
-            index: int, values: Record, leaves: Mapping[str, np.ndarray] | None, seconds: float, probes: float
-        ) -> None:
-            """Everything that the host does about a finished segment, while the device is in the next one."""
-            if lock and lock.lost:
-                raise RunError(runs.moved(directory))
-            clock = index * plan.updates_per_segment
-            task = clock // plan.updates_per_task
-            host: dict[str, float] = {
-                "clock": clock,
-                "length": plan.updates_per_segment,
-                "task": task,
-                "train_seconds": seconds / len(batch.arms),  # An arm's share: networks run side by side.
-                "probe_seconds": probes / len(batch.arms),
-                "env_steps": plan.steps_per_update * plan.updates_per_segment,
-            }
-            if index == first:
-                host |= compiled
-            parts = batch.split(batch.real(values))
-            for arm, folder in folders.items():
-                seal = owners[arm] | {"checkpoint": checkpoints.newest if checkpoints else first}
-                record.write_segment(folder, index, parts[arm], host, seal)
-            if checkpoints and leaves is not None:
-                checkpoints.save(index + 1, dict(leaves))
-            metrics = {
-                arm: reduce_segment(Segment(part.train, part.probe, host), config, arm) for arm, part in parts.items()
-            }
-            for arm, sink in watching:
-                sink.log(metrics[arm], task)
+            state = compiled.init(batch.start, compiled.data)
 
         def look(clock: int) -> None:
             """What is due at the start of the task of update ``clock``, alone."""
             nonlocal state
             start = clock - clock % plan.updates_per_task
-            state, values = segment(state, data, np.int32(~start))
+            state, values = compiled.segment(state, compiled.data, np.int32(~start))
             jax.block_until_ready(values)
 
-        pending: tuple[int, Record, Any, float, float] | None = None
-        saved, frozen, asked_by = time.monotonic(), 0, ""
+        costs, computed, probing = ProbeCosts(), 0.0, 0.0
+        saved, frozen, asked = time.monotonic(), 0, ""
+        ended: _Ended | None = None
         for index in range(first, plan.segments):
-            started = time.perf_counter()
-            state, values = segment(state, data, np.int32(index * plan.updates_per_segment))
-            if pending:
-                finish(*pending)
+            started, clock = time.perf_counter(), index * plan.updates_per_segment
+            # JAX returns at once. While the device computes this segment, the host finishes the one before.
+            state, values = compiled.segment(state, compiled.data, np.int32(clock))
+            if ended:
+                host.finish(ended)
             jax.block_until_ready(values)
             seconds = time.perf_counter() - started
-            alone = functools.partial(look, index * plan.updates_per_segment)
-            probes = costs.of(values, None if stopping.asked else alone)
+            probes = costs.of(values, None if stopping.asked else functools.partial(look, clock))
             computed, probing = computed + seconds, probing + probes
+
             last = index + 1 == plan.segments
-            asked_by = "" if last else stopping.asked
+            asked = "" if last else stopping.asked
             before, frozen = frozen, num_frozen(values)
-            due = last or asked_by or frozen > before or saving.due(index + 1, time.monotonic() - saved)
+            due = last or asked or frozen > before or saving.due(index + 1, time.monotonic() - saved)
+            # The next segment donates the state, so what a checkpoint takes of it is copied now.
             leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
-            pending = (index, values, leaves, seconds, probes)
-            if asked_by:
+            ended = _Ended(index, values, leaves, seconds, probes, compiled.counts if index == first else {})
+            if asked:
                 break
-        if pending:
-            finish(*pending)
+        if ended:
+            host.finish(ended)
         if checkpoints:
             checkpoints.wait()
-        if asked_by:
-            raise Stopped(f"stopped by {asked_by} behind segment {index + 1} of {plan.segments} of {batch.name}")
+        if asked:
+            raise Stopped(f"stopped by {asked} behind segment {index + 1} of {plan.segments} of {batch.name}")
     there = survey(directory, config, batch.arms, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
         raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
-    compiling = compiled["compile_seconds"] * len(batch.arms)
+    compiling = compiled.counts["compile_seconds"] * len(batch.arms)
     idle = time.perf_counter() - begun - compiling - computed - costs.timing
     return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
+
+
+class _Compiled(NamedTuple):
+    """A batch's compiled program: what starts it, its segment, what all networks share, and what the record has."""
+
+    init: jax.stages.Compiled
+    segment: jax.stages.Compiled
+    data: Tree
+    counts: dict[str, float]
+
+
+def _compile(batch: Batch, plan: Plan, config: Mapping[str, Any], ending: contextlib.ExitStack) -> _Compiled:
+    """Compiles a batch's program; what does not fit into memory, now or until ``ending``, is explained."""
+    needed: memory.Need | None = None
+    ending.enter_context(memory.explained(batch.name, config.get("settings", {}), lambda: needed))
+    asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
+    # On the devices once, beside the state and never donated: all segments read the same arrays.
+    data = batch.place(batch.program.data)
+    init, segment = memory.compile_segment(batch, data, plan.updates_per_segment)
+    needed = memory.need(segment)
+    memory.check_need(batch, data, needed, config.get("settings", {}))
+    counts = {
+        "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
+        "compilations": compilation.counts.asked - asked,
+        "compilations_uncached": compilation.counts.missed - missed,
+    }
+    return _Compiled(init, segment, data, counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ended:
+    """A segment that the device is through with: its number, its record, the state after it if it is to be saved, how
+    long it took, how much of that its probes, and more scalars for its record.
+    """
+
+    index: int
+    values: Record
+    leaves: Mapping[str, np.ndarray] | None
+    seconds: float
+    probes: float
+    counts: Mapping[str, float]
+
+
+class _Host:
+    """What the host does about a segment that has ended: records, checkpoint, sinks; see `train` for the arguments."""
+
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any], batch: Batch, plan: Plan, sinks: Sequence[Sink],
+        checkpoints: Checkpoints | None, first: int, lock: locks.Lock | None, ending: contextlib.ExitStack,
+    ) -> None:  # fmt: skip
+        self.directory, self.config, self.batch, self.plan = directory, config, batch, plan
+        self.checkpoints, self.first, self.lock = checkpoints, first, lock
+        self.folders = {arm: layout.place(directory, config, arm) for arm in batch.arms}
+        for folder in self.folders.values():
+            files.remove_unfinished(folder)
+        # A sink for every arm.
+        self.watching = [
+            (arm, sink if len(batch.arms) == 1 else sink.fork()) for sink in sinks for arm in batch.arms
+        ]
+        for arm, sink in self.watching:
+            sink.start(config, directory, arm)
+            ending.callback(sink.finish)
+
+    def finish(self, ended: _Ended) -> None:
+        """Records first: whoever finds a checkpoint finds all records before it."""
+        if self.lock and self.lock.lost:
+            raise RunError(lifecycle.moved(self.directory))
+        plan, arms = self.plan, self.batch.arms
+        clock = ended.index * plan.updates_per_segment
+        host: dict[str, float] = {
+            "clock": clock,
+            "length": plan.updates_per_segment,
+            "task": (task := clock // plan.updates_per_task),
+            "train_seconds": ended.seconds / len(arms),  # An arm's share: networks run side by side.
+            "probe_seconds": ended.probes / len(arms),
+            "env_steps": plan.steps_per_update * plan.updates_per_segment,
+            **ended.counts,
+        }
+        parts = self.batch.split(self.batch.real(ended.values))
+        newest = self.checkpoints.newest if self.checkpoints else self.first
+        for arm, folder in self.folders.items():
+            seal = layout.owner(self.config, arm) | {"checkpoint": newest}
+            layout.write_segment(folder, ended.index, parts[arm], host, seal)
+        if self.checkpoints and ended.leaves is not None:
+            self.checkpoints.save(ended.index + 1, dict(ended.leaves))
+        metrics = {
+            arm: reduce_segment(Segment(part.train, part.probe, host), self.config, arm) for arm, part in parts.items()
+        }
+        for arm, sink in self.watching:
+            sink.log(metrics[arm], task)
 
 
 def _recorded(directory: Path, config: Mapping[str, Any], arms: Sequence[str], plan: Plan) -> bool:
     """Whether all segments of some arms are on disk, and whole."""
     return survey(directory, config, arms, plan.segments).whole == plan.segments
-
-
-def _watching(sink: Sink, batch: Batch) -> list[tuple[str, Sink]]:
-    """A sink for every arm."""
-    return [(arm, sink if len(batch.arms) == 1 else sink.fork()) for arm in batch.arms]
 
 
 def num_frozen(values: Record) -> int:
@@ -261,7 +302,7 @@ def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
         own = {axis: list(names) for axis, names in batch.program.coords.items()}
         own = {axis: names for axis, names in own.items() if names != labels["coords"][axis]}
         labels["own_coords"] |= {arm: own for arm in batch.arms if own}
-        short = {name: record.short(name) for name in (*batch.arms, batch.folder)}
+        short = {name: layout.short(name) for name in (*batch.arms, batch.folder)}
         labels["folders"] |= {name: folder for name, folder in short.items() if folder != name}
     return labels
 
@@ -279,7 +320,7 @@ def study(
     same: bool = False,
     report: Callable[[], Any] | None = None,
 ) -> dict[str, Shares]:
-    """Runs programs one after another into one run directory; see `runs` for the states that this takes it through.
+    """Runs programs one after another into one run directory; see `lifecycle` for the states that this takes it through.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
@@ -289,9 +330,9 @@ def study(
       plan: the same for all.
       sinks: see `train`.
       saving: see `train`.
-      shard: see `runs.hold`.
-      here: see `record.start_run`.
-      same: see `record.start_run`.
+      shard: see `lifecycle.hold`.
+      here: see `layout.start_run`.
+      same: see `layout.start_run`.
       report: writes the report, once everything is recorded, of the other shards too; None: there is none.
 
     Returns:
@@ -303,32 +344,32 @@ def study(
     """
     plan.check()
     config = {**axes(batches), **config}
-    with contextlib.suppress(FileNotFoundError, record.RecordError):
+    with contextlib.suppress(FileNotFoundError, layout.RecordError):
         # Of a run that earlier versions began, long labels are folders as well.
-        config["folders"] = record.read_config(directory).get("folders", {})
+        config["folders"] = layout.read_config(directory).get("folders", {})
     own = [arm for batch in batches for arm in batch.arms]
-    others = [arm for arm in record.labels(config) if arm not in own]
+    others = [arm for arm in layout.labels(config) if arm not in own]
     again = f"go on with --resume {directory}{f' --shard {shard}' * bool(shard)}"
     shares: dict[str, Shares | None] = {}
     try:
         with Stopping() as stopping:
-            ended = runs.status(directory).state in (("recorded", "finished") if shard else ("recorded",))
+            ended = lifecycle.status(directory).state in (("recorded", "finished") if shard else ("recorded",))
             ended = ended and (directory / "config.json").exists() and _recorded(directory, config, own, plan)
             if not (report and ended):
-                segments = {record.folder(config, arm): plan.segments for arm in own}
-                begin = functools.partial(record.start_run, directory, config, here, same=same)
+                segments = {layout.folder(config, arm): plan.segments for arm in own}
+                begin = functools.partial(layout.start_run, directory, config, here, same=same)
                 end = "recorded" if report else "finished"
-                with runs.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end) as lock:
+                with lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end) as lock:
                     for batch in batches:
                         shares[batch.name] = train(
                             directory, config, batch, plan, sinks, saving=saving, stopping=stopping, lock=lock
                         )
             if report and _recorded(directory, config, others, plan):
                 with stopping.at_once("before the report was written"):
-                    runs.conclude(directory, report)
+                    lifecycle.conclude(directory, report)
     except Stopped as stop:
         raise Stopped(f"{stop}; {again}, or just start the same again") from stop
-    except record.RecordError as error:
+    except layout.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from plastax import runs
-from plastax.environment import changes, environment
 from plastax.errors import ConfigError, RecordError, Unreadable
-from plastax.record import FORMAT, read_config, read_environment
-from plastax.settings import identity
+from plastax.records import lifecycle
+from plastax.records.environment import changes, environment
+from plastax.records.layout import FORMAT, read_config, read_environment
+from plastax.study.settings import Study, asides, identity
 
 
-def check_writable(config: Any, experiment: str) -> None:
+def check_writable(config: Study, experiment: str) -> None:
     """Raises `ConfigError` unless the directory of a run could be made and written; makes none itself."""
     setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
@@ -26,13 +26,13 @@ def check_writable(config: Any, experiment: str) -> None:
 
 
 def run_directory(
-    config: Any, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
+    config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
 ) -> tuple[Path, str, str]:
     """The directory of this run, made: a new one, or that of an interrupted run to go on with.
 
     Without ``resume`` and ``fresh``, it continues the interrupted run of these settings that was worked on last,
     if code, versions and device are those that it began with, so that it ends as it would have ended. Where only the
-    report is missing, that does not matter. Shards share one directory, whose name is the settings' alone; `run.study`
+    report is missing, that does not matter. Shards share one directory, whose name is the settings' alone; `loop.study`
     compares what they began with.
 
     Args:
@@ -49,16 +49,16 @@ def run_directory(
         records, and the file that says what they are is damaged; or a shard that has begun is to begin again.
     """
     here = environment() if here is None else here
-    folder = config.runs_dir / experiment
+    folder, mark = config.runs_dir / experiment, identity(settings, asides(config))
     if config.resume is not None:
-        run_id, note = _resumed(config.resume, experiment, settings, here)
+        run_id, note = _resumed(config, experiment, settings, here)
         return _writable(config.resume, "resume"), run_id, note
     if config.shard:
-        directory = _writable(_shared(folder / identity(settings), config), "runs_dir")
+        directory = _writable(_shared(folder / mark, config), "runs_dir")
         return directory, directory.name, ""
     notes = []
-    for previous in [] if config.fresh else runs.unfinished(folder, identity(settings)):
-        state = runs.status(previous).state
+    for previous in [] if config.fresh else lifecycle.unfinished(folder, mark):
+        state = lifecycle.status(previous).state
         if state == "running":
             notes.append(f"starting anew: {previous} of the same settings is running")
             continue
@@ -69,7 +69,7 @@ def run_directory(
         notes.append(f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     # Two starts within a second are two runs.
-    directory = next(path for path in _following(folder / f"{stamp}-{identity(settings)}") if not path.exists())
+    directory = next(path for path in _following(folder / f"{stamp}-{mark}") if not path.exists())
     return _writable(directory, "runs_dir"), directory.name, notes[0] if notes else ""
 
 
@@ -79,8 +79,10 @@ def _run_id(run: Path) -> str:
     return run.name
 
 
-def _resumed(run: Path, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
+def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
     """The id of a run that ``--resume`` names, and what is to be said."""
+    run = config.resume
+    assert run is not None
     try:
         stored = read_config(run)
         if stored["experiment"] != experiment:
@@ -90,8 +92,8 @@ def _resumed(run: Path, experiment: str, settings: Mapping[str, Any], here: Mapp
                 f"resume: {run} is of format {stored.get('format', 0)} and this plastax goes on with format {FORMAT} "
                 "only; go on with the version that began it (environment.json names it), or start a new run"
             )
-        if differing := runs.differences(stored["settings"], settings):
-            listed = runs.listed(differing)
+        if differing := lifecycle.differences(stored["settings"], settings, asides(config)):
+            listed = lifecycle.listed(differing)
             raise ConfigError(f"resume: {run} is another configuration ({listed}); drop these settings")
         run_id = stored["run_id"]
     except (RecordError, OSError, KeyError) as error:
@@ -108,11 +110,11 @@ def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
         then = read_environment(run)
         return changes(then, here) + (["the format"] if format_ != FORMAT else []), ""
     except FileNotFoundError as error:
-        if runs.blank(run):
+        if lifecycle.blank(run):
             return [], ""
         return [], f"; {error.filename} is missing: whether code, versions and device are the same is not known"
     except RecordError as error:
-        if runs.blank(run):
+        if lifecycle.blank(run):
             return [], ""
         if isinstance(error, Unreadable):
             raise
@@ -127,16 +129,16 @@ def _following(path: Path) -> Iterator[Path]:
     return itertools.chain([path], (path.with_name(f"{path.name}-{k}") for k in itertools.count(2)))
 
 
-def _shared(first: Path, config: Any) -> Path:
+def _shared(first: Path, config: Study) -> Path:
     """The directory of all shards: the newest one of these settings."""
     directory = first
     for new in _following(first):
         if not new.exists():
             break
         directory = new
-    if not config.fresh or not runs.begun(directory, config.shard):
+    if not config.fresh or not lifecycle.begun(directory, config.shard):
         return directory
-    if runs.numbers(config.shard)[1] > 1:
+    if lifecycle.numbers(config.shard)[1] > 1:
         # Whether the other shards have already started anew, or are those of before, nobody could tell.
         raise ConfigError(
             f"fresh: shard {config.shard} has begun in {directory}, which all shards share; move that directory away, "

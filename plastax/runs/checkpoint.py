@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from plastax import __version__, runs, tree
+from plastax import __version__, tree
+from plastax.records import lifecycle
 from plastax.errors import RecordError, RunError, Unreadable
-from plastax.files import aside, entries, read_json, regular, trouble, write_json
-from plastax.record import FORMAT
-from plastax.survey import Survey
+from plastax.records.files import aside, entries, read_json, regular, trouble, write_json
+from plastax.records.layout import FORMAT
+from plastax.records.survey import Survey
 from plastax.types import Tree
 
 # orbax logs every save, and every error that it raises as well.
@@ -283,7 +284,7 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
             f"format {FORMAT}; go on with that version, or start over with --fresh"
         )
     if manifest["hash"] != config.get("hash"):
-        listed = runs.listed(runs.differences(manifest["settings"], config.get("settings", {})))
+        listed = lifecycle.listed(lifecycle.differences(manifest["settings"], config.get("settings", {}), config.get("asides", ())))
         raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
     there = {name: "".join(map(str, reversed(leaf))) for name, leaf in manifest["leaves"].items()}
     shapes = jax.eval_shape(_without_keys, like)

@@ -9,28 +9,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from plastax import learning, roles, segments, tree
+from plastax import roles, tree
 from plastax.curvature import losses, running
-from plastax.curvature.kronecker import Factors
 from plastax.errors import ConfigError
 from plastax.keys import fold, shuffles
-from plastax.learning import Aside, Pass
 from plastax.probes.plasticity import sample_plasticity
-from plastax.training import Training
+from plastax.program import learner, segments
+from plastax.program.learner import Learned, Learner, Network, learned_of
+from plastax.program.training import Training
 from plastax.types import (
     Array,
     Examples,
-    Features,
     Key,
-    LayerInputs,
     Method,
-    MethodArgs,
     Model,
     Params,
     Probe,
-    ProbeInput,
     Program,
     Stream,
     Tree,
@@ -99,67 +94,24 @@ def batch_like(config: Training, stream: Stream) -> Examples:
     return jax.eval_shape(example, tree.key_like(), stream.data)
 
 
-class _Network(NamedTuple):
-    """Model and loss as functions of (params, batch), for training, methods and probes alike."""
-
-    loss: Callable[[Params, Examples], Array]
-    features: Callable[[Params, Examples], Features]
-    outputs: Callable[[Params, Examples], Array]
-    tapped: Callable[[Params, dict[str, Array], Examples], tuple[Array, tuple[Features, dict[str, LayerInputs]]]]
-    taps: Callable[[Examples], dict[str, Array]]
-    backward: Callable[[Params, Tree, Examples], Pass]
-    evaluate: Callable[[Params, Tree, Examples], dict[str, Array]]
-
-
-def _network(model: Model, loss_name: str) -> _Network:
+def _network(model: Model, loss_name: str) -> tuple[Network, Callable[[Params, Tree, Examples], dict[str, Array]]]:
+    """The functions of a network, and its evaluation: ``(params, running statistics, batch) -> metrics``."""
     loss = losses.get(loss_name)
-    classes = loss_name == "cross_entropy"
 
     def masked(outputs: Array, batch: Examples) -> Array:
         return outputs if batch.active is None else jnp.where(batch.active, outputs, INACTIVE)
 
-    def quality(outputs: Array, batch: Examples) -> dict[str, Array]:
-        """What is recorded of the outputs beside the loss."""
-        return {"accuracy": jnp.mean(jnp.argmax(outputs, -1) == batch.y, dtype=jnp.float32)} if classes else {}
-
-    def outputs_fn(params: Params, batch: Examples) -> Array:
-        return masked(model.apply(params, batch.x)[0], batch)
-
-    def tapped(
-        params: Params, taps: dict[str, Array], batch: Examples
-    ) -> tuple[Array, tuple[Features, dict[str, LayerInputs]]]:
-        outputs, features, inputs = model.tapped(params, taps, batch.x)
-        return loss.value(masked(outputs, batch), batch), (features, inputs)
-
-    def backward(params: Params, stats: Tree, batch: Examples) -> Pass:
-        def forward(params: Params, taps: dict[str, Array]) -> tuple[Array, Aside]:
-            if model.train is None:
-                outputs, features, inputs = model.tapped(params, taps, batch.x)
-                moved = stats
-            else:
-                outputs, features, inputs, moved = model.train(params, stats, taps, batch.x)
-            return masked(outputs, batch), Aside(features, inputs, moved)
-
-        def with_metrics(outputs: Array) -> tuple[Array, dict[str, Array]]:
-            value = loss.value(outputs, batch)
-            return value, {"loss": value} | quality(outputs, batch)
-
-        return learning.backward(forward, with_metrics, params, model.taps(batch.x))
+    def with_metrics(outputs: Array, batch: Examples) -> tuple[Array, dict[str, Array]]:
+        metrics = {"loss": loss.value(outputs, batch)}
+        if loss_name == "cross_entropy":
+            metrics["accuracy"] = jnp.mean(jnp.argmax(outputs, -1) == batch.y, dtype=jnp.float32)
+        return metrics["loss"], metrics
 
     def evaluate(params: Params, stats: Tree, batch: Examples) -> dict[str, Array]:
         outputs, _ = model.evaluate(params, stats, batch.x) if model.evaluate else model.apply(params, batch.x)
-        outputs = masked(outputs, batch)
-        return {"loss": loss.value(outputs, batch)} | quality(outputs, batch)
+        return with_metrics(masked(outputs, batch), batch)[1]
 
-    return _Network(
-        lambda params, batch: loss.value(outputs_fn(params, batch), batch),
-        lambda params, batch: model.apply(params, batch.x)[1],
-        outputs_fn,
-        tapped,
-        lambda batch: model.taps(batch.x),
-        backward,
-        evaluate,
-    )
+    return learner.network(model, loss, with_metrics, lambda batch: batch.x, masked), evaluate
 
 
 def program(
@@ -210,14 +162,13 @@ def program(
         )
         raise ConfigError(message)
     blocks = config.blocks(stream.examples)
-    network = _network(model, stream.loss)
-    output_loss = losses.get(stream.loss)
-    minibatch = batch_like(config, stream)
+    network, evaluate = _network(model, stream.loss)
+    learns = Learner(
+        model, network, method, config, batch_like(config, stream), _FACTORS,
+        needs_boundary=needs_boundary, starts_anew=starts_anew,
+    )  # fmt: skip
     probes_due = segments.task_borders(config.updates, probe_every)
     needs_previous = any(probe.needs_previous for probe in probes)
-
-    def factors_of(seen: Pass, batch: Examples, seed: Key, clock: Array) -> dict[str, Factors]:
-        return learning.factors_of(seen, config.kronecker_kind, output_loss, batch, fold(seed, _FACTORS, clock))
 
     def share_of_rate(clock: Array) -> Array:
         """The step size at gradient step ``clock`` of the run, of that at the start of its task."""
@@ -225,30 +176,17 @@ def program(
         passed = sum(clock % steps >= round(share * steps) for share in config.drops)
         return jnp.power(config.drop_factor, -jnp.asarray(passed, jnp.float32))
 
-    def gradient_step(data: Tree, task: Tree, state: State, x: tuple[Array, Array, Key]) -> Any:
+    def gradient_step(data: Tree, task: Tree, seed: Key, learned: Learned, x: tuple[Array, Array, Key]) -> Any:
         clock, index, key = x
         examples_key, method_key = jax.random.split(key)
         batch = stream.train(task, data, index, examples_key)
-        seen = network.backward(state.params, state.stats, batch)
-        average = state.factors
-        if config.kronecker_every:
-            average = jax.lax.cond(
-                clock % config.kronecker_every == 0,
-                lambda f: running.update(f, factors_of(seen, batch, state.key, clock), config.kronecker_decay),
-                lambda f: f,
-                average,
-            )
-        args = MethodArgs(
-            method_key, clock, batch, seen.value, seen.features, seen.tap_grads, network.loss, network.features,
-            network.outputs, model.init, boundary=False,
-        )  # fmt: skip
-        if config.drops:
-            args = args._replace(rate=share_of_rate(clock))
-        params, opt_state = learning.step(method, seen.grads, state.opt_state, state.params, args)
-        metrics = seen.metrics | {"grad_norm": learning.grad_norm(seen)} | learning.recorded(opt_state)
+        rate = share_of_rate(clock) if config.drops else 1.0
+        learned, seen = learns.step(learned, batch, clock, method_key, seed, rate)
+        metrics = seen.metrics
         if config.sample_plasticity:
-            metrics["sample_plasticity"] = sample_plasticity(seen.value, network.loss(params, batch))
-        return state._replace(params=params, stats=seen.stats, opt_state=opt_state, factors=average), metrics
+            after = network.loss(learned.params, batch)
+            metrics |= {"sample_plasticity": sample_plasticity(seen.value, after)}
+        return learned, metrics
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
         def draw(number: Array) -> Array:
@@ -266,8 +204,10 @@ def program(
             clocks = number * blocks.steps + jnp.arange(blocks.steps)
             keys = jax.vmap(lambda c: fold(state.key, _STEP, c))(clocks)
             xs = (clocks, index.reshape(blocks.steps, config.batch_size), keys)
-            state, metrics = jax.lax.scan(lambda s, x: gradient_step(data, task, s, x), state, xs)
-            return state, jax.tree.map(jnp.mean, metrics)
+            learned, metrics = jax.lax.scan(
+                lambda learned, x: gradient_step(data, task, state.key, learned, x), learned_of(state), xs
+            )
+            return state._replace(**learned._asdict()), jax.tree.map(jnp.mean, metrics)
 
         state, metrics = jax.lax.scan(part, state, clock * blocks.epochs + jnp.arange(blocks.epochs))
         if isinstance(state.best, Best):
@@ -290,29 +230,18 @@ def program(
     def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
         if needs_previous:
             state = state._replace(previous=state.params)
-        # The very first task has no boundary: nothing has been learned that could be lost.
-        state = jax.lax.cond(clock > 0, lambda s: switch(s, clock), lambda s: s, state)
+        method_key, head_key = jax.random.split(fold(state.key, _SWITCH, clock))
+        learned = learns.switch(learned_of(state), clock * blocks.steps_per_update, method_key)
+        if config.head == "reset":
+            params = jax.lax.cond(clock > 0, lambda p: with_fresh_head(p, head_key), lambda p: p, learned.params)
+            learned = learned._replace(params=params)
         if isinstance(state.best, Best):
             state = state._replace(best=state.best._replace(score=-jnp.ones(())))
-        return state._replace(factors=running.start(state.factors.total))
+        return state._replace(**learned._asdict())
 
-    def switch(state: State, clock: Array) -> State:
-        method_key, head_key = jax.random.split(fold(state.key, _SWITCH, clock))
-        params, stats, opt_state = state.params, state.stats, state.opt_state
-        if needs_boundary:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            args = MethodArgs(
-                method_key, clock * blocks.steps_per_update, zeros_of(minibatch), jnp.zeros(()), {}, {},
-                network.loss, network.features, network.outputs, model.init, boundary=clock > 0,
-            )  # fmt: skip
-            updates, opt_state = method.update(zeros, opt_state, params, **args._asdict())
-            params = optax.apply_updates(params, updates)
-        if starts_anew:
-            stats = model.stats
-        if config.head == "reset":
-            fresh, heads = model.init(head_key), roles.outputs(roles.of_model(model).of(params), "training.head")
-            params = tree.map_named(lambda name, old, new: new if name in heads else old, params, fresh)
-        return state._replace(params=params, stats=stats, opt_state=opt_state)
+    def with_fresh_head(params: Params, key: Key) -> Params:
+        fresh, heads = model.init(key), roles.outputs(roles.of_model(model).of(params), "training.head")
+        return tree.map_named(lambda name, old, new: new if name in heads else old, params, fresh)
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         train_key, test_key, probe_key = jax.random.split(fold(state.key, _PROBE, border), 3)
@@ -343,7 +272,7 @@ def program(
         chunks = index.reshape(-1, min(index.size, CHUNK))
 
         def chunk(x: tuple[Array, Key]) -> dict[str, Array]:
-            return network.evaluate(state.params, state.stats, take(*x))
+            return evaluate(state.params, state.stats, take(*x))
 
         means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
         return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
@@ -351,34 +280,21 @@ def program(
     def measure_probes(state: State, data: Tree, task: Tree, border: Array, key: Key) -> dict[str, Array]:
         batch_key, key = jax.random.split(key)
         batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
-        seen = ProbeInput(
-            state.params, batch, network.loss, network.features, network.outputs, output_loss, network.tapped,
-            network.taps, state.factors, key, lambda: model.init(fold(state.key, _INIT)), state.previous,
-        )  # fmt: skip
+        seen = learns.seen(learned_of(state), batch, key, fold(state.key, _INIT), state.previous)
         return segments.look(probes, seen, segments.task_of(border, config.updates))
 
     def init(key: Key, data: Tree) -> State:
-        params = model.init(fold(key, _INIT))
-        like: Tree = {}
-        if config.kronecker_every:
-            batch = zeros_of(minibatch)
-            like = jax.eval_shape(
-                lambda: factors_of(network.backward(params, model.stats, batch), batch, key, jnp.int32(0))
-            )
-        # A copy of its own: the state is donated, and init may be called again.
-        stats = jax.tree.map(jnp.copy, model.stats)
+        learned = learns.start(key, model.init(fold(key, _INIT)))
         order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
-        # Copies, as above.
-        previous = jax.tree.map(jnp.copy, params) if needs_previous else ()
-        best = jax.tree.map(jnp.copy, Best(params, stats, -jnp.ones(()))) if config.restore_best else ()
-        averages = running.start(like)
-        return State(key, params, stats, method.init(params), order, averages, previous, best, jnp.bool_(True))
+        # Copies: the state is donated.
+        previous = jax.tree.map(jnp.copy, learned.params) if needs_previous else ()
+        best: Best | tuple[()] = ()
+        if config.restore_best:
+            best = jax.tree.map(jnp.copy, Best(learned.params, learned.stats, -jnp.ones(())))
+        return State(key, order=order, previous=previous, best=best, alive=jnp.bool_(True), **learned._asdict())
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, _TASKS), data, index)
-
-    def zeros_of(shapes: Tree) -> Tree:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     parts = segments.Parts(init, task_of, begin, update, healthy, measure)
     return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from plastax import record
 from plastax.errors import RecordError, Unreadable
-from plastax.files import PathLike
+from plastax.records import layout
+from plastax.records.files import PathLike
 
 
 class Survey(NamedTuple):
@@ -43,13 +43,13 @@ def survey(run: PathLike, config: Mapping[str, Any], arms: Sequence[str], segmen
 
 
 def _survey(run: PathLike, config: Mapping[str, Any], arm: str, segments: int) -> Survey:
-    folder, owner = record.place(run, config, arm), record.owner(config, arm)
-    end = min(segments, max(record.listed(folder), default=-1) + 1)
+    folder, owner = layout.place(run, config, arm), layout.owner(config, arm)
+    end = min(segments, max(layout.listed(folder), default=-1) + 1)
     whole, problem, checkpoint = end, "", 0
     for index in range(end):
         path = folder / f"{index:06d}.npz"
         try:
-            checkpoint = max(checkpoint, record.check_segment(path, owner).get("checkpoint", 0))
+            checkpoint = max(checkpoint, layout.check_segment(path, owner).get("checkpoint", 0))
         except Unreadable:
             raise
         except (RecordError, FileNotFoundError) as error:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from plastax.errors import ConfigError
-from plastax.files import PathLike, write_atomic
-from plastax.labelled import read_run
-from plastax.record import RecordError, read_config
-from plastax.runs import IO
+from plastax.records.files import PathLike, write_atomic
+from plastax.records.labelled import read_run
+from plastax.records.layout import RecordError, read_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +61,7 @@ def _is_run(path: pathlib.Path) -> bool:
 def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
     """Reads one run, or several as one labelled data set, whether they finished, were killed or still go on.
 
-    Variables and dimensions of one run: see `plastax.labelled.read_run`. Several have the dimension ``run`` in front,
+    Variables and dimensions of one run: see `labelled.read_run`. Several have the dimension ``run`` in front,
     with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting that differs between them;
     the other axes are the union of those of the runs, NaN where a run has nothing (another number of tasks or of
     Lanczos nodes, an arm or a probe that it lacks). So::
@@ -145,7 +144,8 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     left out.
     """
     flat = [dict(_flat(config.get("settings", {}))) for config in configs]
-    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in IO)
+    asides = {name for config in configs for name in config.get("asides", ())}
+    names = dict.fromkeys(name for one in flat for name in one if name.split(".")[0] not in asides)
     rows = {name: [one.get(name, "") for one in flat] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its records and what is said of them. `plastax.labelled` makes one data set of them.
+"""What a run leaves behind: its records and what is said of them. `labelled` makes one data set of them.
 
 A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
 configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from plastax import files
-from plastax.environment import changes, environment
 from plastax.errors import RecordError, RunError
-from plastax.files import PathLike, read_bytes, read_json, write_json
+from plastax.records import files
+from plastax.records.environment import changes, environment
+from plastax.records.files import PathLike, read_bytes, read_json, write_json
 
 if TYPE_CHECKING:
     from plastax.types import Record
@@ -54,6 +54,7 @@ _SEAL = b"\0plastax "
 _CONFIG = {
     "format": int, "experiment": str, "run_id": str, "hash": str, "dims": {...: [str]}, "coords": {...: [None]},
     "own_coords": {...: {...: [None]}}, "arms": {...: {"method": str, "settings": {}}}, "folders": {...: str},
+    "asides": [str],
     "settings": {"methods": [str], "seeds": int, "first_seed": int, "tasks": int, "updates_per_task": int},
 }  # fmt: skip
 _ENVIRONMENT = {

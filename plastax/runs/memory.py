@@ -12,7 +12,7 @@ import numpy as np
 
 from plastax import machine, tree
 from plastax.errors import ConfigError, RunError
-from plastax.parallel import Batch
+from plastax.program.parallel import Batch
 from plastax.types import Tree
 
 ROOM = 0.9

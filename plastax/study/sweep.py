@@ -2,7 +2,7 @@
 
 An arm is what has a label in the record: a method, or a method under certain values, ``l2_er@er_lr=0.1,l2=0``. Arms
 that differ in nothing but numbers which may be traced (`traceable`) are networks of one compiled program, see
-`plastax.parallel.batch`; others are programs of their own.
+`plastax.program.parallel.batch`; others are programs of their own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import io
 import itertools
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tyro
 
 from plastax.errors import ConfigError
-from plastax.record import short
-from plastax.settings import Registry, check_sizes, members, replaced
+from plastax.methods import METHODS
+from plastax.records.layout import short
+from plastax.study.settings import ALIASES, GROUPS, Study, check_sizes, members, replaced
 
 ARMS = 10_000
 """The most arms of a study: each has folders, curves and columns of its own."""
@@ -61,7 +62,9 @@ def axes(specs: Iterable[str]) -> list[Axis]:
     found: dict[str, Axis] = {}
     for spec in specs:
         name, equals, text = spec.partition("=")
-        name, texts = name.removeprefix("--").replace("-", "_"), tuple(part.strip() for part in text.split(","))
+        name = name.removeprefix("--").replace("-", "_")
+        group, dot, setting = name.partition(".")
+        name, texts = f"{ALIASES.get(group, group)}{dot}{setting}", tuple(part.strip() for part in text.split(","))
         if not equals or not name or not all(texts):
             raise ConfigError(f"sweep: {spec!r} is not allowed; give a setting and its values, method.er-lr=1e-2,1e-3")
         if name in found or len(set(texts)) < len(texts):
@@ -70,13 +73,12 @@ def axes(specs: Iterable[str]) -> list[Axis]:
     return list(found.values())
 
 
-def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ()) -> list[Arm]:
+def arms(config: Study, fixed: Sequence[str] = ()) -> list[Arm]:
     """The arms of a study: for every method the grid of the swept settings that it has, without any: itself.
 
     Args:
-      config: from `plastax.settings.parse`; its ``sweep`` says what to sweep. ``method.X`` is the setting X of every
+      config: from `settings.parse`; its ``sweep`` says what to sweep. ``method.X`` is the setting X of every
         method that has one; ``l2_er.X`` that of one method; ``training.X``, ``model.X``, ... are those of all.
-      groups: registries of the settings, see `plastax.settings.parse`.
       fixed: groups of settings that are the same for all arms.
 
     Raises:
@@ -84,15 +86,15 @@ def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ())
     """
     swept = axes(config.sweep)
     # Whose settings can be swept: the methods', and what else is a group, but what looks at them.
-    outside = {*fixed, *(name for field, registry in groups.items() if field != "methods" for name in registry)}
-    known = _settings(config, groups, outside)
+    outside = {*fixed, *(name for field, registry in GROUPS.items() if field != "methods" for name in registry)}
+    known = _settings(config, outside)
     for axis in swept:
         if axis.name not in known:
             raise ConfigError.unknown("sweep", axis.name, known)
     out: list[Arm] = []
     read = functools.cache(functools.partial(_value, config))
     for method in config.methods:
-        own = [(axis, path) for axis in swept if (path := _path(config, groups, method, axis.name))]
+        own = [(axis, path) for axis in swept if (path := _path(config, method, axis.name))]
         if (count := len(out) + math.prod(len(axis.texts) for axis, _ in own)) > ARMS:
             raise ConfigError(f"sweep: {count:,} combinations of values or more are not allowed; give at most {ARMS:,}")
         names = {axis.name: axis.name.rpartition(".")[2] for axis, _ in own}
@@ -111,7 +113,7 @@ def arms(config: Any, groups: Mapping[str, Registry], fixed: Sequence[str] = ())
     return out
 
 
-def _settings(config: Any, groups: Mapping[str, Registry], outside: Iterable[str]) -> list[str]:
+def _settings(config: Study, outside: Iterable[str]) -> list[str]:
     """Names of all settings that can be swept."""
     used = {name for method in config.methods for name in members(method)}
     names = []
@@ -119,7 +121,7 @@ def _settings(config: Any, groups: Mapping[str, Registry], outside: Iterable[str
         group = getattr(config, field.name)
         if not dataclasses.is_dataclass(group) or field.name in outside:
             continue
-        if field.name not in groups["methods"]:
+        if field.name not in METHODS:
             names += [f"{field.name.removesuffix('_settings')}.{f.name}" for f in dataclasses.fields(group)]
         elif field.name in used:
             names += [f"{field.name}.{f.name}" for f in dataclasses.fields(group)]
@@ -127,7 +129,7 @@ def _settings(config: Any, groups: Mapping[str, Registry], outside: Iterable[str
     return list(dict.fromkeys(names))
 
 
-def _path(config: Any, groups: Mapping[str, Registry], method: str, name: str) -> str:
+def _path(config: Study, method: str, name: str) -> str:
     """The dotted setting of a method's configuration that a swept name stands for; "" if it has none."""
     group, _, setting = name.partition(".")
     if group == "method":
@@ -137,7 +139,7 @@ def _path(config: Any, groups: Mapping[str, Registry], method: str, name: str) -
                 f"sweep: {name} is {' and '.join(f'{m}.{setting}' for m in having)} of {method}; say which"
             )
         return f"{having[0]}.{setting}" if having else ""
-    if group in groups["methods"]:
+    if group in METHODS:
         return name if group in members(method) else ""
     return (
         name

@@ -11,9 +11,10 @@ import numpy as np
 import rich.table
 import rich.text
 
-from plastax import output, runs
+from plastax import output
 from plastax.errors import ConfigError
-from plastax.record import labels, listed, owner, place, read_config, read_segment
+from plastax.records import lifecycle
+from plastax.records.layout import labels, listed, owner, place, read_config, read_segment
 from plastax.tracking.base import reduce_segment, score_values
 
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"} | dict.fromkeys(
@@ -34,7 +35,7 @@ def find(directory: Path) -> list[Path]:
 
 
 def table(directory: Path) -> rich.table.Table:
-    """One line a run; see `runs.Status` for the states.
+    """One line a run; see `lifecycle.Status` for the states.
 
     "best" is the best method by the study's score (`plastax.report.score`), mean over seeds, in its newest record.
     """
@@ -55,7 +56,7 @@ def _row(run: Path) -> tuple[str, str, str, str, str]:
     """State, progress, time left, best method and detail of one run."""
     # Whatever a damaged run, or a stranger's, holds: the others are still listed.
     try:
-        config, status = read_config(run), runs.status(run)
+        config, status = read_config(run), lifecycle.status(run)
     except Exception as error:
         return "damaged", "", "", "", str(error) or repr(error)
     try:

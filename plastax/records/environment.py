@@ -27,7 +27,7 @@ _JAX = (
 """JAX's settings that numbers depend on, beside those that have an entry of their own."""
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Variables that numbers depend on, beside ``XLA_FLAGS``."""
-_HERE = pathlib.Path(__file__).parent
+_HERE = pathlib.Path(__file__).parent.parent
 _FOLDERS = (_HERE, _HERE.parent / "experiments")
 _OURS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 _STANDARD = f"{sysconfig.get_path('stdlib')}{os.sep}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from plastax.errors import RecordError
-from plastax.files import PathLike
-from plastax.record import MARKS, Segment, coords_of, labels, read_arm, read_config
+from plastax.records.files import PathLike
+from plastax.records.layout import MARKS, Segment, coords_of, labels, read_arm, read_config
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -71,7 +71,7 @@ class Training:
                 message = f"training.{name}: {getattr(self, name)} is not allowed; give 1 or more"
                 raise ConfigError(message)
         for name in ("learning_rate", "eps", "drop_factor"):
-            # A traced value (`plastax.sweep`) cannot be checked; it comes from checked settings.
+            # A traced value (`plastax.study.sweep`) cannot be checked; it comes from checked settings.
             if isinstance(getattr(self, name), int | float) and not getattr(self, name) > 0:
                 message = f"training.{name}: {getattr(self, name)} is not allowed; give a number above 0"
                 raise ConfigError(message)

@@ -1,0 +1,1 @@
+"""What is asked for: settings, sweeps and shards of a study, and the study that they make."""

@@ -1,0 +1,349 @@
+"""An experiment: what a study may be told, and how that becomes compiled programs, a run and its report.
+
+`Experiment.main` is the way from a command line to a report, and reads from top to bottom::
+
+    parse   command line -> configuration                                 (settings.parse)
+    share   what all arms have in common: data, streams                   (supervised, reinforcement)
+    build   configuration -> arms -> one program for all that are alike   (sweep, Experiment.prepare, parallel.batch)
+    run     programs -> records, checkpoints, report                      (loop.study, report.write)
+
+`README.md` beside this file follows one setting along it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+
+from plastax import machine, output, report, tracking, tree
+from plastax.errors import ConfigError
+from plastax.methods import METHODS, compose
+from plastax.probes import PROBES, TrainabilityProbe
+from plastax.program import parallel, segments
+from plastax.records import environment, lifecycle
+from plastax.runs import compilation, loop, memory
+from plastax.study import settings, starting, sweep
+from plastax.study.settings import Registry, Study
+from plastax.types import MethodConfig, Model, Probe, Program
+
+C = TypeVar("C", bound=Study)
+
+
+class Prepared(NamedTuple):
+    """The training of one method.
+
+    Attributes:
+      plan: how the run is cut.
+      make: ``(dotted setting -> value, maybe traced) -> program`` of one network.
+      probes: what the programs measure.
+    """
+
+    plan: loop.Plan
+    make: Callable[[Mapping[str, Any]], Program]
+    probes: Sequence[Probe]
+
+
+class Shared(NamedTuple):
+    """What all arms of a study have in common, made once.
+
+    Attributes:
+      value: for `Experiment.prepare`: a data set, streams.
+      recorded: what ``config.json`` says of it beside the settings.
+      said: what the console says of it.
+      style: of that, for `rich`.
+    """
+
+    value: Any
+    recorded: Mapping[str, Any] = {}
+    said: str = ""
+    style: str | None = None
+
+
+class Built(NamedTuple):
+    """A study that is ready to be compiled.
+
+    Attributes:
+      arms: all of them, those of other shards too.
+      own: labels of those that this shard trains.
+      batches: the programs over all networks; those of this shard come first, and none is of two shards.
+      plan: the same for all.
+    """
+
+    arms: Sequence[sweep.Arm]
+    own: frozenset[str]
+    batches: list[parallel.Batch]
+    plan: loop.Plan
+
+
+def _nothing(config: Any) -> None:
+    """Nothing is fetched, so nothing stands in for it."""
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[C]):
+    """An experiment, by its name.
+
+    Attributes:
+      name: of its runs' folder.
+      config: its settings.
+      presets: name -> dotted setting -> value, over the defaults; see `settings.parse`.
+      choices: field -> registry of which it names one entry.
+      prepare: ``(config, method, shared) -> training``, where ``shared`` is `Shared.value`; raises `ConfigError` and
+        compiles nothing.
+      share: ``config -> Shared``; raises `ConfigError` where something cannot be had.
+      stand_in: ``config -> value`` that is of the same shape as what ``share`` would have to fetch, so that settings
+        are refused before a download; None: nothing has to be fetched.
+      rate: the setting that is the step size. The probe ``trainability`` counts the eigenvalues that exceed what the
+        step size allows, so with that probe it is a constant of the program.
+      fixed: groups of settings that no sweep may change.
+    """
+
+    name: str
+    config: type[C]
+    presets: Mapping[str, Mapping[str, Any]]
+    choices: Mapping[str, Registry]
+    prepare: Callable[[C, str, Any], Prepared]
+    share: Callable[[C], Shared]
+    stand_in: Callable[[C], Any] = _nothing
+    rate: str = "training.learning_rate"
+    fixed: Sequence[str] = ()
+
+    def parse(self, args: Sequence[str] | None = None) -> C:
+        """The configuration that a command line asks for, `sys.argv[1:]` by default; see `settings.parse`."""
+        return settings.parse(self.config, self.presets, self.choices, args)
+
+    def main(self, args: Sequence[str] | None = None) -> None:
+        """Runs the study that a command line asks for; see `settings.main` on how it may end."""
+        settings.main(lambda: self.run(self.parse(args)))
+
+    def build(self, config: C, value: Any = None) -> Built:
+        """The programs of all arms: one for all those that differ only in numbers which may be traced.
+
+        Args:
+          config: from `parse`.
+          value: `Shared.value`, or what stands in for it; None: it is made.
+
+        Raises:
+          ConfigError: from ``prepare``; or arms that cannot lie in one record.
+        """
+        value = self.share(config).value if value is None else value
+        arms = sweep.arms(config, self.fixed)
+        own = frozenset(arm.label for arm in settings.share_of(arms, config.shard))
+        static = (self.rate,) if "trainability" in config.probes else ()
+        # Arms of other shards are built too, for the names of the record's axes; who trains them compiles them.
+        both = ([arm for arm in arms if (arm.label in own) is mine] for mine in (True, False))
+        groups = [group for part in both for group in sweep.together(part, static)]
+        prepared = [self.prepare(group[0].config, group[0].method, value) for group in groups]
+        _check_one_record(groups, prepared)
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        devices = 0 if config.dry_run else config.devices  # Those of another machine than this one, maybe.
+        batches = [
+            parallel.batch(
+                one.make,
+                {arm.label: sweep.traced_values(arm, static) for arm in group},
+                seeds,
+                config.seed_chunk,
+                devices,
+            )
+            for group, one in zip(groups, prepared)
+        ]
+        return Built(arms, own, batches, prepared[0].plan)
+
+    def run(self, config: C, console: output.Console | None = None) -> Path | None:
+        """Carries out the study of a configuration and reports it.
+
+        Args:
+          config: from `parse`.
+          console: where to print; by default a new one.
+
+        Returns:
+          The run directory; None of a dry run.
+
+        Raises:
+          ConfigError: a setting cannot be used; nothing was compiled.
+          RunError: see `loop.study`.
+          Stopped: it was asked to.
+        """
+        console = console or output.Console()
+        machine.check()
+        starting.check_writable(config, self.name)
+        with memory.explained(self.name, settings.to_json(config)):
+            if (stand_in := self.stand_in(config)) is not None:
+                self.build(config, stand_in)
+            shared = self.share(config)
+            built = self.build(config, shared.value)
+            if shared.said:
+                output.say(console, shared.said, shared.style)
+            if config.dry_run:
+                count = len(built.arms)
+                output.say(
+                    console, f"{count} arms, {config.seeds} seeds, {built.plan.segments} segments each: nothing was run"
+                )
+                return None
+            return self._carry_out(config, shared, built, console)
+
+    def _carry_out(self, config: C, shared: Shared, built: Built, console: output.Console) -> Path:
+        if config.compilation_cache:
+            compilation.use_cache()
+        for batch in built.batches:
+            memory.check_state(batch, settings.to_json(config))
+        if config.auto_chunk:
+            config = self._chunked(config, shared, built, console)
+            built = self.build(config, shared.value)
+        plan, arms = built.plan, [arm.label for arm in built.arms]
+        chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task} | dict(shared.recorded)
+        here = environment.environment(_used(config), _devices(config, len(arms)))
+        directory, run_id, note = starting.run_directory(config, self.name, chosen, here)
+        for line in filter(None, [note, *rare(config)]):
+            output.say(console, line)
+        described = {"experiment": self.name, "run_id": run_id, "settings": chosen}
+        asides = settings.asides(config)
+        described |= {"hash": settings.identity(chosen, asides), "asides": asides, **loop.axes(built.batches)}
+        if config.sweep:
+            described["arms"] = sweep.described(built.arms)
+        read = functools.cache(report.load)
+        shares = loop.study(
+            directory,
+            described,
+            [batch for batch in built.batches if batch.arms[0] in built.own],
+            plan,
+            tracking.sinks(config.wandb, console),
+            saving=loop.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep),
+            shard=config.shard,
+            here=here,
+            same=config.resume is None and bool(config.shard),
+            report=lambda: report.write(read(directory)),
+        )
+        if (status := lifecycle.status(directory)).state != "finished":
+            output.say(
+                console,
+                f"{status.done} of {len(arms) * plan.segments} segments are recorded in {directory}; the last shard "
+                "writes the report",
+            )
+            return directory
+        report.print_table(read(directory), console)
+        for method, share in shares.items():
+            output.say(console, f"{method}: {share}")
+        tracking.publish_safely(directory, config.wandb)
+        output.say(console, f"\nEverything is in {directory}")
+        if command := tracking.upload_command(directory):
+            output.say(console, f"Upload to W&B: {command}")
+        return directory
+
+    def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:
+        """The configuration with the largest ``seed_chunk`` that fits into the device's memory."""
+        chunk = memory.fitting_chunk(
+            lambda chunk: self.build(dataclasses.replace(config, seed_chunk=chunk), shared.value).batches,
+            config.seeds,
+            built.plan.updates_per_segment,
+            settings.to_json(config),
+        )
+        output.say(console, f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit side by side")
+        return dataclasses.replace(config, seed_chunk=chunk)
+
+
+def with_defaults(
+    defaults: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Presets over an experiment's defaults: name -> dotted setting -> value."""
+    return {name: {**defaults, **changes} for name, changes in presets.items()}
+
+
+def method_of(config: Study, name: str) -> MethodConfig:
+    """The method of this name, or composed of these names, under its settings in a configuration."""
+    return compose([settings.entry(config, METHODS, member) for member in settings.members(name)])
+
+
+def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> list[Probe]:
+    """The chosen probes of a model.
+
+    Args:
+      config: from `settings.parse`.
+      model: what they will look at.
+      learning_rate: for the probe ``trainability``.
+      steps: gradient steps of a task, for the same.
+
+    Raises:
+      ConfigError: a spectrum of more nodes, or from more probe vectors, than the network has parameters.
+    """
+    size = tree.size(jax.eval_shape(model.init, tree.key_like()))
+    found = {name: settings.entry(config, PROBES, name) for name in config.probes}
+    for (name, probe), setting in itertools.product(found.items(), ("order", "probes")):
+        if (asked := getattr(probe, setting, 0)) > size:
+            raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
+    configs = (p.within(learning_rate, steps) if isinstance(p, TrainabilityProbe) else p for p in found.values())
+    return [probe.build(model) for probe in configs]
+
+
+def rare(config: Study) -> list[str]:
+    """Which of the chosen probes are due in too few tasks to show a course over tasks, in lines."""
+    lines = []
+    for name in config.probes:
+        every = math.lcm(config.probe_every, settings.entry(config, PROBES, name).every)
+        count = len(range(0, config.tasks, every))
+        if count < min(3, config.tasks):
+            said = "--probe-every" if every == config.probe_every else f"--{name.replace('_', '-')}.every"
+            lines.append(f"{name} will be measured in {count} of {config.tasks} tasks, every {every} ({said})")
+    return lines
+
+
+def cut(config: Study, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:
+    """How a run is cut into segments.
+
+    Args:
+      config: from `settings.parse`.
+      segments_per_task: calls of the compiled program a task.
+      updates: of a task.
+      examples: of a seed in an update, or its environment steps.
+      steps: gradient steps in an update.
+
+    Raises:
+      ConfigError: the segments do not divide a task, or there are more gradient steps than an optimiser counts.
+    """
+    if config.tasks * updates * steps > settings.INT:
+        raise ConfigError(
+            f"tasks: {config.tasks} of {updates * steps} gradient steps are not allowed: they are counted in 32 bits, "
+            f"up to {settings.INT}; lower tasks, or the epochs or updates of a task"
+        )
+    if segments_per_task < 1 or updates % segments_per_task:
+        raise ConfigError(f"segments_per_task: {segments_per_task} does not divide a task's {updates} updates")
+    return loop.Plan(config.tasks, updates, updates // segments_per_task, config.seeds * examples)
+
+
+def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[Prepared]) -> None:
+    """Refuses arms whose records have other lengths or labels than those of the first."""
+    first: dict[str, tuple[str, Any]] = {}
+    for (arm, *_), (plan, _, probes) in zip(groups, prepared):
+        coords = segments.labels(probes)[1]
+        other, others = first.setdefault(arm.method, (arm.label, coords))
+        if plan != prepared[0].plan or coords != others:
+            what, than = ("updates", groups[0][0].label) if coords == others else ("axes", other)
+            raise ConfigError(
+                f"sweep: {arm.label} has other {what} than {than}, and a record has them once; make it a run of its own"
+            )
+
+
+def _used(config: Study) -> list[object]:
+    """What a configuration is made of, for `environment.own_sources`."""
+    entries = [
+        registry[member]
+        for field, registry in settings.GROUPS.items()
+        for name in getattr(config, field)
+        for member in settings.members(name)
+    ]
+    names = {name for registry in settings.GROUPS.values() for name in registry}
+    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in names)
+    return [*type(config).__mro__[1:-1], *entries, *filter(dataclasses.is_dataclass, others)]
+
+
+def _devices(config: Study, arms: int) -> int | None:
+    """How many devices networks are spread over, None where each trains chunks of the same size anyway."""
+    return None if config.seed_chunk else min(config.devices or len(jax.devices()), arms * config.seeds)
