@@ -85,7 +85,7 @@ def test_shards_at_once_killed_and_repeated_make_one_study(whole, cache, tmp_pat
     # Two of the arms were trained beside others.
     np.testing.assert_allclose(losses(directory), losses(whole), rtol=1e-5)
     with (
-        pytest.raises(RunError, match=r"begun in 3 shards; go on with --shard i/3"),
+        pytest.raises(RunError, match=r"begun in 3 shards; continue with --shard i/3"),
         lifecycle.hold(directory, {}, "0/2"),
     ):
         pass

@@ -144,7 +144,7 @@ def test_killed_and_started_again_equals_uninterrupted(finished, cache, tmp_path
         process.wait()
         kills += 1
     assert kills >= 2
-    assert "which was killed (--fresh starts anew)" in (tmp_path / "log").read_text()
+    assert "which was killed (--fresh starts a new run)" in (tmp_path / "log").read_text()
     (directory,) = (tmp_path / "rl_gymnax").iterdir()
     assert_same(finished[0], directory)
 

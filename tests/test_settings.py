@@ -156,7 +156,7 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
     for state, word in (("stopped", "killed"), ("failed", "stopped"), ("running", "failed")):
         again, note = start(state=state)
         assert again == first
-        assert note == f"going on with {first}, which was {word} (--fresh starts anew)"
+        assert note == f"continuing {first}, which was {word} (--fresh starts a new run)"
     fresh, note = start(dataclasses.replace(config, fresh=True), "running")
     assert (fresh == first, note) == (False, "")
     # What does not change numbers may be another; what does may not.
@@ -168,14 +168,14 @@ def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
         layout.write_json(first / "status.json", {"state": "finished"})
         other, note = start(state="finished")
         assert other not in (first, fresh)
-        assert note == f"starting anew: {fresh} of the same settings is running"
+        assert note == f"starting a new run: {fresh} of the same settings is running"
     newest, note = start(state="running")
     assert newest not in (first, fresh, other)
     assert note == ""
     monkeypatch.setattr("plastax.records.environment.source", lambda: "other")
     changed, note = start()
     assert changed != newest
-    assert note == f"starting anew: {newest} was killed, but since then the code changed"
+    assert note == f"starting a new run: {newest} was killed, but since then the code changed"
     resumed = dataclasses.replace(config, resume=newest)
     assert starting.run_directory(resumed, "rl_gymnax", chosen)[2].startswith("not what this run began with: the code;")
 

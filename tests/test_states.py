@@ -167,7 +167,7 @@ def test_the_whole_and_its_shards_exclude_each_other(start, tmp_path):
     for shard in ("0/4", "0/1", "00/3"):
         done = start(shard=shard)
         assert done["status"] == 1
-        assert "was begun in 2 shards; go on with --shard i/2" in done["log"]
+        assert "was begun in 2 shards; continue with --shard i/2" in done["log"]
         assert files() == before
     assert "was begun in 2 shards" in start(resume=str(directory))["log"]
     with lifecycle.hold(directory, {}, "1/2"):
@@ -242,9 +242,9 @@ def test_the_run_that_was_worked_on_last_goes_on(start, tmp_path, names):
         (directory,) = (root / "tiny").glob(f"x{name}-*")
         files.write_json(directory / "status.json", files.read_json(directory / "status.json") | {"started": time})
     done = start()
-    assert f"going on with {next((root / 'tiny').glob(f'x{names[0]}-*'))}" in done["log"]
+    assert f"continuing {next((root / 'tiny').glob(f'x{names[0]}-*'))}" in done["log"]
     # Once that one is finished, the other one is not forgotten.
-    assert f"going on with {next((root / 'tiny').glob(f'x{names[1]}-*'))}" in start()["log"]
+    assert f"continuing {next((root / 'tiny').glob(f'x{names[1]}-*'))}" in start()["log"]
 
 
 @pytest.mark.slow  # It starts processes.

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -207,10 +208,10 @@ def unpacked(name: str, directory: pathlib.Path) -> pathlib.Path:
 def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
     """What plastax wrote before runs had a format: one of its checkpoints would be taken for one never finished."""
     directory = unpacked("format-0", tmp_path)
-    with pytest.raises(RunError, match="is of format 0, and this plastax goes on with 1 only"):
+    with pytest.raises(RunError, match="is of format 0, and this plastax continues format 1 only"):
         killing.study(directory)
     config = dataclasses.replace(settings.Study(), resume=directory)
-    with pytest.raises(ConfigError, match=r"resume: .* is of format 0 .* go on with the version that began it"):
+    with pytest.raises(ConfigError, match=r"resume: .* is of format 0 .* continue with the version that began it"):
         starting.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
     assert list((directory / "checkpoints" / "adam").iterdir())
     assert np.isfinite(plastax.load(directory)["train/loss"]).all()
@@ -287,15 +288,15 @@ def test_runs_are_listed_with_what_has_become_of_them(whole, tmp_path, capsys):
     assert "no luck" in capsys.readouterr().out
 
 
-def test_asked_to_stop_it_stops_behind_a_checkpoint(serve, whole):
+def test_asked_to_stop_it_stops_after_a_checkpoint(serve, whole):
     directory = serve.folder / "asked"
     for where, name in (("term", "SIGTERM"), ("int", "SIGINT")):
         done = serve(directory, where)
         assert done["status"] == 75, done["log"]
-        assert f"{name}: stopping behind this segment" in done["log"]
-        assert f"stopped by {name} be" in done["log"]  # behind a segment, or before the other method
+        assert f"{name}: stopping after this segment" in done["log"]
+        assert re.search(f"stopped by {name} (after segment [0-9]+ of|before) ", done["log"])
         assert lifecycle.status(directory).state == "stopped"
-        # Nothing is lost: there is a checkpoint behind the last record.
+        # Nothing is lost: a checkpoint follows the last record.
         segments = len(list((directory / "records" / "adam").iterdir()))
         assert newest(directory, "adam").name == str(segments)
     assert serve(directory)["status"] == 0
@@ -335,8 +336,8 @@ def test_a_run_that_is_moved_while_it_is_trained_stops(serve, whole):
     done = serve(directory, "moved")
     assert done["status"] == 1, done["log"]
     assert done["log"].splitlines()[-1] == (
-        f"error: {directory} was moved or removed meanwhile; what it holds is whole: go on with --resume <where it is "
-        "now>"
+        f"error: {directory} was moved or removed meanwhile; what it holds is whole: continue with --resume <where it "
+        "is now>"
     )
     assert not directory.exists()
     done = serve(serve.folder / "here-moved")

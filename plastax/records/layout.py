@@ -106,8 +106,9 @@ def start_run(
     here = environment() if here is None else here
     old, first = (None if blank else _left(directory / name) for name in ("config.json", "environment.json"))
     if old and old.get("format", 0) != FORMAT:
-        message = f"{directory} is of format {old.get('format', 0)}, and this plastax goes on with {FORMAT} only"
-        raise RecordError(message)
+        raise RecordError(
+            f"{directory} is of format {old.get('format', 0)}, and this plastax continues format {FORMAT} only"
+        )
     if old and old.get("hash") != config.get("hash"):
         message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
         raise RecordError(message)
@@ -118,8 +119,8 @@ def start_run(
         )
     if first and same and (other := changes(first, here)):
         raise RunError(
-            f"{', '.join(other)} changed since {directory} was begun, whose shards are to be alike; go on all the same "
-            f"with --resume {directory} and this --shard, or start all shards anew in another --runs-dir"
+            f"{', '.join(other)} changed since {directory} was begun, and its shards must be alike; to continue all "
+            f"the same, give --resume {directory} with this --shard; or start all shards again in another --runs-dir"
         )
     if not old:
         write_json(directory / "config.json", {**config, "format": FORMAT})

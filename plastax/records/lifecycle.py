@@ -296,7 +296,7 @@ def conclude(run: Path, write: Callable[[], Any]) -> None:
 
 def moved(run: Path) -> str:
     """What is to be said when a run is not where it was."""
-    return f"{run} was moved or removed meanwhile; what it holds is whole: go on with --resume <where it is now>"
+    return f"{run} was moved or removed meanwhile; what it holds is whole: continue with --resume <where it is now>"
 
 
 def _line(error: Exception) -> str:
@@ -318,7 +318,7 @@ def _refuse_others(run: Path, shard: str) -> bool:
     count = numbers(shard)[1] if shard else 0
     if others := {there for _, there in shards.values()} - {count}:
         there = max(others)
-        raise RunError(f"{run} was begun in {there} shards; go on with --shard i/{there}, or in another --runs-dir")
+        raise RunError(f"{run} was begun in {there} shards; continue with --shard i/{there}, or in another --runs-dir")
     if shard and not shards and ((run / "status.json").exists() or not blank(run)):
-        raise RunError(f"{run} was begun as a whole; go on without --shard, or in another --runs-dir")
+        raise RunError(f"{run} was begun as a whole; continue without --shard, or in another --runs-dir")
     return any(locks.holder(other / "lock") for other in shards)

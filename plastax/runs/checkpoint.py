@@ -133,7 +133,7 @@ class Checkpoints:
         except Exception as error:
             raise RunError(
                 f"{self._directory}: a checkpoint could not be written ({_why(error)}); those before it are whole: "
-                f"go on with --resume {self._run}"
+                f"continue with --resume {self._run}"
             ) from error
 
     def save(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
@@ -281,10 +281,12 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
     if manifest["format"] != FORMAT:
         raise RunError(
             f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
-            f"format {FORMAT}; go on with that version, or start over with --fresh"
+            f"format {FORMAT}; continue with that version, or start over with --fresh"
         )
     if manifest["hash"] != config.get("hash"):
-        listed = lifecycle.listed(lifecycle.differences(manifest["settings"], config.get("settings", {}), config.get("asides", ())))
+        listed = lifecycle.listed(
+            lifecycle.differences(manifest["settings"], config.get("settings", {}), config.get("asides", ()))
+        )
         raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
     there = {name: "".join(map(str, reversed(leaf))) for name, leaf in manifest["leaves"].items()}
     shapes = jax.eval_shape(_without_keys, like)

@@ -177,7 +177,7 @@ def train(
         if checkpoints:
             checkpoints.wait()
         if asked:
-            raise Stopped(f"stopped by {asked} behind segment {index + 1} of {plan.segments} of {batch.name}")
+            raise Stopped(f"stopped by {asked} after segment {index + 1} of {plan.segments} of {batch.name}")
     there = survey(directory, config, batch.arms, plan.segments)
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
@@ -241,9 +241,7 @@ class _Host:
         for folder in self.folders.values():
             files.remove_unfinished(folder)
         # A sink for every arm.
-        self.watching = [
-            (arm, sink if len(batch.arms) == 1 else sink.fork()) for sink in sinks for arm in batch.arms
-        ]
+        self.watching = [(arm, sink if len(batch.arms) == 1 else sink.fork()) for sink in sinks for arm in batch.arms]
         for arm, sink in self.watching:
             sink.start(config, directory, arm)
             ending.callback(sink.finish)
@@ -349,7 +347,7 @@ def study(
         config["folders"] = layout.read_config(directory).get("folders", {})
     own = [arm for batch in batches for arm in batch.arms]
     others = [arm for arm in layout.labels(config) if arm not in own]
-    again = f"go on with --resume {directory}{f' --shard {shard}' * bool(shard)}"
+    again = f"continue with --resume {directory}{f' --shard {shard}' * bool(shard)}"
     shares: dict[str, Shares | None] = {}
     try:
         with Stopping() as stopping:
@@ -359,7 +357,9 @@ def study(
                 segments = {layout.folder(config, arm): plan.segments for arm in own}
                 begin = functools.partial(layout.start_run, directory, config, here, same=same)
                 end = "recorded" if report else "finished"
-                with lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end) as lock:
+                with lifecycle.hold(
+                    directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end
+                ) as lock:
                     for batch in batches:
                         shares[batch.name] = train(
                             directory, config, batch, plan, sinks, saving=saving, stopping=stopping, lock=lock

@@ -81,4 +81,4 @@ class Stopping:
                 os._exit(128 + byte[0])
             self.asked = signal.Signals(byte[0]).name
             if not self._doing:
-                print(f"{self.asked}: stopping behind this segment (again: at once)", file=sys.stderr, flush=True)
+                print(f"{self.asked}: stopping after this segment (again: at once)", file=sys.stderr, flush=True)

@@ -60,13 +60,13 @@ def run_directory(
     for previous in [] if config.fresh else lifecycle.unfinished(folder, mark):
         state = lifecycle.status(previous).state
         if state == "running":
-            notes.append(f"starting anew: {previous} of the same settings is running")
+            notes.append(f"starting a new run: {previous} of the same settings is running")
             continue
         other, unknown = _changed(previous, here)
         if not other or state == "recorded":
-            note = f"going on with {previous}, which was {state} (--fresh starts anew){unknown}"
+            note = f"continuing {previous}, which was {state} (--fresh starts a new run){unknown}"
             return _writable(previous, "runs_dir"), _run_id(previous), note
-        notes.append(f"starting anew: {previous} was {state}, but since then {', '.join(other)} changed")
+        notes.append(f"starting a new run: {previous} was {state}, but since then {', '.join(other)} changed")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     # Two starts within a second are two runs.
     directory = next(path for path in _following(folder / f"{stamp}-{mark}") if not path.exists())
@@ -89,8 +89,8 @@ def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: 
             raise ConfigError(f"resume: {run} is a run of {stored['experiment']}, not of {experiment}")
         if stored.get("format", 0) != FORMAT:
             raise ConfigError(
-                f"resume: {run} is of format {stored.get('format', 0)} and this plastax goes on with format {FORMAT} "
-                "only; go on with the version that began it (environment.json names it), or start a new run"
+                f"resume: {run} is of format {stored.get('format', 0)} and this plastax continues format {FORMAT} "
+                "only; continue with the version that began it (environment.json names it), or start a new run"
             )
         if differing := lifecycle.differences(stored["settings"], settings, asides(config)):
             listed = lifecycle.listed(differing)
@@ -119,7 +119,7 @@ def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
         if isinstance(error, Unreadable):
             raise
         raise ConfigError(
-            f"{run} has records, but {error}; put that file back from a copy, or move it away to go on without it, "
+            f"{run} has records, but {error}; put that file back from a copy, or move it away to continue without it, "
             "or start a new run with --fresh"
         ) from error
 
