@@ -84,12 +84,12 @@ def test_it_is_a_plain_loop(whole, epochs, updates):
     recorded = joined(records)
     for k, number in enumerate(SEEDS):
         key = jax.random.key(number)
-        params = jax.tree.map(lambda x: np.asarray(x, np.float64), MODEL.init(fold(key, supervised._INIT)))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), MODEL.init(fold(key, supervised.Purpose.INIT)))
         metrics = []
         for task in range(2):
             batch, _ = examples(number, task)
             for epoch in range(task * epochs, (task + 1) * epochs):
-                order = np.asarray(shuffles(fold(key, supervised._ORDER, epoch), 1, EXAMPLES))[0]
+                order = np.asarray(shuffles(fold(key, supervised.Purpose.ORDER, epoch), 1, EXAMPLES))[0]
                 for step in range(EXAMPLES // 3):
                     index = order[3 * step : 3 * step + 3]
                     params, seen = plain_step(params, batch.x[index].astype(np.float64), batch.y[index])

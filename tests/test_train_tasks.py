@@ -68,7 +68,7 @@ def switched(program: Program, ran: tuple, task: int) -> supervised.State:
 def test_reset_starts_with_a_fresh_network(reset):
     for task in (1, 2):
         for k, number in enumerate(SEEDS):
-            key = jax.random.split(fold(jax.random.key(number), supervised._SWITCH, 4 * task))[0]
+            key = jax.random.split(fold(jax.random.key(number), supervised.Purpose.SWITCH, 4 * task))[0]
             fresh = ravel_pytree(MODEL.init(key))[0]
             np.testing.assert_allclose(reset[1][task].probe["watch/params"][k, 0], fresh, atol=1e-6)
 
@@ -78,7 +78,7 @@ def test_head_reset_draws_the_output_layer_alone(whole):
     state = switched(make(config), whole, 2)
     assert same(state.params["dense_0"], whole[0].params["dense_0"])
     for k, number in enumerate(SEEDS):
-        key = jax.random.split(fold(jax.random.key(number), supervised._SWITCH, 8))[1]
+        key = jax.random.split(fold(jax.random.key(number), supervised.Purpose.SWITCH, 8))[1]
         fresh = MODEL.init(key)["output"]
         np.testing.assert_allclose(state.params["output"]["kernel"][k], fresh["kernel"], atol=1e-6)
         np.testing.assert_array_equal(state.params["output"]["bias"][k], 0.0)

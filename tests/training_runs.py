@@ -95,7 +95,7 @@ def examples(number: int, task: int) -> tuple[Examples, Examples]:
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def both(key, data, index):
-        task = STREAM.task(fold(key, supervised._TASKS), data, index)
+        task = STREAM.task(fold(key, supervised.Purpose.TASKS), data, index)
         return (
             STREAM.train(task, data, jnp.arange(EXAMPLES), key),
             STREAM.test(task, data, jnp.arange(TEST)),

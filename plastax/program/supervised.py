@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -72,8 +73,8 @@ class State(NamedTuple):
     alive: Array
 
 
-# Roles of a seed's key, see `keys.fold`.
-_INIT, _TASKS, _SWITCH, _ORDER, _STEP, _PROBE, _FACTORS = range(7)
+Purpose = enum.IntEnum("Purpose", "INIT TASKS SWITCH ORDER STEP PROBE FACTORS", start=0)
+"""What a draw from a seed's key is for, see `keys.fold`; the numbers are part of every result."""
 
 
 def spread(available: int, wanted: int, multiple: int = 1) -> Array:
@@ -164,7 +165,7 @@ def program(
     blocks = config.blocks(stream.examples)
     network, evaluate = _network(model, stream.loss)
     learns = Learner(
-        model, network, method, config, batch_like(config, stream), _FACTORS,
+        model, network, method, config, batch_like(config, stream), Purpose.FACTORS,
         needs_boundary=needs_boundary, starts_anew=starts_anew,
     )  # fmt: skip
     probes_due = segments.task_borders(config.updates, probe_every)
@@ -190,7 +191,7 @@ def program(
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
         def draw(number: Array) -> Array:
-            return shuffles(fold(state.key, _ORDER, number // blocks.parts), 1, stream.examples)[0]
+            return shuffles(fold(state.key, Purpose.ORDER, number // blocks.parts), 1, stream.examples)[0]
 
         def part(state: State, number: Array) -> tuple[State, dict[str, Array]]:
             """Part ``number`` of the run's epochs."""
@@ -202,7 +203,7 @@ def program(
             size = blocks.steps * config.batch_size
             index = jax.lax.dynamic_slice_in_dim(order, number % blocks.parts * size, size)
             clocks = number * blocks.steps + jnp.arange(blocks.steps)
-            keys = jax.vmap(lambda c: fold(state.key, _STEP, c))(clocks)
+            keys = jax.vmap(lambda c: fold(state.key, Purpose.STEP, c))(clocks)
             xs = (clocks, index.reshape(blocks.steps, config.batch_size), keys)
             learned, metrics = jax.lax.scan(
                 lambda learned, x: gradient_step(data, task, state.key, learned, x), learned_of(state), xs
@@ -230,7 +231,7 @@ def program(
     def begin(state: State, data: Tree, task: Tree, clock: Array) -> State:
         if needs_previous:
             state = state._replace(previous=state.params)
-        method_key, head_key = jax.random.split(fold(state.key, _SWITCH, clock))
+        method_key, head_key = jax.random.split(fold(state.key, Purpose.SWITCH, clock))
         learned = learns.switch(learned_of(state), clock * blocks.steps_per_update, method_key)
         if config.head == "reset":
             params = jax.lax.cond(clock > 0, lambda p: with_fresh_head(p, head_key), lambda p: p, learned.params)
@@ -244,7 +245,7 @@ def program(
         return tree.map_named(lambda name, old, new: new if name in heads else old, params, fresh)
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
-        train_key, test_key, probe_key = jax.random.split(fold(state.key, _PROBE, border), 3)
+        train_key, test_key, probe_key = jax.random.split(fold(state.key, Purpose.PROBE, border), 3)
         values = evaluation("train", state, stream.examples, lambda i, k: stream.train(task, data, i, k), train_key)
         if stream.held_out:
             values |= evaluation("test", state, stream.held_out, lambda i, _: stream.test(task, data, i), test_key)
@@ -280,11 +281,11 @@ def program(
     def measure_probes(state: State, data: Tree, task: Tree, border: Array, key: Key) -> dict[str, Array]:
         batch_key, key = jax.random.split(key)
         batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
-        seen = learns.seen(learned_of(state), batch, key, fold(state.key, _INIT), state.previous)
+        seen = learns.seen(learned_of(state), batch, key, fold(state.key, Purpose.INIT), state.previous)
         return segments.look(probes, seen, segments.task_of(border, config.updates))
 
     def init(key: Key, data: Tree) -> State:
-        learned = learns.start(key, model.init(fold(key, _INIT)))
+        learned = learns.start(key, model.init(fold(key, Purpose.INIT)))
         order = jnp.zeros(stream.examples, jnp.int32) if blocks.parts > 1 else ()
         # Copies: the state is donated.
         previous = jax.tree.map(jnp.copy, learned.params) if needs_previous else ()
@@ -294,7 +295,7 @@ def program(
         return State(key, order=order, previous=previous, best=best, alive=jnp.bool_(True), **learned._asdict())
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
-        return stream.task(fold(state.key, _TASKS), data, index)
+        return stream.task(fold(state.key, Purpose.TASKS), data, index)
 
     parts = segments.Parts(init, task_of, begin, update, healthy, measure)
     return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)

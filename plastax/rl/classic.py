@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax.errors import ConfigError
-from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
+from plastax.rl.environment import EnvironmentStream, GymnaxTask, Spaces, from_gymnax, make, spaces_of
 from plastax.types import Array, Key, Tree
 
 
@@ -51,7 +51,7 @@ class Chain:
             raise ConfigError(message)
         return found
 
-    def build(self) -> Stream:
+    def build(self) -> EnvironmentStream:
         """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the offset, float32 ``[dims]``."""
         shape = self.spaces().observation_shape
         env, params = make(self.env)
@@ -61,7 +61,7 @@ class Chain:
             return GymnaxTask(jnp.int32(index), params, jnp.where(index == 0, 0.0, offset))
 
         environment = from_gymnax(env, GymnaxTask(jnp.int32(0), params, jnp.zeros(shape)), jnp.add)
-        return Stream(environment, task, f"{self.env} with observation offsets")
+        return EnvironmentStream(environment, task, f"{self.env} with observation offsets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Physics:
             raise ConfigError(message)
         return spaces_of(self.env)
 
-    def build(self) -> Stream:
+    def build(self) -> EnvironmentStream:
         """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with an empty view."""
         self.spaces()
         env, params = make(self.env)
@@ -121,7 +121,7 @@ class Physics:
             return GymnaxTask(jnp.int32(index), changed, ())
 
         environment = from_gymnax(env, GymnaxTask(jnp.int32(0), params, ()))
-        return Stream(environment, task, f"{self.env} with drawn physics")
+        return EnvironmentStream(environment, task, f"{self.env} with drawn physics")
 
 
 def _check_size(setting: str, value: float) -> None:

@@ -118,7 +118,7 @@ class Environment(NamedTuple):
         return jax.tree.map(lambda x: x.reshape(steps, envs, *x.shape[1:]), flat)
 
 
-class Stream(NamedTuple):
+class EnvironmentStream(NamedTuple):
     """An environment and the sequence of tasks that it runs.
 
     Attributes:

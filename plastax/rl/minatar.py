@@ -18,10 +18,10 @@ from plastax.rl.environment import (
     Discrete,
     Draw,
     Environment,
+    EnvironmentStream,
     GymnaxTask,
     Spaces,
     State,
-    Stream,
     Timestep,
     from_gymnax,
     make,
@@ -59,7 +59,7 @@ class MinAtar:
     ends with Breakout and Freeway instead.
 
     The state holds the states of all games, and a step runs one game only, as long as the seeds share the task's
-    index (see `Stream`).
+    index (see `EnvironmentStream`).
 
     Attributes:
       games: names out of `GAMES`, at least one; a name may come more than once.
@@ -79,7 +79,7 @@ class MinAtar:
             raise ConfigError(message)
         return Spaces((10, 10, CHANNELS), Discrete(ACTIONS))
 
-    def build(self) -> Stream:
+    def build(self) -> EnvironmentStream:
         """The stream, refused as `spaces` is; its tasks are `MinAtarTask`, its state that of the distinct games."""
         self.spaces()
         distinct = tuple(dict.fromkeys(self.games))
@@ -89,7 +89,7 @@ class MinAtar:
             del key
             return MinAtarTask(jnp.int32(index), which[index % len(self.games)])
 
-        return Stream(_environment(distinct), task, f"MinAtar {' -> '.join(self.games)}")
+        return EnvironmentStream(_environment(distinct), task, f"MinAtar {' -> '.join(self.games)}")
 
 
 def _environment(games: tuple[str, ...]) -> Environment:

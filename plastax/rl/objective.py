@@ -129,7 +129,7 @@ class PPO:
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam) if self.max_grad_norm else adam
 
 
-class Batch(NamedTuple):
+class RolloutBatch(NamedTuple):
     """Transitions with what the loss needs of them; leading axis ``B``."""
 
     observation: Array
@@ -147,7 +147,7 @@ def network(config: PPO, model: Model, policy: policies.Policy) -> Network:
     curvature that defines its generalised Gauss-Newton matrix: see `plastax.curvature.losses.actor_critic`.
     """
 
-    def from_outputs(outputs: policies.Outputs, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    def from_outputs(outputs: policies.Outputs, batch: RolloutBatch) -> tuple[Array, dict[str, Array]]:
         log_ratio = policy.log_prob(outputs, batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax.errors import ConfigError
-from plastax.rl.environment import GymnaxTask, Spaces, Stream, from_gymnax, make, spaces_of
+from plastax.rl.environment import EnvironmentStream, GymnaxTask, Spaces, from_gymnax, make, spaces_of
 from plastax.types import Array, Key
 
 PREDRAW_LIMIT = 64
@@ -46,7 +46,7 @@ class Permuted:
             raise ConfigError(message)
         return found
 
-    def build(self) -> Stream:
+    def build(self) -> EnvironmentStream:
         """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``."""
         shape = self.spaces().observation_shape
         entries = math.prod(shape)
@@ -62,4 +62,4 @@ class Permuted:
 
         example = GymnaxTask(jnp.int32(0), params, identity)
         environment = from_gymnax(env, example, permute, predraw=entries <= PREDRAW_LIMIT)
-        return Stream(environment, task, f"{self.env} with permuted observations")
+        return EnvironmentStream(environment, task, f"{self.env} with permuted observations")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from plastax.program import segments
 from plastax.program.learner import Learned, Learner, learned_of
 from plastax.rl import normalize, objective
 from plastax.rl import policy as policies
-from plastax.rl.environment import Continuous, Environment, Spaces, Stream
-from plastax.rl.objective import PPO, Batch
+from plastax.rl.environment import Continuous, Environment, EnvironmentStream, Spaces
+from plastax.rl.objective import PPO, RolloutBatch
 from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
     Array,
@@ -52,11 +53,11 @@ class State(NamedTuple):
     alive: Array
 
 
-# Roles of a seed's key, see `keys.fold`.
-_INIT, _TASKS, _SWITCH, _UPDATE, _PROBE, _FACTORS = range(6)
+Purpose = enum.IntEnum("Purpose", "INIT TASKS SWITCH UPDATE PROBE FACTORS", start=0)
+"""What a draw from a seed's key is for, see `keys.fold`; the numbers are part of every result."""
 
 
-def batch_like(config: PPO, environment: Environment | Spaces) -> Batch:
+def batch_like(config: PPO, environment: Environment | Spaces) -> RolloutBatch:
     """Shapes of a minibatch."""
     size = config.steps_per_update // config.minibatches
     space = environment.action_space
@@ -65,7 +66,7 @@ def batch_like(config: PPO, environment: Environment | Spaces) -> Batch:
     action: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
     if isinstance(space, Continuous):
         action = jax.ShapeDtypeStruct((size, space.size), jnp.float32)
-    return Batch(observation, action, *[scalar] * 4)
+    return RolloutBatch(observation, action, *[scalar] * 4)
 
 
 def _flat(x: Array) -> Array:
@@ -74,7 +75,7 @@ def _flat(x: Array) -> Array:
 
 def program(
     config: PPO,
-    stream: Stream,
+    stream: EnvironmentStream,
     model: Model,
     method: Method,
     probes: Sequence[Probe] = (),
@@ -108,7 +109,7 @@ def program(
     environment = stream.environment
     network = objective.network(config, model, policies.make(environment.action_space))
     learns = Learner(
-        model, network, method, config, batch_like(config, environment), _FACTORS, needs_boundary=needs_boundary
+        model, network, method, config, batch_like(config, environment), Purpose.FACTORS, needs_boundary=needs_boundary
     )
     needs_previous = any(probe.needs_previous for probe in probes)
 
@@ -117,7 +118,7 @@ def program(
 
     def collect(
         params: Params, statistics: normalize.Statistics, actors: Actors, key: Key, task: Tree
-    ) -> tuple[Actors, Transition, Batch]:
+    ) -> tuple[Actors, Transition, RolloutBatch]:
         """A rollout and the flat batch ``[T * N]`` made of it."""
 
         def act(observation: Array) -> policies.Outputs:
@@ -133,10 +134,10 @@ def program(
         )
         observation = both[: both.shape[0] // 2]
         rest = (seen.action, seen.log_prob, value, advantage, advantage + value)
-        return actors, seen, Batch(observation, *map(_flat, rest))
+        return actors, seen, RolloutBatch(observation, *map(_flat, rest))
 
     def update(state: State, data: Tree, task: Tree, clock: Array) -> tuple[State, dict[str, Array]]:
-        roll_key, shuffle_key, method_key = jax.random.split(fold(state.key, _UPDATE, clock), 3)
+        roll_key, shuffle_key, method_key = jax.random.split(fold(state.key, Purpose.UPDATE, clock), 3)
         actors, seen, batch = collect(state.params, state.statistics, state.actors, roll_key, task)
         steps = config.epochs * config.minibatches
         order = shuffles(shuffle_key, config.epochs, config.steps_per_update).reshape(steps, -1)
@@ -169,7 +170,7 @@ def program(
         return jnp.isfinite(loss) & tree.finite(state.params)
 
     def begin_task(state: State, data: Tree, task: Tree, clock: Array) -> State:
-        env_key, method_key = jax.random.split(fold(state.key, _SWITCH, clock))
+        env_key, method_key = jax.random.split(fold(state.key, Purpose.SWITCH, clock))
         statistics = state.statistics
         learned = learns.switch(learned_of(state), clock * config.epochs * config.minibatches, method_key)
         if config.normalize_observations == "reset":
@@ -180,18 +181,18 @@ def program(
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         """All probes on fresh on-policy data; nothing of it reaches the state."""
-        key, env_key, roll_key = jax.random.split(fold(state.key, _PROBE, border), 3)
+        key, env_key, roll_key = jax.random.split(fold(state.key, Purpose.PROBE, border), 3)
         actors = reset_actors(environment, config.num_envs, env_key, task)
         batch = collect(state.params, state.statistics, actors, roll_key, task)[2]
 
-        seen = learns.seen(learned_of(state), batch, key, fold(state.key, _INIT), state.previous)
+        seen = learns.seen(learned_of(state), batch, key, fold(state.key, Purpose.INIT), state.previous)
         return segments.look(probes, seen, segments.task_of(border, updates_per_task))
 
     def init(key: Key, data: Tree) -> State:
-        learned = learns.start(key, model.init(fold(key, _INIT)))
+        learned = learns.start(key, model.init(fold(key, Purpose.INIT)))
         statistics = normalize.start(environment.observation_shape)
         actors = reset_actors(
-            environment, config.num_envs, fold(key, _SWITCH), stream.task(fold(key, _TASKS), jnp.int32(0))
+            environment, config.num_envs, fold(key, Purpose.SWITCH), stream.task(fold(key, Purpose.TASKS), jnp.int32(0))
         )
         # A copy of its own: the state is donated.
         previous = jax.tree.map(jnp.copy, learned.params) if needs_previous else ()
@@ -200,7 +201,7 @@ def program(
         )
 
     def task_of(state: State, data: Tree, index: Array) -> Tree:
-        return stream.task(fold(state.key, _TASKS), index)
+        return stream.task(fold(state.key, Purpose.TASKS), index)
 
     parts = segments.Parts(init, task_of, begin_task, update, healthy, measure)
     return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)

@@ -11,7 +11,7 @@ from plastax.errors import ConfigError
 from plastax.models import MODELS
 from plastax.program import segments
 from plastax.rl import STREAMS, ppo
-from plastax.rl.environment import Stream
+from plastax.rl.environment import EnvironmentStream
 from plastax.study import settings
 from plastax.study.experiment import Experiment, Prepared, Shared, cut, method_of, probes_of, with_defaults
 from plastax.types import Program
@@ -60,7 +60,7 @@ def share(config: Any) -> Shared:
     return Shared(functools.cache(lambda stream: stream.build()))
 
 
-def prepare(config: Any, name: str, stream_of: Callable[[Any], Stream]) -> Prepared:
+def prepare(config: Any, name: str, stream_of: Callable[[Any], EnvironmentStream]) -> Prepared:
     """See `Experiment`. The stream is built by the programs, in the end: gymnax compiles as it makes environments."""
     spaces, agent = config.stream_settings.spaces(), config.ppo
     if config.steps_per_task < 1 or config.steps_per_task % agent.steps_per_update:

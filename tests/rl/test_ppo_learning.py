@@ -12,7 +12,7 @@ from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
-from plastax.rl.environment import Environment, Stream
+from plastax.rl.environment import Environment, EnvironmentStream
 from tests.rl.toy_environments import TOYS, ToyTask
 
 DISCOUNT = 0.8
@@ -30,7 +30,7 @@ CONFIG = ppo.PPO(
 )
 
 
-def all_toys(continuous: bool) -> Stream:
+def all_toys(continuous: bool) -> EnvironmentStream:
     """Every toy in one environment, chosen by the task's number: one compilation for all."""
     environments = [toy(continuous).stream.environment for toy in TOYS]
 
@@ -45,7 +45,7 @@ def all_toys(continuous: bool) -> Stream:
     environment = Environment(
         choose("reset"), choose("draw"), choose("advance"), first.observation_shape, first.action_space
     )
-    return Stream(environment, lambda key, index: ToyTask(jnp.int32(index)), "all toys")
+    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)), "all toys")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["discrete", "continuous"])

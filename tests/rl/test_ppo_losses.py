@@ -43,13 +43,13 @@ def problem(continuous: bool, config: ppo.PPO):
     action = jnp.asarray(rng.normal(size=(BATCH, 2)) if continuous else rng.integers(0, size, BATCH))
     value = out["value"] + 0.3 * rng.normal(size=BATCH)
     log_prob = policy.log_prob(out, action) + 0.3 * rng.normal(size=BATCH)
-    batch = ppo.Batch(
+    batch = ppo.RolloutBatch(
         observation, action, log_prob, value, jnp.asarray(rng.normal(1, 2, BATCH)), value + rng.normal(size=BATCH)
     )
     return policy, model, params, batch, objective.network(config, model, policy)
 
 
-def reference_loss(config: ppo.PPO, out, batch: ppo.Batch, continuous: bool):
+def reference_loss(config: ppo.PPO, out, batch: ppo.RolloutBatch, continuous: bool):
     out, batch = jax.tree.map(np.asarray, (out, batch))
     if continuous:
         normal = scipy.stats.norm(out["policy"], np.exp(out["log_std"]))

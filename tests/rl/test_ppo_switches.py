@@ -18,7 +18,7 @@ from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import objective, ppo
 from plastax.rl import policy as policies
-from plastax.rl.environment import Discrete, Environment, Stream, Timestep
+from plastax.rl.environment import Discrete, Environment, EnvironmentStream, Timestep
 from plastax.types import Array, Probe, ProbeInput, Program
 from tests.rl.runs import host, joined, run, same
 
@@ -34,7 +34,7 @@ class Spied(NamedTuple):
     draw: Array
 
 
-def spy_stream() -> Stream:
+def spy_stream() -> EnvironmentStream:
     """Reward 1, cut every 7 steps; the observation is the task."""
 
     def observation(task):
@@ -52,7 +52,9 @@ def spy_stream() -> Stream:
         return jnp.where(done, 0, state + 1), step
 
     environment = Environment(reset, lambda key, task: jnp.zeros(()), advance, (2,), Discrete(2))
-    return Stream(environment, lambda key, i: Spied(jnp.int32(i), jax.random.normal(jax.random.fold_in(key, i))), "spy")
+    return EnvironmentStream(
+        environment, lambda key, i: Spied(jnp.int32(i), jax.random.normal(jax.random.fold_in(key, i))), "spy"
+    )
 
 
 SPY_CONFIG = ppo.PPO(num_envs=2, num_steps=5, epochs=2, minibatches=2, learning_rate=1e-2, kronecker_every=1)
@@ -99,7 +101,7 @@ def spy_keys(number: int, clock: int):
 
 
 def test_every_method_sees_the_same_tasks_and_every_seed_its_own(spied):
-    stream, keys = spy_stream(), spy_keys(ppo._TASKS, 0)
+    stream, keys = spy_stream(), spy_keys(ppo.Purpose.TASKS, 0)
     seen = {name: [r.probe["spy/task"] for r in ran.records] for name, ran in spied.items()}
     draws = []
     for task in range(3):
@@ -137,14 +139,14 @@ def test_factors_of_a_kind_are_those_of_the_network(kind):
     ran = run(spy_program(kronecker_kind=kind, epochs=1, minibatches=1), (5, 6), (1,), QUICK)
     network = objective.network(SPY_CONFIG, SPY_MODEL, policies.make(Discrete(2)))
     for k in range(2):
-        params = SPY_MODEL.init(spy_keys(ppo._INIT, 0)[k])
+        params = SPY_MODEL.init(spy_keys(ppo.Purpose.INIT, 0)[k])
         seen = ran.records[0].probe["spy/task"][k, 0]
         outputs, pull, inputs = jax.vjp(
             lambda taps, params=params, seen=seen: SPY_MODEL.tapped(params, taps, seen)[::2],
             SPY_MODEL.taps(seen),
             has_aux=True,
         )
-        pulled = cotangents(network.output_loss, kind, outputs, None, spy_keys(ppo._FACTORS, 0)[k])
+        pulled = cotangents(network.output_loss, kind, outputs, None, spy_keys(ppo.Purpose.FACTORS, 0)[k])
         expected = fisher_factors(inputs, lambda c, pull=pull: pull(c)[0], pulled)
         for name, pair in expected.items():
             for side, value in pair._asdict().items():
@@ -153,7 +155,7 @@ def test_factors_of_a_kind_are_those_of_the_network(kind):
 
 
 def fresh(clock: int):
-    keys = jax.vmap(lambda key: jax.random.split(key)[1])(spy_keys(ppo._SWITCH, clock))
+    keys = jax.vmap(lambda key: jax.random.split(key)[1])(spy_keys(ppo.Purpose.SWITCH, clock))
     return jax.vmap(SPY_MODEL.init)(keys)
 
 
@@ -162,7 +164,7 @@ def flat(params):
 
 
 def test_the_first_probe_of_a_task_sees_the_network_that_starts_it(spied):
-    first = flat(jax.vmap(SPY_MODEL.init)(spy_keys(ppo._INIT, 0)))
+    first = flat(jax.vmap(SPY_MODEL.init)(spy_keys(ppo.Purpose.INIT, 0)))
     for ran in spied.values():
         np.testing.assert_allclose(ran.records[0].probe["spy/params"][:, 0], first, rtol=1e-5, atol=1e-8)
         np.testing.assert_array_equal(ran.records[2].probe["spy/params"][:, 1], flat(ran.state.params))

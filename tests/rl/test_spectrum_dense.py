@@ -46,7 +46,7 @@ def batch_of(model, params, observation, action, noise):
     outputs = model.apply(params, observation)[0]
     log_prob = policies.make(Discrete(3)).log_prob(outputs, action) + 0.1 * noise[0]
     value = outputs["value"]
-    return ppo.Batch(observation, action, log_prob, value, 1.0 + noise[1], value + noise[2])
+    return ppo.RolloutBatch(observation, action, log_prob, value, 1.0 + noise[1], value + noise[2])
 
 
 @pytest.fixture(scope="module", params=["hessian", "ggn"])

@@ -14,7 +14,7 @@ import pytest
 from plastax.errors import ConfigError
 from plastax.rl import DESCRIPTIONS, STREAMS
 from plastax.rl.classic import Chain, Physics
-from plastax.rl.environment import Discrete, Stream
+from plastax.rl.environment import Discrete, EnvironmentStream
 from plastax.rl.minatar import ACTIONS, GAMES, MinAtar
 from plastax.rl.permuted import Permuted
 
@@ -27,14 +27,14 @@ PHYSICS = [name for name, config in STREAMS.items() if isinstance(config, Physic
 
 
 class Run(NamedTuple):
-    stream: Stream
+    stream: EnvironmentStream
     first: list  # observations of the resets, [S, N, ...], for each of the tasks 0, 1, 2
     timesteps: list  # [S, T, N, ...], likewise
     tasks: list  # [S, ...], likewise
     compilations: int
 
 
-def rollout(stream: Stream, key, index):
+def rollout(stream: EnvironmentStream, key, index):
     """One seed's random rollout on task ``index``; all randomness but the task's is the same for every index."""
     environment, space = stream.environment, stream.environment.action_space
     reset_key, action_key, step_key = jax.random.split(key, 3)
@@ -53,7 +53,7 @@ def rollout(stream: Stream, key, index):
     return first, jax.lax.scan(body, state, xs)[1], task
 
 
-def run_all(stream: Stream, tasks: int = 3) -> Run:
+def run_all(stream: EnvironmentStream, tasks: int = 3) -> Run:
     seeds = jax.random.split(jax.random.key(7), SEEDS)
     # Everything below allows rounding, so that the compiler may be spared its work.
     options = {"xla_backend_optimization_level": 0}

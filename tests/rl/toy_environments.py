@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax.rl.environment import Continuous, Discrete, Environment, Stream, Timestep
+from plastax.rl.environment import Continuous, Discrete, Environment, EnvironmentStream, Timestep
 from plastax.types import Array, Key
 
 
@@ -37,7 +37,7 @@ class Toy(NamedTuple):
       best: [n] best actions (int32 scalars or float32 [1] each), None where the action does not matter.
     """
 
-    stream: Stream
+    stream: EnvironmentStream
     observations: Array
     values: Callable[[float], Array]
     best: Array | None
@@ -111,7 +111,7 @@ TOYS = (constant_reward, observation_reward, two_steps, action_reward, matching_
 SIGNS = jnp.array([[1.0], [-1.0]])
 
 
-def _stream(name: str, start: Callable[[Key], Array], move: Move, continuous: bool) -> Stream:
+def _stream(name: str, start: Callable[[Key], Array], move: Move, continuous: bool) -> EnvironmentStream:
     def draw(key: Key, task: ToyTask) -> ToyState:
         del task
         return ToyState(start(key), jnp.int32(0))
@@ -129,7 +129,9 @@ def _stream(name: str, start: Callable[[Key], Array], move: Move, continuous: bo
         return after, Timestep(after.observation, reward, jnp.bool_(terminated), jnp.bool_(truncated), final)
 
     space = Continuous((-1.0,), (1.0,), 1) if continuous else Discrete(2)
-    return Stream(Environment(reset, draw, advance, (1,), space), lambda key, index: ToyTask(jnp.int32(index)), name)
+    return EnvironmentStream(
+        Environment(reset, draw, advance, (1,), space), lambda key, index: ToyTask(jnp.int32(index)), name
+    )
 
 
 def _zero(key: Key) -> Array:

@@ -108,7 +108,7 @@ def test_the_best_weights_come_back_at_the_end_of_a_task():
     @functools.partial(jax.jit, compiler_options=QUICK)
     @jax.vmap
     def accuracy(key, params, index):
-        task = stream.task(fold(key, supervised._TASKS), data, index)
+        task = stream.task(fold(key, supervised.Purpose.TASKS), data, index)
         batch = stream.validation(task, data, jnp.arange(stream.validated))
         outputs = jnp.where(batch.active, model.apply(params, batch.x)[0], -jnp.inf)
         return jnp.mean(jnp.argmax(outputs, -1) == batch.y)
