@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = """
 import json, os, pathlib, signal, sys
 import jax, jax.numpy as jnp
-from plastax import compilation
+from plastax.runs import compilation
 write = pathlib.Path.write_bytes
 if "killed" in sys.argv:
     def torn(path, content):

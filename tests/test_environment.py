@@ -128,7 +128,7 @@ def test_what_was_typed_in_counts_by_its_text(monkeypatch):
 def test_the_program_counts(package):
     """Its own file and what it imported from beside it; however it is started."""
     (package / "study.py").write_text(
-        "import json, own_part\nfrom plastax import environment\nprint(json.dumps(environment.own_sources()))\n"
+        "import json, own_part\nfrom plastax.records import environment\nprint(json.dumps(environment.own_sources()))\n"
     )
     there = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
     found = [
@@ -164,10 +164,10 @@ def test_reading_needs_no_file_locks(tmp_path):
         archive.extractall(tmp_path)
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "import plastax, plastax.report, plastax.runs, plastax.study.listing, plastax.data\n"
+        "import plastax, plastax.report, plastax.records.lifecycle, plastax.study.listing, plastax.data\n"
         "from plastax import probes, curvature\n"
         "from pathlib import Path\n"
-        "print(plastax.load(sys.argv[1]).sizes['seed'], plastax.runs.status(Path(sys.argv[1])).state)\n"
+        "print(plastax.load(sys.argv[1]).sizes['seed'], plastax.records.lifecycle.status(Path(sys.argv[1])).state)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

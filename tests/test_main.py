@@ -158,7 +158,7 @@ def test_an_interrupt_is_one_line(start, monkeypatch, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.dataset, "find", interrupted)
+    monkeypatch.setattr(cli.loading, "find", interrupted)
     with pytest.raises(SystemExit) as stopped:
         start(interrupted)
     assert stopped.value.code == 130
@@ -169,7 +169,7 @@ def test_errors_of_our_own_are_not_taken_for_the_users(monkeypatch):
     def broken(*args):
         raise OSError(errno.EBADF, "a bug")
 
-    monkeypatch.setattr(cli.dataset, "find", broken)
+    monkeypatch.setattr(cli.loading, "find", broken)
     with pytest.raises(OSError, match="a bug"):
         cli.main(["export", "a"])
 

@@ -154,6 +154,7 @@ def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
         runs_dir=tmp_path,
         wandb="disabled",
         auto_chunk=True,
+        devices=1,
         compilation_cache=False,
     )
     available = int(needed(3) / memory.ROOM) + 1

@@ -123,7 +123,8 @@ def study(directory, monkeypatch, more: str = ""):
     config = random_label.EXPERIMENT.parse(f"{LINE} {more}".split())
     arms, _, batches, plan = random_label.EXPERIMENT.build(config)
     chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
-    described = {"experiment": "random_label", "run_id": "x", "hash": settings.identity(chosen), "settings": chosen}
+    mark = settings.identity(chosen, settings.asides(config))
+    described = {"experiment": "random_label", "run_id": "x", "hash": mark, "settings": chosen}
     described["arms"] = sweep.described(arms)
     loop.study(directory, described, batches, plan, saving=loop.Saving(every=1))
     return batches

@@ -26,8 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from plastax import __version__, tree
-from plastax.records import lifecycle
 from plastax.errors import RecordError, RunError, Unreadable
+from plastax.records import lifecycle
 from plastax.records.files import aside, entries, read_json, regular, trouble, write_json
 from plastax.records.layout import FORMAT
 from plastax.records.survey import Survey
@@ -284,10 +284,9 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
             f"format {FORMAT}; continue with that version, or start over with --fresh"
         )
     if manifest["hash"] != config.get("hash"):
-        listed = lifecycle.listed(
-            lifecycle.differences(manifest["settings"], config.get("settings", {}), config.get("asides", ()))
-        )
-        raise RunError(f"{folder} is of another configuration ({listed or 'another hash'})")
+        settings = config.get("settings", {})
+        differing = lifecycle.differences(manifest["settings"], settings, config.get("asides", ()))
+        raise RunError(f"{folder} is of another configuration ({lifecycle.listed(differing) or 'another hash'})")
     there = {name: "".join(map(str, reversed(leaf))) for name, leaf in manifest["leaves"].items()}
     shapes = jax.eval_shape(_without_keys, like)
     here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 
 from plastax import locks, output
-from plastax.records import files, layout, lifecycle
-from plastax.runs import checkpoint, compilation, memory
-from plastax.runs.checkpoint import Checkpoints, from_host, to_host
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.program.parallel import Batch
+from plastax.records import files, layout, lifecycle
 from plastax.records.layout import Segment
-from plastax.runs.timing import ProbeCosts, Shares
-from plastax.runs.signals import Stopping
 from plastax.records.survey import survey
+from plastax.runs import checkpoint, compilation, memory
+from plastax.runs.checkpoint import Checkpoints, from_host, to_host
+from plastax.runs.signals import Stopping
+from plastax.runs.timing import ProbeCosts, Shares
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
@@ -216,8 +216,15 @@ def _compile(batch: Batch, plan: Plan, config: Mapping[str, Any], ending: contex
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """A segment that the device is through with: its number, its record, the state after it if it is to be saved, how
-    long it took, how much of that its probes, and more scalars for its record.
+    """A segment that the device has computed.
+
+    Attributes:
+      index: its number.
+      values: its record.
+      leaves: the state after it, if it is to be saved.
+      seconds: how long it took.
+      probes: how much of that its probes took.
+      counts: more scalars for its record.
     """
 
     index: int
@@ -318,7 +325,7 @@ def study(
     same: bool = False,
     report: Callable[[], Any] | None = None,
 ) -> dict[str, Shares]:
-    """Runs programs one after another into one run directory; see `lifecycle` for the states that this takes it through.
+    """Runs programs one after another into one run directory; see `lifecycle` for the states of a run.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
@@ -357,9 +364,8 @@ def study(
                 segments = {layout.folder(config, arm): plan.segments for arm in own}
                 begin = functools.partial(layout.start_run, directory, config, here, same=same)
                 end = "recorded" if report else "finished"
-                with lifecycle.hold(
-                    directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end
-                ) as lock:
+                holding = lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end)
+                with holding as lock:
                     for batch in batches:
                         shares[batch.name] = train(
                             directory, config, batch, plan, sinks, saving=saving, stopping=stopping, lock=lock
