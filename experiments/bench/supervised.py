@@ -45,7 +45,7 @@ from plastax.keys import fold
 from plastax.methods import Backprop
 from plastax.models import MLP
 from plastax.program import parallel
-from plastax.program.supervised import _TASKS, program
+from plastax.program.supervised import Purpose, program
 from plastax.program.training import Training
 from plastax.streams import Permuted
 from plastax.types import Array, Params, Stream, Tree
@@ -201,7 +201,7 @@ def ours(config: Config, stream: Stream, hidden: tuple[int, ...], batch: int, se
 
 def plain(config: Config, stream: Stream, batch: int, state: Any) -> Running:
     """The plain loop from where plastax is, for the rest of its task."""
-    task = jax.jit(jax.vmap(lambda key: stream.task(fold(key, _TASKS), stream.data, jnp.int32(0))))(state.key)
+    task = jax.jit(jax.vmap(lambda key: stream.task(fold(key, Purpose.TASKS), stream.data, jnp.int32(0))))(state.key)
     rows = jnp.take_along_axis(task.chosen, state.order, axis=1)
     rows = rows.reshape(len(rows), -1, config.steps, batch)
     images, labels = jax.device_put((stream.data.train_images, stream.data.train_labels))

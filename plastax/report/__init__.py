@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from plastax import drawing
+from plastax.report.reading import Run, Study, load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     import xarray as xr
@@ -19,50 +19,8 @@ if TYPE_CHECKING:
     from plastax.report.compare import Statistic
 
 __all__ = [
-    "Study", "load", "print_comparison", "print_table", "read", "write", "write_and_print", "write_side_by_side",
+    "Run", "Study", "load", "print_comparison", "print_table", "read", "write", "write_and_print", "write_side_by_side",
 ]  # fmt: skip
-
-
-class Study(NamedTuple):
-    """What was read of a run: everything that is reported of it.
-
-    Attributes:
-      directory: ``runs/<experiment>/<run id>``.
-      config: content of its ``config.json``.
-      environment: content of its ``environment.json``.
-      data: `plastax.load` with the attribute ``notice``: what must be said with every number, "" if there is nothing.
-    """
-
-    directory: pathlib.Path
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    data: xr.Dataset
-
-
-Run = str | os.PathLike[str] | Study
-"""A run directory, or what `load` has read of it: several reports of a large run then read it once."""
-
-
-def load(run: Run) -> Study:
-    """Reads a run, unless it has been read.
-
-    Raises:
-      FileNotFoundError: there is no ``config.json``.
-      plastax.errors.RecordError: a record cannot be used; the message names the file.
-    """
-    from plastax.records.labelled import read_run
-    from plastax.records.layout import read_config, read_environment
-    from plastax.report.score import notice
-
-    if isinstance(run, Study):
-        return run
-    directory = pathlib.Path(run)
-    config = read_config(directory)
-    environment: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        environment = read_environment(directory)
-    data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
-    return Study(directory, config, environment, data)
 
 
 def read(run: Run) -> xr.Dataset:

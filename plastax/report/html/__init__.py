@@ -12,12 +12,13 @@ from plastax.errors import ConfigError
 from plastax.records import loading
 from plastax.records.files import write_atomic
 from plastax.records.layout import labels
-from plastax.report import Study, drawn, selection
+from plastax.report import drawn, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
 from plastax.report.html.page import Chart, Section, Table, render
 from plastax.report.notes import unscored
+from plastax.report.reading import Study
 from plastax.report.values import task_values
 
 

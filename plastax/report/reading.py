@@ -1,0 +1,54 @@
+"""Runs as reports read them: once, whatever is then made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plastax.records.labelled import read_run
+from plastax.records.layout import read_config, read_environment
+from plastax.report.score import notice
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Study(NamedTuple):
+    """What was read of a run: everything that is reported of it.
+
+    Attributes:
+      directory: ``runs/<experiment>/<run id>``.
+      config: content of its ``config.json``.
+      environment: content of its ``environment.json``.
+      data: `plastax.load` with the attribute ``notice``: what must be said with every number, "" if there is nothing.
+    """
+
+    directory: pathlib.Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: xr.Dataset
+
+
+Run = str | os.PathLike[str] | Study
+"""A run directory, or what `load` has read of it: several reports of a large run then read it once."""
+
+
+def load(run: Run) -> Study:
+    """Reads a run, unless it has been read.
+
+    Raises:
+      FileNotFoundError: there is no ``config.json``.
+      plastax.errors.RecordError: a record cannot be used; the message names the file.
+    """
+    if isinstance(run, Study):
+        return run
+    directory = pathlib.Path(run)
+    config = read_config(directory)
+    environment: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        environment = read_environment(directory)
+    data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
+    return Study(directory, config, environment, data)
