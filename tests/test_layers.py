@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
 import re
+from collections.abc import Collection, Iterable
 
 import pytest
 
@@ -142,3 +144,48 @@ def test_what_is_allowed_passes():
     assert not violations("models", "import flax.linen as nn\nfrom plastax import linalg\nlinalg.orthogonal(1.0)")
     assert not violations("report", "import numpy as np\nfrom plastax.records.loading import load\nnp.linalg.eigh(a)")
     assert not violations("curvature", "import jax.numpy as jnp\njnp.linalg.norm(a)")
+
+
+def imported(nodes: Iterable[ast.AST], known: Collection[str]) -> set[str]:
+    """The modules, of those that are known, that some nodes of a source import, and the top level of all others."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else f"{node.module}" for name in whole}
+    return {name if name in known else name.partition(".")[0] for name in found}
+
+
+def circle(sources: dict[str, ast.Module]) -> list[str]:
+    """Modules that import each other, within functions and for type checkers too; none: there are none."""
+    graph = {name: imported(ast.walk(tree), sources) for name, tree in sources.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+SOURCES = {
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__"): ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    for path in FILES
+}
+
+
+def test_a_circle_is_found():
+    lazy = "def f():\n    from plastax import a"
+    assert circle({"plastax.a": ast.parse("import plastax.b"), "plastax.b": ast.parse(lazy)})
+    assert not circle({"plastax.a": ast.parse("import plastax.b"), "plastax.b": ast.parse("from plastax import c")})
+
+
+@pytest.mark.parametrize("folder", ["records", "report"])
+def test_runs_are_read_without_jax(folder):
+    """Neither imports it, nor does what they import; within a function they may ask for its version."""
+    found, rest = set(), {name for name in SOURCES if name.startswith(f"plastax.{folder}")}
+    while rest:
+        found |= rest
+        rest = {n for name in rest & SOURCES.keys() for n in imported(SOURCES[name].body, SOURCES)} - found
+    assert len(found) > 5
+    assert not found & {"jax", "flax", "optax", "orbax"}
