@@ -19,14 +19,14 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on; the message is one line that says why and what helps."""
+    """A run that cannot continue; the message is one line that says why and what helps."""
 
     status = 1
     """Exit status of the process."""
 
 
 class Stopped(RunError):
-    """A run that was asked to stop, and did so behind a checkpoint; it can be gone on with."""
+    """A run that was asked to stop and did so after a checkpoint; it can be continued."""
 
     status = 75  # EX_TEMPFAIL: not a failure, but to be tried again.
 
@@ -36,4 +36,4 @@ class RecordError(ValueError):
 
 
 class Unreadable(RecordError):
-    """A file that is there and cannot be read now (permissions, a network drive): it may well be whole."""
+    """A file that exists and cannot be read now (permissions, a network drive); it may be whole."""

@@ -30,13 +30,13 @@ Method: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 class MethodArgs(NamedTuple):
-    """The extra arguments that every program passes to ``method.update(grads, state, params, **args._asdict())``.
+    """The extra arguments of ``method.update(grads, state, params, **args._asdict())``.
 
-    A method names the ones that it needs as keyword-only arguments and ignores the rest.
+    Every program passes all of them. A method names those that it needs as keyword-only arguments and ignores the rest.
 
     Attributes:
-      key: this step's own PRNG key; differs per seed.
-      clock: int32 scalar, gradient steps since the start of the run; shared by all seeds (never batched), so a
+      key: PRNG key of this step and seed.
+      clock: int32 scalar, gradient steps since the start of the run. All seeds share it (it is never batched), so a
         `lax.cond` on it stays a branch under `vmap`.
       batch: the minibatch that the gradient was taken on.
       value: the loss on it, a scalar.
@@ -46,13 +46,13 @@ class MethodArgs(NamedTuple):
       features_fn: ``(params, batch) -> Features``.
       outputs_fn: ``(params, batch) -> outputs``, a tree with leading axis ``B``.
       init_fn: ``(key) -> params``, a fresh draw from the model's initialiser.
-      boundary: bool scalar, shared by all seeds. True exactly once per task switch, in a call of its own that comes
-        before the new task's first batch, with zero gradients, a batch of zeros, and neither features nor tap
-        gradients. Only methods whose config says ``needs_boundary`` get that call.
+      boundary: bool scalar, shared by all seeds. True once per task switch, in a call of its own before the new task's
+        first batch. That call has zero gradients, a batch of zeros, no features and no tap gradients. Only methods
+        whose config says ``needs_boundary`` get it.
       rate: what the program will multiply the update by, shared by all seeds: 1, or less where the step size falls
-        within a task. What has to arrive whole (a replaced unit's parameters) is divided by it.
-      every_step: whether each step has its call, and each call is applied, as in the programs. Static. In other loops
-        methods that act now and then keep the clock of the last call that was applied (`optax.MultiSteps` applies few).
+        within a task. A method divides what must arrive whole (a replaced unit's parameters) by it.
+      every_step: static; whether every step is a call and every call is applied, as in the programs. In other loops
+        (`optax.MultiSteps` applies few calls) a method that acts periodically keeps the clock of the last applied call.
     """
 
     key: Key
@@ -73,9 +73,9 @@ class MethodArgs(NamedTuple):
 class Moving(optax.GradientTransformationExtraArgs):
     """A method that can also make the whole step: ``move(grads, state, params, **args) -> (params, state)``.
 
-    One that acts now and then only (under a condition) saves most of its cost by that: updates that pass through a
-    branch have to be written down and read again, an action on the parameters happens where they lie. Its ``update``
-    gives updates, as that of every optax transformation; only who holds the outermost method can call ``move``.
+    This saves most of the cost of a method that acts only in some steps. Updates that leave a `lax.cond` are written to
+    memory and read again, whereas ``move`` changes the parameters in place. ``update`` returns updates, like that of
+    every optax transformation. Only the program, which holds the outermost method, calls ``move``.
     """
 
     move: Callable[..., tuple[Params, Tree]]
@@ -89,52 +89,52 @@ class Moving(optax.GradientTransformationExtraArgs):
 
 @runtime_checkable
 class Recorded(Protocol):
-    """A method's state that has something to say in the record."""
+    """A method's state with values for the record."""
 
     @property
     def recorded(self) -> Mapping[str, Array]:
-        """Scalars by the names of their training values, ``<method>/<value>``."""
+        """Name of the training value, ``<method>/<value>`` -> scalar."""
 
 
 class MethodConfig(Protocol):
     """The settings of one method: a frozen dataclass.
 
-    Fields of type float may be traced arrays in `build` (a hyperparameter axis under `vmap`); all others are static.
+    In `build`, fields of type float may be traced arrays (a hyperparameter axis under `vmap`). All others are static.
     """
 
     @property
     def model_options(self) -> Mapping[str, Any]:
-        """Options of the model that the method asks for (``{"layer_norm": True}``), usually none."""
+        """Options that the method sets in the model (``{"layer_norm": True}``), usually none."""
 
     @property
     def needs_boundary(self) -> bool:
         """Whether the method acts at task switches."""
 
     @property
-    def starts_anew(self) -> bool:
-        """Whether nothing of the network survives a switch: running statistics of batch normalisation go as well."""
+    def restarts_statistics(self) -> bool:
+        """Whether the running statistics of batch normalisation restart at a switch."""
 
     @property
     def replaces_units(self) -> bool:
-        """Whether the method gives units new parameters in a step: it then acts behind all that add to the step."""
+        """Whether the method replaces the parameters of units. It then acts after all methods that add to the step."""
 
     @property
     def off(self) -> Mapping[str, Any] | None:
-        """Settings that make it the optimiser which it wraps, bit for bit between switches; None: there are none."""
+        """Settings under which it equals the wrapped optimiser bit for bit between switches; None: no such settings."""
 
     @property
     def replaces_optimizer(self) -> bool:
-        """Whether it is an optimiser itself and has no use for the one that it is given."""
+        """Whether it is an optimiser itself and ignores the one that it is given."""
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps the optimiser ``inner`` into the method.
 
         Args:
           inner: the optimiser, or another method around it.
-          model: the network that will be trained; methods that know units need it.
+          model: the network that will be trained. Methods that act on units need it.
 
         Raises:
-          ConfigError: the method needs what ``model`` does not have.
+          ConfigError: ``model`` lacks something that the method needs.
         """
 
 
@@ -144,7 +144,7 @@ class Window(NamedTuple):
     Attributes:
       size: of the kernel.
       strides: of the output's places.
-      padding: zeros before and behind.
+      padding: zeros before and after.
       dilation: of the kernel.
     """
 
@@ -157,7 +157,7 @@ class Window(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerInputs:
-    """What a layer with a kernel was given, and how its kernel meets it; a pytree of one array.
+    """The inputs of a layer with a kernel, and how the kernel is applied to them; a pytree of one array.
 
     Attributes:
       values: ``[B, ..., d_in]`` of a dense layer, ``[B, *space, channels]`` of a convolution.
@@ -171,7 +171,7 @@ class LayerInputs:
 
 
 class Tapped(NamedTuple):
-    """A network that gives its layers out: what Kronecker factors are made from. `plastax.models.tapped` makes one.
+    """A network that exposes its layers, for Kronecker factors. `plastax.models.tapped` makes one.
 
     Attributes:
       taps: ``(data) -> dict``: zeros of the shape of every tapped layer's pre-activations, by layer name.
@@ -184,10 +184,10 @@ class Tapped(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Parameters of one array that belong to a layer's units: index ``i`` of ``axis`` to unit ``i mod width``.
+    """Entries of one parameter that belong to a layer's units: index ``i`` of ``axis`` belongs to unit ``i mod width``.
 
-    That one rule covers a channel that was flattened into many inputs of a dense layer (channels run fastest), and
-    nonlinearities that put several features of a unit one block after the other (CReLU).
+    The rule covers a channel that is flattened into many inputs of a dense layer (channels run fastest), and
+    nonlinearities with several features a unit, in blocks (CReLU).
     """
 
     name: str
@@ -199,10 +199,9 @@ class Units(NamedTuple):
 
     Attributes:
       width: number of units (of a convolution: channels).
-      incoming: what computes a unit: kernel, bias, the scale and bias of its normalisation.
-      outgoing: what reads it: the kernels of the layers behind. Where these are zero, the unit has no effect.
-      copies: features that a unit has: 2 where the nonlinearity doubles, feature ``i`` of them being unit ``i mod
-        width``'s.
+      incoming: parameters that compute a unit: kernel, bias, the scale and bias of its normalisation.
+      outgoing: parameters that read it: the kernels of the next layers. Where these are zero, the unit has no effect.
+      copies: features of a unit, 2 where the nonlinearity doubles. Feature ``i`` belongs to unit ``i mod width``.
     """
 
     width: int
@@ -214,16 +213,15 @@ class Units(NamedTuple):
 class Model(NamedTuple):
     """A network as pure functions, for one seed.
 
-    A network with batch normalisation also has running statistics, ``stats``, which training carries along. `apply` and
-    `tapped` never use them: they normalise by the batch at hand, as training does, which is what curvature is taken of.
+    A network with batch normalisation also has running statistics, ``stats``. `apply` and `tapped` do not use them:
+    they normalise by the batch, as training does, so curvature is that of the training loss.
 
     Attributes:
       init: ``(key) -> params``.
       apply: ``(params, x) -> (outputs, features)``.
       taps: ``(x) -> dict``: zeros of the shape of the pre-activations of every dense and convolutional layer, by name.
-      tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations
-        and the layers' inputs given out. The gradient with respect to (params, taps) is one backward pass and holds
-        both Kronecker factors.
+      tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations,
+        and the layers' inputs. One backward pass with respect to (params, taps) holds both Kronecker factors.
       layers: names of the tapped layers, in the order of the forward pass; a layer's kernel is the parameter
         ``<layer>/kernel``.
       hidden: names of the hidden layers, the keys of the features, in the order of the forward pass.
@@ -232,10 +230,10 @@ class Model(NamedTuple):
       train: ``(params, stats, taps, x) -> (outputs, features, inputs, stats)``: `tapped`, and the statistics moved on.
         None without batch normalisation.
       evaluate: ``(params, stats, x) -> (outputs, features)``: normalised by the running statistics. None without.
-      batch_like: shapes of the batches that it will be trained on (`jax.ShapeDtypeStruct`, leading axis ``B``), where
-        whoever trains it says so: methods that keep examples in their state make room by them. None: not said.
-      activation: name of the hidden layers' nonlinearity: what their features say of single units depends on it.
-      roles: what says what every parameter is, a `plastax.roles.RolesOf`; None: their structure does.
+      batch_like: shapes of the training batches (`jax.ShapeDtypeStruct`, leading axis ``B``), for methods that keep
+        examples in their state; None: not known.
+      activation: name of the hidden layers' nonlinearity. Which units count as dead or linear depends on it.
+      roles: what every parameter is, a `plastax.roles.RolesOf`; None: told from their structure.
     """
 
     init: Callable[[Key], Params]
@@ -277,14 +275,13 @@ class Loss(NamedTuple):
     Attributes:
       value: ``(outputs, batch) -> scalar``, the mean over the batch.
       curvature: ``(outputs, batch, tangent) -> cotangent``: the product of a tangent of the outputs with C, the
-        positive semi-definite Hessian of ``value`` with respect to the outputs (or what stands for it: the Fisher
-        information of a policy). C has no entries between examples.
+        positive semi-definite Hessian of ``value`` with respect to the outputs (for a policy, its Fisher information).
+        C has no entries between examples.
       root: ``(outputs, batch) -> cotangents`` with a leading axis K: for example i, ``sum_k r_ki r_ki^T`` is the block
-        of C. None if not known: what needs it says so.
+        of C. None if not known.
       sample: ``(outputs, batch, key) -> cotangent``, random, with mean zero, ``E[s_i s_i^T]`` the block of C and the
         examples independent; None if not known.
-      finite: ``(outputs) -> tree``, finite where the loss has use for the outputs: a masked logit may be infinite. All
-        outputs by default.
+      finite: ``(outputs) -> tree``: the outputs that must be finite, by default all. A masked logit may be infinite.
     """
 
     value: Callable[[Tree, Tree], Array]
@@ -300,8 +297,8 @@ class Examples(NamedTuple):
     Attributes:
       x: inputs ``[B, ...]``, float32.
       y: labels ``[B]``, int32, or targets ``[B, D]``, float32.
-      active: bool ``[B, C]``, the classes that there are at this time, the same for all examples: the logits of others
-        take no part. None: all.
+      active: bool ``[B, C]``, the classes of the current task, the same for all examples. The logits of other classes
+        are masked. None: all classes are active.
     """
 
     x: Array
@@ -319,18 +316,17 @@ class Stream(NamedTuple):
       outputs: number of the network's outputs C.
       examples: training examples of a task.
       held_out: its held-out examples, none of which is ever trained on.
-      task: ``(key, data, index) -> task``, a tree: what is particular to task ``index`` (a permutation, labels). The
-        key is the seed's own and the same for all tasks, so that what should stay over tasks can. Where an experiment
-        must not depend on the method, this is what guarantees it: nothing that was learned goes in.
+      task: ``(key, data, index) -> task``, a tree with what is particular to task ``index`` (a permutation, labels).
+        The key is the seed's and the same for all tasks, so a stream can keep something over tasks. Nothing that was
+        learned goes in: every method sees the same tasks.
       train: ``(task, data, index, key) -> Examples``: the training examples ``index`` ``[B]``, from 0 to ``examples -
-        1``; the key for what is drawn anew at every look (augmentation).
+        1``. The key is another one at every call, for augmentation and noise.
       test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``.
       description: one line.
       validated: training images kept out of training, for an evaluation of their own; 0: none.
       validation: ``(task, data, index) -> Examples``, as ``test``, of those; None: none.
-      boundaries: whether tasks end where something changes at once, so that it makes sense to act there. Without, what
-        changes does so little by little and a task is only a stretch of time: methods and heads that act at switches
-        are refused.
+      boundaries: whether the data change abruptly at task borders. If they change gradually, a task is only a stretch
+        of time, and methods that act at switches are refused.
     """
 
     data: Tree
@@ -360,10 +356,10 @@ class ProbeInput(NamedTuple):
       output_loss: the loss as a function of those outputs, whose curvature defines the generalised Gauss-Newton matrix.
       tapped_loss_fn: ``(params, taps, batch) -> (loss, (features, inputs))``, see `Model.tapped`.
       taps_fn: ``(batch) -> taps``.
-      factors: what the training step's own backward passes have accumulated of the Kronecker factors during the task, a
+      factors: Kronecker factors that the training steps of this task have accumulated, a
         `plastax.curvature.running.Running` of layer name -> `kronecker.Factors`; empty where training takes none.
       key: the probe's own key.
-      initial: ``() -> params`` that training began with, drawn again.
+      initial: ``() -> params``: draws the parameters that training began with again.
       previous: the parameters at the end of the previous task, those at the start in the first; empty unless a probe
         says `Probe.needs_previous`.
     """
@@ -419,12 +415,12 @@ class Program(NamedTuple):
 
     Attributes:
       init: ``(key, data) -> state``.
-      segment: ``(state, data, clock, length) -> (state, Record)``: ``length`` (static) updates from update number
-        ``clock`` (int32 scalar, shared by all seeds) on. With the clock's bits inverted (``~clock``, negative) only
-        what is due before update ``clock`` is measured, twice, and the state stays as it is: to time it.
-      data: arrays that all seeds share and no update changes (images, say): an argument of the compiled program, so
-        that it is neither a constant of it nor copied with the seeds. Empty if there are none.
-      dims: ``<probe>/<value>`` -> names of the axes behind seed and mark.
+      segment: ``(state, data, clock, length) -> (state, Record)``: makes ``length`` (static) updates, the first of
+        which has the number ``clock`` (int32 scalar, shared by all seeds). With the clock's bits inverted (``~clock``,
+        negative) it trains nothing and takes the measurements before update ``clock`` twice, so that they can be timed.
+      data: arrays that all seeds share and no update changes (images). As an argument of the compiled program they are
+        neither constants of it nor copied with the seeds. May be empty.
+      dims: ``<probe>/<value>`` -> names of the axes after seed and mark.
       coords: axis name -> labels.
     """
 

@@ -104,7 +104,7 @@ def test_one_process_at_a_time_in_a_shard(tmp_path):
     assert lifecycle.status(tmp_path).state == "finished"
 
 
-def test_a_job_starts_anew_once(tmp_path):
+def test_a_job_restarts_statistics_once(tmp_path):
     """Stopped and started again, it goes on: as itself, and as the job that takes its place."""
     word = tmp_path / "words"
     code = f"import sys; open({os.fspath(word)!r}, 'a').write(' '.join(sys.argv[1:]) + ';')"

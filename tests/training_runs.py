@@ -56,7 +56,7 @@ def make(
     **options: Any,
 ) -> Program:
     chosen = METHODS[method]
-    options = {"needs_boundary": chosen.needs_boundary, "starts_anew": chosen.starts_anew} | options
+    options = {"needs_boundary": chosen.needs_boundary, "restarts_statistics": chosen.restarts_statistics} | options
     program = supervised.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
     return over_seeds(program, seeds, chunk)
 

@@ -23,7 +23,7 @@ class Settings:
 
     model_options: ClassVar[Mapping[str, Any]] = {}
     needs_boundary: ClassVar[bool] = False
-    starts_anew: ClassVar[bool] = False
+    restarts_statistics: ClassVar[bool] = False
     replaces_units: ClassVar[bool] = False
     off: ClassVar[Mapping[str, Any] | None] = {}
     replaces_optimizer: ClassVar[bool] = False

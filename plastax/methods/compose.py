@@ -29,9 +29,9 @@ class Composed:
         return any(part.needs_boundary for part in self.parts)
 
     @property
-    def starts_anew(self) -> bool:
+    def restarts_statistics(self) -> bool:
         """Whether any part does."""
-        return any(part.starts_anew for part in self.parts)
+        return any(part.restarts_statistics for part in self.parts)
 
     @property
     def replaces_units(self) -> bool:

@@ -34,7 +34,7 @@ class Reset(Settings):
     """A new network and a new optimiser at every task: the reference arm, no plasticity to lose."""
 
     needs_boundary: ClassVar[bool] = True
-    starts_anew: ClassVar[bool] = True
+    restarts_statistics: ClassVar[bool] = True
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset(inner)``."""

@@ -268,7 +268,7 @@ class Learner(NamedTuple):
       like: shapes of a batch.
       role: of the seed's key, for draws of sampled Kronecker factors; see `keys.fold`.
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
-      starts_anew: whether running statistics restart at switches (`MethodConfig.starts_anew`).
+      restarts_statistics: whether running statistics restart at switches (`MethodConfig.restarts_statistics`).
     """
 
     model: Model
@@ -278,7 +278,7 @@ class Learner(NamedTuple):
     like: Tree
     role: int
     needs_boundary: bool = False
-    starts_anew: bool = False
+    restarts_statistics: bool = False
 
     def start(self, key: Key, params: Params) -> Learned:
         """What learning starts with: these parameters, and nothing learned.
@@ -345,7 +345,7 @@ class Learner(NamedTuple):
                 zeros = jax.tree.map(jnp.zeros_like, params)
                 updates, opt_state = self.method.update(zeros, opt_state, params, **args._asdict())
                 params = optax.apply_updates(params, updates)
-            return Learned(params, self.model.stats if self.starts_anew else stats, opt_state, factors)
+            return Learned(params, self.model.stats if self.restarts_statistics else stats, opt_state, factors)
 
         learned = jax.lax.cond(clock > 0, act, lambda learned: learned, learned)
         return learned._replace(factors=running.start(learned.factors.total))

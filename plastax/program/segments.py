@@ -1,8 +1,8 @@
 """Updates, task switches and probes of one network, put together to the segments of a `Program`.
 
-Supervised streams and reinforcement learning differ in what an update is; when a task begins, when a probe is due and
-what a segment returns is the same for both, and is here. So is what happens to a seed whose training breaks down: it
-stays as it was before the update that did it, and the others, in the same compiled program, do not notice.
+Supervised streams and reinforcement learning differ in what an update is. When a task begins, when a probe is due and
+what a segment returns is the same for both, and is decided here. A seed whose loss is not finite stays as it was before
+that update; the other seeds of the compiled program are not affected.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ class Parts(NamedTuple):
 
     Attributes:
       init: ``(key, data) -> state``, a NamedTuple with a field ``alive``, true.
-      task: ``(state, data, index) -> task``: what is particular to the task of this number.
-      begin: ``(state, data, task, clock) -> state``: the switch to a task, before its first update (of the first task
-        too).
-      update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; scalars.
-      healthy: ``(state, metrics) -> bool``: whether an update went well, by what it left and recorded: a loss that is
-        not finite, say, did not.
-      measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that no two measurements
-        share, for their keys: twice the number of updates done, and one more where a segment ends rather than starts.
+      task: ``(state, data, index) -> task``: what is particular to task number ``index``.
+      begin: ``(state, data, task, clock) -> state``: the switch to a task, before its first update; the first task has
+        one, too.
+      update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; metrics are scalars.
+      healthy: ``(state, metrics) -> bool``: whether everything that an update left is finite.
+      measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that differs for all
+        measurements, for their keys: twice the number of updates done, plus one at the end of a segment.
     """
 
     init: Callable[[Key, Tree], Tree]
@@ -48,14 +47,14 @@ def program(
 ) -> Program:
     """A program that switches tasks every ``updates_per_task`` updates and measures where it is due.
 
-    A seed is frozen by its first update that is not `Parts.healthy`: its state stays what it was before, for good. The
-    record has that update's metrics as they were and NaN from then on (0 for counts), NaN for what probes measure, and
-    ``alive``: 1 for every healthy update, 0 from the first other one on.
+    The first update that is not `Parts.healthy` freezes its seed: the state from before that update stays for good.
+    The record has that update's metrics as they were, and NaN (0 for counts) from then on, in probes too. ``alive`` is
+    1 for every healthy update and 0 from the first unhealthy one on.
 
     Args:
       parts: the training.
-      probes: what `Parts.measure` measures, for the labels of the record.
-      updates_per_task: length of a task; segments may be shorter but must not cross a switch.
+      probes: those of `Parts.measure`, for the labels of the record.
+      updates_per_task: length of a task. Segments may be shorter but must not cross a switch.
       data: what all seeds share.
       due: when to measure, at the borders of segments; None: at both ends of every task.
 
@@ -115,7 +114,7 @@ def program(
 
 
 def labels(probes: Sequence[Probe]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[Any, ...]]]:
-    """The axes of what probes record, by name, and the labels along them: ``dims`` and ``coords`` of `Program`.
+    """``dims`` and ``coords`` of `Program`: the axes of what probes record, and the labels along them.
 
     Raises:
       ConfigError: two probes label one axis differently or record under one name.
@@ -136,11 +135,11 @@ def labels(probes: Sequence[Probe]) -> tuple[dict[str, tuple[str, ...]], dict[st
 
 
 def look(probes: Sequence[Probe], seen: ProbeInput, task: Array) -> dict[str, Array]:
-    """What the probes measure, ``<probe>/<value>``; NaN of those that are not due in the task of this number.
+    """The probes' values, ``<probe>/<value>``; NaN for a probe that is not due in this task.
 
     Args:
-      probes: each gets a key of its own, folded from that of ``seen``.
-      seen: what they look at.
+      probes: each gets its own key, folded from that of ``seen``.
+      seen: their input.
       task: int32 scalar; must not depend on the seed.
     """
     values: dict[str, Array] = {}
@@ -158,22 +157,22 @@ def _due(probe: Probe, seen: ProbeInput, task: Array) -> dict[str, Array]:
 
 
 def task_of(border: Array, updates_per_task: int) -> Array:
-    """Number of the task that a measurement at ``border`` (see `Parts.measure`) belongs to."""
+    """The task of a measurement at ``border``, see `Parts.measure`."""
     return (border // 2 - border % 2) // updates_per_task
 
 
 def where(condition: Array, yes: Tree, no: Tree) -> Tree:
-    """One of two trees, whole; what both have the same (a key, say) costs nothing."""
+    """One of two trees. A leaf that both share (a key) costs nothing."""
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
 
 
 def absent(value: Array) -> Array:
-    """What is recorded in place of a value that there is not: NaN, of counts 0."""
+    """What is recorded for a frozen seed: NaN, and 0 for counts."""
     return jnp.full_like(value, jnp.nan if jnp.issubdtype(value.dtype, jnp.inexact) else 0)
 
 
 def missing(shapes: Tree, *lead: int) -> Tree:
-    """NaN of the shapes of a tree, behind the axes ``lead``: what was not measured."""
+    """NaN in the shapes of a tree, with leading axes ``lead``: what is recorded where nothing was measured."""
     return jax.tree.map(lambda s: jnp.full((*lead, *s.shape), jnp.nan, s.dtype), shapes)
 
 

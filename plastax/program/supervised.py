@@ -36,7 +36,7 @@ CHUNK = 250
 """Most examples that an evaluation has in memory at once, of a seed."""
 
 INACTIVE = -1e9
-"""Logit of a class that there is not: its probability is exactly zero, and so are its gradient and curvature."""
+"""Logit of an inactive class: its probability is exactly zero, and so are its gradient and curvature."""
 
 
 class Best(NamedTuple):
@@ -48,7 +48,7 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that a seed's next update needs, apart from the clock.
+    """Everything that a seed's next update needs, apart from the clock; the fields of `learner.Learned` among others.
 
     Attributes:
       key: the seed's.
@@ -58,8 +58,8 @@ class State(NamedTuple):
       order: int32, the order of the examples in this epoch; empty where no update leaves an epoch unfinished.
       factors: running Kronecker factors of the task.
       previous: parameters at the end of the previous task, for probes that need them; else empty.
-      best: what the task's end goes back to; empty where it does not.
-      alive: whether training has not broken down, see `segments.program`.
+      best: the task's best weights, which come back at its end; empty unless asked for.
+      alive: whether all losses were finite so far, see `segments.program`.
     """
 
     key: Key
@@ -123,32 +123,31 @@ def program(
     probes: Sequence[Probe] = (),
     *,
     needs_boundary: bool = False,
-    starts_anew: bool = False,
+    restarts_statistics: bool = False,
     probe_every: int = 1,
 ) -> Program:
-    """Supervised training of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
+    """Supervised training of one seed on ``stream``, learning through ``method``, measured by ``probes``.
 
-    The record's training values are means over the gradient steps of an update, of the batch before its step: the
-    ``accuracy`` (of classes only) is thus the online accuracy; ``loss``; ``grad_norm``; ``sample_plasticity`` where the
-    configuration asks for it; and what the method has to say, `Recorded`. Beside the probes' values there
-    are ``evaluation/{train,test}_{loss,accuracy}``, at both ends of every task, and ``evaluation/validation_...`` where
-    the stream keeps examples out for it.
+    Training values of the record are means over the gradient steps of an update, each taken on the batch before its
+    step: ``loss``, ``accuracy`` (of classes; this is the online accuracy), ``grad_norm``, ``sample_plasticity`` if the
+    configuration asks for it, and what the method records (`Recorded`). At both ends of every task the record also has
+    ``evaluation/{train,test}_{loss,accuracy}``, and ``evaluation/validation_...`` if the stream keeps validation
+    examples.
 
     Args:
       config: optimiser, epochs, batches.
       stream: the tasks; each has ``config.updates`` updates.
-      model: of ``stream.input_shape`` and ``stream.outputs``. With batch normalisation it trains on the batch's
-        statistics and is evaluated with the running ones; methods and probes see `Model.apply`.
+      model: for ``stream.input_shape`` and ``stream.outputs``. With batch normalisation, training uses the batch's
+        statistics and evaluation the running ones. Methods and probes see `Model.apply`.
       method: optimiser with its plasticity-preserving method.
       probes: measured on training examples of the new task at its initialisation, and of the ended one at its end.
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
-      starts_anew: whether running statistics restart at switches (`MethodConfig.starts_anew`).
+      restarts_statistics: whether running statistics restart at switches (`MethodConfig.restarts_statistics`).
       probe_every: tasks from one probed task to the next; evaluations are taken in all.
 
     Raises:
-      ConfigError: batches and updates do not fit the task, see `Training.blocks`; the best weights are asked for, and
-        nothing is kept to judge them by; exact Kronecker factors of a network with batch normalisation; probes that
-        label an axis differently.
+      ConfigError: batches and updates do not fit the task, see `Training.blocks`; ``restore_best`` without validation
+        examples; exact Kronecker factors of a network with batch normalisation; probes that label an axis differently.
     """
     if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
         message = (
@@ -166,7 +165,7 @@ def program(
     network, evaluate = _network(model, stream.loss)
     learns = Learner(
         model, network, method, config, batch_like(config, stream), Purpose.FACTORS,
-        needs_boundary=needs_boundary, starts_anew=starts_anew,
+        needs_boundary=needs_boundary, restarts_statistics=restarts_statistics,
     )  # fmt: skip
     probes_due = segments.task_borders(config.updates, probe_every)
     needs_previous = any(probe.needs_previous for probe in probes)
@@ -219,7 +218,7 @@ def program(
         return jnp.isfinite(metrics["loss"]) & tree.finite(state.params)
 
     def keep_best(state: State, best: Best, data: Tree, task: Tree, clock: Array) -> State:
-        """Compares the weights with the task's best so far; after its last update, goes on with those."""
+        """Keeps the task's best weights so far; after its last update, restores them."""
         score = validation(state, data, task)["evaluation/validation_accuracy"]
         now = Best(state.params, state.stats, score)
         best = jax.tree.map(lambda a, b: jnp.where(score > best.score, a, b), now, best)
@@ -260,7 +259,7 @@ def program(
         return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
 
     def validation(state: State, data: Tree, task: Tree) -> dict[str, Array]:
-        """Nothing where the stream keeps no examples for it."""
+        """The evaluation on validation examples; nothing if the stream keeps none."""
         if stream.validation is None:
             return {}
         take = functools.partial(stream.validation, task, data)

@@ -147,7 +147,7 @@ def prepare(config: Any, name: str, shared: Streams) -> Prepared:
             method.build(own.training.transformation(), model),
             probes,
             needs_boundary=method.needs_boundary,
-            starts_anew=method.starts_anew,
+            restarts_statistics=method.restarts_statistics,
             probe_every=config.probe_every,
         )
 

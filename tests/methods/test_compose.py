@@ -39,7 +39,7 @@ def test_each_wraps_those_before_it():
 @pytest.mark.parametrize("order", [("l2", "reset"), ("reset", "l2")])
 def test_a_switch_is_outermost_in_any_order(order):
     method = compose([methods.METHODS[name] for name in order])
-    assert (method.needs_boundary, method.starts_anew) == (True, True)
+    assert (method.needs_boundary, method.restarts_statistics) == (True, True)
     built = method.build(optax.adam(0.1))
     _, state = update(built, built.init(PARAMS), boundary=False)
     got, state = update(built, state, boundary=True)

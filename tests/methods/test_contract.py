@@ -299,7 +299,7 @@ def test_at_a_boundary_traced_or_not(name: str) -> None:
     assert any(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.starts_anew])
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if config.restarts_statistics])
 def test_boundary_starts_again(name: str) -> None:
     network, method = network_of(name), build(name)
     params, state, _ = trainer(name)(pick(numbers(name), 0), jax.random.key(0))

@@ -70,7 +70,7 @@ def test_one_compiled_program_serves_all_twenty_tasks_and_masks_what_is_not_ther
             assert (probe["evaluation/test_accuracy"] == 1).all()
 
 
-def test_the_step_size_falls_within_a_task_and_starts_anew():
+def test_the_step_size_falls_within_a_task_and_restarts_statistics():
     stream, model = dataclasses.replace(STREAMS["permuted"], examples=12).build(DATASET), MLP((4,)).build(SHAPE, 3)
     plain = Training(learning_rate=0.4, batch_size=3, updates=2, evaluation_examples=3)
     falling = dataclasses.replace(plain, drops=(0.5, 0.75), drop_factor=2.0)
