@@ -82,8 +82,8 @@ def backward(
 ) -> Pass:
     """The gradient with respect to parameters and pre-activations, of one forward and one backward pass.
 
-    What follows from the gradient is compiled the same, whether the rest is used or not: taking Kronecker factors
-    changes no bit of training.
+    What follows from the gradient compiles to the same code whether the rest is used or not. So Kronecker factors change
+    no bit of training.
 
     Args:
       forward: ``(params, taps) -> (outputs, aside)``.
@@ -96,9 +96,9 @@ def backward(
     (value, metrics), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
     grads, tap_grads = pull(cotangent)
     value, metrics, grads, tap_grads = jax.lax.optimization_barrier((value, metrics, grads, tap_grads))
-    # A one that XLA cannot know before the backward pass is through: without it the CPU backend may step a kernel
-    # before the pass has read it, and copies every kernel in every step to be safe (a tenth of a step of the paper's
-    # network at batch 16, a third at batch 1). It is exactly one; where an entry here is not finite, no gradient is.
+    # Exactly one, but XLA cannot know it before the backward pass is finished. Without it the CPU backend could step a
+    # kernel before the pass has read it, and to be safe copies every kernel in every step (a tenth of a step of the
+    # paper's network at batch 16, a third at batch 1). Where an entry here is not finite, no gradient is finite anyway.
     one = 1 + 0 * sum(g[(0,) * g.ndim] for g in tap_grads.values())
     grads = jax.tree.map(lambda g: g * one, grads)
     return Pass(
@@ -109,10 +109,10 @@ def backward(
 def grad_norm(seen: Pass) -> Array:
     """Euclidean norm of the whole gradient, a scalar.
 
-    A kernel's gradient is ``sum_i a_i g_i^T`` over the rows that met it, a bias's ``sum_i g_i``. Where the rows are few
-    for the kernel's size, the squared norm of both is taken of them, ``sum_ij (a_i . a_j + 1) (g_i . g_j)``: to read
-    all entries once more could cost as much as the whole step, and for batches of one they need not even be written.
-    Rows that cancel leave a rounding error relative to ``(sum_i |a_i| |g_i|)^2``.
+    A kernel's gradient is ``sum_i a_i g_i^T`` over its input rows, a bias's is ``sum_i g_i``. If the rows are few for
+    the kernel's size, the squared norm of both is computed from the rows, ``sum_ij (a_i . a_j + 1) (g_i . g_j)``. Reading
+    all entries of the gradient again could cost as much as the whole step, and with batches of one they are never even
+    written. Rows that cancel leave a rounding error relative to ``(sum_i |a_i| |g_i|)^2``.
     """
     direct, squared = tree.named_leaves(seen.grads), jnp.zeros(())
     for name, inputs in seen.inputs.items():
@@ -142,13 +142,13 @@ def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dic
 
 
 def recorded(state: Tree) -> dict[str, Array]:
-    """What the states of methods, wherever they are within ``state``, have to say in the record."""
+    """Values for the record of all method states within ``state``."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Recorded))
     return {name: value for one in found if isinstance(one, Recorded) for name, value in one.recorded.items()}
 
 
 def step(method: Method, grads: Tree, state: Tree, params: Params, args: MethodArgs) -> tuple[Params, Tree]:
-    """The parameters and the method's state after its step, of which the share ``args.rate`` is made."""
+    """Parameters and state after a step of the method, scaled by ``args.rate``."""
     whole = isinstance(args.rate, float) and args.rate == 1
     if whole and isinstance(method, Moving):
         return method.move(grads, state, params, **args._asdict())

@@ -1,7 +1,7 @@
 """One network's program becomes many networks' program: seeds, values of settings, devices.
 
-Networks never talk to one another, so every axis here is the same one, the leading axis of the state: seed k under the
-values of setting j is one more network. A mesh of devices cuts that axis, and nothing crosses the cuts.
+Networks never exchange anything, so seeds and settings share one axis, the leading axis of the state: seed k under the
+values of arm j is one network. A mesh of devices cuts that axis, and nothing crosses the cuts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AXIS = "networks"
 
 
 def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
-    """The PRNG keys ``[S]`` of seed numbers: seed k has the same key alone and among others."""
+    """PRNG keys ``[S]`` of seed numbers. Seed k has the same key alone and among others."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
@@ -34,15 +34,14 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
     Args:
       program: of one network.
       seeds: ``S``.
-      chunk: seeds that run side by side; the chunks run one after another in the same compiled program, which bounds
-        memory and can be faster where caches overflow. 0: all at once.
+      chunk: seeds that run side by side. Chunks run one after another in the same compiled program, which bounds memory
+        and can be faster where caches overflow. 0: all at once.
 
     Raises:
       ConfigError: if ``chunk`` does not divide ``seeds``.
     """
     if chunk < 0 or (chunk and seeds % chunk):
-        message = f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or a divisor of the {seeds} seeds"
-        raise ConfigError(message)
+        raise ConfigError(f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or a divisor of the {seeds} seeds")
     batch_size = chunk or seeds
 
     def init(keys: Key, data: Tree) -> Tree:
@@ -60,7 +59,7 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
 
 
 class Swept(NamedTuple):
-    """A network under settings of its own.
+    """A network and its own settings.
 
     Attributes:
       settings: name -> float32 scalar.
@@ -72,11 +71,11 @@ class Swept(NamedTuple):
 
 
 def over_settings(make: Callable[[Mapping[str, Any]], Program], settings: Mapping[str, float]) -> Program:
-    """The program of one network whose settings are no constants of it but ride in its state, as `Swept`.
+    """The program of one network whose settings are part of its state (`Swept`), not constants of the program.
 
     Args:
-      make: the program under some values of the settings, numbers or traced scalars.
-      settings: any values; data and labels must not depend on them.
+      make: makes the program from values of the settings, numbers or traced scalars.
+      settings: example values. Data and labels must not depend on them.
 
     Returns:
       A program whose ``init`` takes `Swept` of the settings and the key.
@@ -93,9 +92,9 @@ def over_settings(make: Callable[[Mapping[str, Any]], Program], settings: Mappin
 
 
 def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
-    """Cuts the leading axis over the devices of a mesh; its size there must be a multiple of theirs.
+    """Cuts the leading axis over the devices of a mesh, whose number must divide it.
 
-    Every device runs the same program on its own networks: the compiled program has no collective in it.
+    Every device runs the same program on its own networks. The compiled program has no collective.
 
     Args:
       program: over the networks of one device.
@@ -113,7 +112,7 @@ def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
 
 
 class Batch(NamedTuple):
-    """A program and all the networks that it trains at once: the seeds of one or several arms, arm after arm.
+    """A program and the networks that it trains at once: the seeds of one or several arms, arm by arm.
 
     Attributes:
       arms: their labels; each has ``networks / len(arms)``.
@@ -121,8 +120,8 @@ class Batch(NamedTuple):
       draw: makes `start`, once.
       like: the shapes of `start`.
       networks: their number.
-      padded: the same rounded up so that devices have equally many: the rest are copies, trained and thrown away.
-      mesh: the devices; None: where JAX puts things.
+      padded: ``networks`` rounded up to equal shares of all devices. The padding are copies, whose results are dropped.
+      mesh: the devices; None: JAX's default device.
     """
 
     arms: tuple[str, ...]
@@ -135,12 +134,12 @@ class Batch(NamedTuple):
 
     @property
     def start(self) -> Tree:
-        """What ``program.init`` takes, keys or `Swept`, ``[padded]``; before it is asked for, nothing has compiled."""
+        """Keys or `Swept` ``[padded]`` for ``program.init``. Nothing compiles before this is asked for."""
         return self.draw()
 
     @property
     def name(self) -> str:
-        """The arm's label, or of several the first one's and how many more there are."""
+        """The first arm's label, and the number of further arms."""
         return self.arms[0] + (f" (+{len(self.arms) - 1})" if len(self.arms) > 1 else "")
 
     @property
@@ -152,17 +151,17 @@ class Batch(NamedTuple):
         return f"{self.arms[0].partition('@')[0]}@{len(self.arms)}-{digest}"
 
     def place(self, shared: Tree) -> Tree:
-        """Puts what all networks share on every device, once."""
+        """Puts data that all networks share on every device, once."""
         return jax.device_put(shared, self.mesh and jax.NamedSharding(self.mesh, jax.P()))
 
     def spread(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Fills arrays ``[networks, ...]`` up to ``[padded, ...]``, by copies from the front."""
+        """Pads arrays ``[networks, ...]`` to ``[padded, ...]``, by copies from the front."""
         return {name: leaf[np.arange(self.padded) % self.networks] for name, leaf in leaves.items()}
 
     def real(self, values: Tree) -> Tree:
-        """Takes what was filled up away again: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``.
+        """Drops the padding: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``.
 
-        Where the devices belong to several processes (`jax.distributed`), all of them have to call it, and all get all.
+        If the devices belong to several processes (`jax.distributed`), all of them must call it. Each gets everything.
         """
         return jax.tree.map(lambda x: _whole(x)[: self.networks], values)
 
@@ -187,16 +186,16 @@ def batch(
     chunk: int = 0,
     devices: int = 1,
 ) -> Batch:
-    """All seeds of some arms, which differ in the values of settings only, as one program.
+    """All seeds of arms that differ only in the values of settings, as one program.
 
     Args:
       make: see `over_settings`; of one network.
-      arms: label -> setting -> value, of the same settings for all; without any settings there is one arm. Seed k has
-        the same key in all arms, so that differences are paired.
+      arms: label -> setting -> value, with the same settings in all arms; one arm if there are no settings. Seed k has
+        the same key in all arms, so differences are paired.
       seeds: numbers of the seeds.
-      chunk: see `over_seeds`; on every device for itself.
-      devices: to cut the networks over, of this machine or, under `jax.distributed`, of all processes; 0: all. No more
-        are used than there are networks.
+      chunk: see `over_seeds`; applies on each device.
+      devices: number of devices to use, of this machine or, under `jax.distributed`, of all processes; 0: all. At most
+        one device a network is used.
 
     Raises:
       ConfigError: ``chunk`` does not divide the seeds, or there are fewer devices.
