@@ -82,8 +82,8 @@ def backward(
 ) -> Pass:
     """The gradient with respect to parameters and pre-activations, of one forward and one backward pass.
 
-    What follows from the gradient compiles to the same code whether the rest is used or not. So Kronecker factors change
-    no bit of training.
+    What follows from the gradient compiles to the same code whether the rest is used or not, so that Kronecker factors
+    change no bit of training.
 
     Args:
       forward: ``(params, taps) -> (outputs, aside)``.
@@ -96,8 +96,8 @@ def backward(
     (value, metrics), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
     grads, tap_grads = pull(cotangent)
     value, metrics, grads, tap_grads = jax.lax.optimization_barrier((value, metrics, grads, tap_grads))
-    # Exactly one, but XLA cannot know it before the backward pass is finished. Without it the CPU backend could step a
-    # kernel before the pass has read it, and to be safe copies every kernel in every step (a tenth of a step of the
+    # Exactly one, but XLA cannot know it before the backward pass is finished. Without it the CPU backend could step
+    # a kernel before the pass has read it, and to be safe copies every kernel in every step (a tenth of a step of the
     # paper's network at batch 16, a third at batch 1). Where an entry here is not finite, no gradient is finite anyway.
     one = 1 + 0 * sum(g[(0,) * g.ndim] for g in tap_grads.values())
     grads = jax.tree.map(lambda g: g * one, grads)
@@ -110,8 +110,8 @@ def grad_norm(seen: Pass) -> Array:
     """Euclidean norm of the whole gradient, a scalar.
 
     A kernel's gradient is ``sum_i a_i g_i^T`` over its input rows, a bias's is ``sum_i g_i``. If the rows are few for
-    the kernel's size, the squared norm of both is computed from the rows, ``sum_ij (a_i . a_j + 1) (g_i . g_j)``. Reading
-    all entries of the gradient again could cost as much as the whole step, and with batches of one they are never even
+    the kernel's size, the squared norm of both is computed from them, ``sum_ij (a_i . a_j + 1) (g_i . g_j)``. To read
+    all entries of the gradient again could cost as much as the whole step, and with batches of one they are never
     written. Rows that cancel leave a rounding error relative to ``(sum_i |a_i| |g_i|)^2``.
     """
     direct, squared = tree.named_leaves(seen.grads), jnp.zeros(())
