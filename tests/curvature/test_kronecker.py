@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plastax import curvature, tree
-from plastax.curvature import ekfac, losses, running
+from plastax import curvature
 from plastax.curvature import kronecker as kronecker_function
+from plastax.curvature import losses, running
 from plastax.curvature.kronecker import (
     Eigenvalues,
     Factors,
@@ -71,17 +71,10 @@ class Problem(NamedTuple):
     params: dict
     data: tuple[jax.Array, jax.Array]
     got: dict[tuple[str, str], dict[str, Factors]]
-    corrected: dict[tuple[str, str], dict[str, ekfac.Ekfac]]
     gradients: dict[str, dict[str, np.ndarray]]
     """Kind -> layer -> ``[B, K, T, d_out]``: gradients whose squares, over B and K, add up to the kind's matrix."""
     rows: dict[str, np.ndarray]
     """Layer -> ``[B, T, d_a]``, its inputs at every place."""
-
-    def exact(self, kind: str, layer: str) -> np.ndarray:
-        """The layer's block of the Fisher matrix, from the examples' own gradients."""
-        own = np.einsum("bta,bkto->bkao", self.rows[layer], self.gradients[kind][layer])
-        own = own.reshape(-1, own.shape[-2] * own.shape[-1])
-        return own.T @ own
 
 
 def patches(x: np.ndarray) -> np.ndarray:
@@ -115,16 +108,12 @@ def problem() -> Problem:
             (kind, sharing): kronecker(NETWORK, "cross_entropy", params, data, kind=kind, key=KEY, sharing=sharing)
             for kind, sharing in CASES
         }
-        corrected = {
-            case: ekfac.ekfac(NETWORK, "cross_entropy", params, data, got[case], kind=case[0], key=KEY)
-            for case in CASES
-        }
         outputs, inputs = apply(params, {}, data)
         jacobian = jax.jacrev(lambda taps: apply(params, taps, data)[0])(zeros(data))
         drawn = losses.LOSSES["cross_entropy"].sample(outputs, data, KEY)
-        return got, corrected, outputs, jacobian, drawn, inputs
+        return got, outputs, jacobian, drawn, inputs
 
-    got, corrected, outputs, jacobian, drawn, inputs = measure(params, data)
+    got, outputs, jacobian, drawn, inputs = measure(params, data)
     p = np.exp(np.float64(outputs))
     p /= p.sum(axis=1, keepdims=True)
     unit = np.eye(CLASSES)
@@ -143,7 +132,7 @@ def problem() -> Problem:
         x = np.float64(inputs[name].values)
         x = patches(x) if name == "conv" else x.reshape(EXAMPLES, -1, x.shape[-1])
         rows[name] = x if name == "conv" else np.concatenate([x, np.ones((*x.shape[:2], 1))], axis=-1)
-    return Problem(params, data, got, corrected, gradients, rows)
+    return Problem(params, data, got, gradients, rows)
 
 
 @pytest.mark.parametrize(("kind", "sharing"), CASES)
@@ -188,76 +177,12 @@ def test_the_training_steps_own_backward_pass_is_enough(problem: Problem) -> Non
             np.testing.assert_allclose(got[name].g, pair.g, rtol=1e-5, atol=1e-6)
 
 
-def kron(block: Factors | ekfac.Ekfac) -> np.ndarray:
-    block = jax.tree.map(np.float64, block)
-    if isinstance(block, Factors):
-        return np.kron(block.a, block.g)
-    vectors = np.kron(block.a, block.g)
-    return vectors @ np.diag(block.moments.ravel()) @ vectors.T
-
-
-@pytest.mark.parametrize(("kind", "sharing"), CASES)
-def test_ekfac_is_the_best_in_its_basis_and_never_farther(problem: Problem, kind: str, sharing: str) -> None:
-    for name, block in problem.corrected[kind, sharing].items():
-        pair, exact = problem.got[kind, sharing][name], problem.exact(kind, name)
-        for vectors, factor in ((block.a, pair.a), (block.g, pair.g)):
-            rotated = np.float64(vectors).T @ np.float64(factor) @ np.float64(vectors)
-            np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-5 * np.abs(rotated).max())
-        vectors = np.kron(np.float64(block.a), np.float64(block.g))
-        best = np.einsum("ij,ik,kj->j", vectors, exact, vectors)
-        np.testing.assert_allclose(block.moments.ravel(), best, atol=1e-5 * best.max())
-        distance = np.linalg.norm(kron(block) - exact)
-        assert distance <= np.linalg.norm(kron(pair) - exact) * (1 + 1e-5)
-        # Where weights are shared or outputs many, the product is no Fisher block, so there is something to gain.
-        assert distance < 0.999 * np.linalg.norm(kron(pair) - exact)
-
-
-def test_operators_spectra_and_errors_equal_dense_matrices(problem: Problem) -> None:
-    """All of them in one program: the exact blocks are those of the Gauss-Newton matrix."""
-    case = ("exact", "expand")
-    given = {"kfac": problem.got[case], "ekfac": problem.corrected[case]}
-
-    @jit
-    def measure(params: dict, data: tuple, blocks: dict) -> Any:
-        exact = curvature.ggn(lambda p, batch: apply(p, {}, batch)[0], "cross_entropy", params, data)
-        return {
-            name: (
-                curvature.dense(ekfac.operator(block, params)),
-                ekfac.spectrum(block).nodes,
-                ekfac.errors(block, exact),
-            )
-            for name, block in blocks.items()
-        }
-
-    measured = measure(problem.params, problem.data, given)
-    sizes = {name: x.size for name, x in tree.named_leaves(problem.params).items()}
-    starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
-    for which, blocks in given.items():
-        matrix, nodes, errors = measured[which]
-        expected = np.zeros_like(matrix, np.float64)
-        for name, block in blocks.items():
-            places = [np.arange(sizes[n]) + starts[n] for n in (f"{name}/kernel", f"{name}/bias") if n in sizes]
-            at = np.ix_(np.concatenate(places), np.concatenate(places))
-            expected[at] = kron(block)
-            exact, own = problem.exact("exact", name), expected[at]
-            np.testing.assert_allclose(
-                errors[name].relative, np.linalg.norm(own - exact) / np.linalg.norm(exact), rtol=1e-3
-            )
-            cosine = (own * exact).sum() / np.linalg.norm(own) / np.linalg.norm(exact)
-            np.testing.assert_allclose(errors[name].cosine, cosine, rtol=1e-4)
-        np.testing.assert_allclose(matrix, expected, atol=1e-5 * np.abs(expected).max())
-        eigenvalues = np.linalg.eigvalsh(expected)[-nodes.size :]  # the scale is in no layer
-        np.testing.assert_allclose(nodes[0], eigenvalues, atol=1e-5 * eigenvalues[-1])
-    for name in LAYERS:
-        assert measured["ekfac"][2][name].relative < measured["kfac"][2][name].relative
-
-
 def test_counts_match_the_dense_product(problem: Problem) -> None:
     pairs = problem.got["exact", "expand"]
     everything = []
     for pair in pairs.values():
         values = eigenvalues(pair)
-        dense = np.linalg.eigvalsh(kron(pair))
+        dense = np.linalg.eigvalsh(np.kron(np.float64(pair.a), np.float64(pair.g)))
         everything.append(dense)
         np.testing.assert_allclose(np.sort(np.outer(*values).ravel()), dense, atol=1e-5 * dense[-1])
         eps = np.asarray([1e-3, 1e-2, 0.1, 1.0, 1e3], np.float32)
@@ -307,8 +232,6 @@ def test_what_is_not_a_number_does_not_reach_the_eigensolver(problem: Problem) -
     assert np.isnan(total_effective_rank({"output": broken}))
     empty = running.start({"output": pair}).mean()
     assert np.isnan(eigenvalues(empty["output"]).a).all()
-    blocks = jit(lambda f: ekfac.ekfac(NETWORK, "cross_entropy", problem.params, problem.data, f))({"output": broken})
-    assert np.isnan(blocks["output"].moments).all()
 
 
 def test_vmap_over_seeds_equals_single(problem: Problem) -> None:
@@ -343,18 +266,8 @@ BARE = Loss(lambda outputs, data: jnp.sum(outputs), lambda outputs, data, tangen
         (lambda: cotangents("mse", "sampled", jnp.ones((2, 3)), None), "need a key"),
         (lambda: cotangents(BARE, "sampled", jnp.ones((2, 3)), None, KEY), "with a sample"),
         (lambda: cotangents(BARE, "exact", jnp.ones((2, 3)), None), "with a root"),
-        (lambda: ekfac.operator({"a": Factors(jnp.eye(3), jnp.eye(2))}, {"b": jnp.ones(2)}), "'a'"),
-        (
-            lambda: ekfac.operator({"a": Factors(jnp.eye(9), jnp.eye(2))}, {"a": {"kernel": jnp.ones((3, 2))}}),
-            r"\(9, 2\)",
-        ),
     ],
 )
 def test_bad_arguments(make: Callable[[], Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make()
-
-
-def test_ekfac_of_a_layer_that_is_not_there(problem: Problem) -> None:
-    with pytest.raises(ValueError, match="other"):
-        ekfac.ekfac(NETWORK, "cross_entropy", problem.params, problem.data, {"other": Factors(jnp.eye(2), jnp.eye(2))})
