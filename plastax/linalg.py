@@ -23,10 +23,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from plastax import tree
 from plastax.types import Array, Key
 
-RESOLVED = 6e3
+RESOLVED_ROUNDINGS = 6e3
 """An eigenvalue of a Gram matrix of at least so many rounding errors of the largest is good enough for the effective
 rank's gradient: the gradient then errs by less than 1e-4 (measured, 40 to 1,000 rows and columns)."""
-SMALL, SQUARE = 2**13, 0.9
+FEW_ENTRIES, NEARLY_SQUARE = 2**13, 0.9
 """Of at most so many entries, double precision costs next to nothing, and of matrices nearer to square than this, which
 have small singular values from the start, no less than a singular value decomposition: neither are tried in single."""
 
@@ -185,8 +185,7 @@ def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
 
     def initialise(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         if len(shape) < 2:
-            message = f"an orthogonal initialiser needs a shape of at least two axes, got {tuple(shape)}"
-            raise ValueError(message)
+            raise ValueError(f"an orthogonal initialiser needs a shape of at least two axes, got {tuple(shape)}")
         if 0 in shape:
             return jnp.zeros(shape, dtype)
         rows, columns = math.prod(shape[:-1]), shape[-1]
@@ -250,7 +249,7 @@ def _by_gram(x: Array, power: int, noise: float) -> tuple[Array, Array, Array]:
     gradient = 2.0 * (inner @ x if wide else x @ inner)
     # Silent units and rows of zeros have eigenvalues of zero, exactly. NaN compares false: nothing could mend it.
     silent = jnp.sum(jnp.diagonal(gram) == 0)
-    small = jnp.sum(values < RESOLVED * eps * values[-1])
+    small = jnp.sum(values < RESOLVED_ROUNDINGS * eps * values[-1])
     return rank, gradient, small <= silent
 
 
@@ -286,9 +285,9 @@ def _by_svd(x: Array, power: int) -> tuple[Array, Array]:
 
 def _rank_and_gradient(x: Array, power: int) -> tuple[Array, Array]:
     """Of one matrix: from its Gram matrix, in double precision unless single resolves its spectrum."""
-    square = x.size > SMALL and min(x.shape) > SQUARE * max(x.shape)
+    square = x.size > FEW_ENTRIES and min(x.shape) > NEARLY_SQUARE * max(x.shape)
     exact = functools.partial(_by_svd if square or jax.default_backend() == "tpu" else _in_double, power=power)
-    if square or x.size <= SMALL:
+    if square or x.size <= FEW_ENTRIES:
         return exact(x)
     # A loop, not a branch: `vmap` turns a branch into both of its sides, but a loop ends when no one needs it.
     start = _by_gram(x, power, _noise(x))
@@ -345,9 +344,7 @@ def effective_rank(features: Array, power: int = 1) -> Array:
       Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
     """
     if features.ndim != 2:
-        message = f"effective_rank takes features of shape [n, d], got {features.shape}"
-        raise ValueError(message)
+        raise ValueError(f"effective_rank takes features of shape [n, d], got {features.shape}")
     if not power > 0:
-        message = f"power must be positive, got {power}"
-        raise ValueError(message)
+        raise ValueError(f"power must be positive, got {power}")
     return _effective_rank(tree.gathered(features), power)

@@ -17,22 +17,19 @@ def parameters(params: Params) -> Params:
     """The parameters as arrays; raises ValueError unless there are some and all are real floating point."""
     leaves = tree.named_leaves(params)
     if not any(np.size(leaf) for leaf in leaves.values()):
-        message = "params has no parameters: it is a tree without arrays, or with empty ones only"
-        raise ValueError(message)
+        raise ValueError("params has no parameters: it is a tree without arrays, or with empty ones only")
     wrong = {name: str(jnp.result_type(leaf)) for name, leaf in leaves.items()}
     wrong = {name: dtype for name, dtype in wrong.items() if not jnp.issubdtype(dtype, jnp.floating)}
     if wrong:
         listed = ", ".join(f"{name!r} ({dtype})" for name, dtype in wrong.items())
-        message = f"params must be real floating point, but not so: {listed}; close over what is no parameter"
-        raise ValueError(message)
+        raise ValueError(f"params must be real floating point, but not so: {listed}; close over what is no parameter")
     return jax.tree.map(jnp.asarray, params)
 
 
 def operator(op: object) -> None:
     """Raises ValueError unless it is an `Operator`: functions and trees of parameters are often given in its place."""
     if not isinstance(op, Operator):
-        message = f"op must be an Operator, such as curvature.hessian(loss_fn, params), got {type(op).__name__}"
-        raise ValueError(message)
+        raise ValueError(f"op must be an Operator, such as curvature.hessian(loss_fn, params), got {type(op).__name__}")
 
 
 def key(key: Any) -> None:
@@ -40,16 +37,14 @@ def key(key: Any) -> None:
     array = isinstance(key, jax.Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not array or key.shape != (() if typed else (2,)) or not (typed or key.dtype == jnp.uint32):
-        message = f"key must be a PRNG key, such as jax.random.key(0), got {key!r}"
-        raise ValueError(message)
+        raise ValueError(f"key must be a PRNG key, such as jax.random.key(0), got {key!r}")
 
 
 def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:
     """Raises ValueError unless the function returns one number for these arguments, which are not computed with."""
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(loss_fn, *args))
     if shapes != ():
-        message = f"the loss must be a scalar, got shape {shapes}"
-        raise ValueError(message)
+        raise ValueError(f"the loss must be a scalar, got shape {shapes}")
 
 
 def examples(data: Tree, what: str = "data") -> int:
@@ -57,8 +52,7 @@ def examples(data: Tree, what: str = "data") -> int:
     shapes = {name: jnp.shape(leaf) for name, leaf in tree.named_leaves(data).items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
-        message = f"the leaves of {what} must share a leading axis of one or more examples, got shapes {shapes}"
-        raise ValueError(message)
+        raise ValueError(f"the leaves of {what} must share a leading axis of one or more examples, got shapes {shapes}")
     return int(lengths.pop()[0])
 
 
@@ -80,5 +74,4 @@ def finite(values: Tree) -> None:
     named = tree.named_leaves(values).items()
     bad = [name for name, leaf in named if not np.isfinite(np.asarray(leaf, np.float64)).all()]
     if bad:
-        message = f"not finite: {', '.join(bad)}"
-        raise ValueError(message)
+        raise ValueError(f"not finite: {', '.join(bad)}")

@@ -7,53 +7,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from plastax.curvature.lanczos import GUARD
+from plastax.curvature.lanczos import BREAKDOWN_ROUNDINGS
 from plastax.types import Array
 
-if TYPE_CHECKING:
-    from plastax.curvature.spectrum import Spectrum
-
-FEW = 0.4
+COUNTABLE = 0.4
 """Ritz values beyond a threshold count eigenvalues one by one if they are at most this share of the order."""
-CONVERGED = 1e-3
+CONVERGED_RESIDUAL = 1e-3
 """Relative residual below which a Ritz value counts as an eigenvalue whatever the number of others."""
-AGREEMENT = 4.0
+AGREEMENT_DEVIATIONS = 4.0
 """Standard deviations by which the quadrature weight of counted eigenvalues may differ from their number."""
-MARGIN = 10.0
+LEFTOVER_MARGIN = 10.0
 """How many times larger than what a fresh vector after a breakdown saw a counted eigenvalue must be; the fresh vector
 misses an eigenvalue that large with a probability of 8 %, and every probe has one of its own."""
-REACH = 0.1
+LEAST_LEAK_RATIO = 0.1
 """A node says nothing about thresholds further away than its residual by one over this; see `_leak`."""
-SMOOTH = 0.1
+INTERPOLATION_ERROR = 0.1
 """What interpolation between two nodes of a smooth density leaves uncertain, in units of their multiplicity."""
-PRODUCTS = 4.0
+PRODUCT_ROUNDINGS = 4.0
 """An eigenvalue at most this many rounding errors of narrow products, in units of the norm, may be one of them."""
-TOLD = 4.0
+DISAGREEMENT_MARGIN = 4.0
 """Eigenvalues of rounding alone are at most this many times what they differ by from probe to probe."""
-UNIFORM = math.sqrt(12.0)
+UNIFORM_WIDTH = math.sqrt(12.0)
 """Width of a uniform distribution in units of its standard deviation."""
-KINK = 0.125
+KINK_ERROR = 0.125
 """Error of a quadrature at a kink of f, in units of the f of a node's uncertainty: that of the trapezoidal rule, whose
 Euler-Maclaurin term for a kink is a periodic Bernoulli polynomial of order two."""
 
 
-def disagreement(s: Spectrum) -> Array:
+class Quadrature(NamedTuple):
+    """Gauss quadratures of one operator's spectral density: R probes of K nodes each.
+
+    Attributes:
+      nodes: ``[R, K]``, Ritz values, ascending.
+      weights: ``[R, K]``, non-negative; they sum to one for every probe.
+      residuals: ``[R, K]``; an eigenvalue lies within this distance of the node, up to rounding.
+      dim: number of eigenvalues P, an int or an int32 scalar.
+      breakdowns: int32 ``[R]``, how often the Krylov space was exhausted.
+      leftovers: ``[R]``, norm of the operator's image of the last fresh unit vector after a breakdown; zero without a
+        breakdown. About ``1 / sqrt(P)`` of the Frobenius norm of what had not been found by then.
+      complete: bool scalar, whether the nodes *are* the eigenvalues (all that are not zero), each once for every probe.
+      unit: rounding unit of the operator's products if they are narrower than the nodes, else None.
+    """
+
+    nodes: Array
+    weights: Array
+    residuals: Array
+    dim: int | Array
+    breakdowns: Array
+    leftovers: Array
+    complete: Array
+    unit: Array | None = None
+
+    def norm(self) -> Array:
+        """Largest absolute eigenvalue, a scalar; NaN if anything here is NaN, or a node or weight infinite."""
+        finite = jnp.all(jnp.isfinite(self.nodes)) & jnp.all(jnp.isfinite(self.weights))
+        known = finite & ~jnp.any(jnp.isnan(self.residuals)) & ~jnp.any(jnp.isnan(self.leftovers))
+        return jnp.where(known, jnp.max(jnp.abs(self.nodes)), jnp.nan)
+
+
+def disagreement(s: Quadrature) -> Array:
     """By how much the eigenvalues that complete probes found differ, where that is more than the vectors' rounding."""
     found = jnp.max(jnp.max(s.nodes, axis=0) - jnp.min(s.nodes, axis=0))
-    return jnp.where(s.complete & (found > GUARD * jnp.finfo(s.nodes.dtype).eps * s.norm()), found, 0.0)
+    return jnp.where(s.complete & (found > BREAKDOWN_ROUNDINGS * jnp.finfo(s.nodes.dtype).eps * s.norm()), found, 0.0)
 
 
-def rounding(s: Spectrum) -> Array:
+def rounding(s: Quadrature) -> Array:
     """`Spectrum.rounding`."""
     norm = s.norm()
-    least = GUARD * jnp.finfo(norm.dtype).eps * norm
+    least = BREAKDOWN_ROUNDINGS * jnp.finfo(norm.dtype).eps * norm
     if s.unit is not None:
-        least = jnp.maximum(least, PRODUCTS * s.unit * norm)
-    return jnp.maximum(least, TOLD * disagreement(s)) if s.nodes.shape[0] > 1 else least
+        least = jnp.maximum(least, PRODUCT_ROUNDINGS * s.unit * norm)
+    return jnp.maximum(least, DISAGREEMENT_MARGIN * disagreement(s)) if s.nodes.shape[0] > 1 else least
 
 
 def doubtful(size: Array, residuals: Array, eps: Array, small: Array) -> Array:
@@ -61,7 +89,7 @@ def doubtful(size: Array, residuals: Array, eps: Array, small: Array) -> Array:
     return ~(jnp.abs(size - eps) > residuals + small / 4.0)
 
 
-class Shares(NamedTuple):
+class Counts(NamedTuple):
     """How many eigenvalues every node stands for, and which nodes are eigenvalues themselves.
 
     Attributes:
@@ -96,8 +124,8 @@ class Shares(NamedTuple):
         return error + jnp.where(self.differ, jnp.std(each, axis=-1), 0.0)
 
 
-def shares(s: Spectrum) -> Shares:
-    """Which nodes count one by one, and what the others stand for; `Spectrum.shares` has the conditions."""
+def counts(s: Quadrature) -> Counts:
+    """Which nodes count one by one, and what the others stand for; `Spectrum.counts` has the conditions."""
     probes, order = s.nodes.shape
     small = rounding(s)
     size = jnp.abs(s.nodes)
@@ -108,16 +136,16 @@ def shares(s: Spectrum) -> Shares:
     beyond = size[None] > thresholds
     sure = jnp.all(jnp.sum(beyond, axis=-1, dtype=count.dtype) == count[:, None], axis=-1)
     sure &= ~jnp.any(doubtful(size[None], s.residuals[None], thresholds, small), axis=(-1, -2))
-    converged = s.residuals <= CONVERGED * size
-    sure &= (count <= FEW * order) | jnp.all(~beyond | converged[None], axis=(-1, -2))
-    unseen = MARGIN * jnp.sqrt(1.0 * s.dim) * jnp.max(s.leftovers)
+    converged = s.residuals <= CONVERGED_RESIDUAL * size
+    sure &= (count <= COUNTABLE * order) | jnp.all(~beyond | converged[None], axis=(-1, -2))
+    unseen = LEFTOVER_MARGIN * jnp.sqrt(1.0 * s.dim) * jnp.max(s.leftovers)
     sure &= thresholds[:, 0, 0] > jnp.maximum(small, unseen)
     equal = jnp.diff(s.nodes, axis=-1) <= small
     twice = jnp.any(beyond[..., 1:] & equal[None], axis=(-1, -2))
     sure &= ~twice | jnp.all(s.breakdowns > 0)
     ratio = s.dim * jnp.sum(jnp.where(beyond, s.weights[None], 0.0), axis=(-1, -2)) / (probes * count)
     variance = 2.0 / (9.0 * probes * count)
-    sure &= jnp.abs(jnp.cbrt(ratio) - (1.0 - variance)) <= AGREEMENT * jnp.sqrt(variance)
+    sure &= jnp.abs(jnp.cbrt(ratio) - (1.0 - variance)) <= AGREEMENT_DEVIATIONS * jnp.sqrt(variance)
 
     threshold = jnp.min(jnp.where(sure, thresholds[:, 0, 0], jnp.inf), initial=jnp.inf)
     threshold = jnp.where(s.complete, -1.0, threshold)
@@ -126,7 +154,7 @@ def shares(s: Spectrum) -> Shares:
     rest = jnp.where(counted, 0.0, s.weights)
     mass = jnp.sum(rest, axis=-1, keepdims=True)
     shared = (s.dim - total) * rest / jnp.where(mass == 0, 1.0, mass)
-    return Shares(jnp.where(counted, 1.0, shared), counted, threshold, disagreement(s) > 0)
+    return Counts(jnp.where(counted, 1.0, shared), counted, threshold, disagreement(s) > 0)
 
 
 def _leak(residuals: Array, distance: Array, gap: Array) -> Array:
@@ -134,11 +162,11 @@ def _leak(residuals: Array, distance: Array, gap: Array) -> Array:
 
     The residual of a Ritz pair is the standard deviation of the eigenvalues in its vector: by Chebyshev's inequality
     ``(residual / d)^2`` of it, at most, is a distance d or more away. What is nearer than half the cell is taken to be
-    there, or else the node would have moved. Shares below one per cent (`REACH`) are not followed up.
+    there, or else the node would have moved. Counts below one per cent (`LEAST_LEAK_RATIO`) are not followed up.
     """
     distance = jnp.maximum(distance, jnp.where(jnp.isinf(gap), 0.0, gap) / 2.0)
     ratio = residuals / jnp.maximum(distance, jnp.finfo(distance.dtype).tiny)
-    return jnp.where(ratio > REACH, jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
+    return jnp.where(ratio > LEAST_LEAK_RATIO, jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
 
 
 class Cells(NamedTuple):
@@ -161,7 +189,7 @@ class Cells(NamedTuple):
     high_r: Array
 
 
-def _cells(s: Spectrum, known: Shares) -> Cells:
+def _cells(s: Quadrature, known: Counts) -> Cells:
     n = jnp.where(known.counted, 0.0, known.multiplicities)
     end = jnp.full_like(n[:, :1], jnp.inf)
     nothing = jnp.zeros_like(end)
@@ -181,11 +209,11 @@ def _edge(cells: Cells, t: Array) -> tuple[Array, Array, Array]:
     up = jnp.clip(1.0 - (t - low) / jnp.maximum(jnp.minimum(low_r, gap), tiny), 0.0, 1.0)
     down = jnp.clip(1.0 - (high - t) / jnp.maximum(jnp.minimum(high_r, gap), tiny), 0.0, 1.0)
     heavy = jnp.maximum(low_n * _leak(low_r, t - low, gap), high_n * _leak(high_r, high - t, gap))
-    error = jnp.maximum(heavy - light, 0.0) / 2.0 + SMOOTH * jnp.minimum(heavy, light)
+    error = jnp.maximum(heavy - light, 0.0) / 2.0 + INTERPOLATION_ERROR * jnp.minimum(heavy, light)
     return (low <= t) & (t < high), 0.5 * light * (up - down), error
 
 
-def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
+def beyond(s: Quadrature, eps: Array) -> tuple[Array, Array]:
     """Number of eigenvalues of absolute value above each of ``eps`` ``[E]``, and its standard error, ``[E]`` each.
 
     A quadrature knows how many eigenvalues lie below a node up to the node's own multiplicity. The step through the
@@ -194,7 +222,7 @@ def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
     nodes only as much as the lighter is spread: the heavier, like the zeros of a collapsed network, is not what a
     smooth density would have there.
     """
-    small, size, known = rounding(s), jnp.abs(s.nodes), shares(s)
+    small, size, known = rounding(s), jnp.abs(s.nodes), counts(s)
     cells = _cells(s, known)
     eps = eps[:, None, None]
     upper, added, upper_error = _edge(cells, eps)
@@ -213,7 +241,7 @@ def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
     # Above the last counted eigenvalue nothing is uncertain but those whose own residual reaches across.
     resolution = jnp.where(eps[:, 0, 0] < known.threshold, jnp.mean(error, axis=-1), 0.0)
     unsure = known.counted[None] & doubtful(size[None], s.residuals[None], eps, small) & ~s.complete
-    resolution += jnp.mean(jnp.sum(unsure, axis=-1), axis=-1) / UNIFORM
+    resolution += jnp.mean(jnp.sum(unsure, axis=-1), axis=-1) / UNIFORM_WIDTH
     # A small number that happens to be estimated as zero would look exact; half an eigenvalue in the variance does not.
     estimated = jnp.any(far & ~known.counted[None], axis=(-1, -2)) | (resolution > 0)
     least = jnp.where(estimated, 1.0 / s.nodes.shape[0], 0.0)
@@ -221,7 +249,7 @@ def beyond(s: Spectrum, eps: Array) -> tuple[Array, Array]:
     return value, jnp.sqrt(jnp.square(probes) + jnp.square(resolution) + least)
 
 
-def kink(s: Spectrum, known: Shares, f: Callable[[Array], Array]) -> Array:
+def kink(s: Quadrature, known: Counts, f: Callable[[Array], Array]) -> Array:
     """Standard error of a quadrature's sum over ``f``, which has a kink at zero and is zero there: a scalar.
 
     Gauss quadratures are exact for polynomials of degree ``2 K - 1``, and a kink is far from any. The nodes on both
@@ -233,4 +261,4 @@ def kink(s: Spectrum, known: Shares, f: Callable[[Array], Array]) -> Array:
     for n, r, x in ((low_n, low_r, low), (high_n, high_r, high)):
         width = jnp.minimum(r, reach)
         total += n * _leak(r, jnp.abs(x), jnp.zeros_like(x)) * jnp.maximum(jnp.abs(f(width)), jnp.abs(f(-width)))
-    return KINK * jnp.sum(jnp.where((low <= 0) & (high > 0), total, 0.0)) / low.shape[1]
+    return KINK_ERROR * jnp.sum(jnp.where((low <= 0) & (high > 0), total, 0.0)) / low.shape[1]

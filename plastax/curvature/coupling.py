@@ -13,7 +13,7 @@ from plastax.types import Array, Params, Tree
 
 ROUNDING = 1e-3
 """Differences up to this share are rounding."""
-HALF = 3e-2
+ROUNDING_16_BITS = 3e-2
 """Likewise, also of what was computed in 16 bits."""
 
 
@@ -57,6 +57,6 @@ def independent(apply_fn: Callable[[Params, Tree], Tree], params: Params, data: 
     if not size:
         return jnp.zeros(())
     found = coupling(apply_fn, params, jax.tree.map(lambda x: x[: 2 * size], data), size)
-    if checks.concrete(found) and found > HALF:
+    if checks.concrete(found) and found > ROUNDING_16_BITS:
         raise ValueError(f"{what} needs outputs of every example from its own data, and batch statistics mix them")
-    return jnp.where(found > HALF, jnp.nan, 0.0)
+    return jnp.where(found > ROUNDING_16_BITS, jnp.nan, 0.0)

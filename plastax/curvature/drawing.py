@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 
+from plastax.curvature.counting import Quadrature, counts
 from plastax.types import Array
-
-if TYPE_CHECKING:
-    from plastax.curvature.spectrum import Spectrum
 
 
 def density(
-    s: Spectrum, grid: Array | None, bandwidth: float | Array | None, linear: float | Array | None
+    s: Quadrature, grid: Array | None, bandwidth: float | Array | None, linear: float | Array | None
 ) -> tuple[Array, Array]:
     """`Spectrum.density`, which says what the arguments are."""
 
@@ -23,8 +19,8 @@ def density(
     nodes = axis(s.nodes)
     # A complete spectrum may leave out zeros; the axis must hold them too.
     low, high = jnp.min(nodes), jnp.max(nodes)
-    shares = s.shares()
-    zeros = s.dim - shares.sum(jnp.ones_like(nodes))
+    known = counts(s)
+    zeros = s.dim - known.sum(jnp.ones_like(nodes))
     zeros = jnp.where(s.complete, jnp.maximum(zeros, 0.0), 0.0)
     low = jnp.where(zeros > 0, jnp.minimum(low, 0.0), low)
     high = jnp.where(zeros > 0, jnp.maximum(high, 0.0), high)
@@ -42,5 +38,5 @@ def density(
     def kernel(z: Array) -> Array:
         return jnp.exp(-0.5 * jnp.square(z / bandwidth))
 
-    total = shares.sum(kernel(points[:, None, None] - nodes[None])) + zeros * kernel(points)
+    total = known.sum(kernel(points[:, None, None] - nodes[None])) + zeros * kernel(points)
     return grid, total / (s.dim * bandwidth * jnp.sqrt(2.0 * jnp.pi))

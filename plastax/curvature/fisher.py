@@ -122,12 +122,10 @@ def fisher(
     loss = losses.get(loss)
     sample = loss.sample
     if sample is None:
-        message = "fisher draws labels with loss.sample, which this loss does not have; ggn needs none"
-        raise ValueError(message)
+        raise ValueError("fisher draws labels with loss.sample, which this loss does not have; ggn needs none")
     checks.key(key)
     if samples < 1:
-        message = f"samples must be at least 1, got {samples}"
-        raise ValueError(message)
+        raise ValueError(f"samples must be at least 1, got {samples}")
 
     def draws(output: Tree, example: Tree, place: Array) -> Tree:
         """All draws of one example, ``[R, ...]``."""

@@ -41,12 +41,12 @@ Apply = Callable[[Params, Tree], Tree]
 Root = Callable[[Tree, Tree], Tree]
 Way = Literal["auto", "gram", "lanczos"]
 
-EIGENVALUES = 8.0
+DECOMPOSITION_COST = 8.0
 """Operations of a decomposition over the cube of the matrix's rows, at the speed of a matrix product (measured on CPU:
 6 to 10 from 500 to 2,000 rows)."""
-SWEEPS = 20.0
+ORTHOGONALISATION_COST = 20.0
 """How much slower an operation of Lanczos' orthogonalisation, bound by memory, is than one of a matrix product."""
-GRAM_BYTES = 2**30
+MAX_GRAM_BYTES = 2**30
 """Largest Gram matrix that `ggn_spectrum` chooses by itself; its decomposition takes two more of its size."""
 
 
@@ -134,8 +134,7 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
     """
     loss = losses.get(loss)
     if loss.root is None:
-        message = "a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum"
-        raise ValueError(message)
+        raise ValueError("a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum")
     return _gram(apply_fn, loss.root, loss.finite, params, data, chunk_size) / checks.examples(data)
 
 
@@ -203,9 +202,9 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
 def _gram_is_cheaper(rows: int, examples: int, dim: int, order: int, probes: int, itemsize: int) -> bool:
     """Whether `gram_spectrum` takes fewer operations than Lanczos, by a dense network's count, and fits."""
     product = 8 * examples * dim  # forward and backward, weights and activations, two operations each
-    gram = rows * product / 2 + EIGENVALUES * rows**3
-    lanczos = order * probes * (product + SWEEPS * 8 * order * dim)
-    return gram <= lanczos and rows**2 * itemsize <= GRAM_BYTES
+    gram = rows * product / 2 + DECOMPOSITION_COST * rows**3
+    lanczos = order * probes * (product + ORTHOGONALISATION_COST * 8 * order * dim)
+    return gram <= lanczos and rows**2 * itemsize <= MAX_GRAM_BYTES
 
 
 def ggn_spectrum(
@@ -221,11 +220,11 @@ def ggn_spectrum(
 ) -> Spectrum:
     """Spectrum of the Gauss-Newton matrix, by `gram_spectrum` where that is the cheaper way, by Lanczos otherwise.
 
-    The choice is made from shapes, when the function is traced. With a product of ``8 B P`` operations (a dense
-    network's), the Gram matrix of ``n = B K`` rows takes ``n / 2`` products and ``EIGENVALUES n^3`` operations; Lanczos
-    takes ``order probes`` products and as many orthogonalisations of ``8 order P`` operations, weighed by `SWEEPS`. The
-    Gram matrix is taken if that is not more, the loss has a ``root``, and the matrix has at most `GRAM_BYTES`. It is
-    exact, so ``method="gram"`` may be worth more than it costs.
+    The choice is made from shapes when the function is traced, by the operations of a dense network, ``8 B P`` a
+    product. The Gram matrix of ``n = B K`` rows takes ``n / 2`` products and ``DECOMPOSITION_COST n^3`` operations.
+    Lanczos takes ``order probes`` products and as many orthogonalisations of ``8 order P`` operations, weighed by
+    `ORTHOGONALISATION_COST`. The Gram matrix is taken if it costs no more, the loss has a ``root``, and the matrix has
+    at most `MAX_GRAM_BYTES`. It is exact, so ``method="gram"`` may be worth more than it costs.
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
@@ -245,11 +244,9 @@ def ggn_spectrum(
       ValueError: if ``method`` is none of the three, and as `gram_matrix` and `spectrum` do.
     """
     if method not in get_args(Way):
-        message = f"method is {method!r}; methods are {get_args(Way)}"
-        raise ValueError(message)
+        raise ValueError(f"method is {method!r}; methods are {get_args(Way)}")
     if order < 1 or probes < 1:
-        message = f"order and probes must be positive, got {order} and {probes}"
-        raise ValueError(message)
+        raise ValueError(f"order and probes must be positive, got {order} and {probes}")
     if method == "auto":
         checks.parameters(params)
         root, dim = losses.get(loss).root, tree.size(params)

@@ -128,11 +128,10 @@ def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key
     if kind == "exact" and loss.root is not None:
         size, available = tree.nbytes(jax.eval_shape(loss.root, outputs, data)), device_memory()
         if available is not None and size > available:
-            message = (
+            raise MemoryError(
                 f"kind='exact' needs {size / 2**30:,.1f} GiB for one backward pass an output, and the device has "
                 f"{available / 2**30:,.1f}; take kind='sampled', whose factors have the same mean, or fewer examples"
             )
-            raise MemoryError(message)
         return loss.root(outputs, data)
     if kind == "sampled" and loss.sample is not None and key is not None:
         single = loss.sample(outputs, data, key)
@@ -148,14 +147,13 @@ def check(kind: Kind, loss: Loss, keyed: bool = True) -> None:
     """Raises a ValueError unless ``loss`` has what factors of this ``kind`` need; ``keyed``: there is a key."""
     needs = {"empirical": True, "sampled": loss.sample is not None, "exact": loss.root is not None}
     if kind not in needs:
-        message = f"kind is {kind!r}; kinds are {get_args(Kind)}"
-        raise ValueError(message)
+        raise ValueError(f"kind is {kind!r}; kinds are {get_args(Kind)}")
     if not needs[kind]:
-        message = f"{kind} factors need a loss with {'a sample' if kind == 'sampled' else 'a root'}, and this has none"
-        raise ValueError(message)
+        raise ValueError(
+            f"{kind} factors need a loss with {'a sample' if kind == 'sampled' else 'a root'}, and this has none"
+        )
     if kind == "sampled" and not keyed:
-        message = "sampled factors need a key, such as key=jax.random.key(0)"
-        raise ValueError(message)
+        raise ValueError("sampled factors need a key, such as key=jax.random.key(0)")
 
 
 def factors(
@@ -223,15 +221,13 @@ def _all_rows(
     inputs: Mapping[str, LayerInputs | Array], tap_grads: Mapping[str, Array | jax.ShapeDtypeStruct]
 ) -> dict[str, Array]:
     if set(inputs) != set(tap_grads):
-        message = f"inputs are of layers {sorted(inputs)}, gradients of {sorted(tap_grads)}"
-        raise ValueError(message)
+        raise ValueError(f"inputs are of layers {sorted(inputs)}, gradients of {sorted(tap_grads)}")
     out = {}
     for name, given in inputs.items():
         x, g = rows(given), tap_grads[name]
         if g.ndim < 2 or x.shape[:2] != (g.shape[0], math.prod(g.shape[1:-1])):
             shapes = f"[B, T, d_a] = {x.shape} and [B, ..., d_out] = {g.shape}"
-            message = f"layer {name!r}: inputs and gradients do not belong together, {shapes}"
-            raise ValueError(message)
+            raise ValueError(f"layer {name!r}: inputs and gradients do not belong together, {shapes}")
         out[name] = x
     return out
 
@@ -240,8 +236,7 @@ def rows(inputs: LayerInputs | Array) -> Array:
     """What the rows of a layer's kernel (and its bias, last) are multiplied with, ``[B, T, d_a]``."""
     given = inputs if isinstance(inputs, LayerInputs) else LayerInputs(inputs)
     if given.values.ndim < 2:
-        message = f"a layer's inputs have a leading axis of examples, these are {given.values.shape}"
-        raise ValueError(message)
+        raise ValueError(f"a layer's inputs have a leading axis of examples, these are {given.values.shape}")
     x = tree.gathered(given.values)
     x = x if given.window is None else _patches(x, given.window)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -276,12 +271,11 @@ def _gradient_factor(g: Array, sharing: Sharing) -> Array:
 def merged(sharing: Sharing) -> bool:
     """Whether places count as examples (``expand``); raises a ValueError for anything but the two names."""
     if sharing not in get_args(Sharing):
-        message = f"sharing is {sharing!r}; it is one of {get_args(Sharing)}"
-        raise ValueError(message)
+        raise ValueError(f"sharing is {sharing!r}; it is one of {get_args(Sharing)}")
     return sharing == "expand"
 
 
-LEAF = 256
+MIN_HALF_COLUMNS = 256
 """Fewest columns of a half that is worth a product of its own: smaller ones cost in copies what they save."""
 
 
@@ -290,7 +284,7 @@ def _gram(x: Array) -> Array:
     """``x^T x``, with each product between two halves of the columns taken once: 3/4 of the operations or fewer."""
     x = tree.wide(tree.gathered(x))
     half = x.shape[1] // 2
-    if half < LEAF:
+    if half < MIN_HALF_COLUMNS:
         return x.T @ x
     left, right = x[:, :half], x[:, half:]
     across = left.T @ right

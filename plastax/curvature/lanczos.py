@@ -27,16 +27,16 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from plastax.curvature import checks
 from plastax.types import Array, Key
 
-GUARD = 32.0
+BREAKDOWN_ROUNDINGS = 32.0
 """A coupling at most this many rounding errors of the operator's norm ends a Krylov space. Dropping a coupling moves
 no eigenvalue by more than it, so the guard must be of that order; sqrt(eps) would cut legitimate couplings."""
-CANCELLED = 0.7
+CANCELLATION = 0.7
 """A sweep that leaves less than this share of a vector's norm is followed by another."""
-SWEEPS = 4
+MAX_SWEEPS = 4
 """Most sweeps over one vector; a bound for vectors that are rounding alone, not a setting."""
 FRESH_SWEEPS = 2
 """Least number of sweeps over a fresh vector, which has components along the whole basis."""
-BLOCKS, LEAST_ROWS = 5, 16
+MAX_BLOCKS, MIN_BLOCK_ROWS = 5, 16
 """The basis is kept in at most this many blocks of at least that many rows; a sweep skips the blocks that are empty."""
 
 NEEDS_VALUES = "a basis on the host needs values: call it outside of jit, vmap and grad, or use basis='device'"
@@ -68,8 +68,7 @@ class Tridiagonal(NamedTuple):
     def basis(self) -> Array:
         """The kept rows as one array ``[rows, P]``, a copy; raises ValueError if none are kept."""
         if not self.blocks:
-            message = "this recurrence has kept no basis; run it with reorthogonalise='full'"
-            raise ValueError(message)
+            raise ValueError("this recurrence has kept no basis; run it with reorthogonalise='full'")
         return jnp.concatenate(self.blocks)
 
     def matrix(self) -> Array:
@@ -83,8 +82,9 @@ def kept_rows(order: int, reorthogonalise: Reorthogonalise = "full") -> int:
     if reorthogonalise in ("full", "none"):
         return order if reorthogonalise == "full" else 0
     if isinstance(reorthogonalise, str | bool) or reorthogonalise < 1:
-        message = f"reorthogonalise must be 'full', 'none' or a positive number of vectors, got {reorthogonalise!r}"
-        raise ValueError(message)
+        raise ValueError(
+            f"reorthogonalise must be 'full', 'none' or a positive number of vectors, got {reorthogonalise!r}"
+        )
     return min(reorthogonalise, order)
 
 
@@ -92,7 +92,7 @@ def block_sizes(rows: int) -> list[int]:
     """Numbers of rows of the blocks that a basis of so many rows is kept in."""
     if not rows:
         return []
-    number = min(BLOCKS, max(1, rows // LEAST_ROWS))
+    number = min(MAX_BLOCKS, max(1, rows // MIN_BLOCK_ROWS))
     size = -(-rows // number)
     return [min(size, rows - start) for start in range(0, rows, size)]
 
@@ -183,8 +183,7 @@ def _fresh(key: Key, k: Array | int, like: Array) -> Array:
 def _checked(start: Array, order: int) -> None:
     (dim,) = start.shape
     if not 1 <= order <= dim:
-        message = f"order must be between 1 and the dimension {dim}, got {order}"
-        raise ValueError(message)
+        raise ValueError(f"order must be between 1 and the dimension {dim}, got {order}")
 
 
 @jax.default_matmul_precision("highest")
@@ -238,7 +237,7 @@ def tridiagonalise(
     _checked(start, order)
     (dim,), dtype = start.shape, start.dtype
     rows = kept_rows(order, reorthogonalise)
-    tolerance = GUARD * float(jnp.finfo(dtype).eps)
+    tolerance = BREAKDOWN_ROUNDINGS * float(jnp.finfo(dtype).eps)
 
     def step(k: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         basis, q, previous, diagonal, couplings, size, breakdowns, fresh, leftover = carry
@@ -257,7 +256,7 @@ def tridiagonalise(
             norm = _norm(swept)
             # `<=`, for the zero operator; NaN compares false and goes on as NaN.
             ends = ~s.broken & (norm <= tolerance * size)
-            cancelled = (norm < CANCELLED * s.norm) & (s.sweeps < SWEEPS - 1)
+            cancelled = (norm < CANCELLATION * s.norm) & (s.sweeps < MAX_SWEEPS - 1)
             swept = jax.lax.cond(ends, lambda: _fresh(key, k, q), lambda: swept)
             return _Sweeping(
                 swept,
@@ -341,7 +340,7 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
     if not checks.concrete((start, key)):
         raise ValueError(NEEDS_VALUES)
     dtype = np.dtype(start.dtype)
-    tolerance = GUARD * np.finfo(dtype).eps
+    tolerance = BREAKDOWN_ROUNDINGS * np.finfo(dtype).eps
     basis = np.empty((order, start.size), dtype)
     diagonal, couplings = np.zeros(order, dtype), np.zeros(order, dtype)
     size, leftover, breakdowns, fresh, q = 0.0, 0.0, 0, False, np.asarray(_unit(start))
@@ -360,7 +359,7 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
             rest = rest - components @ filled
             before, norm = norm, np.linalg.norm(rest)
             diagonal[k] += 0.0 if fresh else components[-1]
-            cancelled = bool(norm < CANCELLED * before) and sweeps < SWEEPS - 1
+            cancelled = bool(norm < CANCELLATION * before) and sweeps < MAX_SWEEPS - 1
             sweeps, due = sweeps + 1, max(due - 1, int(cancelled))
             if not fresh and norm <= tolerance * size:
                 rest = np.asarray(_fresh(key, k, start))

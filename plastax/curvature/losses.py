@@ -40,10 +40,9 @@ def _places_apart(roots: Array) -> Array:
 
 def _array(name: str, outputs: Tree, takes: str) -> None:
     if not hasattr(outputs, "shape"):
-        message = (
+        raise ValueError(
             f"{name} takes {takes}, one array, got a {type(outputs).__name__}; give this part of the outputs alone"
         )
-        raise ValueError(message)
 
 
 def _answers(batch: Tree) -> Array | None:
@@ -55,8 +54,9 @@ def _answered(name: str, batch: Tree) -> Array:
     answers = _answers(batch)
     if answers is None:
         got = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
-        message = f"{name} takes a batch (x, y), got {got}; give a tuple, or a Loss of your own that reads this one"
-        raise ValueError(message)
+        raise ValueError(
+            f"{name} takes a batch (x, y), got {got}; give a tuple, or a Loss of your own that reads this one"
+        )
     return answers
 
 
@@ -68,11 +68,10 @@ def _logits(logits: Tree, batch: Tree) -> Array:
     """One, or NaN where labels are no classes; raises ValueError for outputs that are no logits."""
     _array("cross_entropy", logits, "logits [B, ..., C]")
     if logits.ndim < 2 or logits.shape[-1] < 2:
-        message = (
+        raise ValueError(
             f"cross_entropy takes logits [B, ..., C] of two or more classes C, got {logits.shape}; give one logit z of "
             "a binary classifier as two: jnp.stack([jnp.zeros_like(z), z], axis=-1)"
         )
-        raise ValueError(message)
     labels, one = _answers(batch), jnp.ones((), jnp.promote_types(logits.dtype, jnp.float32))
     if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
         return one
@@ -86,22 +85,20 @@ def _classes(logits: Tree, batch: Tree) -> Array:
         # In NumPy: inside a trace JAX would only note the comparison down.
         known = np.asarray(labels)
         if known.min() < 0 or known.max() >= classes:
-            message = (
+            raise ValueError(
                 f"labels must be classes from 0 to {classes - 1}, got some from {known.min()} to {known.max()}; leave "
                 "examples without a class (-1, -100) out of the batch"
             )
-            raise ValueError(message)
     return one
 
 
 def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
     one, labels = _logits(logits, batch), _answered("cross_entropy", batch)
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        message = (
+        raise ValueError(
             f"cross_entropy takes logits [..., C] and integer labels [...], "
             f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
         )
-        raise ValueError(message)
     log_p = jax.nn.log_softmax(tree.wide(logits))
     # A factor, and of a class that there is: what is added, or filled in, would have a gradient of zero.
     return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")) * one
@@ -162,8 +159,7 @@ def _scalars(outputs: Tree, batch: Tree) -> int:
     targets = _answers(batch)
     if targets is not None and outputs.shape != targets.shape:
         # [B, 1] and [B] would broadcast to all pairs of examples.
-        message = f"mse takes outputs and targets of one shape, got {outputs.shape} and {targets.shape}"
-        raise ValueError(message)
+        raise ValueError(f"mse takes outputs and targets of one shape, got {outputs.shape} and {targets.shape}")
     return outputs.size
 
 
@@ -236,19 +232,16 @@ def actor_critic(
       learning using Kronecker-factored approximation", NeurIPS 2017, section 3.1 (the critic's Gauss-Newton matrix).
     """
     if policy not in get_args(PolicyHead):
-        message = f"policy is {policy!r}; heads are {get_args(PolicyHead)}"
-        raise ValueError(message)
+        raise ValueError(f"policy is {policy!r}; heads are {get_args(PolicyHead)}")
 
     def examples(outputs: Tree) -> int:
         shapes = {name: outputs[name].shape for name in outputs}
         if len(shapes["policy"]) != 2 or shapes["value"] != shapes["policy"][:1]:
-            message = f"actor_critic takes outputs policy [B, A] and value [B], got {shapes}"
-            raise ValueError(message)
+            raise ValueError(f"actor_critic takes outputs policy [B, A] and value [B], got {shapes}")
         return int(outputs["value"].size)
 
     def unknown(outputs: Tree, batch: Tree) -> Array:
-        message = "this actor_critic loss was made without its value, which is needed here"
-        raise ValueError(message)
+        raise ValueError("this actor_critic loss was made without its value, which is needed here")
 
     def curvature(outputs: Tree, batch: Tree, tangent: Tree) -> Tree:
         if policy == "categorical":
@@ -305,6 +298,5 @@ def get(loss: Loss | str) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str) or loss not in LOSSES:
-        message = f"loss is {loss!r}; names are {sorted(LOSSES)}, or give a Loss"
-        raise ValueError(message)
+        raise ValueError(f"loss is {loss!r}; names are {sorted(LOSSES)}, or give a Loss")
     return LOSSES[loss]

@@ -13,9 +13,9 @@ from plastax.types import Tree
 
 Place: TypeAlias = Literal["device", "host"]
 """Where the Lanczos basis is kept."""
-VECTORS = 7
+WORKING_VECTORS = 7
 """Vectors that a run holds beside its basis and one per block of it."""
-SHARE = 0.5
+MEMORY_SHARE = 0.5
 """Part of an accelerator's memory that runs side by side may take: their products need some as well."""
 
 
@@ -65,7 +65,7 @@ def run_bytes(
     blocks, stored = block_sizes(rows), jnp.dtype(basis_dtype or dtype)
     # A narrower block is widened to be multiplied.
     widened = max(blocks, default=0) if stored.itemsize < dtype.itemsize else 0
-    return dim * (rows * stored.itemsize + (VECTORS + len(blocks) + widened) * dtype.itemsize)
+    return dim * (rows * stored.itemsize + (WORKING_VECTORS + len(blocks) + widened) * dtype.itemsize)
 
 
 def device_memory() -> int | None:
@@ -76,20 +76,20 @@ def device_memory() -> int | None:
 
 
 def at_once(one: int, backend: str, available: int | None) -> int:
-    """How many runs of ``one`` bytes go side by side: one on CPU, where a loop is faster; elsewhere what `SHARE` holds.
+    """How many runs of ``one`` bytes go side by side: one on CPU, where a loop is faster; elsewhere, all that fit.
 
-    That accelerators are faster with several has not been measured; give `spectrum` a ``batch`` to decide otherwise.
+    That accelerators are faster with several has not been measured: ``batch`` of `spectrum` overrides it.
     """
     if backend == "cpu" or available is None:
         return 1
-    return max(1, int(SHARE * available) // one)
+    return max(1, int(MEMORY_SHARE * available) // one)
 
 
 def check(params: Tree, order: int, reorthogonalise: Reorthogonalise, basis_dtype: Any, basis: Place) -> None:
     """Raises MemoryError, with the estimate and the settings to change, if one Lanczos run cannot fit."""
     one = run_bytes(params, order, reorthogonalise, basis_dtype)
-    there = device_memory() if basis == "device" else machine.free_memory()
-    if there is None or one <= there:
+    available = device_memory() if basis == "device" else machine.free_memory()
+    if available is None or one <= available:
         return
     if basis == "device":
         subject, owner = "one Lanczos run", "device"
@@ -102,7 +102,7 @@ def check(params: Tree, order: int, reorthogonalise: Reorthogonalise, basis_dtyp
         advice = "lower order, or use basis='device' with reorthogonalise='none'"
     raise MemoryError(
         f"{subject} of order {order} over {tree.size(params):,} parameters needs about {_size(one)}, and the {owner} "
-        f"has {_size(there)}; {advice}"
+        f"has {_size(available)}; {advice}"
     )
 
 

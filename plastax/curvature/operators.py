@@ -37,8 +37,7 @@ Linearised = Callable[[Tree], tuple[Product, Tree]]
 def chunks(data: Tree, size: int) -> tuple[int, int]:
     """How many whole chunks there are and how many examples are left; raises ValueError unless there can be chunks."""
     if size < 1:
-        message = f"chunk_size must be at least 1, got {size}"
-        raise ValueError(message)
+        raise ValueError(f"chunk_size must be at least 1, got {size}")
     return divmod(checks.examples(data), size)
 
 
@@ -125,8 +124,7 @@ def hessian(
     params = checks.parameters(params)
     if chunk_size is not None:
         if data is None:
-            message = "chunk_size needs data, and a loss_fn of (params, data)"
-            raise ValueError(message)
+            raise ValueError("chunk_size needs data, and a loss_fn of (params, data)")
         chunks(data, chunk_size)
         data = tree.gathered(data)
     checks.scalar(loss_fn, params, *(() if data is None else (data,)))
@@ -242,8 +240,7 @@ def from_matrix(a: Array) -> Operator:
       ValueError: if ``a`` is not a square matrix.
     """
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
-        message = f"from_matrix takes a square matrix, got shape {a.shape}"
-        raise ValueError(message)
+        raise ValueError(f"from_matrix takes a square matrix, got shape {a.shape}")
     a = jnp.asarray(a)
     return Operator(
         lambda v: jnp.matmul(a, v, precision=jax.lax.Precision.HIGHEST), jax.ShapeDtypeStruct(a.shape[:1], a.dtype)
@@ -275,8 +272,7 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
         return tree.map_named(lambda name, leaf: leaf if chosen(name) else None, full)
 
     if not any(chosen(name) for name in tree.named_leaves(op.like)):
-        message = f"no parameter is selected by {select!r}; their names are {list(tree.named_leaves(op.like))}"
-        raise ValueError(message)
+        raise ValueError(f"no parameter is selected by {select!r}; their names are {list(tree.named_leaves(op.like))}")
 
     def product(tangent: Tree) -> Tree:
         # None is what stands in the tangent where the operator has a leaf.
@@ -293,8 +289,7 @@ def add(*ops: Operator) -> Operator:
     """
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), op.like) for op in ops]
     if not ops or any(other != shapes[0] for other in shapes):
-        message = f"add takes one or more operators over trees of one structure, got {shapes}"
-        raise ValueError(message)
+        raise ValueError(f"add takes one or more operators over trees of one structure, got {shapes}")
 
     def product(tangent: Tree) -> Tree:
         return jax.tree.map(lambda *images: sum(images), *(op.mv(tangent) for op in ops))

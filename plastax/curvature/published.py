@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from plastax.curvature.spectrum import Spectrum
 from plastax.types import Array
 
-POINTS = 10_000
+GRID_POINTS = 10_000
 """Points of the published grid."""
-MARGIN = 0.01
+GRID_MARGIN = 0.01
 """How far the published grid goes beyond the spectrum."""
-VARIANCE = 1e-5
+KERNEL_VARIANCE = 1e-5
 """Variance of the published kernel, in units of the larger of one and the spectrum's range."""
 
 
@@ -46,8 +46,8 @@ def published_epsilon_rank(s: Spectrum, eps: float | Array) -> Array:
     """
     nodes, weights = s.nodes[0], s.weights[0]
     low, high = jnp.min(nodes), jnp.max(nodes)
-    variance = VARIANCE * jnp.maximum(1.0, high - low)
-    grid = jnp.linspace(low - MARGIN, high + MARGIN, POINTS)
+    variance = KERNEL_VARIANCE * jnp.maximum(1.0, high - low)
+    grid = jnp.linspace(low - GRID_MARGIN, high + GRID_MARGIN, GRID_POINTS)
     kernel = jnp.exp(-jnp.square(grid[:, None] - nodes[None]) / (2.0 * variance)) / jnp.sqrt(2.0 * jnp.pi * variance)
     density = jnp.sum(kernel * weights[None], axis=-1)
     density = density / (jnp.sum(density) * (grid[1] - grid[0]))
@@ -57,7 +57,7 @@ def published_epsilon_rank(s: Spectrum, eps: float | Array) -> Array:
         left, right = grid < -eps, grid > eps
         sides = jnp.sum(jnp.where((left[1:] & left[:-1]) | (right[1:] & right[:-1]), slices, 0.0))
         # The last point before the hole and the first one behind it, if there are both.
-        before, behind = jnp.sum(left) - 1, POINTS - jnp.sum(right)
+        before, behind = jnp.sum(left) - 1, GRID_POINTS - jnp.sum(right)
         bridge = (grid[behind] - grid[before]) * (density[behind] + density[before]) / 2.0
         return sides + jnp.where(jnp.any(left) & jnp.any(right), bridge, 0.0)
 

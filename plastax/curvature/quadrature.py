@@ -82,11 +82,9 @@ def spectrum(
     checks.operator(op)
     checks.key(key)
     if order < 1 or probes < 1 or (batch is not None and batch < 1):
-        message = f"order, probes and batch must be positive, got {order}, {probes} and {batch}"
-        raise ValueError(message)
+        raise ValueError(f"order, probes and batch must be positive, got {order}, {probes} and {batch}")
     if basis not in get_args(Place) or (basis == "host" and (reorthogonalise != "full" or basis_dtype is not None)):
-        message = f"basis must be 'device' or 'host', and 'host' has no other modes, got {basis!r}"
-        raise ValueError(message)
+        raise ValueError(f"basis must be 'device' or 'host', and 'host' has no other modes, got {basis!r}")
     check(op.like, order, reorthogonalise, basis_dtype, basis)
     mv, dim, dtype = flatten(op)
     if order > dim:

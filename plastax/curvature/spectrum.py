@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from plastax.curvature import counting, drawing
-from plastax.curvature.counting import Shares
+from plastax.curvature.counting import Counts, Quadrature
 from plastax.types import Array
 
 
@@ -35,7 +35,7 @@ class Extremes(NamedTuple):
     smallest_residuals: Array
 
 
-class Spectrum(NamedTuple):
+class Spectrum(Quadrature):
     """Gauss quadratures of one operator's spectral density, one a probe vector, of R probes and K nodes.
 
     For a probe q, uniform on the sphere, and any function f, ``sum_k w_k f(node_k)`` approximates ``q^T f(A) q``, whose
@@ -43,7 +43,7 @@ class Spectrum(NamedTuple):
     eigenvalue has a weight of ``1 / P`` with a standard deviation of 140 %: weights are good for many eigenvalues, bad
     for few. The few outermost ones, though, Lanczos finds one by one. The methods therefore work with *multiplicities*:
     one for every Ritz value that is known to be an eigenvalue, ``P - C`` shared out by weight to the rest, C being the
-    number of the former. See `shares` for the conditions.
+    number of the former. See `counts` for the conditions.
 
     Standard errors use the variance above on the rest, with all probes' nodes for its eigenvalues, so one probe is
     enough to have one. The quadrature itself is exact for polynomials. Functions with a step (`rank`) or a kink at zero
@@ -51,33 +51,9 @@ class Spectrum(NamedTuple):
     there: it falls with K alone, and is the same for every probe. What the operator's own rounding does is in
     none. Standard errors are zero where all that matters is counted, and if the spectrum is complete.
     Methods are for one spectrum: `vmap` them over many.
-
-    Attributes:
-      nodes: ``[R, K]``, Ritz values, ascending.
-      weights: ``[R, K]``, non-negative; they sum to one for every probe.
-      residuals: ``[R, K]``, distance from every node within which there is an eigenvalue, up to rounding.
-      dim: number of eigenvalues P, an int or an int32 scalar.
-      breakdowns: int32 ``[R]``, how often the Krylov space was exhausted.
-      leftovers: ``[R]``, norm of the operator's image of the last fresh unit vector after a breakdown, zero if there
-        was none: about ``1 / sqrt(P)`` of the Frobenius norm of what had not been found by then.
-      complete: bool scalar, whether the nodes *are* the eigenvalues (all that are not zero), each once for every probe.
-      unit: rounding unit of the operator's products, where they are narrower than the nodes; None where not.
     """
 
-    nodes: Array
-    weights: Array
-    residuals: Array
-    dim: int | Array
-    breakdowns: Array
-    leftovers: Array
-    complete: Array
-    unit: Array | None = None
-
-    def norm(self) -> Array:
-        """Largest absolute eigenvalue, a scalar; NaN if anything here is NaN, or a node or weight infinite."""
-        finite = jnp.all(jnp.isfinite(self.nodes)) & jnp.all(jnp.isfinite(self.weights))
-        known = finite & ~jnp.any(jnp.isnan(self.residuals)) & ~jnp.any(jnp.isnan(self.leftovers))
-        return jnp.where(known, jnp.max(jnp.abs(self.nodes)), jnp.nan)
+    __slots__ = ()
 
     def rounding(self) -> Array:
         """Size below which an eigenvalue may be none, a scalar.
@@ -88,18 +64,18 @@ class Spectrum(NamedTuple):
         """
         return counting.rounding(self)
 
-    def shares(self) -> Shares:
+    def counts(self) -> Counts:
         """How many eigenvalues every node stands for, and how many nodes are eigenvalues counted one by one.
 
         The largest C nodes in absolute value count one each, for the largest C for which, at the threshold halfway to
         the next node,
 
         * every probe has C nodes beyond it, and no residual reaches across it,
-        * they are at most `FEW` of the order, or have all converged to `CONVERGED`,
+        * they are at most `COUNTABLE` of the order, or have all converged to `CONVERGED_RESIDUAL`,
         * their weights agree with C (as a chi-squared variable of ``C R`` degrees of freedom would, within
-          `AGREEMENT`),
+          `AGREEMENT_DEVIATIONS`),
         * no two of them are equal, or every probe's Krylov space was exhausted and the last fresh vectors saw nothing
-          of that size left (`MARGIN`).
+          of that size left (`LEFTOVER_MARGIN`).
 
         Ritz values never outnumber the eigenvalues beyond a threshold (interlacing), but a Krylov space holds only one
         copy of a multiple eigenvalue, and what rounding adds, until it is exhausted. The last two conditions notice
@@ -115,7 +91,7 @@ class Spectrum(NamedTuple):
           Golub and Van Loan, "Matrix computations", theorem 8.1.7 (interlacing). Wilson and Hilferty, "The distribution
           of chi-square", PNAS 17, 1931 (its cube root is nearly normal).
         """
-        return counting.shares(self)
+        return counting.counts(self)
 
     def rank(self, eps: float | Array, relative: bool = False) -> Estimate:
         """Number of eigenvalues of absolute value above ``eps``.
@@ -133,8 +109,8 @@ class Spectrum(NamedTuple):
         case and the standard error is a bound of it rather than a spread.
 
         Args:
-          eps: threshold, a scalar or ``[E]``. Thresholds below rounding (`GUARD` eps of the type times the largest
-            eigenvalue) are raised to it, so that 0 asks for the numerical rank.
+          eps: threshold, a scalar or ``[E]``. Thresholds below `rounding` are raised to it: 0 asks for the numerical
+            rank.
           relative: whether ``eps`` is in units of the largest absolute eigenvalue.
 
         Returns:
@@ -210,14 +186,14 @@ class Spectrum(NamedTuple):
           The condition number, at least one, and by default at most about 3e5 in float32: near that it says "singular
           to working precision". NaN where no eigenvalue is above ``eps``.
         """
-        norm, size, shares = self.norm(), jnp.abs(self.nodes), self.shares()
+        norm, size, counts = self.norm(), jnp.abs(self.nodes), self.counts()
         eps = jnp.maximum(jnp.asarray(eps, size.dtype), self.rounding())
-        known = jnp.all((size <= eps) | shares.counted) & (self.rank(eps).standard_error == 0)
+        known = jnp.all((size <= eps) | counts.counted) & (self.rank(eps).standard_error == 0)
         reach = jnp.where(known, 0.0, self.residuals)
         smallest = jnp.min(jnp.where(size - reach > eps, size + reach, norm))
         low, high = norm / smallest, norm / eps
         value = jnp.where(known, low, (low + high) / 2.0)
-        error = jnp.where(known, 0.0, (high - low) / counting.UNIFORM)
+        error = jnp.where(known, 0.0, (high - low) / counting.UNIFORM_WIDTH)
         return self._estimate(jnp.where(norm > eps, value, jnp.nan), error)
 
     def effective_rank(self) -> Estimate:
@@ -237,8 +213,8 @@ class Spectrum(NamedTuple):
             x = jnp.where(x <= self._relative_rounding(), 0.0, x)
             return x, x * jnp.log(jnp.where(x == 0, 1.0, x))
 
-        shares = self.shares()
-        s, l = (shares.sum(part) for part in parts(self.nodes))
+        counts = self.counts()
+        s, l = (counts.sum(part) for part in parts(self.nodes))
         s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)
 
         def slope(nodes: Array) -> Array:
@@ -246,34 +222,34 @@ class Spectrum(NamedTuple):
             return (1.0 + l / s) / s * x - x_log_x / s
 
         value = jnp.where(norm == 0, 0.0, s * jnp.exp(-l / s))
-        return self._estimate(value, value * self._error(shares, slope))
+        return self._estimate(value, value * self._error(counts, slope))
 
     def negative_mass(self) -> Estimate:
         """Share of the negative eigenvalues in the sum of absolute values, from 0 to 1; 0 for the zero operator."""
-        shares, small = self.shares(), self.rounding()
+        counts, small = self.counts(), self.rounding()
 
         def negative(nodes: Array) -> Array:
             return jnp.where(nodes < -small, jnp.abs(nodes), 0.0)
 
-        total = shares.sum(jnp.abs(self.nodes))
+        total = counts.sum(jnp.abs(self.nodes))
         total = jnp.where(total == 0, 1.0, total)
-        share = shares.sum(negative(self.nodes)) / total
-        error = self._error(shares, lambda nodes: (negative(nodes) - share * jnp.abs(nodes)) / total)
+        share = counts.sum(negative(self.nodes)) / total
+        error = self._error(counts, lambda nodes: (negative(nodes) - share * jnp.abs(nodes)) / total)
         return self._estimate(share, error)
 
     def _relative_rounding(self) -> Array:
         norm = self.norm()
-        least = counting.GUARD * jnp.finfo(norm.dtype).eps
+        least = counting.BREAKDOWN_ROUNDINGS * jnp.finfo(norm.dtype).eps
         return jnp.maximum(least, self.rounding() / jnp.where(norm == 0, 1.0, norm))
 
-    def _error(self, shares: Shares, f: Callable[[Array], Array]) -> Array:
+    def _error(self, counts: Counts, f: Callable[[Array], Array]) -> Array:
         """Standard error of the sum of a function with a kink at zero."""
-        return jnp.hypot(shares.error(f(self.nodes)), counting.kink(self, shares, f))
+        return jnp.hypot(counts.error(f(self.nodes)), counting.kink(self, counts, f))
 
     def _sum(self, values: Array) -> Estimate:
         """Sum of a polynomial of low degree, for which the quadrature itself is exact."""
-        shares = self.shares()
-        return self._estimate(shares.sum(values), shares.error(values))
+        counts = self.counts()
+        return self._estimate(counts.sum(values), counts.error(values))
 
     def _estimate(self, value: Array, error: Array) -> Estimate:
         unknown = jnp.isnan(self.norm())
@@ -292,8 +268,7 @@ class Spectrum(NamedTuple):
         """
         order = self.nodes.shape[-1]
         if not 1 <= k <= order:
-            message = f"k must be between 1 and the order {order}, got {k}"
-            raise ValueError(message)
+            raise ValueError(f"k must be between 1 and the order {order}, got {k}")
 
         def best(nodes: Array, residuals: Array, probe: Array) -> tuple[Array, Array]:
             return jnp.take_along_axis(nodes, probe[None], 0)[0], jnp.take_along_axis(residuals, probe[None], 0)[0]

@@ -96,17 +96,15 @@ def trainability(
       2023 (that plasticity goes when the Hessian's rank does).
     """
     if residual.size == 0:
-        message = f"residual must have entries, got shape {residual.shape}"
-        raise ValueError(message)
+        raise ValueError(f"residual must have entries, got shape {residual.shape}")
     for name, value in (("lr", lr), ("steps", steps)):
         if isinstance(value, int | float) and value <= 0:
-            message = f"{name} must be positive, got {value}"
-            raise ValueError(message)
+            raise ValueError(f"{name} must be positive, got {value}")
     count, now = residual.size, jnp.mean(jnp.square(residual))
     eps_star = jnp.asarray(1.0 / (lr * steps), spectrum.nodes.dtype)
     ranks = spectrum.rank(jnp.stack([eps_star, jnp.asarray(2.0 / lr, eps_star.dtype), eps_star / 2.0]))
     rank, unstable, halfway = (Estimate(ranks.value[i], ranks.standard_error[i]) for i in range(3))
-    gone = spectrum.shares().sum(1.0 - _decay(spectrum.nodes, lr, steps))
+    gone = spectrum.counts().sum(1.0 - _decay(spectrum.nodes, lr, steps))
     diverges = spectrum.norm() > 2.0 / lr
     loss = Estimate(
         jnp.where(diverges, jnp.inf, now * (1.0 - gone / count)),
@@ -154,8 +152,7 @@ def linear_loss(gram: Array, residual: Array, lr: float | Array, steps: int | Ar
       As `trainability`.
     """
     if gram.shape != (residual.size, residual.size):
-        message = f"gram must be [N, N] for the residual's N = {residual.size} entries, got {gram.shape}"
-        raise ValueError(message)
+        raise ValueError(f"gram must be [N, N] for the residual's N = {residual.size} entries, got {gram.shape}")
     values, vectors = linalg.eigh(gram)
     energies = jnp.square(residual.reshape(-1) @ vectors)
     steps = jnp.asarray(steps)
@@ -188,8 +185,9 @@ def dead_unit_rank_bound(widths: Sequence[int], dead: Sequence[int] | Array) -> 
     """
     counts = jnp.asarray(dead, jnp.int32)
     if counts.shape != (len(widths) - 2,):
-        message = f"dead needs one number for each of the {len(widths) - 2} hidden layers, got shape {counts.shape}"
-        raise ValueError(message)
+        raise ValueError(
+            f"dead needs one number for each of the {len(widths) - 2} hidden layers, got shape {counts.shape}"
+        )
     live = jnp.asarray(widths, jnp.int32) - jnp.pad(counts, 1)
     # Whether anything gets through from a layer's outputs to the loss.
     open_ = jnp.flip(jnp.cumprod(jnp.flip(live[1:] > 0)))

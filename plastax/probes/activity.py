@@ -120,8 +120,7 @@ def linearises(activation: str) -> bool:
 def _positive(features: Array, activation: str) -> Array:
     """Whether the pre-activation is positive, ``[n, units]``."""
     if not has_signs(activation):
-        message = f"features of {activation!r} do not tell the sign of the pre-activation"
-        raise ValueError(message)
+        raise ValueError(f"features of {activation!r} do not tell the sign of the pre-activation")
     h = rows(features)
     return h[:, : h.shape[1] // 2] > 0 if activation == "crelu" else h > 0
 
@@ -141,8 +140,7 @@ def linearised_units(features: Array, activation: str = "relu") -> Array:
       ReLU).
     """
     if not linearises(activation):
-        message = f"units of {activation!r} are never exactly linear"
-        raise ValueError(message)
+        raise ValueError(f"units of {activation!r} are never exactly linear")
     p = jnp.mean(_positive(features, activation), axis=0, dtype=jnp.float32)
     one = p == 1 if activation == "relu" else (p == 1) | (p == 0)
     return jnp.where(jnp.any(jnp.isnan(features)), jnp.nan, jnp.mean(one, dtype=jnp.float32))

@@ -1,44 +1,59 @@
-"""What the probes share: how often they are due, and the part of the batch that the dear ones look at."""
+"""What the probes share: the base of their settings, and the part of the batch that expensive probes use."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 
-from plastax import tree
+from plastax import ranges, tree
 from plastax.errors import ConfigError
-from plastax.types import ProbeInput
+from plastax.types import Array, Model, Probe, ProbeInput, Tree
+
+Need = Literal["features", "kernels", "taps", "origins", "init"]
+EPS = (1e-3, 1e-2, 1e-1, 1.0)
+"""Thresholds of epsilon-ranks."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Base of the probes' configurations."""
+class ProbeConfig:
+    """Base of the probes' settings. A probe is a frozen dataclass with a ``name`` and a ``build``."""
 
     name: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What `probes.measure` must be given for this probe; experiments have it all."""
 
     every: int = dataclasses.field(default=1, kw_only=True)
     """Tasks from one measurement to the next, among those that probe_every leaves: tasks 0, every, 2 every, ..."""
 
     def __post_init__(self) -> None:
-        self._positive("every")
+        ranges.check(self, self.name, "every", least=1)
 
-    def _positive(self, *fields: str) -> None:
-        """Raises `ConfigError` unless each of the settings is 1 or more."""
-        for field in fields:
-            if getattr(self, field) < 1:
-                message = f"{self.name}.{field}: {getattr(self, field)} is not allowed; give 1 or more"
-                raise ConfigError(message)
+    def build(self, model: Model) -> Probe:
+        """The probe of this model."""
+        raise NotImplementedError
+
+
+def check_thresholds(config: ProbeConfig, eps: tuple[float, ...]) -> None:
+    """Raises `ConfigError` unless the setting ``eps`` has numbers, none negative."""
+    if not eps or not min(eps) >= 0:
+        raise ConfigError(f"{config.name}.eps: {eps} is not allowed; give one or more numbers, none negative")
 
 
 def thinned(seen: ProbeInput, examples: int) -> ProbeInput:
-    """With at most so many examples, spread over the batch, whose order may be time."""
+    """The input with at most ``examples`` examples, spread over the batch, since its order may be time."""
     batch = jax.tree.map(lambda x: x[:: max(1, -(-x.shape[0] // examples))], seen.batch)
     return seen._replace(batch=batch)
 
 
 def order_within(order: int, seen: ProbeInput) -> int:
-    """The order, no more than there are parameters."""
+    """The order, clamped to the number of parameters."""
     return min(order, tree.size(seen.params))
+
+
+def flat_outputs(outputs: Tree) -> Array:
+    """All outputs of every example in a row: ``[B, C]``."""
+    return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(outputs)], axis=1)

@@ -9,20 +9,21 @@ from typing import ClassVar, get_args
 import jax
 import jax.numpy as jnp
 
-from plastax import tree
+from plastax import ranges, tree
 from plastax.errors import ConfigError
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dormant_fraction, feature_norm
-from plastax.probes.base import Settings
+from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.ranks import SrankVariant, rows
 from plastax.types import Array, Features, Model, Params, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class FeatureProbe(Settings):
+class FeatureProbe(ProbeConfig):
     """Ranks of every hidden layer's features; dormant, dead, linear and active units; feature norm."""
 
     name: ClassVar[str] = "features"
+    needs: ClassVar[tuple[Need, ...]] = ("features",)
 
     tau: float = 0.025
     """A unit is dormant at or below this share of its layer's mean activation."""
@@ -35,10 +36,7 @@ class FeatureProbe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, values in (("tau", (self.tau,)), ("taus", self.taus)):
-            if not all(0 <= tau < 1 for tau in values):
-                message = f"features.{name}: {getattr(self, name)} is not allowed; give numbers from 0 to below 1"
-                raise ConfigError(message)
+        ranges.check(self, self.name, "tau", "taus", least=0, below=1)
         if self.srank not in get_args(SrankVariant):
             raise ConfigError.unknown("features.srank", self.srank, get_args(SrankVariant))
 

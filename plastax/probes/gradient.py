@@ -8,10 +8,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from plastax import tree
+from plastax import ranges, tree
 from plastax.errors import ConfigError
 from plastax.probes import activity
-from plastax.probes.base import Settings
+from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.weights import kernels
 from plastax.types import Array, Model, Probe, ProbeInput, Tree
 
@@ -75,10 +75,11 @@ def parted(batch: Tree, parts: int) -> Tree:
 
 
 @dataclass(frozen=True)
-class GradientProbe(Settings):
+class GradientProbe(ProbeConfig):
     """Norms of the loss gradient, its zeros, units without gradient (GraMa), and agreement between minibatches."""
 
     name: ClassVar[str] = "gradient"
+    needs: ClassVar[tuple[Need, ...]] = ("kernels",)
 
     minibatches: int = 8
     """Parts of the probe batch whose gradients are compared (as many copies of the gradient at once); as many as
@@ -89,11 +90,8 @@ class GradientProbe(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minibatches < 0 or self.minibatches == 1:
-            message = f"gradient.minibatches: {self.minibatches} is not allowed; give 2 or more, or 0 for none"
-            raise ConfigError(message)
-        if not all(0 <= tau < 1 for tau in self.taus):
-            message = f"gradient.taus: {self.taus} is not allowed; give numbers from 0 to below 1"
-            raise ConfigError(message)
+            raise ConfigError(f"gradient.minibatches: {self.minibatches} is not allowed; give 2 or more, or 0 for none")
+        ranges.check(self, self.name, "taus", least=0, below=1)
 
     def build(self, model: Model) -> Probe:
         """The probe.
@@ -123,7 +121,7 @@ class GradientProbe(Settings):
                 "layer_l1": jnp.stack([l1_norm(g) for g in layers]),
                 "layer_zero_fraction": jnp.stack([zero_fraction(g) for g in layers]),
             }
-            if tapped and taps:  # `alone.measure` may have none
+            if tapped and taps:  # `probes.measure` may have none
                 dormant = jnp.stack([activity.gradient_dormant_fraction(tap_grads[name], taus) for name in tapped])
                 widths = jnp.asarray([taps[name].shape[-1] for name in tapped], jnp.float32)
                 values |= {

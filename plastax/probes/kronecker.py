@@ -9,25 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from plastax.curvature.kronecker import Eigenvalues, Factors, effective_rank, eigenvalues, factors, rank
-from plastax.errors import ConfigError
-from plastax.probes.base import Settings
+from plastax.probes.base import EPS, Need, ProbeConfig, check_thresholds
 from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class KroneckerSpectrum(Settings):
+class KroneckerSpectrum(ProbeConfig):
     """Spectra of every layer's Kronecker factors (KFAC, expand): input side A, output-gradient side G."""
 
     name: ClassVar[str] = "kronecker"
+    needs: ClassVar[tuple[Need, ...]] = ("taps",)
 
-    eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    eps: tuple[float, ...] = EPS
     """Thresholds of the eps-rank of the Kronecker product."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.eps or min(self.eps) < 0:
-            message = f"kronecker.eps: {self.eps} is not allowed; give one or more numbers, none negative"
-            raise ConfigError(message)
+        check_thresholds(self, self.eps)
 
     def build(self, model: Model) -> Probe:
         """The probe.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import tree
-from plastax.probes.base import Settings
+from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.weights import kernels
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
@@ -32,10 +32,11 @@ def distances(a: Tree, b: Tree) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class MovementProbe(Settings):
+class MovementProbe(ProbeConfig):
     """Distance of the parameters from the run's initialisation, and their change since the end of the last task."""
 
     name: ClassVar[str] = "movement"
+    needs: ClassVar[tuple[Need, ...]] = ("kernels", "origins")
 
     def build(self, model: Model) -> Probe:
         """The probe.

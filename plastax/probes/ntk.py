@@ -7,15 +7,14 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from plastax import curvature
-from plastax.errors import ConfigError
+from plastax import curvature, ranges
 from plastax.probes import ranks
-from plastax.probes.base import Settings, thinned
+from plastax.probes.base import ProbeConfig, thinned
 from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class NTKProbe(Settings):
+class NTKProbe(ProbeConfig):
     """Rank and eigenvalues of the empirical neural tangent kernel of all outputs on a few examples, exact."""
 
     name: ClassVar[str] = "ntk"
@@ -27,10 +26,8 @@ class NTKProbe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("examples")
-        if not 0 < self.delta < 1:
-            message = f"ntk.delta: {self.delta} is not allowed; give a number between 0 and 1"
-            raise ConfigError(message)
+        ranges.check(self, self.name, "examples", least=1)
+        ranges.check(self, self.name, "delta", above=0, below=1)
 
     def build(self, model: Model) -> Probe:
         """The probe, of ``K = J J^T``, ``[n C, n C]`` for n examples and C outputs, not divided by either.

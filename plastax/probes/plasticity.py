@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plastax import ranges
 from plastax.errors import ConfigError
-from plastax.probes.base import Settings, thinned
+from plastax.probes.base import Need, ProbeConfig, flat_outputs, thinned
 from plastax.types import Array, Key, Model, Params, Probe, ProbeInput, Tree
 
 Targets = Literal["sine", "network"]
@@ -127,10 +128,11 @@ def fit(
 
 
 @dataclass(frozen=True)
-class PlasticityProbe(Settings):
+class PlasticityProbe(ProbeConfig):
     """Behavioural plasticity: what a fixed budget of training on fresh random targets reaches, on a copy."""
 
     name: ClassVar[str] = "plasticity"
+    needs: ClassVar[tuple[Need, ...]] = ("init",)
 
     targets: int = 4
     """Random target functions, each a training run of the copy."""
@@ -151,17 +153,12 @@ class PlasticityProbe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("targets", "steps", "examples")
+        ranges.check(self, self.name, "targets", "steps", "examples", least=1)
+        ranges.check(self, self.name, "learning_rate", "frequency", above=0)
+        ranges.check(self, self.name, "batch_size", least=0)
         for name, kinds in (("optimizer", OptimizerName), ("kind", Targets)):
             if getattr(self, name) not in get_args(kinds):
                 raise ConfigError.unknown(f"plasticity.{name}", getattr(self, name), get_args(kinds))
-        for name in ("learning_rate", "frequency"):
-            if not getattr(self, name) > 0:
-                message = f"plasticity.{name}: {getattr(self, name)} is not allowed; give a number above 0"
-                raise ConfigError(message)
-        if self.batch_size < 0:
-            message = f"plasticity.batch_size: {self.batch_size} is not allowed; give 0 (all) or more"
-            raise ConfigError(message)
 
     def build(self, model: Model) -> Probe:
         """The probe; see `fit`.
@@ -180,8 +177,7 @@ class PlasticityProbe(Settings):
             seen = thinned(seen, self.examples)
 
             def outputs(params: Params, batch: Tree) -> Array:
-                leaves = jax.tree.leaves(seen.outputs_fn(params, batch))
-                return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
+                return flat_outputs(seen.outputs_fn(params, batch))
 
             found = fit(
                 outputs, model.init, seen.params, seen.batch, seen.key, targets=self.targets, steps=self.steps,

@@ -61,8 +61,7 @@ def _known(values: Array, rank: Array) -> Array:
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        message = f"{name} is {value!r}; variants are {', '.join(allowed)}"
-        raise ValueError(message)
+        raise ValueError(f"{name} is {value!r}; variants are {', '.join(allowed)}")
 
 
 def effective_rank(values: Array, power: int = 1) -> Array:

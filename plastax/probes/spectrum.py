@@ -7,32 +7,30 @@ from typing import ClassVar, get_args
 
 import jax.numpy as jnp
 
-from plastax import curvature
+from plastax import curvature, ranges
 from plastax.curvature.gram import Way
 from plastax.errors import ConfigError
-from plastax.probes.base import Settings, order_within, thinned
+from plastax.probes.base import EPS, ProbeConfig, check_thresholds, order_within, thinned
 from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
-class _SpectrumProbe(Settings):
+class _SpectrumProbe(ProbeConfig):
     """What the two spectra share: how much to measure, and what is derived from the quadrature."""
 
     order: int = 24
     """Lanczos steps of each probe vector: the resolution of the spectrum."""
     probes: int = 2
     """Random probe vectors: the precision of its sums; their standard errors fall with the square root."""
-    eps: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    eps: tuple[float, ...] = EPS
     """Thresholds of the eps-rank, absolute; the same numbers are used relative to the largest eigenvalue."""
     examples: int = 128
     """Examples of the probe batch that the curvature is taken on (at most; it costs in proportion)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("order", "probes", "examples")
-        if not self.eps or min(self.eps) < 0:
-            message = f"{self.name}.eps: {self.eps} is not allowed; give one or more numbers, none negative"
-            raise ConfigError(message)
+        ranges.check(self, self.name, "order", "probes", "examples", least=1)
+        check_thresholds(self, self.eps)
 
     def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
         """The spectrum on ``seen.batch``."""
@@ -110,8 +108,7 @@ class GGN(_SpectrumProbe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in get_args(Way):
-            message = f"ggn.method: {self.method!r} is not one of {', '.join(get_args(Way))}"
-            raise ConfigError(message)
+            raise ConfigError.unknown("ggn.method", self.method, get_args(Way))
 
     def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
         """That of ``J^T C J``: J the Jacobian of the outputs, C the program's output curvature."""

@@ -8,14 +8,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from plastax import curvature
+from plastax import curvature, ranges
 from plastax.errors import ConfigError
-from plastax.probes.base import Settings, order_within, thinned
+from plastax.probes.base import ProbeConfig, flat_outputs, order_within, thinned
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
 
 @dataclass(frozen=True)
-class TrainabilityProbe(Settings):
+class TrainabilityProbe(ProbeConfig):
     """What a task's budget of gradient steps could fit of random targets, if the network stayed linear."""
 
     name: ClassVar[str] = "trainability"
@@ -35,14 +35,9 @@ class TrainabilityProbe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("order", "probes", "examples")
-        for name in ("learning_rate", "steps"):
-            if not getattr(self, name) >= 0:
-                message = f"trainability.{name}: {getattr(self, name)} is not allowed; give 0 or more"
-                raise ConfigError(message)
-        if not 0 < self.tau <= 1:
-            message = f"trainability.tau: {self.tau} is not allowed; give a number above 0, at most 1"
-            raise ConfigError(message)
+        ranges.check(self, self.name, "order", "probes", "examples", least=1)
+        ranges.check(self, self.name, "learning_rate", "steps", least=0)
+        ranges.check(self, self.name, "tau", above=0, most=1)
 
     def within(self, learning_rate: float, steps: int) -> TrainabilityProbe:
         """With an experiment's own budget where none was given."""
@@ -63,14 +58,10 @@ class TrainabilityProbe(Settings):
         del model
         for name in ("learning_rate", "steps"):
             if not getattr(self, name):
-                message = (
-                    f"trainability.{name}: 0 is not allowed where no experiment fills it in; give a number above 0"
-                )
-                raise ConfigError(message)
+                raise ConfigError(f"trainability.{name}: 0 is only allowed in an experiment; give a number above 0")
 
         def outputs(seen: ProbeInput, params: Params, batch: Tree) -> Array:
-            leaves = jax.tree.leaves(seen.outputs_fn(params, batch))
-            return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
+            return flat_outputs(seen.outputs_fn(params, batch))
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             seen = thinned(seen, self.examples)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import linalg, roles, tree
-from plastax.probes.base import Settings
+from plastax.probes.base import Need, ProbeConfig
 from plastax.roles import RolesOf
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
@@ -50,10 +50,11 @@ def spectral_norm(kernel: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class WeightProbe(Settings):
+class WeightProbe(ProbeConfig):
     """Norm, mean magnitude and spectral norm of every layer's kernel; norm and magnitude of all parameters."""
 
     name: ClassVar[str] = "weights"
+    needs: ClassVar[tuple[Need, ...]] = ("kernels",)
 
     def build(self, model: Model) -> Probe:
         """The probe.

@@ -16,7 +16,7 @@ from plastax import curvature
 from plastax.curvature.coupling import coupling
 from plastax.errors import ConfigError
 from plastax.models import ResNet18
-from plastax.probes import GGN, NTKProbe, TrainabilityProbe, alone
+from plastax.probes import GGN, NTKProbe, TrainabilityProbe, measure
 from plastax.program import supervised
 from plastax.program.training import Training
 from plastax.types import Model, Tapped
@@ -135,7 +135,7 @@ def resnet() -> tuple[Model, Any, Any]:
 def test_probes_of_the_residual_network_have_the_numbers_of_its_batch() -> None:
     model, params, batch = resnet()
     chosen = (GGN(method="gram"), NTKProbe(), TrainabilityProbe(learning_rate=0.1, steps=10))
-    found = alone.measure(chosen, params, model.apply, batch, KEY)
+    found = measure(chosen, params, model.apply, batch, KEY)
 
     @jax.jit
     def matrices(params: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from plastax import curvature
-from plastax.curvature.memory import SHARE, at_once
+from plastax.curvature.memory import MEMORY_SHARE, at_once
 from plastax.types import Operator
 
 DIM, PROBES = 200_000, 4
@@ -51,7 +51,7 @@ def test_only_the_basis_scales_with_the_order() -> None:
 
 
 def test_accelerators_run_as_many_as_fit() -> None:
-    assert at_once(10, "gpu", int(1000 / SHARE)) == 100
+    assert at_once(10, "gpu", int(1000 / MEMORY_SHARE)) == 100
     assert at_once(10, "gpu", 1) == 1
     assert at_once(10, "gpu", None) == 1
     assert at_once(10, "cpu", 10**6) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from plastax import curvature, linalg, models, probes
 from plastax.curvature import operators
-from plastax.probes import activity, alone, ranks
+from plastax.probes import activity, ranks
 
 FAST = {"xla_backend_optimization_level": 0}
 KEY = jax.random.key(0)
@@ -101,7 +101,7 @@ def test_every_probe_of_a_network_in_16_bits_is_near_its_own_in_32(compute: Any,
 
     def measure(net: Net, params: Any) -> dict[str, jax.Array]:
         given = {"initial": jax.tree.map(jnp.zeros_like, params), "previous": params}
-        return alone.measure(chosen, params, models.tapped(net), batch, KEY, **given)
+        return probes.measure(chosen, params, models.tapped(net), batch, KEY, **given)
 
     found, expected = measure(Net(compute), narrow), measure(Net(None), full)
     for name, value in found.items():

@@ -60,7 +60,7 @@ class Summary(NamedTuple):
 
 @functools.partial(jax.jit, compiler_options=FAST)
 def summarise(s: Spectrum, eps: jax.Array) -> Summary:
-    return Summary(s.rank(eps), s.trace(), s.extreme(3), s.shares().counted)
+    return Summary(s.rank(eps), s.trace(), s.extreme(3), s.counts().counted)
 
 
 @functools.partial(jax.jit, static_argnames="mode", compiler_options=FAST)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from plastax import curvature, linalg, models
-from plastax.curvature.ekfac import ekfac
 from plastax.curvature.kronecker import factors
-from plastax.probes import Hessian, TrainabilityProbe, alone
+from plastax.probes import Hessian, TrainabilityProbe, measure
 
 KEY = jax.random.key(0)
 EXAMPLES, CLASSES = 8, 3
@@ -40,12 +39,8 @@ def layers() -> Any:
     return network._replace(apply=lambda p, taps, d: (lambda out, x: (out[0], x))(*network.apply(p, taps, d)))
 
 
-def corrected(params: Any, data: Any) -> Any:
-    return ekfac(layers(), LOSS, params, data, curvature.kronecker(layers(), LOSS, params, data))
-
-
 def measured(*probes: Any) -> Callable[[Any, Any], Any]:
-    return lambda p, d: alone.measure(probes, p, models.tapped(NET), d, KEY, initial=p, previous=p)
+    return lambda p, d: measure(probes, p, models.tapped(NET), d, KEY, initial=p, previous=p)
 
 
 FAST: dict[str, Callable[[Any, Any], Any]] = {
@@ -58,7 +53,6 @@ RARE: dict[str, Callable[[Any, Any], Any]] = {
     "exact kronecker": lambda p, d: curvature.kronecker(layers(), LOSS, p, d),
     "sampled kronecker": lambda p, d: curvature.kronecker(layers(), LOSS, p, d, kind="sampled", key=KEY),
     "factors": lambda p, d: factors({"a": d[0]}, {"a": jnp.sin(d[0])}),
-    "ekfac": corrected,
     "gram in chunks": lambda p, d: curvature.gram_spectrum(outputs, LOSS, p, d, 4),
     "ntk": lambda p, d: curvature.ntk_spectrum(outputs, p, d),
     "fisher": lambda p, d: curvature.dense(curvature.fisher(outputs, LOSS, p, d, KEY)),

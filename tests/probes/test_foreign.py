@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from plastax import models
+from plastax import models, probes
 from plastax.curvature.losses import LOSSES
 from plastax.errors import ConfigError
 from plastax.models import MLP
-from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe, alone
+from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe
 from plastax.roles import Kernel, Roles
 from plastax.types import Loss
 
@@ -96,7 +96,7 @@ def forms() -> dict[str, tuple[Any, Callable]]:
 
 def measure(params: Any, apply: Callable, chosen: Any = CHOSEN, **options: Any) -> dict[str, jax.Array]:
     given = {"initial": jax.tree.map(lambda x: 0.5 * x, params), "previous": params}
-    return alone.measure(chosen, params, apply, batch(), KEY, **given, **options)
+    return probes.measure(chosen, params, apply, batch(), KEY, **given, **options)
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_outputs_and_batches_of_other_shapes_are_named() -> None:
 
     for wrong in ({"image": x, "label": y}, (x,)):
         with pytest.raises(ConfigError, match=r"batch: a .* is not allowed; give \(inputs, labels\)"):
-            alone.measure(("gradient",), PARAMS, OWN.apply, wrong, KEY)
+            probes.measure(("gradient",), PARAMS, OWN.apply, wrong, KEY)
     with pytest.raises(ValueError, match="one array, got a tuple"):
         measure(PARAMS, pair, ("gradient",))
     loss = Loss(both, lambda out, data, tangent: tangent)

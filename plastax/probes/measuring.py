@@ -11,6 +11,8 @@ import jax
 from plastax import tree
 from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
+from plastax.probes.base import Need, ProbeConfig
+from plastax.probes.registry import PROBES
 from plastax.probes.weights import kernel_names
 from plastax.roles import STRUCTURE, RolesOf
 from plastax.types import Array, Examples, Features, Key, LayerInputs, Loss, Model, Params, ProbeInput, Tapped, Tree
@@ -20,7 +22,7 @@ Apply = Callable[[Params, Array], Any]
 
 @functools.partial(jax.jit, static_argnames=("probes", "apply", "loss", "activation", "init", "roles"))
 def measure(
-    probes: tuple[Any, ...],
+    probes: tuple[str | ProbeConfig, ...],
     params: Params,
     apply: Apply | Tapped,
     batch: tuple[Array, Array],
@@ -33,47 +35,50 @@ def measure(
     init: Callable[[Key], Params] | None = None,
     roles: RolesOf = STRUCTURE,
 ) -> dict[str, Array]:
-    """What some probes say of one network on one batch.
+    """Measures one network on one batch.
 
-    Compiled once for the same ``probes`` and the same ``apply``, ``loss`` and ``init`` objects: define them outside of
-    the training loop. It can be mapped over seeds and be part of a larger compiled function. Layers are those that are
-    tapped, else those with a kernel, whatever it is called.
+    Compiles once for the same ``probes`` and the same ``apply``, ``loss`` and ``init`` objects: define these outside of
+    the training loop. Can be mapped over seeds and be part of a larger compiled function. The layers are the tapped
+    ones if any are tapped, else those with a kernel, whatever it is called.
 
     Args:
-      probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES`, each with its defaults.
+      probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES` for their defaults.
       params: a tree of the network's parameters.
-      apply: ``(params, x) -> outputs``, or ``-> (outputs, features)`` with a dict of hidden layers' features
-        ``[B, ..., units]``, in the order of the forward pass, which `FeatureProbe` needs; any other tuple is the
-        outputs. Or
-        ``plastax.models.tapped(module)`` of a Flax module that returns either: what `KroneckerSpectrum`, and the units
-        without gradient of `GradientProbe`, need.
+      apply: ``(params, x) -> outputs``, or ``-> (outputs, features)`` with a dict of the hidden layers' features
+        ``[B, ..., units]`` in the order of the forward pass, which `FeatureProbe` needs; any other tuple counts as
+        outputs. Or ``plastax.models.tapped(module)`` of a Flax module that returns either: `KroneckerSpectrum` and the
+        gradient-dormant units of `GradientProbe` need it.
       batch: inputs ``[B, ...]`` and labels ``[B]`` or targets ``[B, D]``.
-      key: of what is random in the probes.
+      key: for the probes' random draws.
       loss: a name of `plastax.curvature.losses`, or a loss.
       activation: name of the hidden layers' nonlinearity, see `plastax.probes.activity`.
-      initial: parameters that training began with; for `MovementProbe`.
+      initial: parameters at the start of training; for `MovementProbe`.
       previous: parameters at the end of the last task; for `MovementProbe`.
       init: ``key -> params``, the initialiser; for `PlasticityProbe`.
-      roles: what says which parameters are kernels and what their axes are, see `plastax.roles.Roles`.
+      roles: which parameters are kernels and what their axes are, see `plastax.roles.Roles`.
 
     Returns:
-      ``<probe>/<value>``.
+      ``<probe>/<value>`` -> array.
 
     Raises:
-      ConfigError: an unknown name, or a probe that needs what is not given.
-    """
-    from plastax.probes import PROBES  # Here: that module imports this one.
+      ConfigError: for an unknown name, or a probe that needs what is not given.
 
-    unknown = [probe for probe in probes if isinstance(probe, str) and probe not in PROBES]
-    if unknown:
-        raise ConfigError.unknown("probes", unknown[0], PROBES)
-    configs: list[Any] = [PROBES[probe] if isinstance(probe, str) else probe for probe in probes]
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import probes
+      >>> params = {"hidden": {"kernel": 2.0 * jnp.eye(3)}, "output": {"kernel": jnp.ones((3, 2))}}
+      >>> def apply(params, x):
+      ...     hidden = jax.nn.relu(x @ params["hidden"]["kernel"])
+      ...     return hidden @ params["output"]["kernel"], {"hidden": hidden}
+      >>> batch = jnp.eye(3), jnp.array([0, 1, 0])
+      >>> values = probes.measure(("features", "weights"), params, apply, batch, jax.random.key(0))
+      >>> float(values["features/srank"][0]), float(values["weights/spectral_norm"][0])
+      (3.0, 2.0)
+    """
+    configs = [_config(probe) for probe in probes]
     output_loss = losses.get(loss)
     checks.key(key)
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, len(Examples._fields)):
-        keys = f" with {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
-        raise ConfigError(f"batch: a {type(batch).__name__}{keys} is not allowed; give (inputs, labels)")
-    checks.examples(batch, "batch")
+    _check_batch(batch)
     params, batch, initial, previous = tree.gathered((params, batch, initial, previous))
     examples = Examples(*batch)
     # A plain network is one without taps.
@@ -95,20 +100,13 @@ def measure(
     hidden: list[str] = []
     # Read while it is traced: a dict that comes out of JAX is sorted.
     jax.eval_shape(lambda p, x: hidden.extend(forward(p, {}, x)[1]), params, examples.x)
-    tapped = tuple(network.taps(examples.x))
-    layers = tapped
-    if not tapped and any(config.name in ("weights", "movement", "gradient") for config in configs):
+    layers = tapped = tuple(network.taps(examples.x))
+    if not tapped and any("kernels" in config.needs for config in configs):
         layers = tuple(kernel_names(params, roles, "probes"))
-    needs = (
-        ({"features"}, hidden, "apply: the network gives no features; let it return (outputs, features)"),
-        ({"kronecker"}, tapped, "apply: its layers are not tapped; give plastax.models.tapped(module)"),
-        ({"movement"}, initial is not None and previous is not None, "initial, previous: None is not allowed"),
-        ({"plasticity"}, init, "init: None is not allowed; give the network's initialiser"),
-    )
-    for config in configs:
-        for names, there, why in needs:
-            if config.name in names and not there:
-                raise ConfigError(f"{why}, with the probe {config.name}")
+    _check_needs(configs, {
+        "features": bool(hidden), "taps": bool(tapped), "init": init is not None,
+        "origins": initial is not None and previous is not None,
+    })  # fmt: skip
     model = Model(
         init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, layers, tuple(hidden),
         activation=activation, roles=roles,
@@ -123,6 +121,34 @@ def measure(
         found = config.build(model).measure(seen._replace(key=jax.random.fold_in(key, i)))
         values |= {f"{config.name}/{name}": value for name, value in found.items()}
     return values
+
+
+def _config(probe: str | ProbeConfig) -> ProbeConfig:
+    if isinstance(probe, str) and probe not in PROBES:
+        raise ConfigError.unknown("probes", probe, PROBES)
+    return PROBES[probe] if isinstance(probe, str) else probe
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, len(Examples._fields)):
+        keys = f" with {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        raise ConfigError(f"batch: a {type(batch).__name__}{keys} is not allowed; give (inputs, labels)")
+    checks.examples(batch, "batch")
+
+
+_REMEDIES: Mapping[Need, str] = {
+    "features": "apply: the network gives no features; let it return (outputs, features)",
+    "taps": "apply: its layers are not tapped; give plastax.models.tapped(module)",
+    "origins": "initial, previous: None is not allowed",
+    "init": "init: None is not allowed; give the network's initialiser",
+}
+
+
+def _check_needs(configs: list[ProbeConfig], given: Mapping[Need, bool]) -> None:
+    for config in configs:
+        for need in config.needs:
+            if not given.get(need, True):
+                raise ConfigError(f"{_REMEDIES[need]}, with the probe {config.name}")
 
 
 def _arrays(features: Mapping[str, Any]) -> Features:
