@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from plastax.errors import ConfigError
@@ -26,7 +27,7 @@ def check(
       least: the smallest value that is allowed.
       above: a value that must be exceeded.
       most: the largest value that is allowed.
-      below: a value that must not be reached.
+      below: a value that must not be reached; `math.inf`: any finite number will do.
 
     Raises:
       ConfigError: ``training.epochs: 0 is not allowed; give 1 or more``.
@@ -54,10 +55,7 @@ def _words(least: float | None, above: float | None, most: float | None, below: 
         return f"a number from {least} to {most}"
     if least is not None and below is None:
         return f"{least} or more"
-    parts = [
-        f"at least {least}" * (least is not None),
-        f"above {above}" * (above is not None),
-        f"at most {most}" * (most is not None),
-        f"below {below}" * (below is not None),
-    ]
-    return f"a number {' and '.join(filter(None, parts))}"
+    words = (("at least", least), ("above", above), ("at most", most), ("below", below))
+    bounds = [f"{word} {bound}" for word, bound in words if bound is not None and math.isfinite(bound)]
+    number = "a finite number" if below == math.inf else "a number"
+    return " ".join([number, *[" and ".join(bounds)] * bool(bounds)])

@@ -1,9 +1,10 @@
-"""What the streams of images share: their arrays on the device, subsets, and how an input is made of pixels."""
+"""What streams of images share: their arrays on the device, subsets of them, and how pixels become inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,11 @@ from jax.scipy.ndimage import map_coordinates
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.keys import some
-from plastax.types import Array, Key, Stream
+from plastax.types import Array, Examples, Key, Stream
 
 
 class Images(NamedTuple):
-    """A data set as it lies on the device: uint8 images ``[N, height, width, channels]``, int32 labels ``[N]``."""
+    """A data set on the device: uint8 images ``[N, height, width, channels]``, int32 labels ``[N]``."""
 
     train_images: np.ndarray | Array
     train_labels: np.ndarray | Array
@@ -25,9 +26,25 @@ class Images(NamedTuple):
     test_labels: np.ndarray | Array
 
 
+class Picked(NamedTuple):
+    """Some images of a task, as the data set has them.
+
+    Attributes:
+      images: uint8 ``[B, height, width, channels]``.
+      labels: of the data set, int32 ``[B]``.
+      index: their numbers in the task, int32 ``[B]``.
+      key: for what is drawn at every look; None: these are held out, and the same at every look.
+    """
+
+    images: Array
+    labels: Array
+    index: Array
+    key: Key | None
+
+
 @dataclass(frozen=True)
 class ImageStream:
-    """Base of the streams that are made of a data set of images."""
+    """A stream of tasks made of a data set of images."""
 
     needs_data: ClassVar[bool] = True
 
@@ -35,40 +52,67 @@ class ImageStream:
     """Training images of a task, drawn for each seed; 0: all."""
 
     def build(self, dataset: Dataset) -> Stream:
-        """The stream of these images."""
+        """The stream of these images; raises `ConfigError` where they do not suffice."""
         raise NotImplementedError
 
     def count(self, dataset: Dataset) -> int:
-        """Number of training images of a task.
-
-        Raises:
-          ConfigError: negative, or more than there are.
-        """
+        """Training images of a task; raises `ConfigError` if negative, or more than the data set has."""
         available = len(dataset.train_images)
         if not 0 <= self.examples <= available:
-            message = (
+            raise ConfigError(
                 f"stream.examples: {self.examples} is not allowed; give 1 to {available}, the training images of "
                 f"{dataset.card.name}, or 0 for all"
             )
-            raise ConfigError(message)
         return self.examples or available
 
 
 def images(dataset: Dataset) -> Images:
-    """The arrays without the card."""
+    """The arrays of a data set, without its card."""
     return Images(*dataset[:4])
 
 
+def of_images(
+    dataset: Dataset,
+    examples: int,
+    task: Callable[[Key, Images, Array], Any],
+    look: Callable[[Any, Picked], Examples],
+    description: str,
+) -> Stream:
+    """A stream of classification tasks on the images of a data set, with its classes and its held-out images.
+
+    Args:
+      dataset: the images.
+      examples: training images of a task.
+      task: see `Stream.task`; ``task.chosen``, int32 ``[examples]``, are its training images.
+      look: ``(task, picked) -> Examples``: what the task makes of images.
+      description: one line.
+    """
+
+    def train(task: Any, data: Images, index: Array, key: Key) -> Examples:
+        at = task.chosen[index]
+        return look(task, Picked(jnp.asarray(data.train_images)[at], jnp.asarray(data.train_labels)[at], index, key))
+
+    def test(task: Any, data: Images, index: Array) -> Examples:
+        held_out = jnp.asarray(data.test_images)[index], jnp.asarray(data.test_labels)[index]
+        return look(task, Picked(*held_out, index, None))
+
+    card = dataset.card
+    return Stream(
+        images(dataset), "cross_entropy", card.shape, card.classes, examples, len(dataset.test_images), task, train,
+        test, description,
+    )  # fmt: skip
+
+
 def pixels(values: Array) -> Array:
-    """uint8 0 .. 255 as float32 0 .. 1, made in the step, so that images stay as small as they are."""
+    """uint8 0 .. 255 as float32 0 .. 1: done in the training step, so that a pixel takes one byte until then."""
     return values.astype(jnp.float32) / 255.0
 
 
 def rotation(shape: tuple[int, ...], angle: Array) -> Array:
-    """Where the pixels of an image ``(height, width, ...)`` come from that is turned anticlockwise around its centre.
+    """Where the pixels of an image come from when it turns anticlockwise around its centre.
 
     Args:
-      shape: of the image.
+      shape: of the image, ``(height, width, ...)``.
       angle: radians, a scalar.
 
     Returns:
@@ -80,7 +124,7 @@ def rotation(shape: tuple[int, ...], angle: Array) -> Array:
 
 
 def resampled(image: Array, source: Array) -> Array:
-    """``[height, width, channels]`` with pixels from the places ``source``, bilinearly; zeros outside."""
+    """``[height, width, channels]`` with pixels from the places ``source``: bilinear, zeros outside."""
 
     def plane(values: Array) -> Array:
         return map_coordinates(values, list(source), order=1)
@@ -89,15 +133,15 @@ def resampled(image: Array, source: Array) -> Array:
 
 
 def subset(key: Key, available: int, wanted: int) -> Array:
-    """``wanted`` different ones of ``0 .. available - 1``, int32; which ones is random, their order means nothing.
+    """A random subset of ``0 .. available - 1``, int32 ``[wanted]``; its order means nothing.
 
-    Tasks are made anew in every segment, so all of them come without a draw.
+    Every segment makes its task again, so the whole set comes without a draw.
     """
     return jnp.arange(available, dtype=jnp.int32) if wanted == available else some(key, wanted, available)
 
 
 def by_class(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The examples of each class, int32 ``[classes, n]``: as many of each as of the class that has fewest."""
+    """The examples of each class, int32 ``[classes, n]``, where n is the size of the smallest class."""
     count = int(np.bincount(labels, minlength=classes).min())
     return np.stack([np.flatnonzero(labels == k)[:count] for k in range(classes)]).astype(np.int32)
 
@@ -111,7 +155,7 @@ class Sorted(NamedTuple):
 
 
 def sort(dataset: Dataset) -> Sorted:
-    """The images by class; raises `ConfigError` where a class has none to train on, or none held out."""
+    """The images by class; raises `ConfigError` where a class has no training image, or none held out."""
     found = Sorted(
         images(dataset),
         by_class(dataset.train_labels, dataset.card.classes),
@@ -121,21 +165,27 @@ def sort(dataset: Dataset) -> Sorted:
         if not table.size:
             missing = int(np.argmin(np.bincount(labels, minlength=dataset.card.classes)))
             kind = "training" if table is found.train_of else "held-out"
-            message = f"data: {dataset.card.name} has no {kind} image of class {missing}; every class needs one"
-            raise ConfigError(message)
+            raise ConfigError(
+                f"data: {dataset.card.name} has no {kind} image of class {missing}; every class needs one"
+            )
     return found
 
 
 def per_class(examples: int, classes: int, available: int, name: str) -> int:
-    """Training images a class, of ``available``, where ``classes`` of them have ``examples`` together; 0: all.
+    """Training images of each class of a task.
+
+    Args:
+      examples: of all its classes together; 0: all.
+      classes: of the task.
+      available: training images of a class.
+      name: of the data set.
 
     Raises:
-      ConfigError: negative, no multiple of the classes, or more than there are.
+      ConfigError: ``examples`` is negative, no multiple of the classes, or too large.
     """
     if examples % classes or not 0 <= examples <= classes * available:
-        message = (
+        raise ConfigError(
             f"stream.examples: {examples} is not allowed; give a multiple of {classes} up to {classes * available} "
             f"({available} training images of {name} a class), or 0 for all"
         )
-        raise ConfigError(message)
     return examples // classes or available

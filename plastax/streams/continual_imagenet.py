@@ -26,11 +26,11 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class ContinualImageNet(ImageStream):
-    """Two classes a task, to be told apart: labels are 0 and 1.
+    """Two classes of images to tell apart, two others every task; labels are 0 and 1.
 
-    Every seed has an order of the classes, and task i has number 2 i and 2 i + 1 of it; where it ends it starts again,
-    so that a thousand classes are five hundred tasks that come again. A class has the same training images every time.
-    ``examples`` is the number of training images of a task, an even one; 0: all of both classes (1,200).
+    Every seed has an order of the classes, and task i has numbers 2 i and 2 i + 1 of it. After the last class the first
+    follows again: a thousand classes are five hundred tasks, which then repeat. A class always has the same training
+    images. ``examples`` is the number of training images of a task, an even one; 0: all of both classes (1,200).
 
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods (600 training and 100
@@ -41,12 +41,11 @@ class ContinualImageNet(ImageStream):
         """The stream; see `ImageStream.build`.
 
         Raises:
-          ConfigError: fewer than two classes, a class without images, or examples that cannot be had.
+          ConfigError: fewer than two classes, a class without images, or ``examples`` out of range.
         """
         classes = dataset.card.classes
         if classes < 2:
-            message = f"data: {dataset.card.name} has {classes} class; a task of this stream needs two"
-            raise ConfigError(message)
+            raise ConfigError(f"data: {dataset.card.name} has {classes} class; a task of this stream needs two")
         data = sort(dataset)
         available, held_out = data.train_of.shape[1], data.test_of.shape[1]
         count = per_class(self.examples, 2, available, dataset.card.name)
@@ -54,7 +53,7 @@ class ContinualImageNet(ImageStream):
         def task(key: Key, data: Sorted, index: Array) -> Task:
             order = jax.random.permutation(fold(key, _CLASSES), classes)
             pair = order[(2 * index + jnp.arange(2)) % classes]
-            # Places within a class have no meaning, so all classes can have the same ones.
+            # The order within a class has no meaning, so all classes can take the same places.
             places = subset(fold(key, _SUBSET), available, count)
             train, test = jnp.asarray(data.train_of)[pair], jnp.asarray(data.test_of)[pair]
             return Task(train[:, places].reshape(-1), test.reshape(-1))

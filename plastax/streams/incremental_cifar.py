@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax import ranges
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.keys import fold, some
@@ -19,13 +20,17 @@ from plastax.types import Array, Examples, Key, Stream
 _CLASSES, _SUBSET, _AUGMENT = range(3)
 
 PAD = 4
-"""Pixels that a random crop may move an image by, in both directions; fewer where an image is smaller."""
+"""Pixels by which a random crop may move an image, in both directions; fewer for smaller images."""
 
 
 class Task(NamedTuple):
-    """A seed's ``order`` of the classes ``[C]``, how many of them are ``known``, and who has what part.
+    """What a task knows, all int32.
 
-    ``places`` ``[n]`` are the training images, within a class, and ``validation`` ``[v]`` those kept out; all int32.
+    Attributes:
+      order: a seed's order of the classes, ``[C]``.
+      known: how many of them the task has.
+      places: the training images, by their number within a class, ``[n]``.
+      validation: those kept out of training, likewise, ``[v]``.
     """
 
     order: Array
@@ -36,17 +41,17 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class IncrementalCIFAR(ImageStream):
-    """More classes with every task: it trains on all classes that have come so far, and is tested on them.
+    """More classes of images with every task: the network trains on all classes so far, and is tested on them.
 
-    Classes keep their labels; the order in which they come is the seed's. The network has an output for every class
-    from the start, and those of classes still to come are masked (`Examples.active`): they get no probability and no
+    Classes keep their labels; every seed has an order in which they come. The network has an output for every class
+    from the start. The outputs of later classes are masked (`Examples.active`): they get no probability and no
     gradient. So arrays keep their sizes, and one compiled program serves all tasks.
 
-    **What an epoch is.** Every task has as many gradient steps as the last one, in which all classes are there. Of the
-    N looks of an epoch at n known images, each image gets ``N // n``; the ``N mod n`` that are left (none where the
-    number of known classes divides that of all) fall on images drawn at random. An image of the first task, with 5 of
-    100 classes, is thus seen twenty times an epoch. In the reference protocol an epoch is one pass, and epochs get
-    longer from task to task: its first task has a twentieth of these steps, and all twenty have 10.5/20 of them.
+    **What an epoch is.** Every task has as many gradient steps as the last one, which has all N images. An epoch looks
+    N times at n known images: ``N // n`` times at each, and the remaining ``N mod n`` looks fall on random images. (The
+    remainder is zero where the number of known classes divides that of all.) So the first task, with 5 of 100 classes,
+    sees an image twenty times an epoch. In the reference protocol an epoch is one pass, and epochs get longer from task
+    to task: its first task has a twentieth of the steps here, and all twenty tasks have 10.5/20 of them.
 
     ``examples`` is the number of training images of all classes together; 0: all that validation leaves.
 
@@ -57,49 +62,43 @@ class IncrementalCIFAR(ImageStream):
     """
 
     new_classes: int = 5
-    """Classes that come with a task."""
+    """Classes that a task adds."""
     validation_per_class: int = 0
-    """Training images a class that are kept out of training, drawn for each seed, for an evaluation of their own."""
+    """Training images of each class that are kept for validation, drawn for each seed."""
     augment: bool = False
-    """Mirror half of the training images and move them by up to 4 pixels both ways, with their own reflection around;
-    drawn anew at every look, those of probes and of the evaluation of training examples among them."""
+    """Mirror half of the training images and move them by up to 4 pixels both ways, with their own reflection around.
+    Every look draws again, also those of probes and of the evaluation on training images."""
     rotate: float = 0.0
-    """Turn each training image by a random angle from 0 to so many degrees, drawn anew at every look as well; zeros
-    around. 0: leave them upright."""
+    """Turn each training image by a random angle from 0 to this many degrees, again at every look, with zeros around.
+    0: leave it upright."""
     standardise: bool = False
-    """Take off the mean of each channel and divide by its standard deviation, those of all training images of the data
-    set; pixels are from 0 to 1 otherwise."""
+    """Subtract the mean of each channel and divide by its standard deviation, both over all training images; otherwise
+    pixels are from 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name, least in (("new_classes", 1), ("validation_per_class", 0)):
-            if getattr(self, name) < least:
-                message = f"stream.{name}: {getattr(self, name)} is not allowed; give {least} or more"
-                raise ConfigError(message)
-        if not 0 <= self.rotate <= 360:
-            message = f"stream.rotate: {self.rotate} is not allowed; give degrees from 0 to 360"
-            raise ConfigError(message)
+        ranges.check(self, "stream", "new_classes", least=1)
+        ranges.check(self, "stream", "validation_per_class", least=0)
+        ranges.check(self, "stream", "rotate", least=0, most=360)
 
     def build(self, dataset: Dataset) -> Stream:
         """The stream; see `ImageStream.build`.
 
         Raises:
-          ConfigError: more new classes than there are classes, a class without images, or examples that cannot be had.
+          ConfigError: more new classes than the data set has, a class without images, or ``examples`` out of range.
         """
         classes, kept_out = dataset.card.classes, self.validation_per_class
         if self.new_classes > classes:
-            message = (
+            raise ConfigError(
                 f"stream.new_classes: {self.new_classes} is more than the {classes} classes of {dataset.card.name}; "
                 f"give {classes} or fewer"
             )
-            raise ConfigError(message)
         data = sort(dataset)
         available, held_out = data.train_of.shape[1], data.test_of.shape[1]
         if kept_out >= available:
-            message = (
+            raise ConfigError(
                 f"stream.validation_per_class: {kept_out} leaves none of {available} training images a class; "
                 f"give {available - 1} or fewer"
             )
-            raise ConfigError(message)
         count = per_class(self.examples, classes, available - kept_out, dataset.card.name)
         total = classes * count
         scale = channels(dataset.train_images) if self.standardise else None
@@ -138,8 +137,8 @@ class IncrementalCIFAR(ImageStream):
             return masked(task, values, label)
 
         def evenly(task: Task, index: Array, each: int) -> tuple[Array, Array]:
-            """Labels, and places within ``each`` of a class: the indices of all classes, brought to the known ones."""
-            # The product is less than images times classes: far below 2^31 for any data set that fits into memory.
+            """Maps indices over all classes to the known ones: labels, and places among a class's ``each`` images."""
+            # In 32 bits: the product is less than images times classes, far below 2^31.
             at = index * task.known // classes
             return task.order[at // each], at % each
 
@@ -163,17 +162,17 @@ class IncrementalCIFAR(ImageStream):
 def channels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of uint8 images, on the scale from 0 to 1, float32 ``[channels]``.
 
-    A channel that is the same everywhere has a deviation of one here: it is taken off and not divided.
+    A constant channel gets the deviation one: its mean is subtracted, and nothing is divided.
     """
     levels = np.arange(256) / 255
-    shares = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(images.shape[-1])]
-    means = np.array([share @ levels for share in shares])
-    deviations = np.sqrt([share @ (levels - mean) ** 2 for share, mean in zip(shares, means)])
+    frequencies = [np.bincount(channel.ravel(), minlength=256) / channel.size for channel in np.moveaxis(images, -1, 0)]
+    means = np.array([f @ levels for f in frequencies])
+    deviations = np.sqrt([f @ (levels - mean) ** 2 for f, mean in zip(frequencies, means)])
     return means.astype(np.float32), np.where(deviations > 0, deviations, 1).astype(np.float32)
 
 
 def moved(images: Array, key: Key) -> Array:
-    """``[B, height, width, channels]``: mirrored or not, and a crop of its size from the image amid its reflection."""
+    """``[B, height, width, channels]``, half of them mirrored, each a random crop of the image padded by reflection."""
     flip_key, crop_key = jax.random.split(key)
     count, *shape = images.shape
     around = tuple(min(PAD, side - 1) for side in shape[:2])
@@ -186,6 +185,6 @@ def moved(images: Array, key: Key) -> Array:
 
 
 def turned(images: Array, key: Key, degrees: float) -> Array:
-    """``[B, height, width, channels]``, each turned by an angle of its own from 0 to ``degrees``."""
+    """``[B, height, width, channels]``, each turned by its own random angle from 0 to ``degrees``."""
     angles = jax.random.uniform(key, (len(images),), maxval=math.radians(degrees))
     return jax.vmap(lambda image, angle: resampled(image, rotation(image.shape, angle)))(images, angles)

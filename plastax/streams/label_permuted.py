@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from plastax.data import Dataset
 from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, images, pixels, subset
+from plastax.streams.base import Images, ImageStream, Picked, of_images, pixels, subset
 from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET, _NAMES = range(2)
@@ -27,8 +26,8 @@ class Task(NamedTuple):
 class LabelPermuted(ImageStream):
     """Images whose classes swap their labels every task: what was learned of the images stays useful.
 
-    Every task has training images of its own, drawn anew. With ten classes the literature finds no loss of plasticity
-    on this stream; it takes more of them.
+    Every task draws training images of its own. With ten classes the literature finds no loss of plasticity on this
+    stream; with more it does.
 
     References:
       Elsayed and Mahmood, "Addressing loss of plasticity and catastrophic forgetting in continual learning", ICLR 2024,
@@ -43,17 +42,7 @@ class LabelPermuted(ImageStream):
             names = jax.random.permutation(fold(key, _NAMES, index), classes)
             return Task(subset(fold(key, _SUBSET, index), available, count), names)
 
-        def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
-            del key
-            at = task.chosen[index]
-            return Examples(pixels(jnp.asarray(data.train_images)[at]), task.names[jnp.asarray(data.train_labels)[at]])
+        def look(task: Task, seen: Picked) -> Examples:
+            return Examples(pixels(seen.images), task.names[seen.labels])
 
-        def test(task: Task, data: Images, index: Array) -> Examples:
-            return Examples(
-                pixels(jnp.asarray(data.test_images)[index]), task.names[jnp.asarray(data.test_labels)[index]]
-            )
-
-        return Stream(
-            images(dataset), "cross_entropy", dataset.card.shape, classes, count, len(dataset.test_images), task, train,
-            test, f"{dataset.card.name} with permuted labels",
-        )  # fmt: skip
+        return of_images(dataset, count, task, look, f"{dataset.card.name} with permuted labels")

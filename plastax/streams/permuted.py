@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from plastax.data import Dataset
 from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, images, pixels, subset
+from plastax.streams.base import Images, ImageStream, Picked, of_images, pixels, subset
 from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET, _PIXELS = range(2)
@@ -28,13 +27,22 @@ class Task(NamedTuple):
 class Permuted(ImageStream):
     """Images whose pixels are in a new random order every task; labels stay.
 
-    Every task's permutation is drawn from a key of its own, the first task's too: tasks do not depend on one another's.
-    A seed's training images are the same in every task. Channels of a pixel are permuted as well.
+    Every task draws its permutation from a key of its own, the first task too. A seed has the same training images in
+    every task. The channels of a pixel are permuted as well.
 
     References:
       Goodfellow et al., "An empirical investigation of catastrophic forgetting in gradient-based neural networks",
       arXiv 1312.6211; as an online stream: Dohare et al., "Loss of plasticity in deep continual learning", Nature 632,
       2024; with 10,000 images a seed: Kumar et al., arXiv 2308.11958.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import data
+      >>> stream = Permuted(examples=100).build(data.load("digits"))
+      >>> task = stream.task(jax.random.key(0), stream.data, jnp.int32(1))
+      >>> examples = stream.train(task, stream.data, jnp.arange(8), jax.random.key(1))
+      >>> examples.x.shape, examples.y.shape, stream.examples, stream.held_out
+      ((8, 8, 8, 1), (8,), 100, 299)
     """
 
     def build(self, dataset: Dataset) -> Stream:
@@ -45,19 +53,8 @@ class Permuted(ImageStream):
             chosen = subset(fold(key, _SUBSET), available, count)
             return Task(chosen, jax.random.permutation(fold(key, _PIXELS, index), math.prod(shape)))
 
-        def look(task: Task, values: Array, labels: Array) -> Examples:
-            permuted = values.reshape(len(values), -1)[:, task.order].reshape(-1, *shape)
-            return Examples(pixels(permuted), labels)
+        def look(task: Task, seen: Picked) -> Examples:
+            permuted = seen.images.reshape(len(seen.images), -1)[:, task.order].reshape(-1, *shape)
+            return Examples(pixels(permuted), seen.labels)
 
-        def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
-            del key
-            at = task.chosen[index]
-            return look(task, jnp.asarray(data.train_images)[at], jnp.asarray(data.train_labels)[at])
-
-        def test(task: Task, data: Images, index: Array) -> Examples:
-            return look(task, jnp.asarray(data.test_images)[index], jnp.asarray(data.test_labels)[index])
-
-        return Stream(
-            images(dataset), "cross_entropy", shape, dataset.card.classes, count, len(dataset.test_images), task, train,
-            test, f"{dataset.card.name} with permuted pixels",
-        )  # fmt: skip
+        return of_images(dataset, count, task, look, f"{dataset.card.name} with permuted pixels")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from plastax.data import Dataset
 from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, images, pixels, subset
+from plastax.streams.base import Images, ImageStream, Picked, of_images, pixels, subset
 from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET, _LABELS, _TEST_LABELS = range(3)
@@ -26,10 +25,9 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomLabel(ImageStream):
-    """A fixed set of images whose labels are drawn anew every task: each has to be memorised.
+    """A fixed set of images with new random labels every task: each image has to be memorised.
 
-    Labels are uniform and independent. Those of the held-out images are drawn as well, so that accuracy on them is at
-    chance, whatever was learned.
+    Labels are uniform and independent. Held-out images get random labels too, so accuracy on them stays at chance.
 
     References:
       Zhang et al., "Understanding deep learning requires rethinking generalization", arXiv 1611.03530; as a stream:
@@ -52,14 +50,8 @@ class RandomLabel(ImageStream):
                 jax.random.randint(fold(key, _TEST_LABELS, index), (held_out,), 0, classes),
             )
 
-        def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
-            del key
-            return Examples(pixels(jnp.asarray(data.train_images)[task.chosen[index]]), task.labels[index])
+        def look(task: Task, seen: Picked) -> Examples:
+            labels = task.test_labels if seen.key is None else task.labels
+            return Examples(pixels(seen.images), labels[seen.index])
 
-        def test(task: Task, data: Images, index: Array) -> Examples:
-            return Examples(pixels(jnp.asarray(data.test_images)[index]), task.test_labels[index])
-
-        return Stream(
-            images(dataset), "cross_entropy", dataset.card.shape, classes, count, held_out, task, train, test,
-            f"{dataset.card.name} with random labels",
-        )  # fmt: skip
+        return of_images(dataset, count, task, look, f"{dataset.card.name} with random labels")

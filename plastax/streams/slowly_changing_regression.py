@@ -1,4 +1,4 @@
-"""Slowly-changing regression: bits that flip now and then, and a target network of threshold units."""
+"""Slowly-changing regression: bits that flip rarely, and a target network of threshold units."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax.errors import ConfigError
+from plastax import ranges
 from plastax.keys import fold
 from plastax.types import Array, Examples, Key, Stream
 
 _TARGET, _SLOW, _FLIP, _TRAIN, _TEST = range(5)
 
 HELD_OUT = 1000
-"""Held-out examples of a task: further draws of its fast bits."""
+"""Held-out examples of a task: more draws of its fast bits."""
 
 
 class Task(NamedTuple):
@@ -29,17 +29,25 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class SlowlyChangingRegression:
-    """Regression on bits of which most flip rarely: a network smaller than the target has to track it for ever.
+    """Regression on bits most of which flip rarely; no data set. The network is smaller than the target it tracks.
 
-    An input has ``slow_bits`` that are the same throughout a task and drawn anew for the next, and ``fast_bits`` that
-    are drawn for every example. The target is a fixed network of linear threshold units of the m bits,
-    ``y = sum_i v_i [w_i . x + b_i > tau_i]``, all weights +1 or -1, with ``tau_i = beta (m + 1) - S_i`` and
-    ``S_i = (m - sum_j w_ij + b_i) / 2``, about the number of its negative weights. Every seed has a target of its own.
+    An input has ``slow_bits``, drawn for every task, and ``fast_bits``, drawn for every example. The target is a fixed
+    network of linear threshold units of the m bits, ``y = sum_i v_i [w_i . x + b_i > tau_i]``. All weights are +1 or
+    -1; ``tau_i = beta (m + 1) - S_i``, and ``S_i = (m - sum_j w_ij + b_i) / 2`` is about the number of negative
+    weights. Every seed has a target of its own.
 
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods; Dohare et al., arXiv
-      2306.13812, section 3. There one slow bit flips at a time; in the released code all are drawn anew, which is the
-      default here. That is a switch of tasks; where one bit flips, tasks are stretches of time without boundaries.
+      2306.13812, section 3. There one slow bit flips at a time; the released code, and the default here, draw all of
+      them. That is a task switch; where one bit flips, tasks are stretches of time without boundaries.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> stream = SlowlyChangingRegression(period=100).build()
+      >>> task = stream.task(jax.random.key(0), stream.data, jnp.int32(0))
+      >>> examples = stream.train(task, stream.data, jnp.arange(4), jax.random.key(1))
+      >>> examples.x.shape, examples.y.shape
+      ((4, 20), (4, 1))
     """
 
     needs_data: ClassVar[bool] = False
@@ -51,21 +59,16 @@ class SlowlyChangingRegression:
     fast_bits: int = 5
     """Bits that are drawn for every example."""
     flip_one: bool = False
-    """One slow bit flips at a change, instead of all being drawn anew: too little for a boundary, so that methods that
-    act at switches are refused."""
+    """Flip one slow bit at a change, instead of drawing all. That is no task boundary: methods that act at one are
+    refused."""
     target_units: int = 100
     """Threshold units of the target."""
     beta: float = 0.7
-    """Share of a unit's inputs that have to agree with its weights for it to be on."""
+    """Fraction of a unit's inputs that must agree with its weights for it to be on."""
 
     def __post_init__(self) -> None:
-        for name in ("period", "slow_bits", "fast_bits", "target_units"):
-            if getattr(self, name) < 1:
-                message = f"stream.{name}: {getattr(self, name)} is not allowed; give 1 or more"
-                raise ConfigError(message)
-        if not 0 <= self.beta <= 1:
-            message = f"stream.beta: {self.beta} is not allowed; give a number from 0 to 1"
-            raise ConfigError(message)
+        ranges.check(self, "stream", "period", "slow_bits", "fast_bits", "target_units", least=1)
+        ranges.check(self, "stream", "beta", least=0, most=1)
 
     def build(self) -> Stream:
         """The stream; its loss is the mean squared error."""

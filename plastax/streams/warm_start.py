@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from plastax import ranges
 from plastax.data import Dataset
-from plastax.errors import ConfigError
 from plastax.keys import fold, some
-from plastax.streams.base import Images, ImageStream, images, pixels
+from plastax.streams.base import Images, ImageStream, Picked, of_images, pixels
 from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET = 0
 
 
 class Task(NamedTuple):
-    """The training images ``chosen`` int32 ``[n]``, of which the first ``known`` are there."""
+    """The training images ``chosen``, int32 ``[n]``: in the first task, those of its part again and again."""
 
     chosen: Array
-    known: Array
 
 
 @dataclass(frozen=True)
 class WarmStart(ImageStream):
-    """A part of the training images in the first task, all of them from the second on: does the start generalise?
+    """A part of the training images in the first task, all of them from the second on.
 
-    A task has as many gradient steps either way: in the first, an epoch passes over the part as often as it fits into
-    all. Which part it is differs by seed. The `reset` method is the network that starts with all images; the held-out
-    accuracy at the end of the second task is what to compare.
+    Does a network that started with the part generalise as well as one that starts with all? Compare the held-out
+    accuracy at the end of the second task: the method `reset` is the network that starts with all images. Both tasks
+    have the same number of gradient steps: in the first, an epoch repeats the part as often as it fits into all. Each
+    seed has another part.
 
     References:
       Ash and Adams, "On warm-starting neural network training", NeurIPS 2020, arXiv 1910.08475.
@@ -39,9 +39,7 @@ class WarmStart(ImageStream):
     """Share of the training images that the first task has."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            message = f"stream.share: {self.share} is not allowed; give a number above 0, at most 1"
-            raise ConfigError(message)
+        ranges.check(self, "stream", "share", above=0, most=1)
 
     def build(self, dataset: Dataset) -> Stream:
         """The stream; see `ImageStream.build`."""
@@ -49,17 +47,10 @@ class WarmStart(ImageStream):
         part = max(1, round(self.share * count))
 
         def task(key: Key, data: Images, index: Array) -> Task:
-            return Task(some(fold(key, _SUBSET), count, available), jnp.where(index == 0, part, count))
+            known = jnp.where(index == 0, part, count)
+            return Task(some(fold(key, _SUBSET), count, available)[jnp.arange(count) % known])
 
-        def train(task: Task, data: Images, index: Array, key: Key) -> Examples:
-            del key
-            at = task.chosen[index % task.known]
-            return Examples(pixels(jnp.asarray(data.train_images)[at]), jnp.asarray(data.train_labels)[at])
+        def look(task: Task, seen: Picked) -> Examples:
+            return Examples(pixels(seen.images), seen.labels)
 
-        def test(task: Task, data: Images, index: Array) -> Examples:
-            return Examples(pixels(jnp.asarray(data.test_images)[index]), jnp.asarray(data.test_labels)[index])
-
-        return Stream(
-            images(dataset), "cross_entropy", dataset.card.shape, dataset.card.classes, count, len(dataset.test_images),
-            task, train, test, f"{self.share:.0%} of {dataset.card.name}, then all",
-        )  # fmt: skip
+        return of_images(dataset, count, task, look, f"{self.share:.0%} of {dataset.card.name}, then all")
