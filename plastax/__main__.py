@@ -31,13 +31,14 @@ from plastax.study import launch
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 """Run directories and patterns, see `plastax.records.loading.find`."""
 
-REGISTRIES: dict[str, tuple[tuple[str, str], ...]] = {
-    "methods": (("plastax.methods", "METHODS"),),
-    "streams": (("plastax.rl", "STREAMS"), ("plastax.streams", "STREAMS")),
-    "probes": (("plastax.probes", "PROBES"),),
-    "models": (("plastax.models", "MODELS"), ("plastax.models", "SUPERVISED")),
-    "data": (("plastax.data", "DATA"),),
+REGISTRIES: dict[str, dict[str, tuple[str, str]]] = {
+    "methods": {"": ("plastax.methods", "METHODS")},
+    "streams": {"rl": ("plastax.rl", "STREAMS"), "supervised": ("plastax.streams", "STREAMS")},
+    "probes": {"": ("plastax.probes", "PROBES")},
+    "models": {"rl": ("plastax.models", "MODELS"), "supervised": ("plastax.models", "SUPERVISED")},
+    "data": {"": ("plastax.data", "DATA")},
 }
+"""What `list` lists -> for which experiments -> module and name of the registry."""
 KINDS = ("experiments", *REGISTRIES)
 
 
@@ -47,12 +48,14 @@ def first_line(text: str | None) -> str:
 
 
 def entries(registry: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> first docstring line of a registry's classes, functions or configurations (there: of their class)."""
+    """Name -> one line about the entry: its ``description``, or the first docstring line of its class or function."""
 
-    def described(entry: Any) -> Any:
-        return entry if inspect.isroutine(entry) or isinstance(entry, type) else type(entry)
+    def described(entry: Any) -> str:
+        if isinstance(description := getattr(entry, "description", None), str):
+            return description
+        return first_line((entry if inspect.isroutine(entry) or isinstance(entry, type) else type(entry)).__doc__)
 
-    return {name: first_line(described(entry).__doc__) for name, entry in registry.items()}
+    return {name: described(entry) for name, entry in registry.items()}
 
 
 def experiments() -> dict[str, str]:
@@ -73,7 +76,10 @@ def experiments() -> dict[str, str]:
 
 
 def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
-    """Prints what there is, one name and one line each.
+    """Prints what plastax has, one name and one line each.
+
+    What is marked rl is for experiments in reinforcement learning (`--stream NAME`, `--model NAME`). Every supervised
+    experiment has one stream of its own, and sets it by `--stream.SETTING`.
 
     Args:
       kind: experiments, methods, streams, probes, models or data.
@@ -85,12 +91,9 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
         found = list(experiments().items())
     else:
         found = []
-        for module, name in REGISTRIES[kind]:
-            package = importlib.import_module(module)
-            # Several entries may be one class with different settings: then the package describes them one by one.
-            lines = entries(getattr(package, name))
-            lines |= {k: v for k, v in getattr(package, "DESCRIPTIONS", {}).items() if k in lines}
-            found += lines.items()
+        for group, (module, name) in REGISTRIES[kind].items():
+            lines = entries(getattr(importlib.import_module(module), name))
+            found += [(key, f"{group:<12}{line}" if group else line) for key, line in lines.items()]
     width = max((len(name) for name, _ in found), default=0)
     for name, line in found:
         print(output.plain(f"{name:<{width}}  {line}".rstrip()))

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.parametrize("kind", cli.REGISTRIES)
 def test_list_prints_one_described_line_for_every_entry(kind: str, capsys: pytest.CaptureFixture[str]):
-    registries = [getattr(importlib.import_module(module), name) for module, name in cli.REGISTRIES[kind]]
+    registries = [getattr(importlib.import_module(module), name) for module, name in cli.REGISTRIES[kind].values()]
     cli.main(["list", kind])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [name for registry in registries for name in registry]

@@ -32,7 +32,6 @@ DATA: dict[str, Entry] = {
     "synthetic": SYNTHETIC,
 }
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
-DESCRIPTIONS = {name: entry.description for name, entry in DATA.items()}
 
 
 def load(
@@ -129,7 +128,6 @@ def _spelled(options: dict[str, Any]) -> list[str]:
 
 __all__ = [
     "DATA",
-    "DESCRIPTIONS",
     "Arrays",
     "Card",
     "DataError",

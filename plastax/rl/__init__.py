@@ -23,20 +23,6 @@ STREAMS: Mapping[str, Chain | Physics | Permuted | MinAtar] = MappingProxyType(
         "minatar_chain": MinAtar(),
     }
 )
-"""Stream name -> its config, at its defaults; `dataclasses.replace` changes a setting, ``build()`` makes the stream."""
+"""Stream name -> its config, at its defaults; ``build()`` makes the `plastax.rl.environment.EnvironmentStream`."""
 
-DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "cartpole_chain": "CartPole with a new constant observation offset every task",
-        "acrobot_chain": "Acrobot with a new constant observation offset every task",
-        "mountaincar_chain": "MountainCar with a new constant observation offset every task",
-        "pendulum_chain": "Pendulum (continuous) with a new constant observation offset every task",
-        "cartpole_physics": "CartPole with masses, pole length, gravity and force drawn anew every task",
-        "acrobot_physics": "Acrobot with link lengths and masses drawn anew every task",
-        "mountaincar_physics": "MountainCar with gravity drawn anew every task",
-        "pendulum_physics": "Pendulum (continuous) with gravity, mass and length drawn anew every task",
-        "permuted_obs": "any gymnax environment with its observation entries permuted anew every task",
-        "minatar_chain": "MinAtar games one after the other, padded observations and one set of 6 actions",
-    }
-)
-"""Stream name -> one line about it."""
+__all__ = ["STREAMS", "Chain", "MinAtar", "Permuted", "Physics"]

@@ -1,7 +1,7 @@
-"""Streams of classic control: fixed observation offsets, and physics drawn anew for every task.
+"""Streams of classic control whose tasks differ in an observation offset, or in their physics.
 
-Both run any of four gymnax environments. Task 0 is the unchanged environment, every later task is drawn from the
-seed's key and the task's number, and what is drawn is data: one compilation serves all tasks.
+Task 0 is the unchanged environment. Every later task is drawn from the seed's key and the task's number. What is drawn
+is data, so one compilation serves all tasks.
 
 Sources: Muppidi et al., Fast TRAC, arXiv:2405.16642, and Tang et al., C-CHAIN, arXiv:2506.00592 (offsets).
 """
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from plastax import ranges
 from plastax.errors import ConfigError
 from plastax.rl.environment import EnvironmentStream, GymnaxTask, Spaces, from_gymnax, make, spaces_of
 from plastax.types import Array, Key, Tree
@@ -30,13 +31,24 @@ class Chain:
     (arXiv:2405.16642) and, with sigma = 2, of C-CHAIN (arXiv:2506.00592, 10 tasks of 160k steps). Normalising
     observations undoes the offset.
 
-    Attributes:
-      env: id of a gymnax environment with a vector as observation.
-      sigma: standard deviation of the offset, >= 0; 2 in C-CHAIN.
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> stream = Chain("CartPole-v1").build()
+      >>> task = stream.task(jax.random.key(0), jnp.int32(1))
+      >>> task.view.shape  # the offset
+      (4,)
+      >>> observation, state = stream.environment.reset(jax.random.key(1), task)
     """
 
     env: str = "CartPole-v1"
+    """Id of a gymnax environment with vectors as observations."""
     sigma: float = 2.0
+    """Standard deviation of the offset, >= 0; 2 in C-CHAIN."""
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        return f"{self.env} with a new constant observation offset every task"
 
     def spaces(self) -> Spaces:
         """What networks have to fit; nothing is made or compiled.
@@ -44,11 +56,12 @@ class Chain:
         Raises:
           ConfigError: unknown ``env`` or one without vector observations, negative ``sigma``.
         """
-        _check_size("sigma", self.sigma)
+        ranges.check(self, "stream", "sigma", least=0, below=math.inf)
         found = spaces_of(self.env)
         if len(found.observation_shape) != 1:
-            message = f"env={self.env!r} has observations of shape {found.observation_shape}; an offset needs vectors"
-            raise ConfigError(message)
+            raise ConfigError(
+                f"stream.env: {self.env!r} has observations of shape {found.observation_shape}; an offset needs vectors"
+            )
         return found
 
     def build(self) -> EnvironmentStream:
@@ -61,35 +74,37 @@ class Chain:
             return GymnaxTask(jnp.int32(index), params, jnp.where(index == 0, 0.0, offset))
 
         environment = from_gymnax(env, GymnaxTask(jnp.int32(0), params, jnp.zeros(shape)), jnp.add)
-        return EnvironmentStream(environment, task, f"{self.env} with observation offsets")
+        return EnvironmentStream(environment, task)
 
 
 @dataclasses.dataclass(frozen=True)
 class Physics:
-    """Classic control whose physics is drawn anew with every task.
+    """Classic control with new physics every task.
 
-    A quantity becomes its default times ``2^(strength * octaves * u)`` with u uniform in [-1, 1], drawn per task and
-    quantity, with these octaves:
+    A quantity becomes its default times ``2^(strength * octaves * u)``, with u uniform in [-1, 1], drawn for each task
+    and quantity, and these octaves:
 
     - CartPole-v1: pole length 1, pole mass 1, gravity 1, cart mass 0.5, force 0.5;
     - Acrobot-v1: both lengths and both masses 0.7;
     - MountainCar-v0: gravity 1, that is [0.00125, 0.005];
     - Pendulum-v1: gravity, mass and length 0.5.
 
-    What follows from the drawn quantities is rebuilt: CartPole's total mass and pole mass times length; Acrobot's
-    centres of mass (half the lengths) and moment of inertia (scaled as mass times squared length; gymnax has one for
-    both links, which gets the mean). Task 0 has the defaults. The ranges are ours, apart from MountainCar's, which is
-    that of the continual_neuroevolution benchmark. At strength 1 the tasks stay solvable: one linear controller
-    balances 64 of 64 drawn CartPoles for 500 steps, and pushing along the movement solves 64 of 64 MountainCars and
-    Acrobots within their time limits.
-
-    Attributes:
-      env: one of the four ids above.
-      strength: scales all octaves, >= 0.
+    Dependent quantities follow: CartPole's total mass and pole mass times length; Acrobot's centres of mass (half the
+    lengths) and moment of inertia (scaled as mass times squared length; gymnax has one for both links, which gets the
+    mean). Task 0 has the defaults. The ranges are ours; MountainCar's is that of the continual_neuroevolution
+    benchmark. At strength 1 the tasks stay solvable: one linear controller balances 64 of 64 drawn CartPoles for 500
+    steps, and pushing along the movement solves 64 of 64 MountainCars and Acrobots within their time limits.
     """
 
     env: str = "CartPole-v1"
+    """One of the four ids above."""
     strength: float = 1.0
+    """Scales all octaves, >= 0."""
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        return f"{self.env} with new physics every task: {', '.join(OCTAVES.get(self.env, ()))}"
 
     def spaces(self) -> Spaces:
         """What networks have to fit; nothing is made or compiled.
@@ -97,10 +112,9 @@ class Physics:
         Raises:
           ConfigError: ``env`` is not one of the four, negative ``strength``.
         """
-        _check_size("strength", self.strength)
+        ranges.check(self, "stream", "strength", least=0, below=math.inf)
         if self.env not in OCTAVES:
-            message = f"env={self.env!r} has no physics to draw; choose one of {', '.join(OCTAVES)}"
-            raise ConfigError(message)
+            raise ConfigError(f"stream.env: {self.env!r} has no physics to draw; choose one of {', '.join(OCTAVES)}")
         return spaces_of(self.env)
 
     def build(self) -> EnvironmentStream:
@@ -121,22 +135,11 @@ class Physics:
             return GymnaxTask(jnp.int32(index), changed, ())
 
         environment = from_gymnax(env, GymnaxTask(jnp.int32(0), params, ()))
-        return EnvironmentStream(environment, task, f"{self.env} with drawn physics")
-
-
-def _check_size(setting: str, value: float) -> None:
-    """Refuses negative and non-finite values.
-
-    Raises:
-      ConfigError: naming the setting.
-    """
-    if not (math.isfinite(value) and value >= 0):
-        message = f"{setting}={value!r}: a finite number >= 0 is needed"
-        raise ConfigError(message)
+        return EnvironmentStream(environment, task)
 
 
 def _cartpole_derived(params: Any, default: Any) -> dict[str, Tree]:
-    """What gymnax's CartPole keeps beside the quantities that it follows from."""
+    """What gymnax's CartPole derives from the drawn quantities."""
     del default
     return {
         "total_mass": params.masscart + params.masspole,
@@ -169,9 +172,9 @@ OCTAVES: MappingProxyType[str, MappingProxyType[str, float]] = MappingProxyType(
         "Pendulum-v1": MappingProxyType({"g": 0.5, "m": 0.5, "l": 0.5}),
     }
 )
-"""Environment id -> drawn parameter -> octaves that it may go up and down at strength 1."""
+"""Environment id -> drawn parameter -> octaves by which it may rise or fall at strength 1."""
 
 DERIVED: MappingProxyType[str, Callable[[Any, Any], dict[str, Tree]]] = MappingProxyType(
     {"CartPole-v1": _cartpole_derived, "Acrobot-v1": _acrobot_derived}
 )
-"""Environment id -> (drawn parameters, defaults) -> the parameters that follow from the drawn ones."""
+"""Environment id -> ``(drawn parameters, defaults) -> dependent parameters``."""

@@ -1,11 +1,12 @@
 """Reinforcement-learning environments as pure functions of a task that is data.
 
 An `Environment` is one unbatched episode loop with auto-reset; `jax.vmap` makes it many. Everything that a stream
-changes between tasks (physics, observation offset, game) is an array in its task, so that one compilation serves all
-tasks. `from_gymnax` builds an environment from a gymnax 1.0 environment, without its `step` and its wrappers: gymnax
-draws a fresh initial state at every step, inside the scan, where the small random-number kernels take longer than the
-physics of classic control. Here the randomness of a step is a value of its own, ``draw(key, task)``, which a rollout
-computes for all its steps at once, ahead of its scan; the transitions are the same as gymnax's, number for number.
+changes between tasks (physics, observation offset, game) is an array in its task, so one compilation serves all tasks.
+
+`from_gymnax` wraps a gymnax 1.0 environment, without gymnax's own `step` and wrappers. Those draw a fresh initial state
+at every step, inside the scan, where the small random-number kernels take longer than the physics of classic control.
+Here the randomness of a step is a value, ``draw(key, task)``, and a rollout computes those of all its steps at once,
+before its scan. The transitions are gymnax's, number for number.
 
 Source of the transition semantics: gymnax 1.0.1, ``environments/environment.py`` (terminated and truncated apart,
 auto-reset, final observation).
@@ -44,7 +45,7 @@ class Discrete(NamedTuple):
 
 
 class Continuous(NamedTuple):
-    """Actions in a box, float32 ``[size]``. Environments do not clip them: the agent does, where it should.
+    """Actions in a box, float32 ``[size]``. The agent clips them, where needed; environments do not.
 
     Attributes:
       low: lower bound of each entry, ``size`` floats.
@@ -61,12 +62,12 @@ class Timestep(NamedTuple):
     """The outcome of one step.
 
     Attributes:
-      observation: float32, of the state to act in next: after a `terminated` or `truncated` step that is the first
-        state of a new episode.
+      observation: float32, of the state to act in next; after a `terminated` or `truncated` step, the first state of a
+        new episode.
       reward: float32 scalar.
       terminated: bool scalar, the episode came to its natural end; its successor has value zero.
-      truncated: bool scalar, the episode was cut by the time limit; its successor has a value to bootstrap from. Both
-        flags may be true at once, and then the value is zero.
+      truncated: bool scalar, the time limit cut the episode; its successor has a value to bootstrap from. If both flags
+        are true, that value is zero.
       final_observation: float32, of the successor state before any reset; equals `observation` unless the episode
         ended.
     """
@@ -81,7 +82,7 @@ class Timestep(NamedTuple):
 class Environment(NamedTuple):
     """One unbatched environment with auto-reset.
 
-    A rollout of ``T`` steps in ``N`` environments calls `noise` ahead of its scan and `advance` in it; `step` is both
+    A rollout of ``T`` steps in ``N`` environments calls `noise` before its scan and `advance` in it. `step` is both,
     for one step.
 
     Attributes:
@@ -103,7 +104,7 @@ class Environment(NamedTuple):
         return self.advance(self.draw(key, task), state, action, task)
 
     def noise(self, key: Key, task: Task, steps: int, envs: int) -> Noise:
-        """The randomness of a rollout of one seed, leading axes ``[T, N]``: pass it to the scan as ``xs``.
+        """The randomness of one seed's rollout, leading axes ``[T, N]``; pass it to the scan as ``xs``.
 
         Args:
           key: the rollout's key.
@@ -119,20 +120,18 @@ class Environment(NamedTuple):
 
 
 class EnvironmentStream(NamedTuple):
-    """An environment and the sequence of tasks that it runs.
+    """An environment and its sequence of tasks.
 
     Attributes:
       environment: the environment.
-      task: ``(key, index) -> task``, pure. ``key`` is the seed's own and the same at every call, so it fixes all the
-        seed's tasks; ``index`` is an int32 scalar, the number of the task, from 0 on. Call it inside the vmapped
-        function, with an index that the seeds share, and keep the result out of the carry: a task that was batched
-        turns the `lax.switch` of a stream with several games into running all of them.
-      name: of the stream.
+      task: ``(key, index) -> task``, pure. ``key`` is the seed's and the same at every call, so it fixes all tasks of
+        the seed; ``index`` is an int32 scalar, the number of the task, from 0 on. Call it inside the vmapped function,
+        with an index that the seeds share, and keep the result out of the carry: with a batched task, the `lax.switch`
+        of a stream with several games runs all of them.
     """
 
     environment: Environment
     task: Callable[[Key, Array], Task]
-    name: str
 
 
 class GymnaxTask(NamedTuple):
@@ -150,7 +149,7 @@ class GymnaxTask(NamedTuple):
 
 
 class Spaces(NamedTuple):
-    """What of an environment a network has to fit; see `Environment`."""
+    """What a network has to fit of an environment; see `Environment`."""
 
     observation_shape: tuple[int, ...]
     action_space: Discrete | Continuous
@@ -185,18 +184,16 @@ SPACES: Mapping[str, Spaces] = {
     "Pong-misc": Spaces((30, 40, 3), Discrete(3)),
     "FrozenLake-misc": Spaces((), Discrete(4)),
 }
-"""gymnax's environments by id, as it makes them by default. gymnax compiles when it is imported and when it makes one:
-what does not fit is refused before that."""
+"""gymnax's environments by id, as it makes them by default. Importing gymnax compiles, and so does making an
+environment: with this table, bad settings are refused before."""
 
 
-def spaces_of(env_id: str, setting: str = "env") -> Spaces:
+def spaces_of(env_id: str) -> Spaces:
     """The spaces of a gymnax environment; raises `ConfigError` as `make` does."""
     if env_id == "MNISTBandit-bsuite":
-        message = f"{setting}={env_id!r}: it downloads a dataset when it is built; choose another environment"
-        raise ConfigError(message)
+        raise ConfigError(f"stream.env: {env_id!r} downloads a data set when it is built; choose another environment")
     if env_id not in SPACES:
-        message = f"{setting}={env_id!r} is not an environment of gymnax; known are {', '.join(sorted(SPACES))}"
-        raise ConfigError(message)
+        raise ConfigError.unknown("stream.env", env_id, sorted(SPACES))
     return SPACES[env_id]
 
 
@@ -212,12 +209,11 @@ class Draw(NamedTuple):
     restart: tuple[Array, State] | Key
 
 
-def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
+def make(env_id: str, **options: Any) -> tuple[Any, Tree]:
     """A gymnax environment and its default parameters, as arrays.
 
     Args:
       env_id: an id known to gymnax, such as ``CartPole-v1``.
-      setting: the name of the setting that the id comes from, for the message.
       **options: of the environment's constructor.
 
     Returns:
@@ -226,9 +222,8 @@ def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
     Raises:
       ConfigError: unknown id, or one that plastax does not run.
     """
-    spaces_of(env_id, setting)
-    # gymnax draws in matplotlib and seaborn: loading it costs more than the rest of plastax together, so it is left to
-    # the first stream that is built.
+    spaces_of(env_id)
+    # gymnax imports matplotlib and seaborn, which takes longer than importing plastax: only who builds a stream pays.
     drawing.import_matplotlib()
     import gymnax
 
@@ -237,7 +232,7 @@ def make(env_id: str, setting: str = "env", **options: Any) -> tuple[Any, Tree]:
 
 
 def strong(tree: Tree) -> Tree:
-    """The tree with arrays of fixed dtype as leaves: a weakly typed one would change the type of a scan's carry."""
+    """The tree with strongly typed arrays as leaves: a weak type would change the type of a scan's carry."""
     return jax.tree.map(lambda x: jnp.asarray(x, jax.dtypes.result_type(x)), tree)
 
 
@@ -253,18 +248,28 @@ def from_gymnax(
       env: the gymnax environment. Wrappers are not needed and not supported.
       task: any task of the stream; only its shapes and the action bounds are read.
       transform: ``(observation, view) -> observation``, applied to every float32 observation; None for none.
-      predraw: whether `Environment.draw` holds the first state of a new episode, which makes a rollout of classic
-        control about 1.2 to 1.5 times as fast on a CPU, or only the key for it, which needs less memory where states
-        and observations are large.
+      predraw: True: `Environment.draw` holds the first state of a new episode; a rollout of classic control is then
+        about 1.2 to 1.5 times as fast on a CPU. False: only the key for that state, which takes less memory where
+        states and observations are large.
 
     Returns:
       The environment. From the same keys, `step` makes the transitions of ``env.step``, number for number, with the
-      reward as float32, the observation as transformed float32 and the flags as bool. (DeepSea's own ``step`` also
-      carries two counters for bsuite's metrics over resets; here they start again with the episode.)
+      reward as float32, the observation as transformed float32 and the flags as bool. (DeepSea's own ``step`` carries
+      two counters for bsuite's metrics over resets; here they restart with the episode.)
 
     Raises:
-      ConfigError: the action space is neither discrete nor a one-dimensional box, or gymnax's code of the environment
-        does not run with 64 bits, which are enabled.
+      ConfigError: the action space is neither discrete nor a one-dimensional box; or 64 bits are enabled, and gymnax's
+        code of this environment cannot run with them.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> env, params = make("CartPole-v1")
+      >>> task = GymnaxTask(jnp.int32(0), params, jnp.zeros(4))
+      >>> environment = from_gymnax(env, task, jnp.add)  # the view is an offset, added to every observation
+      >>> observation, state = environment.reset(jax.random.key(0), task)
+      >>> state, step = environment.step(jax.random.key(1), state, jnp.int32(1), task)
+      >>> step.observation.shape, float(step.reward), bool(step.terminated)
+      ((4,), 1.0, False)
     """
 
     def restart(key: Key, task: GymnaxTask) -> tuple[Array, State]:
@@ -302,18 +307,20 @@ def from_gymnax(
     except TypeError as error:
         if not wide:
             raise
-        message = f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code in gymnax mixes types; unset it"
-        raise ConfigError(message) from error
+        raise ConfigError(
+            f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code in gymnax mixes types; unset it"
+        ) from error
     return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
 
 
 def _action_space(env: Any, params: Tree) -> Discrete | Continuous:
-    """Ours for gymnax's; the bounds are those of ``params``."""
+    """Gymnax's action space in our types, with the bounds of ``params``."""
     space = env.action_space(params)
     if hasattr(space, "n"):
         return Discrete(int(space.n))
     if not hasattr(space, "low") or len(space.shape) != 1:
-        message = f"env={env.name!r} has the action space {space!r}; discrete and one-dimensional boxes are allowed"
-        raise ConfigError(message)
+        raise ConfigError(
+            f"stream.env: {env.name!r} has the action space {space!r}; discrete and one-dimensional boxes are allowed"
+        )
     low, high = (tuple(np.broadcast_to(np.asarray(x, float), space.shape).tolist()) for x in (space.low, space.high))
     return Continuous(low, high, space.shape[0])

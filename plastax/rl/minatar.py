@@ -29,11 +29,11 @@ from plastax.rl.environment import (
 from plastax.types import Array, Key
 
 GAMES = ("SpaceInvaders", "Asterix", "Breakout", "Freeway", "Seaquest")
-"""The games of MinAtar that gymnax has, all of them."""
+"""All games of MinAtar that gymnax has."""
 CHANNELS = 10
 """Channels of the padded observation: those of Seaquest, which has the most."""
 ACTIONS = 6
-"""No-op, left, up, right, down, fire: MinAtar's full set. An action that a game does not know does nothing."""
+"""No-op, left, up, right, down, fire: MinAtar's full set. A game ignores actions that it does not know."""
 
 
 class MinAtarTask(NamedTuple):
@@ -50,22 +50,20 @@ class MinAtarTask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MinAtar:
-    """MinAtar games one after the other, one game a task.
+    """MinAtar games one after the other, one game a task; padded observations, one set of 6 actions.
 
-    Task ``i`` is game ``i`` of `games`, and after the last game the first follows again. Observations are padded with
-    zero channels to (10, 10, 10) and all games take the full set of 6 actions, so that one network plays them all.
-    Nothing is drawn: the seeds differ in their episodes only. C-CHAIN (arXiv:2506.00592) plays SpaceInvaders, Asterix,
-    Seaquest with 2M steps a game; Seaquest is 20 to 90 times slower than the others on a CPU, so that the default
-    ends with Breakout and Freeway instead.
+    Task ``i`` is game ``i`` of `games`; after the last game the first follows again. Observations are padded with zero
+    channels to (10, 10, 10) and all games take the full set of 6 actions, so that one network plays them all. Tasks
+    are not random: seeds differ in their episodes only. C-CHAIN (arXiv:2506.00592) plays SpaceInvaders, Asterix,
+    Seaquest with 2M steps a game. On a CPU, Seaquest is 20 to 90 times slower than the others, so the default ends with
+    Breakout and Freeway instead.
 
-    The state holds the states of all games, and a step runs one game only, as long as the seeds share the task's
-    index (see `EnvironmentStream`).
-
-    Attributes:
-      games: names out of `GAMES`, at least one; a name may come more than once.
+    The state holds the states of all games. A step runs one game only, as long as the seeds share the task's index (see
+    `EnvironmentStream`).
     """
 
     games: tuple[str, ...] = ("SpaceInvaders", "Asterix", "Breakout", "Freeway")
+    """Names out of `GAMES`, at least one; a name may come more than once."""
 
     def spaces(self) -> Spaces:
         """What networks have to fit; nothing is made or compiled.
@@ -75,8 +73,9 @@ class MinAtar:
         """
         unknown = [game for game in self.games if game not in GAMES]
         if unknown or not self.games:
-            message = f"games={self.games!r}: at least one name out of {', '.join(GAMES)} is needed"
-            raise ConfigError(message)
+            raise ConfigError(
+                f"stream.games: {self.games!r} is not allowed; give one or more names out of {', '.join(GAMES)}"
+            )
         return Spaces((10, 10, CHANNELS), Discrete(ACTIONS))
 
     def build(self) -> EnvironmentStream:
@@ -89,14 +88,14 @@ class MinAtar:
             del key
             return MinAtarTask(jnp.int32(index), which[index % len(self.games)])
 
-        return EnvironmentStream(_environment(distinct), task, f"MinAtar {' -> '.join(self.games)}")
+        return EnvironmentStream(_environment(distinct), task)
 
 
 def _environment(games: tuple[str, ...]) -> Environment:
     """One environment that plays the game that its task names."""
     tasks, environments = [], []
     for game in games:
-        env, params = make(f"{game}-MinAtar", "games", use_minimal_action_set=False)
+        env, params = make(f"{game}-MinAtar", use_minimal_action_set=False)
         tasks.append(GymnaxTask(jnp.int32(0), params, ()))
         environments.append(from_gymnax(env, tasks[-1], _pad, predraw=False))
 
@@ -128,6 +127,6 @@ def _environment(games: tuple[str, ...]) -> Environment:
 
 
 def _pad(observation: Array, view: tuple[()]) -> Array:
-    """Zero channels behind the game's own, up to `CHANNELS`."""
+    """The game's channels, padded with zeros to `CHANNELS`."""
     del view
     return jnp.pad(observation, ((0, 0), (0, 0), (0, CHANNELS - observation.shape[-1])))

@@ -17,22 +17,20 @@ from plastax.rl.environment import EnvironmentStream, GymnaxTask, Spaces, from_g
 from plastax.types import Array, Key
 
 PREDRAW_LIMIT = 64
-"""Observations with more entries than this are not drawn ahead of a rollout: they would take as much memory again as
-the rollout itself."""
+"""Largest observation whose first states are drawn before a rollout: for larger ones they would take as much memory as
+the rollout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Permuted:
-    """A gymnax environment whose observation entries are permuted anew with every task.
+    """Any gymnax environment whose observation entries get a new order every task.
 
-    The permutation is uniform, drawn once a task, over all entries of the observation, so that an image loses its
-    neighbourhoods; task 0 has the identity. Environment, rewards and optimal returns stay as they are.
-
-    Attributes:
-      env: id of any gymnax environment with at least two numbers in its observation.
+    The permutation is uniform over all entries of the observation and drawn once a task; an image loses its
+    neighbourhoods. Task 0 has the identity. Dynamics, rewards and optimal returns do not change.
     """
 
     env: str = "CartPole-v1"
+    """Id of any gymnax environment with at least two numbers in its observation."""
 
     def spaces(self) -> Spaces:
         """What networks have to fit; nothing is made or compiled.
@@ -42,8 +40,7 @@ class Permuted:
         """
         found = spaces_of(self.env)
         if math.prod(found.observation_shape) < 2:
-            message = f"env={self.env!r} has a single number as observation; permuting needs at least two"
-            raise ConfigError(message)
+            raise ConfigError(f"stream.env: {self.env!r} has a single number as observation; permuting needs two")
         return found
 
     def build(self) -> EnvironmentStream:
@@ -62,4 +59,4 @@ class Permuted:
 
         example = GymnaxTask(jnp.int32(0), params, identity)
         environment = from_gymnax(env, example, permute, predraw=entries <= PREDRAW_LIMIT)
-        return EnvironmentStream(environment, task, f"{self.env} with permuted observations")
+        return EnvironmentStream(environment, task)

@@ -45,7 +45,7 @@ def all_toys(continuous: bool) -> EnvironmentStream:
     environment = Environment(
         choose("reset"), choose("draw"), choose("advance"), first.observation_shape, first.action_space
     )
-    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)), "all toys")
+    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["discrete", "continuous"])

@@ -52,9 +52,11 @@ def spy_stream() -> EnvironmentStream:
         return jnp.where(done, 0, state + 1), step
 
     environment = Environment(reset, lambda key, task: jnp.zeros(()), advance, (2,), Discrete(2))
-    return EnvironmentStream(
-        environment, lambda key, i: Spied(jnp.int32(i), jax.random.normal(jax.random.fold_in(key, i))), "spy"
-    )
+
+    def task(key, index):
+        return Spied(jnp.int32(index), jax.random.normal(jax.random.fold_in(key, index)))
+
+    return EnvironmentStream(environment, task)
 
 
 SPY_CONFIG = ppo.PPO(num_envs=2, num_steps=5, epochs=2, minibatches=2, learning_rate=1e-2, kronecker_every=1)

@@ -49,7 +49,7 @@ Move = Callable[[ToyState, Array], tuple[Array, Array, bool | Array, bool | Arra
 
 def constant_reward(continuous: bool = False) -> Toy:
     """Reward 1, then the end: value 1."""
-    stream = _stream("constant reward", _zero, lambda state, _: (state.observation, 1.0, True, False), continuous)
+    stream = _stream(_zero, lambda state, _: (state.observation, 1.0, True, False), continuous)
     return Toy(stream, jnp.zeros((1, 1)), lambda discount: jnp.ones(1), None)
 
 
@@ -60,7 +60,7 @@ def observation_reward(continuous: bool = False) -> Toy:
         del action
         return state.observation, state.observation[0], True, False
 
-    stream = _stream("observation reward", _sign, move, continuous)
+    stream = _stream(_sign, move, continuous)
     return Toy(stream, SIGNS, lambda discount: SIGNS[:, 0], None)
 
 
@@ -71,7 +71,7 @@ def two_steps(continuous: bool = False) -> Toy:
         del action
         return jnp.ones(1), state.observation[0], state.time == 1, False
 
-    stream = _stream("two steps", _zero, move, continuous)
+    stream = _stream(_zero, move, continuous)
     return Toy(stream, jnp.array([[0.0], [1.0]]), lambda discount: jnp.array([discount, 1.0]), None)
 
 
@@ -82,7 +82,7 @@ def action_reward(continuous: bool = False) -> Toy:
     def move(state: ToyState, action: Array) -> tuple[Array, Array, bool, bool]:
         return state.observation, _match(action, best[0]), True, False
 
-    return Toy(_stream("action reward", _zero, move, continuous), jnp.zeros((1, 1)), lambda discount: jnp.ones(1), best)
+    return Toy(_stream(_zero, move, continuous), jnp.zeros((1, 1)), lambda discount: jnp.ones(1), best)
 
 
 def matching_reward(continuous: bool = False) -> Toy:
@@ -93,7 +93,7 @@ def matching_reward(continuous: bool = False) -> Toy:
         right = jnp.where(state.observation[0] > 0, best[0], best[1])
         return state.observation, _match(action, right), True, False
 
-    return Toy(_stream("matching reward", _sign, move, continuous), SIGNS, lambda discount: jnp.ones(2), best)
+    return Toy(_stream(_sign, move, continuous), SIGNS, lambda discount: jnp.ones(2), best)
 
 
 def truncation(continuous: bool = False, limit: int = 5) -> Toy:
@@ -103,7 +103,7 @@ def truncation(continuous: bool = False, limit: int = 5) -> Toy:
         del action
         return state.observation, 1.0, False, state.time + 1 >= limit
 
-    stream = _stream("truncation", _zero, move, continuous)
+    stream = _stream(_zero, move, continuous)
     return Toy(stream, jnp.zeros((1, 1)), lambda discount: jnp.full(1, 1.0 / (1.0 - discount)), None)
 
 
@@ -111,7 +111,7 @@ TOYS = (constant_reward, observation_reward, two_steps, action_reward, matching_
 SIGNS = jnp.array([[1.0], [-1.0]])
 
 
-def _stream(name: str, start: Callable[[Key], Array], move: Move, continuous: bool) -> EnvironmentStream:
+def _stream(start: Callable[[Key], Array], move: Move, continuous: bool) -> EnvironmentStream:
     def draw(key: Key, task: ToyTask) -> ToyState:
         del task
         return ToyState(start(key), jnp.int32(0))
@@ -129,9 +129,8 @@ def _stream(name: str, start: Callable[[Key], Array], move: Move, continuous: bo
         return after, Timestep(after.observation, reward, jnp.bool_(terminated), jnp.bool_(truncated), final)
 
     space = Continuous((-1.0,), (1.0,), 1) if continuous else Discrete(2)
-    return EnvironmentStream(
-        Environment(reset, draw, advance, (1,), space), lambda key, index: ToyTask(jnp.int32(index)), name
-    )
+    environment = Environment(reset, draw, advance, (1,), space)
+    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)))
 
 
 def _zero(key: Key) -> Array:
