@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from plastax.errors import ConfigError
 
@@ -48,6 +48,22 @@ def check(
         if not inside:
             setting = f"{group}.{name}" if group else name
             raise ConfigError(f"{setting}: {value} is not allowed; give {_words(least, above, most, below)}")
+
+
+def check_choices(config: Any, group: str, **kinds: Any) -> None:
+    """Refuses settings that are not among the strings of a `Literal`.
+
+    Args:
+      config: has the settings as attributes.
+      group: what the settings' names begin with in the message.
+      **kinds: setting -> its `Literal`.
+
+    Raises:
+      ConfigError: ``training.optimizer: 'adma' is unknown (did you mean 'adam'?); allowed: sgd, adam``.
+    """
+    for name, kind in kinds.items():
+        if (value := getattr(config, name)) not in get_args(kind):
+            raise ConfigError.unknown(f"{group}.{name}", value, get_args(kind))
 
 
 def _words(least: float | None, above: float | None, most: float | None, below: float | None) -> str:

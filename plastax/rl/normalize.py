@@ -1,9 +1,9 @@
 """Running normalisation of observations, and what it does at a task switch.
 
-Entries that have been constant so far (the unused channels of MinAtar's games, one-hot states, padding) have a variance
-of zero. When one moves for the first time, mostly at a switch, the quotient would be as large as the type allows, and
-one update would destroy the network: it would look like a loss of plasticity. So normalised observations are clipped,
-as in Stable-Baselines3, CleanRL and Gymnasium, all at 10, and the standard deviation has a least value.
+Entries that were constant so far (unused channels of MinAtar's games, one-hot states, padding) have a variance of zero.
+When one first moves, mostly at a switch, the quotient would be as large as the type allows. One update would then
+destroy the network, which would look like a loss of plasticity. So normalised observations are clipped, at 10 as in
+Stable-Baselines3, CleanRL and Gymnasium, and the standard deviation has a minimum.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Normalization = Literal["none", "global", "ema", "reset"]
 
 CLIP = 10.0
 """Largest normalised observation."""
-LEAST = 1e-4
-"""Least standard deviation: what is smaller is the rounding of a constant."""
+MIN_STD = 1e-4
+"""Smallest standard deviation: anything below is the rounding of a constant."""
 
 
 class Statistics(NamedTuple):
-    """Mean and variance of the observations seen so far, each of the observation's shape, and their count."""
+    """Mean and variance of the observations so far, each of the observation's shape, and their number."""
 
     mean: Array
     variance: Array
@@ -41,15 +41,15 @@ def apply(statistics: Statistics, observation: Array, kind: Normalization, clip:
     if kind == "none":
         return observation
     mean, variance = (jnp.expand_dims(x, range(observation.ndim - x.ndim)) for x in statistics[:2])
-    scaled = (observation - mean) / jnp.sqrt(jnp.maximum(variance, LEAST**2))
+    scaled = (observation - mean) / jnp.sqrt(jnp.maximum(variance, MIN_STD**2))
     return jnp.clip(scaled, -clip, clip) if clip else scaled
 
 
 def update(statistics: Statistics, observations: Array, kind: Normalization, rate: float = 0.01) -> Statistics:
-    """Adds a rollout's raw observations ``[M, ...]``.
+    """Adds a rollout's raw observations ``[M, ...]`` to the statistics.
 
-    ``global`` and ``reset`` pool all observations (Chan, Golub and LeVeque's parallel update); ``ema`` is an
-    exponential average with ``rate`` a rollout, bias-corrected by the start: the first rollout counts in full.
+    ``global`` and ``reset`` pool all observations (the parallel update of Chan, Golub and LeVeque). ``ema`` is an
+    exponential average with weight ``rate`` for each rollout. The first rollouts weigh more, the first one fully.
     """
     if kind == "none":
         return statistics

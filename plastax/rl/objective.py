@@ -1,4 +1,4 @@
-"""What proximal policy optimisation minimises, and the settings of the agent.
+"""The loss of proximal policy optimisation, and the settings of the agent.
 
 References:
   Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9.
@@ -7,11 +7,12 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
+from plastax import ranges
 from plastax.curvature.kronecker import Kind
 from plastax.curvature.losses import actor_critic
 from plastax.errors import ConfigError
@@ -38,7 +39,7 @@ class PPO:
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
-    """Gradient steps a pass; must divide num_envs * num_steps."""
+    """Gradient steps in a pass; must divide num_envs * num_steps."""
     learning_rate: float = 2.5e-4
     """Adam's step size; constant (an annealed rate looks like loss of plasticity)."""
     b1: float = 0.9
@@ -50,7 +51,7 @@ class PPO:
     max_grad_norm: float = 0.0
     """Largest global norm of a gradient; 0: no clipping (as in the plasticity literature; CleanRL clips at 0.5)."""
     gamma: float = 0.99
-    """Discount of future rewards, a step."""
+    """Discount of future rewards per step."""
     gae_lambda: float = 0.95
     """Decay of generalised advantage estimation."""
     clip: float = 0.2
@@ -65,11 +66,11 @@ class PPO:
     """Rewards are multiplied by this before learning (returns are reported unscaled)."""
     normalize_observations: normalize.Normalization = "none"
     """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
-    undo an observation offset, and reset tells the agent of the switch: both change the question, hence none. Entries
-    that were constant before a switch (MinAtar's channels, one-hot states) jump to observation_clip at it."""
+    undo an observation offset, and reset tells the agent of the switch. Both change the question, hence none. Entries
+    that are constant until a switch (MinAtar's channels, one-hot states) jump to observation_clip at it."""
     observation_clip: float = normalize.CLIP
-    """Normalised observations are clipped to +- this (as elsewhere); 0: not clipped, and an entry that moves for the
-    first time enters as up to 1e4, which destroys the network in one update."""
+    """Normalised observations are clipped to +- this, as elsewhere. 0: not clipped; an entry that moves for the first
+    time then becomes up to 1e4, which destroys the network in one update."""
     kronecker_every: int = 16
     """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
     kronecker_kind: Kind = "empirical"
@@ -79,44 +80,17 @@ class PPO:
     """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a positive number"
-                raise ConfigError(message)
-        if self.num_envs * self.num_steps % self.minibatches:
-            message = (
-                f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.num_envs * self.num_steps} "
-                f"steps (num_envs {self.num_envs} x num_steps {self.num_steps})"
+        ranges.check(self, "ppo", "num_envs", "num_steps", "epochs", "minibatches", least=1)
+        if self.steps_per_update % self.minibatches:
+            raise ConfigError(
+                f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.steps_per_update} steps "
+                f"(num_envs {self.num_envs} x num_steps {self.num_steps})"
             )
-            raise ConfigError(message)
-        for name in ("learning_rate", "eps", "reward_scale"):
-            # A traced value (`plastax.study.sweep`) cannot be checked; it comes from checked settings.
-            if isinstance(getattr(self, name), int | float) and not getattr(self, name) > 0:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number above 0"
-                raise ConfigError(message)
-        for name in ("b1", "b2", "gamma", "gae_lambda", "kronecker_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give a number from 0 to 1"
-                raise ConfigError(message)
-        for name in (
-            "max_grad_norm",
-            "clip",
-            "value_clip",
-            "value_weight",
-            "entropy_weight",
-            "observation_clip",
-            "kronecker_every",
-        ):
-            if not getattr(self, name) >= 0:
-                message = f"ppo.{name}: {getattr(self, name)} is not allowed; give 0 or more"
-                raise ConfigError(message)
-        for name, kinds in (
-            ("normalize_observations", get_args(normalize.Normalization)),
-            ("kronecker_kind", get_args(Kind)),
-        ):
-            if getattr(self, name) not in kinds:
-                message = f"ppo.{name}: {getattr(self, name)!r} is not one of {', '.join(kinds)}"
-                raise ConfigError(message)
+        ranges.check(self, "ppo", "learning_rate", "eps", "reward_scale", above=0)
+        ranges.check(self, "ppo", "b1", "b2", "gamma", "gae_lambda", "kronecker_decay", least=0, most=1)
+        clips, weights = ("max_grad_norm", "clip", "value_clip", "observation_clip"), ("value_weight", "entropy_weight")
+        ranges.check(self, "ppo", *clips, *weights, "kronecker_every", least=0)
+        ranges.check_choices(self, "ppo", normalize_observations=normalize.Normalization, kronecker_kind=Kind)
 
     @property
     def steps_per_update(self) -> int:
@@ -124,13 +98,13 @@ class PPO:
         return self.num_envs * self.num_steps
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam behind an optional clipping of the gradient's global norm."""
+        """Adam, after an optional clipping of the gradient's global norm."""
         adam = optax.adam(self.learning_rate, self.b1, self.b2, self.eps)
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam) if self.max_grad_norm else adam
 
 
 class RolloutBatch(NamedTuple):
-    """Transitions with what the loss needs of them; leading axis ``B``."""
+    """Transitions, and what the loss needs beside them; leading axis ``B``."""
 
     observation: Array
     action: Array
@@ -143,8 +117,8 @@ class RolloutBatch(NamedTuple):
 def network(config: PPO, model: Model, policy: policies.Policy) -> Network:
     """The clipped surrogate, the value loss and the entropy bonus (Schulman et al. 2017, eq. 9), mean over the batch.
 
-    Advantages are normalised over the batch. `Network.output_loss` is the same loss of the network's outputs, with the
-    curvature that defines its generalised Gauss-Newton matrix: see `plastax.curvature.losses.actor_critic`.
+    Advantages are normalised over the batch. `Network.output_loss` is the same loss as a function of the network's
+    outputs, with the curvature that defines its Gauss-Newton matrix; see `plastax.curvature.losses.actor_critic`.
     """
 
     def from_outputs(outputs: policies.Outputs, batch: RolloutBatch) -> tuple[Array, dict[str, Array]]:
@@ -160,7 +134,7 @@ def network(config: PPO, model: Model, policy: policies.Policy) -> Network:
         value_loss = 0.5 * value_error.mean()
         entropy = policy.entropy(outputs).mean()
         total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
-        # The KL estimate of Schulman's note "Approximating KL divergence" (k3): non-negative, low variance.
+        # The estimate k3 of Schulman's note "Approximating KL divergence": non-negative, low variance.
         metrics = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,

@@ -21,11 +21,11 @@ class Policy(NamedTuple):
 
     Attributes:
       head: its name in `plastax.curvature.losses`, which knows its Fisher information.
-      noise: ``(key, shape) -> [*shape, ...]``: the randomness of ``shape`` actions, drawn outside the rollout's scan.
-      sample: ``(outputs, noise) -> action``, as the environment takes it but not yet clipped.
+      noise: ``(key, shape) -> [*shape, ...]``: the randomness of ``shape`` actions, drawn before the rollout's scan.
+      sample: ``(outputs, noise) -> action``, not yet clipped.
       log_prob: ``(outputs, action) -> [...]``.
       entropy: ``(outputs) -> [...]``, in nats.
-      to_environment: action -> what `Environment.step` gets (continuous actions are clipped to the bounds).
+      to_environment: action -> what `Environment.step` gets: continuous actions are clipped to the bounds.
     """
 
     head: PolicyHead
@@ -44,7 +44,7 @@ def make(space: Discrete | Continuous) -> Policy:
 def categorical(num_actions: int) -> Policy:
     """Softmax policy; ``outputs["policy"]`` are logits ``[..., num_actions]``, actions int32 ``[...]``.
 
-    Sampling is by the Gumbel-max trick, so that all noise of a rollout is drawn at once.
+    It samples by the Gumbel-max trick, so that all noise of a rollout is drawn at once.
     """
 
     def noise(key: Key, shape: tuple[int, ...]) -> Array:
@@ -68,7 +68,7 @@ def categorical(num_actions: int) -> Policy:
 def gaussian(space: Continuous) -> Policy:
     """Diagonal Gaussian policy; ``outputs`` has ``policy`` (the mean) and ``log_std``, both ``[..., size]``.
 
-    Log-probabilities are those of the unclipped action, as in CleanRL and rejax.
+    Log-probabilities are of the unclipped action, as in CleanRL and rejax.
     """
 
     def noise(key: Key, shape: tuple[int, ...]) -> Array:

@@ -36,9 +36,9 @@ from plastax.types import (
 
 
 class State(NamedTuple):
-    """Everything that a seed's next update needs, apart from the clock; the fields of `learner.Learned` among others.
+    """Everything that a seed's next update needs, apart from the clock; it has the fields of `learner.Learned`.
 
-    ``previous`` holds the parameters at the end of the previous task for probes that need them; else it is empty.
+    ``previous`` holds the parameters at the end of the previous task, for probes that need them; else it is empty.
     ``alive``: see `segments.program`.
     """
 
@@ -87,20 +87,20 @@ def program(
 ) -> Program:
     """PPO of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
 
-    Of episodes every update records how many ended in it (``episodes``), the mean of their returns (``episode_return``,
-    NaN without any) and the sum (``episode_return_sum``). The mean of ``episode_return`` over updates is one over time:
-    it leaves out updates in which every episode went on, and counts the others alike. The sum of
-    ``episode_return_sum`` over that of ``episodes`` is the mean over episodes, in which short ones are many. What the
-    method has to say (`Recorded`) is a mean over gradient steps.
+    Every update records how many episodes ended in it (``episodes``), the mean of their returns (``episode_return``,
+    NaN without any) and the sum (``episode_return_sum``). The mean of ``episode_return`` over updates is a mean over
+    time: updates in which no episode ended are left out, and all others count the same. The sum of
+    ``episode_return_sum`` divided by that of ``episodes`` is the mean over episodes, where many are short. What the
+    method records (`Recorded`) is a mean over gradient steps.
 
     Args:
       config: the agent.
-      stream: environment and tasks; the task changes every ``updates_per_task`` updates. At a switch all environments
-        are reset, so no return and no advantage crosses it.
+      stream: environment and tasks; the task changes every ``updates_per_task`` updates. A switch resets all
+        environments, so no return and no advantage crosses it.
       model: actor and critic.
       method: optimiser with its plasticity-preserving method.
-      probes: measured on fresh on-policy data of the task at its initialisation (before its first update) and its end.
-      updates_per_task: length of a task; segments may be shorter but must not cross a switch.
+      probes: measured on fresh on-policy data at both ends of the task: before its first update and after its last.
+      updates_per_task: length of a task; a segment may be shorter but must not cross a switch.
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
       due: ``(number of updates done, whether a segment ends rather than starts here) -> bool``: when to probe, at the
         borders of segments; None: at both ends of every task. It must not depend on the seed.
@@ -125,7 +125,8 @@ def program(
             return model.apply(params, observe(statistics, observation))[0]
 
         actors, seen = rollout(environment, act, config.num_steps, actors, key, task)
-        # One pass of the critic over states and true successors, outside the scan: the rollout needs the actor only.
+        # One pass of the critic over states and true successors after the scan: the rollout itself needs the actor
+        # only.
         both = observe(statistics, jnp.concatenate([_flat(seen.observation), _flat(seen.final_observation)]))
         value, next_value = model.apply(params, both)[0]["value"].reshape(2, *seen.reward.shape)
         reward = config.reward_scale * seen.reward
@@ -159,7 +160,7 @@ def program(
             "episode_return_sum": returns,
         }
         if monitor is not None:
-            # A minibatch's worth of the rollout, spread over it: the scalars of every update have to be cheap.
+            # As many examples as a minibatch, evenly spaced in the rollout: what every update records has to be cheap.
             some = jax.tree.map(lambda x: x[:: config.minibatches], batch)
             metrics |= monitor(learned.params, network.features(learned.params, some))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
@@ -180,7 +181,7 @@ def program(
         return state._replace(actors=actors, statistics=statistics, previous=previous, **learned._asdict())
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
-        """All probes on fresh on-policy data; nothing of it reaches the state."""
+        """All probes on fresh on-policy data, which leave the state as it is."""
         key, env_key, roll_key = jax.random.split(fold(state.key, Purpose.PROBE, border), 3)
         actors = reset_actors(environment, config.num_envs, env_key, task)
         batch = collect(state.params, state.statistics, actors, roll_key, task)[2]
@@ -208,6 +209,6 @@ def program(
 
 
 def action_size(environment: Environment | Spaces) -> tuple[int, bool]:
-    """Number of the policy's outputs, and whether actions are continuous: arguments of a model's ``build``."""
+    """How many outputs the policy has, and whether actions are continuous: arguments of a model's ``build``."""
     space = environment.action_space
     return (space.size, True) if isinstance(space, Continuous) else (space.n, False)

@@ -1,4 +1,4 @@
-"""Rollouts of many environments, and the advantages of what they saw.
+"""Rollouts of many environments, and the advantages of their actions.
 
 References:
   Schulman et al., "High-dimensional continuous control using generalized advantage estimation", arXiv 1506.02438.
@@ -44,8 +44,8 @@ def advantages(
 ) -> Array:
     """Generalised advantage estimates, ``[T, N]`` like every argument.
 
-    ``next_value`` is the value of the true successor (before an automatic reset). A termination ends the return; a
-    truncation only ends the sum: the successor's value still stands for what would have followed (Pardo et al. 2018).
+    ``next_value`` is the value of the true successor (before an automatic reset). A termination ends the return. A
+    truncation ends the sum only: the successor's value stands for the rest (Pardo et al. 2018).
     """
     delta = reward + gamma * next_value * (1 - terminated) - value
     carry = gamma * decay * (1 - jnp.maximum(terminated, truncated))
@@ -76,7 +76,7 @@ def rollout(
     policy = policies.make(environment.action_space)
     num_envs = actors.episode_return.shape[0]
     act_key, step_key = jax.random.split(key)
-    # All randomness is drawn ahead of the scan, where it is one large vectorised computation.
+    # All randomness is drawn before the scan, as one large vectorised computation.
     noise = policy.noise(act_key, (num_steps, num_envs)), environment.noise(step_key, task, num_steps, num_envs)
     advance = jax.vmap(environment.advance, in_axes=(0, 0, 0, None))
 

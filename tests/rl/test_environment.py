@@ -114,10 +114,10 @@ def test_spaces_are_known_before_an_environment_is_made():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match=r"env='CartPole-v9' is not .* CartPole-v1"):
+    with pytest.raises(ConfigError, match=r"stream.env: .CartPole-v9. .* CartPole-v1"):
         make("CartPole-v9")
-    with pytest.raises(ConfigError, match=r"games='MNISTBandit-bsuite'.*downloads"):
-        make("MNISTBandit-bsuite", "games")
+    with pytest.raises(ConfigError, match=r"stream.env: .MNISTBandit-bsuite. downloads"):
+        make("MNISTBandit-bsuite")
 
     env, params = make("Pendulum-v1")
     env.action_space = lambda params: gymnax.environments.spaces.Box(0.0, 1.0, (2, 2))

@@ -220,5 +220,5 @@ def test_one_class_is_no_pair():
 
 @pytest.mark.parametrize("drops", [(0.0,), (1.0,), (0.5, -0.1)])
 def test_drops_are_shares(drops):
-    with pytest.raises(ConfigError, match=r"training.drops: .* shares of a task"):
+    with pytest.raises(ConfigError, match=r"training.drops: .* above 0 and below 1"):
         Training(drops=drops)
