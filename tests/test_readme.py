@@ -65,9 +65,9 @@ def test_examples_of_a_library_user_run(readme: str) -> None:
 
     def page(key: jax.Array) -> dict:
         given = names(Net().init(key, batch[0])["params"], batch, key)
-        scope = dict(given)
+        scope = given | {"__name__": readme}  # or dataclasses would write into the module `builtins`
         for block in OF_NETWORKS[readme]:
-            exec(compile(block, readme, "exec"), scope)
+            exec(compile(block, readme, "exec", dont_inherit=True), scope)
         made = {name: value for name, value in scope.items() if given.get(name) is not value}
         return {name: value for name, value in made.items() if arrays(value)}
 
