@@ -321,7 +321,8 @@ class Stream(NamedTuple):
         learned goes in: every method sees the same tasks.
       train: ``(task, data, index, key) -> Examples``: the training examples ``index`` ``[B]``, from 0 to ``examples -
         1``. The key is another one at every call, for augmentation and noise.
-      test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``.
+      test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``,
+        the same at every call. Noise on them comes from the task, which has a key or the noise in it.
       description: one line.
       validated: training images kept out of training, for an evaluation of their own; 0: none.
       validation: ``(task, data, index) -> Examples``, as ``test``, of those; None: none.

@@ -1,4 +1,7 @@
-"""What every registered stream keeps to, on a tiny data set, and what each one says of itself."""
+"""What every registered stream keeps to, on a tiny data set, and what each one says of itself.
+
+A new stream is in `CASES` by being registered; what is too large for the tiny data set gets an entry in `SMALL`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,9 @@ from plastax.types import Stream
 from tests.streams.tiny import CLASSES, DATASET, TEST, TRAIN
 
 USED = 20
+SOME = np.array([5, 0, 2])
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-every_stream = pytest.mark.parametrize("name", STREAMS)
-# The other's inputs are few bits, which recur.
-of_images = pytest.mark.parametrize("name", [name for name, config in STREAMS.items() if config.needs_data])
-
 
 # What is small enough for the tiny data set, where it is not a number of examples.
 SMALL: dict[str, dict[str, Any]] = {
@@ -34,30 +34,43 @@ SMALL: dict[str, dict[str, Any]] = {
     "continual_imagenet": {},
     "incremental_cifar": {"new_classes": 1},
 }
+CASES = {name: dataclasses.replace(config, **SMALL.get(name, {"examples": USED})) for name, config in STREAMS.items()}
+# Draws at every look.
+CASES["incremental_cifar, augmented"] = dataclasses.replace(CASES["incremental_cifar"], augment=True, rotate=30.0)
 
-
-def small(name: str, **changes: Any) -> Any:
-    return dataclasses.replace(STREAMS[name], **(SMALL.get(name, {"examples": USED}) | changes))
+every_stream = pytest.mark.parametrize("name", CASES)
+# The other's inputs are few bits, which recur.
+of_images = pytest.mark.parametrize("name", [name for name, config in CASES.items() if config.needs_data])
 
 
 @functools.cache
 def made(name: str) -> Stream:
-    config = small(name)
-    return config.build(DATASET) if config.needs_data else config.build()
+    return CASES[name].build(DATASET) if CASES[name].needs_data else CASES[name].build()
 
 
 @functools.cache
-def looks(name: str) -> Any:
-    """``(seed, task) -> (training, held-out)``: all examples of a task, by one compiled program a stream."""
+def program(name: str) -> Any:
+    """``(key, data, task) -> (all examples, some)``, each of them training and held-out ones; one compilation a
+    stream."""
     stream = made(name)
 
     @jit
-    def both(key, data, index):
-        task = stream.task(key, data, index)
+    def run(key, data, number):
+        task = stream.task(key, data, number)
         train = stream.train(task, data, jnp.arange(stream.examples), key)
-        return train, stream.test(task, data, jnp.arange(stream.held_out))
+        every = train, stream.test(task, data, jnp.arange(stream.held_out))
+        return every, (stream.train(task, data, SOME, jax.random.key(9)), stream.test(task, data, SOME))
 
-    return lambda seed, task: jax.tree.map(np.asarray, both(jax.random.key(seed), stream.data, jnp.int32(task)))
+    return run
+
+
+def looks(name: str, part: int = 0) -> Any:
+    """``(seed, task) -> (training, held-out)``: all examples of a task; those numbered `SOME` as ``part`` 1."""
+
+    def look(seed, task):
+        return jax.tree.map(np.asarray, program(name)(jax.random.key(seed), made(name).data, jnp.int32(task))[part])
+
+    return look
 
 
 def rows(x: np.ndarray) -> set[bytes]:
@@ -71,7 +84,8 @@ def test_examples_are_what_the_stream_says(name):
     for examples, count in zip(looks(name)(0, 1), (stream.examples, stream.held_out), strict=True):
         assert examples.x.shape == (count, *stream.input_shape)
         assert examples.x.dtype == np.float32
-        assert 0 <= examples.x.min() < examples.x.max() <= 1
+        assert np.isfinite(examples.x).all()
+        assert examples.x.min() < examples.x.max()
         outputs = jnp.zeros((count, stream.outputs))
         assert np.isfinite(losses.get(stream.loss).value(outputs, examples))  # shapes and types of the labels fit
         if stream.loss == "cross_entropy":
@@ -80,19 +94,18 @@ def test_examples_are_what_the_stream_says(name):
 
 @every_stream
 def test_a_task_is_a_pure_function_of_key_and_number(name):
-    """So that it does not depend on the method, on what was before, or on how many examples are asked for at once."""
-    stream, (train, test) = made(name), looks(name)(3, 2)
+    """So that it does not depend on the method, or on what was before.
+
+    A look may draw (augmentation, noise), so inputs are the same where its key and its examples are. Held-out examples
+    and all labels are the same at every look, however many are asked for at once.
+    """
+    train, test = looks(name)(3, 2)
     for a, b in zip(jax.tree.leaves((train, test)), jax.tree.leaves(looks(name)(3, 2)), strict=True):
         np.testing.assert_array_equal(a, b)
-    index = np.array([5, 0, 11])
-
-    @jit
-    def some(key, data, number, index):
-        return stream.train(stream.task(key, data, number), data, index, jax.random.key(9))
-
-    part = some(jax.random.key(3), stream.data, jnp.int32(2), jnp.asarray(index))
-    np.testing.assert_allclose(part.x, train.x[index], atol=1e-6)
-    np.testing.assert_array_equal(part.y, train.y[index])
+    some, held_out = looks(name, 1)(3, 2)
+    np.testing.assert_array_equal(some.y, train.y[SOME])
+    np.testing.assert_array_equal(held_out.y, test.y[SOME])
+    np.testing.assert_allclose(held_out.x, test.x[SOME], atol=1e-6)
 
 
 @every_stream
@@ -116,7 +129,7 @@ def test_held_out_examples_are_not_trained_on(name):
 @pytest.mark.parametrize("examples", [-1, TRAIN + 1])
 def test_more_images_than_there_are_is_refused(name, examples):
     with pytest.raises(ConfigError, match=rf"stream.examples: {examples} .*give .*tiny"):
-        small(name, examples=examples).build(DATASET)
+        dataclasses.replace(CASES[name], examples=examples).build(DATASET)
 
 
 @pytest.mark.parametrize(
