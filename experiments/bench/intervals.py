@@ -2,8 +2,8 @@
 
 Seeds are drawn from normal, lognormal and bimodal distributions; what differs between tasks of a seed is normal. Of
 each kind and number of seeds: the share of studies whose 95 % interval holds the true value, of the mean (t, and for
-comparison the BCa bootstrap), of the paired difference, of the interquartile mean (t by the jackknife) and of the
-probability of improvement (bootstrap).
+comparison the BCa bootstrap), of the paired difference, of the interquartile mean (t with the standard error of the
+bootstrap, and for comparison of the jackknife, and BCa) and of the probability of improvement (BCa).
 
     python -m experiments.bench.intervals --quick
 """
@@ -11,15 +11,16 @@ probability of improvement (bootstrap).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import rich
 import tyro
 from rich.table import Table
 
-from plastax.report.compare import STATISTICS, wins
-from plastax.report.statistics import jackknife, mean_interval, resample
+from plastax.report.compare import iqm, mean, wins
+from plastax.report.statistics import bootstrap, jackknife, mean_interval
 
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.normal(0.0, 1.0, shape),
@@ -58,32 +59,27 @@ def coverage(kind: str, seeds: int, config: Config) -> dict[str, float]:
     share = 0.1 if config.quick else 1.0
     studies, bootstraps = (round(share * count) for count in (config.studies, config.bootstraps))
     rng = np.random.default_rng(seeds)
-    many = study(rng, kind, (1, 400_000, config.tasks))
-    truth = {name: float(of(many)[0]) for name, of in STATISTICS.items()}
+    many = study(rng, kind, (1, 400_000, config.tasks))[0]
+    of_mean, of_iqm = (float(of(many, np.ones(len(many)))) for of in (mean, iqm))
     values = study(rng, kind, (studies, seeds, config.tasks))
     others = study(rng, kind, (studies, seeds, config.tasks))
 
-    def holds(value: float, low: np.ndarray, high: np.ndarray) -> float:
-        return float(np.mean((low <= value) & (value <= high)))
+    def holds(truth: float, ends: Iterable[tuple[float, float, float]]) -> float:
+        _, low, high = np.transpose(list(ends))
+        return float(np.mean((low <= truth) & (truth <= high)))
 
-    iqm, mean = STATISTICS["iqm"], STATISTICS["mean"]
-    plain = mean_interval(np.moveaxis(values.mean(axis=-1), 1, 0))
-    paired = jackknife(lambda a, b: mean(a) - mean(b), values, others)
-    found = {
-        "mean, t": holds(truth["mean"], plain.low, plain.high),
-        "paired difference, t": holds(0.0, *paired[1:]),
-        "IQM, t": holds(truth["iqm"], *jackknife(iqm, values)[1:]),
+    resampled = functools.partial(bootstrap, resamples=config.resamples)
+    few = list(zip(values[:bootstraps], others))
+    plain, paired = (mean_interval(np.moveaxis(one.mean(axis=-1), 1, 0)) for one in (values, values - others))
+    return {
+        "mean, t": holds(of_mean, zip(*plain[:3])),
+        "paired difference, t": holds(0.0, zip(*paired[:3])),
+        "mean, BCa": holds(of_mean, (resampled(functools.partial(mean, one), seeds) for one, _ in few)),
+        "IQM, t": holds(of_iqm, (resampled(functools.partial(iqm, one), seeds, student=True) for one, _ in few)),
+        "IQM, jackknife": holds(of_iqm, (jackknife(functools.partial(iqm, one), seeds) for one, _ in few)),
+        "IQM, BCa": holds(of_iqm, (resampled(functools.partial(iqm, one), seeds) for one, _ in few)),
+        "P(better), BCa": holds(0.5, (resampled(wins(*pair), seeds) for pair in few)),
     }
-    resampled: dict[str, tuple[float, Callable[..., np.ndarray], int]] = {
-        "mean, bootstrap": (truth["mean"], mean, 1),
-        "IQM, bootstrap": (truth["iqm"], iqm, 1),
-        "P(better), bootstrap": (0.5, wins, 2),
-    }
-    for name, (value, of, samples) in resampled.items():
-        pairs = zip(values[:bootstraps], others[:bootstraps])
-        ends = [resample(of, *pair[:samples], resamples=config.resamples)[1:] for pair in pairs]
-        found[name] = holds(value, *np.transpose(ends))
-    return found
 
 
 def main(config: Config) -> None:

@@ -108,7 +108,7 @@ def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean
             output.say(console, best)
     else:
         title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
-        console.print(selection.render(best, title))
+        console.print(selection.render(best, title, statistic))
 
 
 def print_table(run: Run, console: Console | None = None) -> None:
@@ -160,7 +160,7 @@ def print_comparison(
     captions = {letter: compare.what(data) for letter, data in zip(compare.letters(len(studies)), studies)}
     for (quantity, window), part in frame.groupby(["quantity", "window"], sort=False):
         title = f"{quantity}, {statistic} over seeds and tasks, {window}"
-        console.print(compare.render(part, title, captions))
+        console.print(compare.render(part, title, captions, statistic))
     for data in studies:
         _print_best(data, console, statistic, options.get("quantity", ""))
     return frame

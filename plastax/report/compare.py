@@ -8,6 +8,7 @@ tasks, so differences are paired wherever the seeds' numbers agree.
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,47 +16,71 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import rich.table
-import scipy.stats
 import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
 from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
 from plastax.report.score import Score, Window, score_of
-from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, jackknife, resample
+from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, bootstrap, jackknife
 from plastax.report.table import cell
-from plastax.report.values import REFERENCES, finished, frozen_seeds, task_values
+from plastax.report.values import REFERENCES, finished, frozen_seeds, task_values, together
 
 Statistic = Literal["mean", "iqm"]
 
-STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda values: values.mean(axis=(-2, -1)),
-    # The mean of the middle half of all values, as the paper above has it.
-    "iqm": lambda values: scipy.stats.trim_mean(values.reshape(*values.shape[:-2], -1), 0.25, axis=-1),
-}
-"""Name -> statistic of values ``[..., S, T]``."""
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over seeds of each seed's mean over its tasks.
+
+    Args:
+      values: ``[S, T]``; NaN where a seed has no value, which every seed has in some task.
+      weights: ``[..., S]``, how often each seed is there.
+
+    Returns:
+      ``[...]``
+    """
+    return weights @ np.nanmean(values, axis=1) / weights.sum(axis=-1)
 
 
-class Arm(NamedTuple):
-    """An arm of a run.
+def iqm(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Interquartile mean of the values of all seeds and tasks, as in the paper above; arguments as of `mean`."""
+    flat = values.ravel()
+    order = np.argsort(flat)[: np.isfinite(flat).sum()]
+    count = np.repeat(weights, values.shape[1], axis=-1)[..., order]
+    upto = np.cumsum(count, axis=-1)
+    cut = np.floor(upto[..., -1:] / 4)
+    kept = np.clip(upto, cut, upto[..., -1:] - cut)
+    kept -= np.clip(upto - count, cut, upto[..., -1:] - cut)
+    return kept @ flat[order] / kept.sum(axis=-1)
+
+
+MISSING = "a seed's value is of its other tasks, a difference of the tasks that both seeds have"
+
+STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": mean, "iqm": iqm}
+
+
+class Scored(NamedTuple):
+    """What an arm of a run has achieved.
 
     Attributes:
-      run: its letter, see `letters`.
+      run: letter of the run, see `letters`.
       label: of the arm, see `plastax.records.labelled.read_run`.
       seeds: numbers of the seeds.
-      values: ``[S, tasks]``, of the planned tasks; NaN where a task was not finished.
-      frozen: how many of the seeds broke down; see `plastax.report.values.task_values` for how they count.
+      values: ``[S, tasks]``, of the planned tasks; NaN where a task is not finished, or a seed has no value in it.
+      finished: ``[tasks]``, whether the arm has finished it.
+      frozen: number of frozen seeds; see `plastax.report.values.together` for how they count.
     """
 
     run: str
     label: str
     seeds: tuple[int, ...]
     values: np.ndarray
+    finished: np.ndarray
     frozen: int = 0
 
     @property
     def name(self) -> str:
-        """What options and the table call it: its label, behind the run's letter if there are several runs."""
+        """What options and the table call it: its label; of several runs, after the letter of its run."""
         return f"{self.run}:{self.label}" if self.run else self.label
 
 
@@ -65,11 +90,11 @@ def letters(count: int) -> list[str]:
     return [""] if count == 1 else [alphabet[i % 26] + (str(i // 26 + 1) if i >= 26 else "") for i in range(count)]
 
 
-def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], Score, str]:
-    """What there is to compare.
+def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored], Score, str]:
+    """All arms of some runs, to be compared.
 
     Args:
-      studies: one data set a run, see `plastax.report.read`.
+      studies: one data set for each run, see `plastax.report.read`.
       quantity: name of one of the score's quantities; "": the main one.
 
     Returns:
@@ -79,36 +104,38 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Arm], 
       ConfigError: the runs are judged by different scores, or have no such quantity.
       RecordError: a run has no finished task yet.
     """
-    found: list[Arm] = []
-    label = ""
     scores: dict[str, Score] = {}
-    for letter, data in zip(letters(len(studies)), studies):
+    for data in studies:
         where = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
         score = score_of(data)
         if score is None:
             raise RecordError(f"{where}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
         scores[where] = score
-        chosen = {q.name: q for q in score.quantities} | {"": score.main}
-        values = task_values(data, chosen[quantity]) if quantity in chosen else None
-        if values is None:
-            there = [q.name for q in score.quantities if task_values(data, q) is not None]
-            raise ConfigError(f"quantity={quantity!r} was not measured by {where}; allowed: {', '.join(there)}")
-        label = chosen[quantity].label
-        done = finished(data)
-        for name in data.arm.values.tolist():
-            if bool(done.sel(arm=name).any()):
-                one = values.sel(arm=name).dropna("seed", how="all")
+    score = next(iter(scores.values()))
+    if any(other.main != score.main for other in scores.values()):
+        named = "; ".join(f"{where}: {other.main.label}" for where, other in scores.items())
+        raise ConfigError(f"runs that are judged by different things cannot be compared ({named})")
+    chosen = {q.name: q for q in score.quantities} | {"": score.main}
+    values = together(studies, chosen[quantity]) if quantity in chosen else [None]
+    if lacking := [where for where, one in zip(scores, values) if one is None]:
+        known = [q.name for q in score.quantities if all(task_values(data, q) is not None for data in studies)]
+        raise ConfigError(f"quantity={quantity!r} was not measured by {lacking[0]}; allowed: {', '.join(known)}")
+    found: list[Scored] = []
+    for letter, data, of_arms in zip(letters(len(studies)), studies, values):
+        for name in data.arm.values.tolist() if of_arms is not None else ():
+            done = finished(data).sel(arm=name).values
+            if done.any():
+                one = of_arms.sel(arm=name).dropna("seed", how="all")
                 broken = int(frozen_seeds(data).sel(arm=name))
-                found.append(Arm(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float), broken))
-    if len({score.main for score in scores.values()}) > 1:
-        named = "; ".join(f"{where}: {score.main.label}" for where, score in scores.items())
-        raise ConfigError(f"runs cannot be compared that are judged by different things ({named})")
+                found.append(
+                    Scored(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float), done, broken)
+                )
     if not found:
         raise RecordError(f"{'; '.join(scores)}: no task is finished yet")
-    return found, next(iter(scores.values())), label
+    return found, score, chosen[quantity].label
 
 
-def against(arm: Arm, others: Sequence[Arm], reference: str = "") -> Arm | None:
+def against(arm: Scored, others: Sequence[Scored], reference: str = "") -> Scored | None:
     """What an arm is compared with: the reference; else the same arm in the first run, in the first run the first of
     `REFERENCES` that it has; None for itself.
     """  # noqa: D205
@@ -116,7 +143,7 @@ def against(arm: Arm, others: Sequence[Arm], reference: str = "") -> Arm | None:
         named = {other.name: other for other in others}
         if reference not in named:
             raise ConfigError.unknown("reference", reference, named)
-        chosen: Arm | None = named[reference]
+        chosen: Scored | None = named[reference]
     else:
         first = {other.label: other for other in others if other.run == others[0].run}
         usual = next((first[name] for name in REFERENCES if name in first), others[0])
@@ -124,21 +151,29 @@ def against(arm: Arm, others: Sequence[Arm], reference: str = "") -> Arm | None:
     return None if chosen is not None and chosen.name == arm.name else chosen
 
 
-def wins(mine: np.ndarray, its: np.ndarray) -> np.ndarray:
+def wins(mine: np.ndarray, its: np.ndarray) -> Callable[..., np.ndarray]:
     """Probability that a seed of the first does better than a seed of the second in the same task, mean over tasks.
 
     Args:
-      mine: ``[..., S, T]``; higher is better.
-      its: ``[..., S', T]``.
+      mine: ``[S, T]``; higher is better; NaN where a seed has no value.
+      its: ``[S', T]``.
 
     Returns:
-      ``[...]``; ties count half (the Mann-Whitney statistic, as a share of all pairs).
+      ``(weights [..., S], weights [..., S']) -> [...]``; without the second, the first is for both. Ties count half
+      (the Mann-Whitney statistic, as a share of all pairs).
     """
-    pairs = mine.shape[-2] * its.shape[-2]
-    with np.errstate(all="ignore"):
-        # Only its statistic is used; its p-value is undefined where all are equal.
-        test = scipy.stats.mannwhitneyu(mine, its, axis=-2, method="asymptotic")
-    return test.statistic.mean(axis=-1) / pairs
+    pairs = np.isfinite(mine)[:, None] & np.isfinite(its)
+    won = np.where(pairs, (np.sign(mine[:, None] - its) + 1) / 2, 0.0)
+
+    def of(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+        b = a if b is None else b
+        share, count = ((b[..., None] * np.tensordot(a, part * 1.0, 1)).sum(axis=-2) for part in (won, pairs))
+        # Of few seeds, a resample may have no pair in a task, or in any.
+        of_tasks = np.divide(share, count, out=np.zeros(count.shape), where=count > 0).sum(axis=-1)
+        tasks = (count > 0).sum(axis=-1)
+        return np.divide(of_tasks, tasks, out=np.full(tasks.shape, np.nan), where=tasks > 0)
+
+    return of
 
 
 def compare(
@@ -149,20 +184,24 @@ def compare(
     reference: str = "",
     window: Window | None = None,
 ) -> pd.DataFrame:
-    """One row an arm: the statistic, its difference to what the arm is compared with, and how often it wins.
+    """One row for each arm: the statistic, its difference to what the arm is compared with, and how often it wins.
+
+    A value is missing where no episode of a seed ended in a task. The statistic is of the tasks that a seed has, the
+    difference of two seeds of the tasks that both have, and pairs of seeds win or lose in the tasks that both have.
 
     Args:
-      studies: one data set a run, see `plastax.report.read`.
+      studies: one data set for each run, see `plastax.report.read`.
       statistic: ``mean`` or ``iqm`` (interquartile mean), of all seeds and tasks of the window.
       quantity: name of one of the score's quantities; "": the main one.
       reference: name of the arm to compare with (``reset``, of several runs ``A:reset``); "": see `against`.
       window: tasks; by default the last of the score's windows. Of them, those that all arms have finished.
 
     Returns:
-      Columns ``run``, ``arm``, ``seeds``, ``frozen_seeds``, ``first_task``, ``last_task``, ``value``, ``against``,
-      ``paired_seeds`` (0: no seed in common, the difference is unpaired), ``difference``, ``improves`` (the
-      probability that a seed of this arm does better than one of the other in the same task), each with ``_low`` and
-      ``_high``, the ends of the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
+      Columns ``run``, ``arm``, ``seeds`` (with a value), ``frozen_seeds``, ``missing`` (values of seeds in tasks),
+      ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds`` (0: no seed in common, the difference is
+      unpaired), ``difference``, ``improves`` (the probability that a seed of this arm does better than one of the other
+      in the same task). Value, difference and probability have ``_low`` and ``_high``, the ends of the 95 % interval
+      (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -174,30 +213,51 @@ def compare(
     # Of runs of different lengths, the tasks that all have.
     tasks = min(arm.values.shape[1] for arm in found)
     chosen = np.arange(tasks)[(window or score.windows[-1]).tasks(tasks)]
-    chosen = chosen[[all(np.isfinite(arm.values[:, task]).all() for arm in found) for task in chosen]]
+    chosen = chosen[np.all([arm.finished[chosen] for arm in found], axis=0)]
     if not len(chosen):
         raise RecordError(f"no task of the window is finished by all of {', '.join(arm.name for arm in found)}")
     of, sign = STATISTICS[statistic], 1.0 if score.higher_is_better else -1.0
     rows = []
     for arm in found:
         mine = arm.values[:, chosen]
-        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(arm.seeds), "frozen_seeds": arm.frozen}
-        row |= {"first_task": chosen[0], "last_task": chosen[-1]} | _columns("value", jackknife(of, mine))
-        other = against(arm, found, reference)
-        if other is not None:
-            common = [seed for seed in arm.seeds if seed in other.seeds]
+        there = _seen(mine)
+        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(there), "frozen_seeds": arm.frozen}
+        row |= {"missing": int(np.isnan(mine).sum()), "first_task": chosen[0], "last_task": chosen[-1]}
+        row |= _interval("value", statistic, functools.partial(of, there), len(there))
+        if (other := against(arm, found, reference)) is not None:
             its = other.values[:, chosen]
+            common = [seed for seed in arm.seeds if seed in other.seeds]
             if common:
-                mine = mine[[arm.seeds.index(seed) for seed in common]]
-                its = its[[other.seeds.index(seed) for seed in common]]
+                mine, its = (one.values[[one.seeds.index(k) for k in common]][:, chosen] for one in (arm, other))
+                both = np.isfinite(mine + its)
+                a, b = (_seen(np.where(both, values, np.nan)) for values in (mine, its))
+                sizes, ranked = [len(a)], [len(common)]
+            else:
+                a, b = _seen(mine), _seen(its)
+                sizes, ranked = [len(a), len(b)], [len(mine), len(its)]
             row |= {"against": other.name, "paired_seeds": len(common)}
-            paired = bool(common)
-            row |= _columns("difference", jackknife(lambda a, b: of(a) - of(b), mine, its, paired=paired))
-            row |= _columns("improves", resample(lambda a, b: wins(sign * a, sign * b), mine, its, paired=paired))
+            row |= _interval("difference", statistic, functools.partial(_difference, of, a, b), *sizes)
+            row |= _interval("improves", "", wins(sign * mine, sign * its), *ranked)
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
-    columns = ["run", "arm", "seeds", "frozen_seeds", "first_task", "last_task", "value", "value_low", "value_high"]
+    columns = ["run", "arm", "seeds", "frozen_seeds", "missing", "first_task", "last_task", *names[:3]]
     return pd.DataFrame(rows, columns=[*columns, "against", "paired_seeds", *names[3:]])
+
+
+def _seen(values: np.ndarray) -> np.ndarray:
+    """The seeds that have a value in any task."""
+    return values[np.isfinite(values).any(axis=1)]
+
+
+def _difference(of: Callable[..., np.ndarray], a: np.ndarray, b: np.ndarray, *weights: np.ndarray) -> np.ndarray:
+    return of(a, weights[0]) - of(b, weights[-1])
+
+
+def _interval(name: str, statistic: str, of: Callable[..., np.ndarray], *seeds: int) -> dict[str, float]:
+    """A statistic of weighted seeds and its interval, by column; ``statistic`` "": a probability."""
+    kinds = {"mean": jackknife, "iqm": functools.partial(bootstrap, student=True, resamples=1999), "": bootstrap}
+    ends = kinds[statistic](of, *seeds) if min(seeds) else (np.nan,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends))
 
 
 def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean", **options: str) -> pd.DataFrame:
@@ -220,23 +280,22 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
     return pd.concat(parts, ignore_index=True)
 
 
-def _columns(name: str, interval: Sequence[Any]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, interval)))
-
-
 def what(data: xr.Dataset) -> str:
     """What a run is, and which tasks it lacks, for the captions of `render`."""
     names = [str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name)]
     return "; ".join(text for text in (" ".join(names), f"{data.sizes['task']} tasks", unfinished(data)) if text)
 
 
-def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich.table.Table:
+def render(
+    frame: pd.DataFrame, title: str, captions: Mapping[str, str], statistic: Statistic = "mean"
+) -> rich.table.Table:
     """The table of `compare` for a terminal.
 
     Args:
       frame: from `compare`.
-      title: what the numbers are; the tasks that they are of are added.
+      title: says what the numbers are; their tasks are added to it.
       captions: letter of a run -> what it is, see `what`.
+      statistic: as of `compare`.
     """
     row = frame.iloc[0]
     title = f"{title}: {numbers(range(row['first_task'], row['last_task'] + 1))}"
@@ -253,9 +312,11 @@ def render(frame: pd.DataFrame, title: str, captions: Mapping[str, str]) -> rich
         table.add_row(*([row["run"]] if several else []), row["arm"], str(row["seeds"]), *cells)
     lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
     fewest = int(frame["seeds"].min())
-    about = about_intervals(fewest, " over seeds").removeprefix(";").strip()
+    about = about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip()
     first = f"{about}; P(better): in the same task, ties half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
+    if missing := frame["missing"].sum():
+        lines = [f"{missing} values are missing, because no episode ended: {MISSING}", *lines]
     if frame["frozen_seeds"].any():
-        lines = ["a frozen seed counts as the worst of all seeds in each task from then on", *lines]
+        lines = ["a frozen seed counts as the worst of all compared seeds in each task from then on", *lines]
     table.caption = "\n".join([first, f"of the tasks that all have finished; {NUMBERED}", *lines])
     return table

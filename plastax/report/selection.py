@@ -67,7 +67,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
     for arm in found:
         # A seed that has diverged from the start is left out there.
         whole = len(arm.seeds) == half and not arm.frozen and bool(np.isfinite(arm.values[:, tasks]).all())
-        values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks])) if whole else np.nan
+        values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks], np.ones(half))) if whole else np.nan
     best: dict[str, str] = {}
     for label, value in values.items():
         other = best.setdefault(method[label], label)
@@ -103,20 +103,20 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index", columns=["of", "value", "difference", "P(better)"])
 
 
-def note(frame: pd.DataFrame) -> list[str]:
+def note(frame: pd.DataFrame, statistic: Statistic = "mean") -> list[str]:
     """How the arms of `select` were chosen, and what of, in lines."""
     first = frame.iloc[0]
     against = next((name for name in frame["against"] if isinstance(name, str)), "")
     lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]
     tasks = numbers(range(first["first_task"], first["last_task"] + 1))
-    about = about_intervals(int(frame["seeds"].min()), " over seeds").removeprefix(";").strip()
+    about = about_intervals(int(frame["seeds"].min()), " over seeds", statistic).removeprefix(";").strip()
     lines += [f"{tasks} ({NUMBERED}); {about}"]
     return lines + ([f"difference to {against}, paired; P(better): in the same task"] if against else [])
 
 
-def render(frame: pd.DataFrame, title: str) -> rich.table.Table:
+def render(frame: pd.DataFrame, title: str, statistic: Statistic = "mean") -> rich.table.Table:
     """The table of `select` for a terminal."""
-    table = rich.table.Table(title=title, caption="\n".join(note(frame)), caption_justify="left")
+    table = rich.table.Table(title=title, caption="\n".join(note(frame, statistic)), caption_justify="left")
     cells = shown(frame)
     table.add_column("best arm", no_wrap=True)
     for name in cells:

@@ -1,42 +1,44 @@
 """Means over seeds, and how sure we are of them.
 
-Intervals of means and of paired differences are Student's t intervals, and those of interquartile means are t intervals
-with the jackknife's standard error over seeds (Tukey's; of a mean both are the same). A bootstrap interval is too short
-for the seeds that people have: of 95 % and four seeds of normal values it covers about 80 %, a t interval 95 %.
-Correlations and probabilities, which have bounds, keep a bootstrap interval: BCa (Efron, "Better bootstrap confidence
-intervals", JASA 82, 1987), or percentiles where BCa is not defined, because every resample lies on one side of the
-value. `experiments.bench.intervals` measures what each covers: t intervals of lognormal values 83 to 88 %, and of the
-interquartile mean of seeds of two kinds about 80 %. Fewer than `FEWEST` seeds have no interval.
+Means and paired differences have Student's t intervals. Interquartile means have t intervals with the bootstrap's
+standard error: the jackknife's is too small where seeds are of two kinds. Correlations and probabilities, which have
+bounds, have BCa bootstrap intervals (Efron, "Better bootstrap confidence intervals", JASA 82, 1987).
+`experiments.bench.intervals` measures what each of them covers. Fewer than `FEWEST` seeds have no interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 import scipy.stats
 import xarray as xr
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 FEWEST = 3
-"""Seeds that an interval takes at least: of two, a t interval is 18 times as wide as the seeds are apart."""
+"""Seeds that an interval needs: the t interval of two seeds is 18 times as wide as the seeds are apart."""
 
 
-def about_intervals(seeds: int, of: str = "") -> str:
-    """What stands after "mean over n seeds" of numbers with intervals, and in the place of intervals."""
-    skewed = "covers about 85 % where seeds are very skewed"
-    return f" [95 % t interval{of}; {skewed}]" if seeds >= FEWEST else f"; no intervals of fewer than {FEWEST} seeds"
-
-
+COVERAGE = {
+    "mean": "covers about 85 % where seeds are very skewed",
+    "iqm": "@@",
+}
+"""What a t interval of a statistic covers at worst, measured by `experiments.bench.intervals`."""
 ABOUT_BOOTSTRAP = "bootstrap interval (4 seeds: covers about 85 %)"
-"""What stands with the intervals of `resample`; `experiments.bench.intervals` measures the number."""
+"""Follows numbers with a BCa interval; measured likewise."""
 
-
-# Values in memory at a time: 16 MB a temporary array, for however many cells.
 _VALUES = 2_000_000
+"""Values in memory at a time: 16 MB for each temporary array."""
+
+
+def about_intervals(seeds: int, of: str = "", statistic: str = "mean") -> str:
+    """What follows "mean over n seeds": how its interval is made and what it covers, or why it has none."""
+    if seeds < FEWEST:
+        return f"; no intervals of fewer than {FEWEST} seeds"
+    return f" [95 % t interval{of}; {COVERAGE[statistic]}]"
 
 
 class Interval(NamedTuple):
@@ -53,59 +55,6 @@ class Interval(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     seeds: np.ndarray
-
-
-def _ends(
-    value: np.ndarray, resampled: np.ndarray, left_out: Sequence[np.ndarray], confidence: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the intervals of some values.
-
-    Args:
-      value: ``[...]``.
-      resampled: ``[..., R]``, of every resample; sorted in place.
-      left_out: ``[..., S]`` for each sample that is resampled by itself: the value without each of its seeds.
-      confidence: of the interval, in (0, 1).
-
-    Returns:
-      ``[...]`` each; NaN where a resample is.
-    """
-    resampled.sort(axis=-1)
-    # What is as large as the value but for rounding is a tie, which counts half.
-    near = 1e-12 * np.abs(resampled[..., [0, -1]]).max(axis=-1)
-    below = sum((resampled < (value + side * near)[..., None]).sum(axis=-1) for side in (-1, 1)) / 2
-    share = below / resampled.shape[-1]
-    defined = (share > 0) & (share < 1)
-    bias = np.where(defined, scipy.special.ndtri(np.where(defined, share, 0.5)), 0.0)
-    # Efron's acceleration: the skewness of what single seeds contribute, summed over samples.
-    away = [one.mean(axis=-1, keepdims=True) - one for one in left_out]
-    weights = [(one.shape[-1] - 1) / one.shape[-1] for one in left_out]
-    cubes = sum(weight**3 * (one**3).sum(axis=-1) for weight, one in zip(weights, away))
-    squares = sum(weight**2 * (one**2).sum(axis=-1) for weight, one in zip(weights, away))
-    skewed = defined & (squares > 0)
-    skew = np.where(skewed, cubes, 0.0) / (6 * np.where(skewed, squares, 1.0) ** 1.5)
-    ends = []
-    for z in scipy.special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2]):
-        level = scipy.special.ndtr(bias + (bias + z) / (1 - skew * (bias + z)))
-        place = np.asarray(level * (resampled.shape[-1] - 1))
-        whole = np.floor(place).astype(int)
-        lower, upper = (
-            np.take_along_axis(resampled, np.minimum(whole + k, resampled.shape[-1] - 1)[..., None], -1)[..., 0]
-            for k in (0, 1)
-        )
-        # NaN are sorted to the end.
-        ends.append(np.where(np.isnan(resampled[..., -1]), np.nan, lower + (place - whole) * (upper - lower)))
-    return ends[0], ends[1]
-
-
-def _draws(seeds: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers of the seeds in each resample, ``[resamples, seeds]``."""
-    return rng.integers(0, seeds, (resamples, seeds))
-
-
-def _counts(seeds: int, resamples: int) -> np.ndarray:
-    """How often each seed is in each resample, ``[resamples, seeds]``; a report drawn twice shows the same numbers."""
-    draws = _draws(seeds, resamples, np.random.default_rng(0))
-    return (draws[..., None] == np.arange(seeds)).sum(axis=1).astype(float)
 
 
 def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
@@ -167,112 +116,85 @@ def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONF
 
 
 def jackknife(
-    statistic: Callable[..., np.ndarray], *samples: np.ndarray, paired: bool = True, confidence: float = CONFIDENCE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A smooth statistic of whole seeds, and its t interval: what belongs to a seed stays together.
-
-    The standard error is the jackknife's, from the statistic without each seed in turn. Of a mean this is Student's
-    interval, of a difference of means of samples that are not paired Welch's.
-
-    Args:
-      statistic: ``(*samples [..., S, T]) -> [...]``.
-      *samples: ``[..., S, T]`` each, without NaN; S may differ where they are not paired.
-      paired: whether row k of every sample is the same seed.
-      confidence: of the interval.
-
-    Returns:
-      The statistic ``[...]``, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
-    """
-    value = np.asarray(statistic(*samples))
-    sizes = [sample.shape[-2] for sample in samples]
-    if min(sizes) < FEWEST:
-        return value, np.full(value.shape, np.nan), np.full(value.shape, np.nan)
-    # All samples without the same seed; or one of them without each of its seeds, the others whole.
-    groups = [range(len(samples))] if paired else [[k] for k in range(len(samples))]
-    variances, frees = [], []
-    for group in groups:
-        size = sizes[group[0]]
-        rows = [_left_out(size) if k in group else np.tile(np.arange(n), (size, 1)) for k, n in enumerate(sizes)]
-        without = statistic(*(np.take(sample, row, axis=-2) for sample, row in zip(samples, rows)))
-        variances.append((size - 1) * np.var(without, axis=-1))
-        frees.append(size - 1)
-    variance = sum(variances)
-    # Welch's degrees of freedom.
-    parts = sum(one**2 / free for one, free in zip(variances, frees))
-    free = np.divide(variance**2, parts, out=np.full(np.shape(variance), float(min(frees))), where=parts > 0)
-    half = scipy.stats.t.ppf((1 + confidence) / 2, free) * np.sqrt(variance)
-    return value, value - half, value + half
-
-
-def reweigh(
-    statistic: Callable[[np.ndarray], np.ndarray],
-    seeds: int,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    size: int = 1,
+    statistic: Callable[..., np.ndarray], *seeds: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """Any statistic of weighted seeds, and its bootstrap interval.
+    """A smooth statistic of weighted seeds, and its t interval with the jackknife's standard error.
+
+    Of a mean this is Student's interval, of a difference of means of two samples Welch's.
 
     Args:
-      statistic: ``(weights [..., S]) -> [...]``; a weight says how often a seed is there.
-      seeds: S.
-      confidence: of the interval.
-      resamples: number of bootstrap resamples.
-      size: values that the statistic has in memory for each resample.
-
-    Returns:
-      The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds.
-    """
-    value = np.asarray(statistic(np.ones(seeds)))
-    if seeds < FEWEST:
-        return float(value), np.nan, np.nan
-    parts = np.array_split(_counts(seeds, resamples), -(-resamples * size // _VALUES))
-    resampled = np.concatenate([statistic(part) for part in parts])
-    low, high = _ends(value, resampled, [statistic(1.0 - np.eye(seeds))], confidence)
-    return float(value), float(low), float(high)
-
-
-def resample(
-    statistic: Callable[..., np.ndarray],
-    *samples: np.ndarray,
-    paired: bool = True,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float, float]:
-    """Any statistic of whole seeds, and its bootstrap interval: what belongs to a seed stays together.
-
-    Args:
-      statistic: ``(*samples [..., S, T]) -> [...]``; the leading axes are resamples.
-      *samples: ``[S, T]`` each, without NaN, one row a seed.
-      paired: whether row k of every sample is the same seed, and is resampled together.
-      confidence: of the interval.
-      resamples: number of bootstrap resamples.
+      statistic: ``(weights [..., S] of each sample) -> [...]``; a weight says how often a seed counts.
+      *seeds: S of every sample. Paired samples have the same weights, and are one here.
+      confidence: of the interval, in (0, 1).
 
     Returns:
       The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
     """
-    value = np.asarray(statistic(*samples))
-    sizes, rng = [len(sample) for sample in samples], np.random.default_rng(0)
-    if min(sizes) < FEWEST:
-        return float(value), np.nan, np.nan
-
-    def of(rows: Sequence[np.ndarray]) -> np.ndarray:
-        return statistic(*(sample[row] for sample, row in zip(samples, rows)))
-
-    # Rows of every sample in each resample; then, for what is resampled by itself, without each of its seeds.
-    if paired:
-        draws = [_draws(sizes[0], resamples, rng)] * len(samples)
-        without = [[_left_out(sizes[0])] * len(samples)]
-    else:
-        draws = [_draws(size, resamples, rng) for size in sizes]
-        whole = [[np.tile(np.arange(size), (other, 1)) for size in sizes] for other in sizes]
-        without = [[*rows[:k], _left_out(sizes[k]), *rows[k + 1 :]] for k, rows in enumerate(whole)]
-    batches = -(-resamples * max(sample.size for sample in samples) // _VALUES)
-    resampled = np.concatenate([of(rows) for rows in zip(*(np.array_split(draw, batches) for draw in draws))])
-    low, high = _ends(value, resampled, [of(rows) for rows in without], confidence)
-    return float(value), float(low), float(high)
+    value = float(statistic(*map(np.ones, seeds)))
+    if min(seeds) < FEWEST:
+        return value, np.nan, np.nan
+    variances = []
+    for sample, size in enumerate(seeds):
+        whole = [np.ones((size, other)) for other in seeds]
+        whole[sample] = 1.0 - np.eye(size)
+        variances.append((size - 1) * float(np.var(statistic(*whole))))
+    variance = sum(variances)
+    # Welch's degrees of freedom.
+    parts = sum(one**2 / (size - 1) for one, size in zip(variances, seeds))
+    free = variance**2 / parts if parts > 0 else min(seeds) - 1
+    half = scipy.stats.t.ppf((1 + confidence) / 2, free) * np.sqrt(variance)
+    return value, value - half, value + half
 
 
-def _left_out(seeds: int) -> np.ndarray:
-    """All rows but the k-th in row k, ``[seeds, seeds - 1]``."""
-    return np.array([np.delete(np.arange(seeds), k) for k in range(seeds)])
+def bootstrap(
+    statistic: Callable[..., np.ndarray],
+    *seeds: int,
+    student: bool = False,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    size: int = 1,
+) -> tuple[float, float, float]:
+    """Any statistic of weighted seeds, and its bootstrap interval: what belongs to a seed stays together.
+
+    Args:
+      statistic: see `jackknife`.
+      *seeds: see `jackknife`.
+      student: a t interval with the bootstrap's standard error, for a statistic without bounds; otherwise BCa, or
+        percentiles where BCa is not defined because all resamples lie on one side of the value.
+      confidence: of the interval, in (0, 1).
+      resamples: number of bootstrap resamples.
+      size: values that the statistic keeps in memory for each resample.
+
+    Returns:
+      The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
+    """
+    value = float(statistic(*map(np.ones, seeds)))
+    if min(seeds) < FEWEST:
+        return value, np.nan, np.nan
+
+    def of(*rows: np.ndarray, axis: int) -> Any:
+        return statistic(*((one[..., None] == np.arange(n)).sum(axis - 1) * 1.0 for one, n in zip(rows, seeds)))
+
+    # Where seeds are all equal, BCa divides zero by zero.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        found = scipy.stats.bootstrap(
+            [np.arange(n) for n in seeds],
+            of,
+            n_resamples=resamples,
+            batch=max(1, _VALUES // max(size, sum(n * n for n in seeds))),
+            vectorized=True,
+            confidence_level=confidence,
+            method="percentile" if student else "BCa",
+            # A report that is drawn twice shows the same numbers.
+            rng=np.random.default_rng(0),
+        )
+    if student:
+        # The bootstrap divides by S, not by S - 1: of a mean this makes it Student's interval.
+        free = min(seeds) - 1
+        half = scipy.stats.t.ppf((1 + confidence) / 2, free) * found.standard_error * np.sqrt((free + 1) / free)
+        return value, value - half, value + half
+    low, high = found.confidence_interval
+    if np.isnan([low, high]).any():
+        low, high = np.quantile(found.bootstrap_distribution, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return value, float(low), float(high)

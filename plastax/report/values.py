@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -23,19 +24,45 @@ def finished(data: xr.Dataset) -> xr.DataArray:
 
 
 def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
-    """A quantity's value in each finished task.
+    """`together` of a single study."""
+    return together([data], quantity)[0]
+
+
+def together(studies: Sequence[xr.Dataset], quantity: Quantity) -> list[xr.DataArray | None]:
+    """A quantity's value in each finished task, of studies that are compared with one another.
+
+    From the task in which a seed is frozen (see `alive_in`) it counts as the worst value that any seed of any of the
+    studies has in that task: left out, a method that diverges would look better for it.
 
     Args:
-      data: a study, see `plastax.load`.
-      quantity: a training value (its mean over the task's updates, those without a value left out: of the return, those
-        in which no episode ended), or a probe's value at one mark.
-
-    From the task in which a seed is frozen (see `alive_in`) it counts as the worst value that any seed of the study has
-    in a task: left out, a method that diverges would look better for it.
+      studies: see `plastax.load`.
+      quantity: a training value (its mean over the task's updates; of the return, over those in which an episode
+        ended), or a probe's value at one mark.
 
     Returns:
-      (arm, seed, task), in the value's unit; None if the study does not have it.
+      (arm, seed, task) of each study, in the value's unit; NaN where a task is not finished, or has no value; None if
+      the study does not have the quantity.
     """
+    found = [_of_living(data, quantity) for data in studies]
+    there = [values for values in found if values is not None]
+    if not there:
+        return found
+    score = score_of(studies[0])
+    worst = "min" if score is None or score.higher_is_better else "max"
+    of_tasks = xr.concat([getattr(one, worst)(["arm", "seed"]) for one in there], "study", join="outer")
+    of_tasks = getattr(of_tasks, worst)("study")
+    # Where nobody has a value, the worst of all tasks.
+    of_tasks = of_tasks.fillna(getattr(of_tasks, worst)())
+    out: list[xr.DataArray | None] = []
+    for data, values in zip(studies, found):
+        if values is not None and (alive := alive_in(data)) is not None:
+            values = values.where(alive | ~finished(data), of_tasks.sel(task=values.task))
+        out.append(None if values is None else values.transpose("arm", "seed", "task"))
+    return out
+
+
+def _of_living(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
+    """See `together`; NaN where a seed is frozen."""
     if not measured(data, quantity):
         return None
     if quantity.mark:
@@ -48,14 +75,9 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
         else:
             values = values.groupby("update_task").mean()
         values = values.rename(update_task="task").assign_coords(task=data.task).where(finished(data))
-    if values is None or (alive := alive_in(data)) is None:
-        return None if values is None else values.transpose("arm", "seed", "task")
     # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
-    values, score = values.where(alive), score_of(data)
-    worst = values.min if score is None or score.higher_is_better else values.max
-    # Where every seed is frozen, the worst of all tasks.
-    fill = worst(["arm", "seed"]).where(alive.any(["arm", "seed"]), worst())
-    return values.where(alive | ~finished(data), fill).transpose("arm", "seed", "task")
+    alive = alive_in(data)
+    return values if values is None or alive is None else values.where(alive)
 
 
 def alive_in(data: xr.Dataset) -> xr.DataArray | None:

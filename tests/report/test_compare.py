@@ -19,6 +19,7 @@ from plastax.records.layout import Segment, write_json, write_segment
 from plastax.report import compare
 from plastax.report.html import provenance, verdict
 from plastax.report.score import score_of
+from plastax.report.statistics import bootstrap
 from plastax.report.values import task_values
 from plastax.tracking import reduce_segment
 from plastax.types import Record
@@ -66,13 +67,19 @@ def iqm(values: np.ndarray) -> float:
     return values[len(values) // 4 : len(values) - len(values) // 4].mean()
 
 
-def check_t(ends: tuple[float, float], statistic, *samples: np.ndarray) -> None:
-    """t interval with the jackknife's standard error over rows (Tukey, 1958), from pseudovalues."""
-    value = statistic(*samples)
-    without = [statistic(*(np.delete(s, row, axis=0) for s in samples)) for row in range(SEEDS)]
-    pseudo = SEEDS * value - (SEEDS - 1) * np.array(without)
-    half = scipy.stats.t.ppf(0.975, SEEDS - 1) * scipy.stats.sem(pseudo)
-    assert ends == pytest.approx((value - half, value + half), rel=1e-5)
+def check_t(ends: tuple[float, float], kind: str, statistic, *samples: np.ndarray) -> None:
+    """The t interval with a standard error over rows: of means SciPy's, of interquartile means its bootstrap's."""
+    if kind == "mean":
+        error = scipy.stats.sem(np.subtract(*samples).mean(axis=1) if len(samples) > 1 else samples[0].mean(axis=1))
+    else:
+        found = scipy.stats.bootstrap(
+            [range(SEEDS)],
+            lambda rows: statistic(*(sample[rows.astype(int)] for sample in samples)),
+            n_resamples=1999, vectorized=False, method="percentile", rng=np.random.default_rng(0),
+        )  # fmt: skip
+        error = found.standard_error * np.sqrt(SEEDS / (SEEDS - 1))
+    half = scipy.stats.t.ppf(0.975, SEEDS - 1) * error
+    assert ends == pytest.approx((statistic(*samples) - half, statistic(*samples) + half), rel=1e-5)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "iqm"])
@@ -89,7 +96,7 @@ def test_the_table_is_that_of_the_raw_records(runs: list[pathlib.Path], statisti
         mine = wide.loc[arm]
         assert (row["first_task"], row["last_task"]) == (3, 4)
         assert row["value"] == pytest.approx(of(mine.to_numpy()), rel=1e-6)
-        check_t((row["value_low"], row["value_high"]), of, mine.to_numpy())
+        check_t((row["value_low"], row["value_high"]), statistic, of, mine.to_numpy())
         if arm not in other:
             assert pd.isna(row["against"])
             continue
@@ -100,25 +107,72 @@ def test_the_table_is_that_of_the_raw_records(runs: list[pathlib.Path], statisti
         both = mine.loc[seeds].to_numpy(), its.loc[seeds].to_numpy()
         assert row["difference"] == pytest.approx(of(both[0]) - of(both[1]), rel=1e-5)
         if len(seeds) == SEEDS:
-            check_t((row["difference_low"], row["difference_high"]), lambda a, b: of(a) - of(b), *both)
+            ends = row["difference_low"], row["difference_high"]
+            check_t(ends, statistic, lambda a, b: of(a) - of(b), *both)
         pairs = mine.loc[seeds].merge(its.loc[seeds], how="cross")
         improves = np.mean([(pairs[f"{task}_x"] > pairs[f"{task}_y"]).mean() for task in (3, 4)])
         assert row["improves"] == pytest.approx(improves, abs=1e-12)
         assert 0.0 <= row["improves_low"] <= row["improves_high"] <= 1.0
 
 
-def test_tasks_of_a_seed_stay_together() -> None:
+@pytest.mark.parametrize("statistic", ["mean", "iqm"])
+def test_tasks_of_a_seed_stay_together(statistic: compare.Statistic) -> None:
     # Seeds differ, tasks of a seed do not: with the tasks resampled apart, the interval would be half as wide.
-    values = np.repeat(np.arange(6.0)[:, None], 20, axis=1)
-    _, low, high = compare.jackknife(compare.STATISTICS["mean"], values)
-    _, alone_low, alone_high = compare.jackknife(compare.STATISTICS["mean"], values[:, :1])
-    assert (low, high) == (alone_low, alone_high)
+    values = np.repeat(np.arange(8.0)[:, None], 20, axis=1)
+    ends = [
+        bootstrap(lambda w, one=one: compare.STATISTICS[statistic](one, w), 8, student=True)[1:]
+        for one in (values, values[:, :1])
+    ]
+    assert ends[0] == pytest.approx(ends[1])
 
 
 def test_ties_and_losses_count_as_they_should() -> None:
     a, b = np.array([[1.0, 1.0], [1.0, 3.0]]), np.array([[1.0, 2.0], [1.0, 2.0]])
-    assert compare.wins(a, b) == pytest.approx((0.5 + 0.5) / 2)
-    assert compare.wins(a[:, 1:], b[:, 1:] - 1.5) == 1.0
+    assert compare.wins(a, b)(np.ones(2)) == pytest.approx((0.5 + 0.5) / 2)
+    assert compare.wins(a[:, 1:], b[:, 1:] - 1.5)(np.ones(2)) == 1.0
+    # With each seed as often as its weight says: the Mann-Whitney statistic.
+    times = np.array([2, 1]), np.array([1, 3])
+    many = [np.repeat(values, n, axis=0) for values, n in zip((a, b), times)]
+    expected = scipy.stats.mannwhitneyu(*many, axis=0).statistic.mean() / (3 * 4)
+    assert compare.wins(a, b)(*times) == pytest.approx(expected)
+
+
+def test_a_seed_without_an_episode_in_a_task_costs_nobody_a_task(tmp_path: pathlib.Path) -> None:
+    run = make(tmp_path / "a", ("reset", "l2"), 6, 0)
+    path = run / "records" / "l2" / "000004.npz"
+    with np.load(path) as file:
+        values = file["train/episode_return"].copy()
+    values[1] = np.nan
+    write_segment(path.parent, 4, Record({"episode_return": values}, {}), {"clock": 24, "length": 6, "task": 4})
+    late = raw(run, "A").query("task >= 4").pivot(index=["arm", "seed"], columns="task", values="value")
+    assert late.isna().sum().sum() == 1
+    frame = compare.compare([report.read(run)]).set_index("arm")
+    assert (frame.loc["l2", ["first_task", "last_task", "seeds", "missing"]] == [4, 5, 5, 1]).all()
+    mine, its = late.loc["l2"].to_numpy(), late.loc["reset"].to_numpy()
+    assert frame.loc["l2", "value"] == pytest.approx(np.nanmean(mine, axis=1).mean())
+    assert frame.loc["reset", "value"] == pytest.approx(its.mean())
+    assert frame.loc["l2", "difference"] == pytest.approx(np.nanmean(mine - its, axis=1).mean())
+    won = [np.mean(mine[np.isfinite(mine[:, k]), k, None] > its[:, k]) for k in range(2)]
+    assert frame.loc["l2", "improves"] == pytest.approx(np.mean(won))
+    quartiles = compare.compare([report.read(run)], "iqm").set_index("arm")
+    assert quartiles.loc["l2", "value"] == pytest.approx(iqm(mine[np.isfinite(mine)]))
+    console = rich.console.Console(file=io.StringIO(), width=140)
+    report.print_comparison([run], console=console)
+    assert "1 values are missing, because no episode ended" in console.file.getvalue()
+
+
+def test_a_frozen_seed_counts_as_the_worst_of_all_compared_runs(tmp_path: pathlib.Path) -> None:
+    """Also where its own run has nothing as bad, or nothing at all, to say of a task."""
+    good, _ = broken(tmp_path / "good", 2)
+    bad, values = broken(tmp_path / "bad", 6, scale=0.01)
+    late = values[:, :, 4:]
+    frame = compare.compare([report.read(good), report.read(bad)], reference="A:reset").set_index(["run", "arm"])
+    alone = compare.compare([report.read(good)]).set_index("arm")
+    others = report.read(good)["train/accuracy"].sel(arm="l2", seed=[0, 2, 3]).values.reshape(3, 6, 2)[:, 4:].mean(2)
+    expected = (others.mean(axis=1).sum() + late.min(axis=(0, 1)).mean()) / 4
+    assert frame.loc[("A", "l2"), "value"] == pytest.approx(expected, rel=1e-6)
+    assert frame.loc[("A", "l2"), "value"] < alone.loc["l2", "value"]
+    assert frame.loc[("B", "l2"), "value"] == pytest.approx(late[1].mean(), rel=1e-6)
 
 
 def test_seeds_without_a_partner_are_compared_unpaired(tmp_path: pathlib.Path) -> None:
@@ -197,12 +251,14 @@ def test_different_scores_are_refused(runs: list[pathlib.Path], tmp_path: pathli
         compare.compare([report.read(runs[0]), report.read(tmp_path)])
 
 
-def broken(directory: pathlib.Path, since: int, higher_is_better: bool = True) -> tuple[pathlib.Path, np.ndarray]:
+def broken(
+    directory: pathlib.Path, since: int, higher_is_better: bool = True, scale: float = 1.0
+) -> tuple[pathlib.Path, np.ndarray]:
     """A run of 6 tasks whose seed 1 of l2 is frozen in the last update of task ``since``; ``[method, S, task]``."""
     name = "accuracy" if higher_is_better else "loss"
     settings = {"methods": ["reset", "l2"], "seeds": 4, "tasks": 6, "updates_per_task": 2}
     write_json(directory / "config.json", {"experiment": "d", "run_id": "r", "hash": "h", "settings": settings})
-    values = np.random.default_rng(since).uniform(size=(2, 4, 6))
+    values = scale * np.random.default_rng(since).uniform(size=(2, 4, 6))
     for m, method in enumerate(settings["methods"]):
         for task in range(6):
             alive = np.ones((4, 2))
@@ -237,7 +293,7 @@ def test_a_frozen_seed_counts_as_the_worst_and_costs_no_task(tmp_path: pathlib.P
     lines = console.file.getvalue().splitlines()
     assert all("(1 of 4 frozen)" in line for line in lines if "l2 " in line and "[" in line)
     assert sum("(1 of 4 frozen)" in line for line in lines) >= 4
-    assert "a frozen seed counts as the worst of all seeds" in console.file.getvalue()
+    assert "a frozen seed counts as the worst of all compared seeds" in console.file.getvalue()
     found = verdict.findings(report.read(run))
     assert verdict.table(found).loc["l2"].iloc[0].endswith("(1 of 4 frozen)")
     said = " ".join(provenance.warnings(report.read(run), found, {}))

@@ -12,7 +12,7 @@ from plastax.report.drawn import spread
 from plastax.report.html.look import figure, small, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import Quantity, score_of
-from plastax.report.statistics import reweigh
+from plastax.report.statistics import bootstrap
 from plastax.report.table import cell
 from plastax.report.values import layer_mean, rank_at, task_values
 
@@ -62,7 +62,7 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Of ``[S, ...]``; seeds are resampled whole."""
-    ends = reweigh(lambda weights: spearman(x, y, weights), len(x), resamples=RESAMPLES, size=x.size)
+    ends = bootstrap(lambda weights: spearman(x, y, weights), len(x), resamples=RESAMPLES, size=x.size)
     return Correlation(*ends, x.size)
 
 
