@@ -33,7 +33,7 @@ HERE = {
 def train(directory: pathlib.Path, config: Any, batch: Any, plan: loop.Plan, *_: Any, stopping: Any, **__: Any) -> None:
     """Records what is missing, and says so."""
     (arm,) = batch.arms
-    place, owner = layout.place(directory, config, arm), layout.owner(config, arm)
+    place, owner = layout.records_folder(directory, config, arm), layout.owner(config, arm)
     for index in range(survey(directory, config, [arm], plan.segments).whole, plan.segments):
         if stopping.asked:
             raise Stopped(f"stopped by {stopping.asked}")

@@ -234,7 +234,7 @@ def child(order: Order) -> None:
         write = report.write
 
         def killed(run: report.Run) -> Any:
-            hollow.at_change(report.load(run).directory, int(order.when), die)
+            hollow.at_change(report.load_run(run).directory, int(order.when), die)
             return write(run)
 
         report.write = killed

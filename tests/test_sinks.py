@@ -245,13 +245,32 @@ def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pat
     assert line == "l2@l2=0 and 2 more: task 1/3  5,000 examples/s  0:00:12 left  online accuracy 0.5 to 0.7"
 
 
-def test_probes_are_a_part_of_the_time_that_is_left(tmp_path: pathlib.Path) -> None:
-    """As `plastax.runs.loop` measures: the seconds of a segment are those of its probes too."""
+def test_the_line_says_how_many_seeds_its_mean_is_of(tmp_path: pathlib.Path) -> None:
+    """Frozen seeds have no value: a mean of the others would flatter the method if nothing said so."""
     console = rich.console.Console(file=io.StringIO(), width=60)
     sink = ConsoleSink(console)
-    sink.start(CONFIG, tmp_path, "l2_er")
-    sink.log(reduce_segment(segment(1), CONFIG) | {"host/train_seconds": 8.0, "host/probe_seconds": 7.0}, 1)
-    assert "  0:00:08 left" in console.file.getvalue()
+    sink.start(SUPERVISED, tmp_path, "l2")
+    metrics = reduce_segment(supervised_segment(0), SUPERVISED)
+    sink.log(metrics | {"train/accuracy": np.array([0.5, np.nan, 0.7, np.nan])}, 0)
+    sink.log(metrics | {"train/accuracy": np.array([0.5, 0.7, 0.7, 0.9])}, 0)
+    some, every = console.file.getvalue().splitlines()[1:]
+    assert some.endswith("online accuracy 0.6 (2 of 4 seeds)")
+    assert every.endswith("online accuracy 0.7")
+
+
+def test_probes_are_a_part_of_the_time_that_is_left(tmp_path: pathlib.Path) -> None:
+    """As a run of random_label with spectra measured it: the seconds of a segment are those of its probes too."""
+    measured = {"train_seconds": (0.288, 0.110, 0.090), "probe_seconds": (0.096,) * 3, "compile_seconds": (51.9, 0, 0)}
+    console = rich.console.Console(file=io.StringIO(), width=60)
+    sink = ConsoleSink(console)
+    sink.start(CONFIG | {"settings": CONFIG["settings"] | {"tasks": 100, "updates_per_task": 10}}, tmp_path, "l2")
+    for task in range(3):
+        host = {f"host/{name}": float(values[task]) for name, values in measured.items()}
+        sink.log(host | {"host/clock": 10.0 * task, "host/length": 10.0}, task)
+    compiled, *lines = console.file.getvalue().splitlines()
+    assert compiled == "l2: compiled in 51.9 s"
+    # 0.288 s for one task of a hundred, 0.488 s for three.
+    assert lines == [f"l2: task {k + 1}/100  0:00:{left} left" for k, left in enumerate((29, 20, 16))]
 
 
 def test_console_shows_a_bar_on_a_terminal(tmp_path: pathlib.Path) -> None:

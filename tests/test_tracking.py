@@ -228,7 +228,7 @@ def test_the_dashboard_shows_what_was_logged(recorded: pathlib.Path) -> None:
     tracking.replay(recorded)
     rows = read_offline_run(recorded)[1]
     logged = {name for row in rows for name in row}
-    found = dashboard.parts(dashboard.measured(recorded))
+    found = dashboard.groups(dashboard.measured(recorded))
     shown = [panel for part in found for panel in part.panels]
     assert [part.title for part in found] == [
         "Does it still learn?", "Spectra over tasks", "Curvature in numbers", "The network"
@@ -238,7 +238,7 @@ def test_the_dashboard_shows_what_was_logged(recorded: pathlib.Path) -> None:
         assert names
         assert names <= logged, panel
     assert ("hessian/spectrum/init",) in [panel.metrics for panel in shown]
-    assert sum(len(part.panels) for part in dashboard.parts()) > len(shown)
+    assert sum(len(part.panels) for part in dashboard.groups()) > len(shown)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # The package's own, at import.

@@ -11,7 +11,7 @@ import numpy as np
 
 from plastax.errors import RecordError
 from plastax.records.files import PathLike
-from plastax.records.layout import MARKS, Segment, coords_of, labels, read_arm, read_config
+from plastax.records.layout import MARKS, Segment, arm_labels, coords_of, read_arm, read_config
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +33,7 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     if missing:
         message = f"{directory / 'config.json'}: settings {missing} are missing"
         raise RecordError(message)
-    arms = labels(config)
+    arms = arm_labels(config)
     arms += [arm for arm in found if arm not in arms]
     sizes = {
         arm: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
@@ -187,7 +187,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     directory = pathlib.Path(path)
     config = read_config(directory)
     places = (directory / "records").glob("*")
-    arms = labels(config) or sorted(place.name for place in places if place.is_dir())
+    arms = arm_labels(config) or sorted(place.name for place in places if place.is_dir())
     found = {arm: segments for arm in arms if (segments := read_arm(directory, config, arm))}
     plan = _plan(directory, config, found)
     _check_size(directory, plan, found)

@@ -50,6 +50,12 @@ REQUIRED_HOST = ("clock", "length", "task")
 LONGEST = 64
 """Bytes of the longest label that names a folder."""
 
+ASIDES = (
+    "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "runs_dir", "resume", "fresh", "wandb",
+    "compilation_cache", "auto_chunk", "devices", "shard", "preset", "data_path", "data_verify", "data_card",
+)  # fmt: skip
+"""Settings that change no number, of the runs whose ``config.json`` does not name them under ``asides``."""
+
 _SEAL = b"\0plastax "
 _CONFIG = {
     "format": int, "experiment": str, "run_id": str, "hash": str, "dims": {...: [str]}, "coords": {...: [None]},
@@ -112,7 +118,7 @@ def start_run(
     if old and old.get("hash") != config.get("hash"):
         message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
         raise RecordError(message)
-    if old and not blank and (gone := [arm for arm in labels(old) if arm not in labels(config)]):
+    if old and not blank and (gone := [arm for arm in arm_labels(old) if arm not in arm_labels(config)]):
         raise RecordError(
             f"{directory} was begun by a version that calls its arms otherwise ({gone[0]}); continue with that version "
             "(environment.json names it), or start over with --fresh"
@@ -233,7 +239,7 @@ def _unsealed(path: pathlib.Path, raw: bytes, owner: Mapping[str, Any]) -> dict[
     return seal
 
 
-def listed(directory: PathLike) -> dict[int, pathlib.Path]:
+def segment_files(directory: PathLike) -> dict[int, pathlib.Path]:
     """Number of the segment -> record file, in order; whatever else lies beside them is none."""
     found = [path for path in files.entries(pathlib.Path(directory)) if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]
     return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
@@ -326,8 +332,8 @@ def read_arm(run: PathLike, config: Mapping[str, Any], arm: str) -> list[Segment
     Raises:
       RecordError: a record cannot be used, is another's, or is missing between others.
     """
-    directory = place(run, config, arm)
-    found = listed(directory)
+    directory = records_folder(run, config, arm)
+    found = segment_files(directory)
     if missing := set(range(len(found))) - found.keys():
         path = directory / f"{min(missing):06d}.npz"
         raise RecordError(f"{path} is missing, and later ones are there; put it back from a copy")
@@ -336,7 +342,7 @@ def read_arm(run: PathLike, config: Mapping[str, Any], arm: str) -> list[Segment
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:
-    """Reads the ``config.json`` of a run directory.
+    """Reads the ``config.json`` of a run directory; of an earlier version's, with its `ASIDES`.
 
     Raises:
       FileNotFoundError: there is none.
@@ -347,14 +353,14 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     config = read_json(path, _CONFIG)
     if missing := [name for name in ("experiment", "run_id", "settings") if name not in config]:
         raise RecordError(f"{path} lacks {', '.join(missing)}")
-    for name in (folder(config, arm) for arm in labels(config)):
+    for name in (arm_folder(config, arm) for arm in arm_labels(config)):
         if pathlib.PurePath(name).name != name or name in ("", "..") or "\0" in name:
             raise RecordError(f"{path}: {name!r:.60} cannot name a folder of records")
     coords = config.get("coords", {})
     for arm, axes in config.get("own_coords", {}).items():
         if wrong := [axis for axis, own in axes.items() if any(one not in coords.get(axis, ()) for one in own)]:
             raise RecordError(f"{path}: own_coords.{arm}.{wrong[0]} is not among coords")
-    return config
+    return {"asides": list(ASIDES), **config}
 
 
 def read_environment(directory: PathLike) -> dict[str, Any]:
@@ -375,17 +381,17 @@ def short(label: str, most: int = LONGEST) -> str:
     return f"{label.encode()[: most - 9].decode(errors='ignore')}-{digest}"
 
 
-def folder(config: Mapping[str, Any], arm: str) -> str:
+def arm_folder(config: Mapping[str, Any], arm: str) -> str:
     """What an arm's folders in a run directory are called: its label, or what ``config.json`` says instead."""
     return config.get("folders", {}).get(arm, arm)
 
 
-def place(run: PathLike, config: Mapping[str, Any], arm: str) -> pathlib.Path:
+def records_folder(run: PathLike, config: Mapping[str, Any], arm: str) -> pathlib.Path:
     """Where an arm's records are."""
-    return pathlib.Path(run) / "records" / folder(config, arm)
+    return pathlib.Path(run) / "records" / arm_folder(config, arm)
 
 
-def labels(config: Mapping[str, Any]) -> list[str]:
+def arm_labels(config: Mapping[str, Any]) -> list[str]:
     """What records and curves of a run are called: its methods, or of a sweep its arms."""
     return [str(label) for label in config.get("arms", config.get("settings", {}).get("methods", []))]
 

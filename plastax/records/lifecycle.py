@@ -60,7 +60,7 @@ def differences(
     return found
 
 
-def listed(differing: Mapping[str, tuple[Any, Any]]) -> str:
+def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
     """`differences` in words."""
     return "; ".join(f"{name}: {old!r} there, {new!r} here" for name, (old, new) in differing.items())
 
@@ -144,7 +144,7 @@ def _filled(path: Path) -> bool:
 def _done(run: Path, arms: Iterable[str]) -> int:
     """Segments recorded of some arms, or of all for "*"."""
     folders = (run / "records").glob("*") if arms == "*" else (run / "records" / arm for arm in arms)
-    return sum(len(layout.listed(folder)) for folder in folders)
+    return sum(len(layout.segment_files(folder)) for folder in folders)
 
 
 def _time(text: str) -> float:
@@ -179,7 +179,7 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
     return sorted(found, key=lambda run: (last(run), run.name), reverse=True)
 
 
-def numbers(shard: str) -> tuple[int, int]:
+def shard_numbers(shard: str) -> tuple[int, int]:
     """The numbers i and n of a shard ``i/n``, however they are written.
 
     Raises:
@@ -193,12 +193,12 @@ def numbers(shard: str) -> tuple[int, int]:
 
 def begun(run: Path, shard: str) -> bool:
     """Whether a process has ever worked on a shard of a run."""
-    return numbers(shard) in _shards(run).values()
+    return shard_numbers(shard) in _shards(run).values()
 
 
 def _place(run: Path, shard: str) -> Path:
     """Where lock and word are of a run, or of a shard ``i/n`` of it."""
-    return run / "shards" / "{}-of-{}".format(*numbers(shard)) if shard else run
+    return run / "shards" / "{}-of-{}".format(*shard_numbers(shard)) if shard else run
 
 
 def _shards(run: Path) -> dict[Path, tuple[int, int]]:
@@ -315,7 +315,7 @@ def _refuse_others(run: Path, shard: str) -> bool:
     for other in (run, place):
         if owner := locks.holder(other / "lock"):
             raise _busy(run, owner)
-    count = numbers(shard)[1] if shard else 0
+    count = shard_numbers(shard)[1] if shard else 0
     if others := {there for _, there in shards.values()} - {count}:
         there = max(others)
         raise RunError(f"{run} was begun in {there} shards; continue with --shard i/{there}, or in another --runs-dir")

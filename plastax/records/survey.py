@@ -43,8 +43,8 @@ def survey(run: PathLike, config: Mapping[str, Any], arms: Sequence[str], segmen
 
 
 def _survey(run: PathLike, config: Mapping[str, Any], arm: str, segments: int) -> Survey:
-    folder, owner = layout.place(run, config, arm), layout.owner(config, arm)
-    end = min(segments, max(layout.listed(folder), default=-1) + 1)
+    folder, owner = layout.records_folder(run, config, arm), layout.owner(config, arm)
+    end = min(segments, max(layout.segment_files(folder), default=-1) + 1)
     whole, problem, checkpoint = end, "", 0
     for index in range(end):
         path = folder / f"{index:06d}.npz"

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from plastax import drawing
-from plastax.report.reading import Run, Study, load
+from plastax.report.reading import LoadedRun, Run, load_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from plastax.report.compare import Statistic
 
 __all__ = [
-    "Run", "Study", "load", "print_comparison", "print_table", "read", "write", "write_and_print", "write_side_by_side",
+    "LoadedRun", "Run", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
+    "write_side_by_side",
 ]  # fmt: skip
 
 
 def read(run: Run) -> xr.Dataset:
-    """The data set of a run, see `Study` and `load`."""
-    return load(run).data
+    """The data set of a run, see `LoadedRun` and `load_run`."""
+    return load_run(run).data
 
 
 def write_and_print(
@@ -46,7 +47,7 @@ def write_and_print(
       plastax.errors.ConfigError: the runs cannot be compared.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
-    studies = [load(run) for run in runs]
+    studies = [load_run(run) for run in runs]
     if len(studies) == 1:
         made = write(studies[0], page)
         print_table(studies[0], console)
@@ -80,7 +81,7 @@ def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     from plastax.records.loading import write_table
     from plastax.report import figures, html, selection, table
 
-    study = load(run)
+    study = load_run(run)
     page = pathlib.Path(page or study.directory / "report.html")
     write_table(table.summary(study.data).reset_index(), page.with_name("summary.csv"))
     if not isinstance(best := selection.best(study.data), str):
@@ -94,7 +95,7 @@ def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pat
     drawing.import_matplotlib()
     from plastax.report import html
 
-    return html.write([load(run) for run in runs], page)
+    return html.write([load_run(run) for run in runs], page)
 
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:

@@ -20,8 +20,8 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
-from plastax.report.notes import NUMBERED, numbers, unfinished, unscored
-from plastax.report.score import Score, Window, score_of
+from plastax.report.notes import NUMBERED, task_numbers, unfinished, unscored
+from plastax.report.score import Score, TaskWindow, score_of
 from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, bootstrap, jackknife
 from plastax.report.table import cell
 from plastax.report.values import REFERENCES, finished, frozen_seeds, task_values, together
@@ -90,7 +90,7 @@ def letters(count: int) -> list[str]:
     return [""] if count == 1 else [alphabet[i % 26] + (str(i // 26 + 1) if i >= 26 else "") for i in range(count)]
 
 
-def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored], Score, str]:
+def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored], Score, str]:
     """All arms of some runs, to be compared.
 
     Args:
@@ -122,7 +122,8 @@ def arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored
         raise ConfigError(f"quantity={quantity!r} was not measured by {lacking[0]}; allowed: {', '.join(known)}")
     found: list[Scored] = []
     for letter, data, of_arms in zip(letters(len(studies)), studies, values):
-        for name in data.arm.values.tolist() if of_arms is not None else ():
+        assert of_arms is not None
+        for name in data.arm.values.tolist():
             done = finished(data).sel(arm=name).values
             if done.any():
                 one = of_arms.sel(arm=name).dropna("seed", how="all")
@@ -182,7 +183,7 @@ def compare(
     *,
     quantity: str = "",
     reference: str = "",
-    window: Window | None = None,
+    window: TaskWindow | None = None,
 ) -> pd.DataFrame:
     """One row for each arm: the statistic, its difference to what the arm is compared with, and how often it wins.
 
@@ -209,7 +210,7 @@ def compare(
     """
     if statistic not in STATISTICS:
         raise ConfigError.unknown("statistic", statistic, STATISTICS)
-    found, score, _ = arms(studies, quantity)
+    found, score, _ = scored_arms(studies, quantity)
     # Of runs of different lengths, the tasks that all have.
     tasks = min(arm.values.shape[1] for arm in found)
     chosen = np.arange(tasks)[(window or score.windows[-1]).tasks(tasks)]
@@ -255,7 +256,8 @@ def _difference(of: Callable[..., np.ndarray], a: np.ndarray, b: np.ndarray, *we
 
 def _interval(name: str, statistic: str, of: Callable[..., np.ndarray], *seeds: int) -> dict[str, float]:
     """A statistic of weighted seeds and its interval, by column; ``statistic`` "": a probability."""
-    kinds = {"mean": jackknife, "iqm": functools.partial(bootstrap, student=True, resamples=1999), "": bootstrap}
+    student = functools.partial(bootstrap, student=True, resamples=1999)
+    kinds: dict[str, Callable[..., tuple[float, float, float]]] = {"mean": jackknife, "iqm": student, "": bootstrap}
     ends = kinds[statistic](of, *seeds) if min(seeds) else (np.nan,) * 3
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends))
 
@@ -268,7 +270,7 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
       statistic: see `compare`.
       **options: ``quantity`` and ``reference``, see `compare`.
     """
-    _, score, label = arms(studies, options.get("quantity", ""))
+    _, score, label = scored_arms(studies, options.get("quantity", ""))
     tasks = min(data.sizes["task"] for data in studies)
     parts = []
     for window in score.windows:
@@ -298,7 +300,7 @@ def render(
       statistic: as of `compare`.
     """
     row = frame.iloc[0]
-    title = f"{title}: {numbers(range(row['first_task'], row['last_task'] + 1))}"
+    title = f"{title}: {task_numbers(range(row['first_task'], row['last_task'] + 1))}"
     table = rich.table.Table(title=title, caption_justify="left")
     several = bool(frame["run"].any())
     for name in [*(["run"] if several else []), "arm"]:

@@ -21,7 +21,7 @@ def base(arm: str) -> str:
     return arm.partition(": ")[2] or arm
 
 
-def spread(items: Sequence[Any], most: int) -> list[Any]:
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
     """At most so many items, spread evenly, first and last among them."""
     return [items[i] for i in dict.fromkeys(np.linspace(0, len(items) - 1, most).round().astype(int))]
 
@@ -56,7 +56,7 @@ def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
     others = [arm for arm in names if arm not in references]
     if (scores := late_scores(data)) is not None:
         others = scores[others].sort_values(na_position="first", kind="stable").index.tolist()
-    kept = {*references, *spread(others, most - len(references))}
+    kept = {*references, *evenly(others, most - len(references))}
     return [arm for arm in names if arm in kept]
 
 
@@ -65,7 +65,7 @@ def fewer_tasks(values: xr.DataArray) -> xr.DataArray:
     if values.sizes["task"] <= TASKS:
         return values
     there = values.notnull().any([dim for dim in values.dims if dim != "task"]).values
-    return values.sel(task=spread(values.task.values[there], TASKS)) if there.any() else values.isel(task=slice(TASKS))
+    return values.sel(task=evenly(values.task.values[there], TASKS)) if there.any() else values.isel(task=slice(TASKS))
 
 
 def left_out(data: xr.Dataset, most: int = ARMS, tasks: int = TASKS) -> str:

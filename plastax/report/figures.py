@@ -30,7 +30,7 @@ class Drawing(NamedTuple):
     frame: pd.DataFrame
 
 
-class Panel(NamedTuple):
+class Subplot(NamedTuple):
     """One quantity over tasks, to be drawn with its interval over seeds.
 
     Attributes:
@@ -50,13 +50,13 @@ class Panel(NamedTuple):
         return over_seeds(self.values.reset_coords(drop=True))
 
 
-def _intervals(panels: Sequence[Panel]) -> dict[str, tuple[Panel, xr.Dataset]]:
+def _intervals(panels: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Dataset]]:
     """Name -> panel and its interval, of the panels that there is data for."""
     found = {panel.name: (panel, panel.interval()) for panel in panels}
     return {name: (panel, interval) for name, (panel, interval) in found.items() if interval is not None}
 
 
-def _frame(intervals: Mapping[str, tuple[Panel, xr.Dataset]]) -> pd.DataFrame:
+def _frame(intervals: Mapping[str, tuple[Subplot, xr.Dataset]]) -> pd.DataFrame:
     """The numbers of some panels: quantity, arm, task, mean, low, high, seeds; one row a measured point."""
     parts = [
         interval.to_dataframe(["arm", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
@@ -86,7 +86,7 @@ def _partly(figure: Figure, data: xr.Dataset, most: int = drawn.ARMS) -> None:
         figure.supxlabel(text, fontsize=9, color="0.35")
 
 
-def _stack(data: xr.Dataset, panels: Sequence[Panel], columns: int, height: float) -> Drawing | None:
+def _stack(data: xr.Dataset, panels: Sequence[Subplot], columns: int, height: float) -> Drawing | None:
     """Some panels of a study in one figure; those without data are left out."""
     intervals = _intervals(panels)
     if not intervals:
@@ -106,9 +106,9 @@ def _stack(data: xr.Dataset, panels: Sequence[Panel], columns: int, height: floa
     return Drawing(figure, _frame(intervals))
 
 
-def _score_panel(data: xr.Dataset, quantity: Quantity) -> Panel:
+def _score_subplot(data: xr.Dataset, quantity: Quantity) -> Subplot:
     label = quantity.label if quantity.mark or quantity.variable == RETURN.variable else f"{quantity.label}, task mean"
-    return Panel(quantity.name, label, task_values(data, quantity))
+    return Subplot(quantity.name, label, task_values(data, quantity))
 
 
 def _curve(data: xr.Dataset) -> pd.DataFrame | None:
@@ -128,7 +128,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     arms = drawn.arms(data)
     styles = arm_styles(arms)
     # Without a finished task the panel of the main quantity is there, and empty.
-    panels = [_score_panel(data, quantity) for quantity in score.quantities if measured(data, quantity)]
+    panels = [_score_subplot(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
     top, *below = figure.subplots(1 + len(panels), 1, sharex=True)
     # Updates are noisy: few episodes end in one, or its batch is small. The window stays inside a task, or it would
@@ -164,14 +164,14 @@ def curve_per_update(data: xr.Dataset) -> pd.DataFrame | None:
     return frame.dropna(how="all", subset=data.arm.values.tolist()).reset_index().rename_axis(None, axis=1)
 
 
-def _ranks(data: xr.Dataset) -> list[Panel]:
+def _ranks(data: xr.Dataset) -> list[Subplot]:
     """eps-rank and effective rank of the Hessian at the first update of a task."""
     rank = rank_at(data)
     eps = f" (ε = {float(rank.eps):.0e})".replace("e-0", "e-") if rank is not None and "eps" in rank.coords else ""
     effective = layer_mean(data, "probe/hessian/effective_rank", "init")
     return [
-        Panel("hessian_rank", f"Hessian ε-rank{eps}", rank),
-        Panel("hessian_effective_rank", "Hessian effective rank", effective),
+        Subplot("hessian_rank", f"Hessian ε-rank{eps}", rank),
+        Subplot("hessian_effective_rank", "Hessian effective rank", effective),
     ]
 
 
@@ -189,9 +189,9 @@ def network(data: xr.Dataset) -> Drawing | None:
             [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")], skipna=False
         ) ** 0.5
     panels = [
-        Panel("feature_rank", "feature effective rank", layer_mean(data, "probe/features/effective_rank", "end")),
-        Panel("dormant_fraction", "dormant units, share", layer_mean(data, "probe/features/dormant_fraction", "end")),
-        Panel("weight_norm", "weight norm", norm),
+        Subplot("feature_rank", "feature effective rank", layer_mean(data, "probe/features/effective_rank", "end")),
+        Subplot("dormant_fraction", "dormant units, share", layer_mean(data, "probe/features/dormant_fraction", "end")),
+        Subplot("weight_norm", "weight norm", norm),
     ]
     return _stack(data, panels, columns=3, height=3.0)
 
@@ -318,7 +318,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
     Where there is no Hessian, the score's next quantity takes its place.
     """
     score = score_of(data)
-    panels = [_score_panel(data, quantity) for quantity in score.quantities] if score else []
+    panels = [_score_subplot(data, quantity) for quantity in score.quantities] if score else []
     panels = [*panels[:1], _ranks(data)[0], *panels[1:]]
     intervals = dict(list(_intervals(panels).items())[:2])
     heat = _heat(data, "hessian")

@@ -13,7 +13,7 @@ from plastax.report.values import finished, frozen, task_values
 NUMBERED = "tasks are numbered from 0"
 
 
-def numbers(tasks: Sequence[int]) -> str:
+def task_numbers(tasks: Sequence[int]) -> str:
     """Tasks in words: ``task 3``, ``tasks 3 to 5``, ``tasks 0, 8, 16``."""
     tasks = list(tasks)
     if len(tasks) > 2 and tasks == list(range(tasks[0], tasks[-1] + 1)):
@@ -39,7 +39,7 @@ def unscored(data: xr.Dataset) -> str:
         return "no return: no episode ended in any task; make tasks longer than episodes"
     lacking = (done & values.isnull().all("seed")).transpose("arm", "task")
     arms = [
-        f"{arm} {numbers(lacking.task.values[row].tolist())}"
+        f"{arm} {task_numbers(lacking.task.values[row].tolist())}"
         for arm, row in zip(lacking.arm.values.tolist(), lacking.values)
         if row.any()
     ]
@@ -55,7 +55,7 @@ def gaps(data: xr.Dataset) -> list[str]:
         measured = sum(there, start=xr.zeros_like(done)) > 0
         for end, third in zip(("first", "last"), thirds(data.sizes["task"])):
             if end in ends and measured.any() and done[third].all() and not measured[third].any():
-                tasks = numbers(data.task.values[measured.values].tolist())
+                tasks = task_numbers(data.task.values[measured.values].tolist())
                 lines.append(
                     f"{probe} was measured in {tasks} only, so there is nothing of the {end} third of tasks; "
                     f"--{probe}.every 1 (and --probe-every 1) measures all"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-class Study(NamedTuple):
+class LoadedRun(NamedTuple):
     """What was read of a run: everything that is reported of it.
 
     Attributes:
@@ -32,18 +32,18 @@ class Study(NamedTuple):
     data: xr.Dataset
 
 
-Run = str | os.PathLike[str] | Study
-"""A run directory, or what `load` has read of it: several reports of a large run then read it once."""
+Run = str | os.PathLike[str] | LoadedRun
+"""A run directory, or what `load_run` has read of it: several reports of a large run then read it once."""
 
 
-def load(run: Run) -> Study:
+def load_run(run: Run) -> LoadedRun:
     """Reads a run, unless it has been read.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
-    if isinstance(run, Study):
+    if isinstance(run, LoadedRun):
         return run
     directory = pathlib.Path(run)
     config = read_config(directory)
@@ -51,4 +51,4 @@ def load(run: Run) -> Study:
     with contextlib.suppress(FileNotFoundError):
         environment = read_environment(directory)
     data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
-    return Study(directory, config, environment, data)
+    return LoadedRun(directory, config, environment, data)

@@ -39,7 +39,7 @@ class Quantity(NamedTuple):
         return f"{self.variable.removeprefix('probe/')}/{self.mark}" if self.mark else self.variable
 
 
-class Window(NamedTuple):
+class TaskWindow(NamedTuple):
     """Tasks that a quantity is averaged over.
 
     Attributes:
@@ -75,9 +75,9 @@ class Score(NamedTuple):
     curve: Quantity
     others: tuple[Quantity, ...]
     higher_is_better: bool
-    windows: tuple[Window, ...]
-    compared: tuple[Window, ...]
-    change: tuple[tuple[Window, Window], ...]
+    windows: tuple[TaskWindow, ...]
+    compared: tuple[TaskWindow, ...]
+    change: tuple[tuple[TaskWindow, TaskWindow], ...]
     ratio: bool
     figure: str
     steps: str
@@ -105,11 +105,11 @@ def late(tasks: int) -> slice:
 
 
 # The first task is ordinary training for every arm. With one task there is nothing else.
-_LATER = Window("", "all tasks but the first", lambda tasks: slice(min(1, tasks - 1), tasks))
-_FIRST = Window("_first_task", "first task", lambda tasks: slice(0, 1))
-_LAST_THIRD = Window("_last_third", "last third of tasks", lambda tasks: thirds(tasks)[1])
-EARLY = Window("_early", "early (first {n})", early)
-LATE = Window("_late", "late (last {n})", late)
+_LATER = TaskWindow("", "all tasks but the first", lambda tasks: slice(min(1, tasks - 1), tasks))
+_FIRST = TaskWindow("_first_task", "first task", lambda tasks: slice(0, 1))
+_LAST_THIRD = TaskWindow("_last_third", "last third of tasks", lambda tasks: thirds(tasks)[1])
+EARLY = TaskWindow("_early", "early (first {n})", early)
+LATE = TaskWindow("_late", "late (last {n})", late)
 
 # Of a task the mean over all of its episodes: the mean over updates leaves out those in which no episode ended, and
 # makes the few long episodes of an update as many as the short ones of another.

@@ -13,8 +13,8 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
-from plastax.report.compare import STATISTICS, Statistic, arms, compare
-from plastax.report.notes import NUMBERED, numbers
+from plastax.report.compare import STATISTICS, Statistic, compare, scored_arms
+from plastax.report.notes import NUMBERED, task_numbers
 from plastax.report.statistics import FEWEST, about_intervals
 from plastax.report.table import cell
 from plastax.report.values import REFERENCES, finished
@@ -55,7 +55,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
             f"few for that; give --seeds {SEEDS} or more ({2 * FEWEST} for intervals)"
         )
     half = (len(seeds) + 1) // 2
-    found, score, _ = arms([data.isel(seed=slice(half))], quantity)
+    found, score, _ = scored_arms([data.isel(seed=slice(half))], quantity)
     tasks = np.arange(data.sizes["task"])[score.windows[-1].tasks(data.sizes["task"])]
     done = finished(data).sel({"arm": [arm.label for arm in found]}).all("arm").values
     tasks = tasks[done[tasks]]
@@ -108,7 +108,7 @@ def note(frame: pd.DataFrame, statistic: Statistic = "mean") -> list[str]:
     first = frame.iloc[0]
     against = next((name for name in frame["against"] if isinstance(name, str)), "")
     lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]
-    tasks = numbers(range(first["first_task"], first["last_task"] + 1))
+    tasks = task_numbers(range(first["first_task"], first["last_task"] + 1))
     about = about_intervals(int(frame["seeds"].min()), " over seeds", statistic).removeprefix(";").strip()
     lines += [f"{tasks} ({NUMBERED}); {about}"]
     return lines + ([f"difference to {against}, paired; P(better): in the same task"] if against else [])

@@ -116,7 +116,7 @@ def train(
     plan.check()
     begun = time.perf_counter()
     saving, stopping = saving or Saving(), stopping or Stopping()
-    place = directory / "checkpoints" / layout.folder(config, batch.folder)
+    place = directory / "checkpoints" / layout.arm_folder(config, batch.folder)
     there = survey(directory, config, batch.arms, plan.segments)
     like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
     # Devices, and with them the number of copies that fill them up, may be others than before.
@@ -244,7 +244,7 @@ class _Host:
     ) -> None:  # fmt: skip
         self.directory, self.config, self.batch, self.plan = directory, config, batch, plan
         self.checkpoints, self.first, self.lock = checkpoints, first, lock
-        self.folders = {arm: layout.place(directory, config, arm) for arm in batch.arms}
+        self.folders = {arm: layout.records_folder(directory, config, arm) for arm in batch.arms}
         for folder in self.folders.values():
             files.remove_unfinished(folder)
         # A sink for every arm.
@@ -353,7 +353,7 @@ def study(
         # Of a run that earlier versions began, long labels are folders as well.
         config["folders"] = layout.read_config(directory).get("folders", {})
     own = [arm for batch in batches for arm in batch.arms]
-    others = [arm for arm in layout.labels(config) if arm not in own]
+    others = [arm for arm in layout.arm_labels(config) if arm not in own]
     again = f"continue with --resume {directory}{f' --shard {shard}' * bool(shard)}"
     shares: dict[str, Shares | None] = {}
     try:
@@ -361,7 +361,7 @@ def study(
             ended = lifecycle.status(directory).state in (("recorded", "finished") if shard else ("recorded",))
             ended = ended and (directory / "config.json").exists() and _recorded(directory, config, own, plan)
             if not (report and ended):
-                segments = {layout.folder(config, arm): plan.segments for arm in own}
+                segments = {layout.arm_folder(config, arm): plan.segments for arm in own}
                 begin = functools.partial(layout.start_run, directory, config, here, same=same)
                 end = "recorded" if report else "finished"
                 holding = lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end)

@@ -209,7 +209,7 @@ class Experiment(Generic[C]):
         described |= {"hash": settings.identity(chosen, asides), "asides": asides, **loop.axes(built.batches)}
         if config.sweep:
             described["arms"] = sweep.described(built.arms)
-        read = functools.cache(report.load)
+        read = functools.cache(report.load_run)
         shares = loop.study(
             directory,
             described,

@@ -14,7 +14,7 @@ import rich.text
 from plastax import output
 from plastax.errors import ConfigError
 from plastax.records import lifecycle
-from plastax.records.layout import labels, listed, owner, place, read_config, read_segment
+from plastax.records.layout import arm_labels, owner, read_config, read_segment, records_folder, segment_files
 from plastax.tracking.base import reduce_segment, score_values
 
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"} | dict.fromkeys(
@@ -73,8 +73,8 @@ def _row(run: Path) -> tuple[str, str, str, str, str]:
 def _best(run: Path, config: Mapping[str, Any]) -> str:
     """The best method's score and name; "" before the first record."""
     values: dict[str, float] = {}
-    for arm in labels(config):
-        if not (files := listed(place(run, config, arm))):
+    for arm in arm_labels(config):
+        if not (files := segment_files(records_folder(run, config, arm))):
             continue
         segment = read_segment(files[max(files)], owner(config, arm))
         score, found = score_values(reduce_segment(segment, config, arm))

@@ -318,7 +318,7 @@ def _check(config: Study) -> None:
             f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
         )
     if config.shard:
-        lifecycle.numbers(config.shard)
+        lifecycle.shard_numbers(config.shard)
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
     if config.seed_chunk and config.seeds % config.seed_chunk:
@@ -333,7 +333,7 @@ def share_of(items: Sequence[Any], shard: str) -> Sequence[Any]:
     """
     if not shard:
         return items
-    index, count = lifecycle.numbers(shard)
+    index, count = lifecycle.shard_numbers(shard)
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 

@@ -93,7 +93,7 @@ def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: 
                 "only; continue with the version that began it (environment.json names it), or start a new run"
             )
         if differing := lifecycle.differences(stored["settings"], settings, asides(config)):
-            listed = lifecycle.listed(differing)
+            listed = lifecycle.in_words(differing)
             raise ConfigError(f"resume: {run} is another configuration ({listed}); drop these settings")
         run_id = stored["run_id"]
     except (RecordError, OSError, KeyError) as error:
@@ -138,7 +138,7 @@ def _shared(first: Path, config: Study) -> Path:
         directory = new
     if not config.fresh or not lifecycle.begun(directory, config.shard):
         return directory
-    if lifecycle.numbers(config.shard)[1] > 1:
+    if lifecycle.shard_numbers(config.shard)[1] > 1:
         # Whether the other shards have already started anew, or are those of before, nobody could tell.
         raise ConfigError(
             f"fresh: shard {config.shard} has begun in {directory}, which all shards share; move that directory away, "

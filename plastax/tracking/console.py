@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import rich.progress
 
 
-class _Part(NamedTuple):
-    """What the line shows of one arm: the host's numbers, the steps' name, the means over seeds by what they are."""
+class _ArmSegment(NamedTuple):
+    """What the line shows of one arm: the host's numbers, the name of its steps, label -> values of the seeds."""
 
     numbers: dict[str, float]
     steps: str
-    values: dict[str, float]
+    values: dict[str, np.ndarray]
 
 
 class ConsoleSink:
     """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
 
     Speed (environment steps or examples of all seeds together) and time left are without compilation, which is printed
-    apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds; what is measured
-    at the end of a task follows where one ends. Arms that are trained at the same time share a line, with the lowest
-    and the highest score.
+    apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds that have a
+    value; the line says how many do where others are frozen or no episode ended. What is measured at the end of a task
+    follows where one ends. Arms that are trained at the same time share a line, with the lowest and the highest score.
 
     Args:
       console: where to; standard error by default, so that standard output stays a program's own.
@@ -44,7 +44,7 @@ class ConsoleSink:
         self._task: rich.progress.TaskID | None = None
         self._frozen: dict[str, set[int]] = {}
         """Arms of the line -> numbers of the seeds that were said to be frozen."""
-        self._parts: list[_Part] = []
+        self._parts: list[_ArmSegment] = []
 
     @property
     def _name(self) -> str:
@@ -88,8 +88,8 @@ class ConsoleSink:
         clock, length = numbers.get("clock", self._seen), numbers.get("length", self._updates / self._tasks)
         self._tell_frozen(method or self._name, metrics, clock, length, step)
         score, values = score_values(metrics)
-        means = {quantity.label: float(np.nanmean(value)) for quantity, value in values.items()}
-        self._parts.append(_Part(numbers, "steps" if score is None else score.steps.split()[-1], means))
+        of_seeds = {quantity.label: value for quantity, value in values.items()}
+        self._parts.append(_ArmSegment(numbers, "steps" if score is None else score.steps.split()[-1], of_seeds))
         if len(self._parts) < len(self._frozen):
             return
         parts, self._parts = self._parts, []
@@ -110,8 +110,13 @@ class ConsoleSink:
             shown.append(f"{datetime.timedelta(seconds=round(left))} left")
         for label in parts[0].values:
             over_arms = [part.values[label] for part in parts if label in part.values]
-            low, high = min(over_arms), max(over_arms)
-            shown.append(f"{label} {low:.4g}" + (f" to {high:.4g}" if len(parts) > 1 else ""))
+            means, seeds = [np.nanmean(value) for value in over_arms], np.concatenate(over_arms)
+            there = np.isfinite(seeds).sum()
+            shown.append(
+                f"{label} {min(means):.4g}"
+                + (f" to {max(means):.4g}" if len(parts) > 1 else "")
+                + (f" ({there} of {len(seeds)} seeds)" if there < len(seeds) else "")
+            )
         line = "  ".join(shown)
         if self._bar is None or self._task is None:
             output.say(self.console, f"{self._name}: {line}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from plastax.errors import ConfigError
 from plastax.records.files import PathLike
-from plastax.records.layout import labels, read_arm, read_config
+from plastax.records.layout import arm_labels, read_arm, read_config
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
 
@@ -27,7 +27,7 @@ class Panel(NamedTuple):
     prefix: str = ""
 
 
-class Part(NamedTuple):
+class PanelGroup(NamedTuple):
     """Panels under one heading."""
 
     title: str
@@ -38,7 +38,7 @@ def _with_interval(title: str, metric: str) -> Panel:
     return Panel(title, (metric, f"{metric}/ci_low", f"{metric}/ci_high"))
 
 
-def parts(metrics: Collection[str] | None = None) -> list[Part]:
+def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
     """What the dashboard shows.
 
     Args:
@@ -63,10 +63,10 @@ def parts(metrics: Collection[str] | None = None) -> list[Part]:
         _with_interval("gradient norm at task start", "gradient/norm/init"),
     ]
     found = [
-        Part("Does it still learn?", tuple(_with_interval(label, name) for name, label in judged.items())),
-        Part(NAME, (*spectra, *lines)),
-        Part("Curvature in numbers", tuple(numbers)),
-        Part("The network", tuple(network)),
+        PanelGroup("Does it still learn?", tuple(_with_interval(label, name) for name, label in judged.items())),
+        PanelGroup(NAME, (*spectra, *lines)),
+        PanelGroup("Curvature in numbers", tuple(numbers)),
+        PanelGroup("The network", tuple(network)),
     ]
     if metrics is None:
         return found
@@ -79,7 +79,7 @@ def parts(metrics: Collection[str] | None = None) -> list[Part]:
             else panel
             for panel in part.panels
         ]
-        kept.append(Part(part.title, tuple(panel for panel in named if there & set(panel.metrics))))
+        kept.append(PanelGroup(part.title, tuple(panel for panel in named if there & set(panel.metrics))))
     return [part for part in kept if part.panels]
 
 
@@ -88,7 +88,7 @@ def measured(directory: PathLike) -> set[str]:
     directory = pathlib.Path(directory)
     config = read_config(directory)
     names: set[str] = set()
-    for method in labels(config):
+    for method in arm_labels(config):
         for segment in read_arm(directory, config, method):
             found = reduce_segment(segment, config, method)
             names |= {name for name, value in found.items() if not isinstance(value, float)}
@@ -100,7 +100,7 @@ def workspace(project: str, metrics: Collection[str] | None = None) -> Any:
 
     Args:
       project: ``entity/project``.
-      metrics: see `parts`.
+      metrics: see `groups`.
 
     Raises:
       ConfigError: ``project`` has another form, or the package is missing.
@@ -127,7 +127,7 @@ def workspace(project: str, metrics: Collection[str] | None = None) -> Any:
         return wr.LinePlot(title=panel.title, x="task", title_x="task", **which)
 
     sections = [
-        ws.Section(part.title, [drawn(panel) for panel in part.panels], is_open=True) for part in parts(metrics)
+        ws.Section(part.title, [drawn(panel) for panel in part.panels], is_open=True) for part in groups(metrics)
     ]
     settings = ws.WorkspaceSettings(x_axis="task")
     return ws.Workspace(entity=entity, project=name, name=NAME, sections=sections, settings=settings)

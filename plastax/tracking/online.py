@@ -17,7 +17,7 @@ import scipy.stats
 
 from plastax.errors import ConfigError
 from plastax.records.files import PathLike
-from plastax.records.layout import MARKS, Segment, labels, read_arm, read_config, read_environment, short
+from plastax.records.layout import MARKS, Segment, arm_labels, read_arm, read_config, read_environment, short
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -157,9 +157,12 @@ class WandbSink:
     """Weights & Biases: one W&B run for every method, all seeds in it, grouped by the run id.
 
     A value per seed is logged as its mean under its name, its interquartile mean under ``<name>/iqm`` and its 95 %
-    t interval under ``<name>/ci_low`` and ``<name>/ci_high``; single numbers (not those of layers or
-    thresholds) as ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) is summarised by
-    its last, mean and best value. Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
+    t interval under ``<name>/ci_low`` and ``<name>/ci_high``, all of the seeds that have a value: a frozen seed has
+    none (tables count it as the worst of the study). Single numbers (not those of layers or thresholds) are logged as
+    ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) also has ``<name>/seeds``, the
+    number of seeds that have a value, and is summarised by its last, mean and best value.
+
+    Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
     ``<operator>/density/<mark>``. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
 
     Offline runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later, see
@@ -202,6 +205,7 @@ class WandbSink:
         out: dict[str, Any] = dict(_over_seeds(metrics))
         score, values = score_values(metrics)
         chosen = {quantity.metric for quantity in values}
+        out |= {f"{quantity.metric}/seeds": np.isfinite(value).sum() for quantity, value in values.items()}
         for name, value in metrics.items():
             # Labelled values (of a layer, of a threshold) have more behind the mark.
             single = name.startswith("train/") or name.rpartition("/")[2] in MARKS
@@ -345,7 +349,7 @@ def replay(
     config = read_config(directory)
     first = int(config.get("settings", {}).get("first_seed", 0))
     count = 0
-    for method in labels(config):
+    for method in arm_labels(config):
         segments = read_arm(directory, config, method)
         arrays = [array for segment in segments for array in (*segment.train.values(), *segment.probe.values())]
         seeds = len(arrays[0]) if arrays else 0

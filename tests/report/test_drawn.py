@@ -50,7 +50,7 @@ def data() -> xr.Dataset:
 @pytest.fixture(scope="module")
 def directory(data: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("large")
-    report.write(report.Study(directory, {"experiment": "large", "run_id": "l0", "settings": {}}, {}, data))
+    report.write(report.LoadedRun(directory, {"experiment": "large", "run_id": "l0", "settings": {}}, {}, data))
     return directory
 
 

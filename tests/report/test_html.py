@@ -44,12 +44,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def page(study: pathlib.Path) -> pathlib.Path:
-    return pages.write([report.load(study)], study / "report.html")
+    return pages.write([report.load_run(study)], study / "report.html")
 
 
 @pytest.fixture(scope="module")
 def data(study: pathlib.Path) -> xr.Dataset:
-    return pages.side_by_side([report.load(study)])[0]
+    return pages.side_by_side([report.load_run(study)])[0]
 
 
 def test_the_rank_curve_does_not_go_by_the_axes_names(data: xr.Dataset) -> None:
@@ -239,7 +239,7 @@ def crafted(directory: pathlib.Path) -> pathlib.Path:
 
 def test_no_text_of_a_run_becomes_an_element_or_a_tag_of_a_chart(tmp_path: pathlib.Path) -> None:
     run = crafted(tmp_path / "run")
-    study = report.load(run)
+    study = report.load_run(run)
     for studies in ([study], [study, study]):
         text = pages.page(*pages.side_by_side(studies))
         assert html.escape(EVIL, quote=False) in text
@@ -263,7 +263,7 @@ def test_correlation_of_weighted_seeds_is_that_of_repeated_ones() -> None:
 
 
 def test_what_was_not_measured_is_left_out(study: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    data, configs = pages.side_by_side([report.load(study)])
+    data, configs = pages.side_by_side([report.load_run(study)])
     bare = data.drop_vars([name for name in data if name.startswith("probe/")])
     text = pages.page(bare, configs)
     for gone in ("Hessian spectrum", "Kronecker factors", "Does curvature go"):
@@ -278,7 +278,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     other = make_study(tmp_path / "other", {"reset": 4})
     config = read_json(other / "config.json")
     write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
-    data, _ = pages.side_by_side([report.load(run) for run in (study, other)])
+    data, _ = pages.side_by_side([report.load_run(run) for run in (study, other)])
     assert data.arm.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
     path = report.write_side_by_side([study, other], tmp_path / "both.html")
     text = path.read_text()
@@ -298,7 +298,7 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
         study / "environment.json", {"command": "python -m experiments.x --seeds 4 <b>", "git_revision": "c0ffee"}
     )
     settings = read_json(study / "config.json")
-    data, configs = pages.side_by_side([report.load(study)])
+    data, configs = pages.side_by_side([report.load_run(study)])
     text = pages.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
     assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
     assert "c0ffee" in text

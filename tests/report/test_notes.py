@@ -49,7 +49,7 @@ def test_tasks_without_an_episode_are_named(tmp_path: pathlib.Path, ended: tuple
     run = short_tasks(tmp_path, ended)
     assert said in printed(run)
     assert ("no episode" in printed(run)) == bool(said)
-    page = pages.page(*pages.side_by_side([report.load(run)]))
+    page = pages.page(*pages.side_by_side([report.load_run(run)]))
     assert "task is finished yet" not in page
     assert said[1:] in page
 
@@ -98,7 +98,7 @@ def test_the_advice_is_never_what_the_run_has(tmp_path: pathlib.Path, probes: in
     config = read_json(run / "config.json")
     hessian = {"order": 64} | ({"probes": probes} if probes else {})
     write_json(run / "config.json", config | {"settings": config["settings"] | {"hessian": hessian}})
-    text = pages.page(*pages.side_by_side([report.load(run)]))
+    text = pages.page(*pages.side_by_side([report.load_run(run)]))
     assert "has a standard error above half its value" in text
     assert advice in text
     assert "--hessian.probes 4)" not in text
@@ -111,7 +111,7 @@ def test_an_unfinished_arm_is_named(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("tasks", [([3], "task 3"), ([3, 4, 5], "tasks 3 to 5"), ([0, 8], "tasks 0, 8")])
 def test_tasks_in_words(tasks: tuple[list[int], str]) -> None:
-    assert notes.numbers(tasks[0]) == tasks[1]
+    assert notes.task_numbers(tasks[0]) == tasks[1]
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_files_whole(tmp_path: pathlib.Path) -> None:

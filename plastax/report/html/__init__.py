@@ -11,18 +11,18 @@ import xarray as xr
 from plastax.errors import ConfigError
 from plastax.records import loading
 from plastax.records.files import write_atomic
-from plastax.records.layout import labels
+from plastax.records.layout import arm_labels
 from plastax.report import drawn, selection
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, verdict
 from plastax.report.html.look import over_tasks
 from plastax.report.html.page import Chart, Section, Table, render
 from plastax.report.notes import unscored
-from plastax.report.reading import Study
+from plastax.report.reading import LoadedRun
 from plastax.report.values import task_values
 
 
-def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, provenance.Configs]:
+def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.Configs]:
     """Some runs as one study: a single run as it is, of several the arms are called ``A: reset``, ``B: reset``.
 
     Args:
@@ -44,7 +44,7 @@ def side_by_side(studies: Sequence[Study]) -> tuple[xr.Dataset, provenance.Confi
     places = [
         (i, known.index(arm))
         for i, (config, _) in enumerate(configs.values())
-        for arm in labels(config)
+        for arm in arm_labels(config)
         if arm in known
     ]
     # Point by point: of a run only the arms that it has.
@@ -113,7 +113,7 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     )
 
 
-def write(studies: Sequence[Study], path: str | os.PathLike[str]) -> pathlib.Path:
+def write(studies: Sequence[LoadedRun], path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the report of one run, or of several side by side.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from plastax.report.drawn import spread
+from plastax.report.drawn import evenly
 from plastax.report.html.look import figure, small, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import Quantity, score_of
@@ -19,7 +19,7 @@ from plastax.report.values import layer_mean, rank_at, task_values
 RESAMPLES = 2000
 
 POINTS = 5000
-"""Points in a chart and its correlations, at most: of more, some tasks are taken, spread evenly."""
+"""Points in a chart and its correlations, at most: of more, some tasks are taken, evenly evenly."""
 
 
 class Correlation(NamedTuple):
@@ -114,7 +114,7 @@ def pairs(data: xr.Dataset) -> list[tuple[str, str, xr.DataArray, Quantity, xr.D
     out = []
     for key, label, x in there[:4]:
         tasks = data.task.values[(x.notnull() & values.notnull()).any(["arm", "seed"]).values].tolist()
-        tasks = spread(tasks, max(2, POINTS // (data.sizes["arm"] * data.sizes["seed"]))) if tasks else []
+        tasks = evenly(tasks, max(2, POINTS // (data.sizes["arm"] * data.sizes["seed"]))) if tasks else []
         out.append((key, label, x.reset_coords(drop=True).sel(task=tasks), score.main, values.sel(task=tasks)))
     return out
 
@@ -145,7 +145,7 @@ def section(data: xr.Dataset) -> Section:
     table = pd.DataFrame(columns)
     text = [
         "A point is a seed in a task: what was measured at its start, before any training on it, against what was "
-        f"reached in it. Of more than {POINTS:,} points, some tasks stand for all, spread evenly. Spearman's "
+        f"reached in it. Of more than {POINTS:,} points, some tasks stand for all, evenly evenly. Spearman's "
         "correlation with its 95 % bootstrap interval; seeds are resampled whole, and of few seeds it is too short. "
         "Pooled, methods that differ in both make a correlation by themselves; within methods that is taken out. "
         "Both may still only share a trend over tasks: correlation is not cause."

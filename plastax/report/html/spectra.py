@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from plastax.report import drawn
-from plastax.report.drawn import TASKS, fewer_tasks, spread
+from plastax.report.drawn import TASKS, evenly, fewer_tasks
 from plastax.report.html.look import band, faded, figure, over_tasks, small, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
@@ -69,7 +69,7 @@ def _measured(shown: Density) -> list[int]:
 def slider(shown: Density, name: str) -> go.Figure:
     """All arms' densities in one task; the slider goes from task to task."""
     of = styles(shown.counts.arm.values.tolist())
-    tasks = spread(_measured(shown), TASKS)
+    tasks = evenly(_measured(shown), TASKS)
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
 
@@ -109,7 +109,7 @@ def slider(shown: Density, name: str) -> go.Figure:
 def ridgeline(shown: Density, name: str) -> go.Figure:
     """A row a task, from the first below to the last on top, each with all arms' densities."""
     of = styles(shown.counts.arm.values.tolist())
-    tasks = spread(_measured(shown), ROWS)
+    tasks = evenly(_measured(shown), ROWS)
     counts = shown.counts.where(shown.counts > shown.least, 0.0)
     height = counts.copy(data=np.log10(1.0 + counts.values))
     height = 1.3 * height / float(height.max())
@@ -208,7 +208,7 @@ def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:
     return float(rank.eps) if rank is not None and "eps" in rank.coords else None
 
 
-def numbers(data: xr.Dataset, operator: str) -> list[Chart]:
+def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:
     """Functionals of the spectrum at each task's start, with error bars, beside the score."""
     name, eps = NAMES[operator], threshold(data, operator)
     eps_text = "" if eps is None else f" (eps = {eps:g})"
@@ -274,5 +274,5 @@ def section(data: xr.Dataset, operator: str) -> Section:
     if (made := rank_curve(data, operator)) is not None and made.data:
         note = "Solid: last third of the tasks; dotted: first. Where solid lies below dotted the spectrum has shrunk."
         charts.append(Chart(f"{operator}-eps", "How many eigenvalues exceed eps", made, note, 400))
-    charts += numbers(data, operator)
+    charts += scalar_charts(data, operator)
     return Section(operator, f"{name} spectrum over tasks", text, charts)

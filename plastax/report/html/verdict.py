@@ -14,14 +14,14 @@ import pandas as pd
 import xarray as xr
 
 from plastax.report.drawn import base
-from plastax.report.score import Score, Window, score_of, thirds
+from plastax.report.score import Score, TaskWindow, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds, paired_difference
 from plastax.report.table import cell
 from plastax.report.values import frozen_seeds, layer_mean, rank_at, reference, task_values
 
 _THIRDS = (
-    Window("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
-    Window("_late", "last {n}", lambda tasks: thirds(tasks)[1]),
+    TaskWindow("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
+    TaskWindow("_late", "last {n}", lambda tasks: thirds(tasks)[1]),
 )
 
 
@@ -49,7 +49,7 @@ def spectrum(data: xr.Dataset) -> Measure | None:
     return None
 
 
-def windows(score: Score) -> tuple[Window, Window]:
+def windows(score: Score) -> tuple[TaskWindow, TaskWindow]:
     """The early and the late tasks: the score's own, else the first and the last third."""
     return score.change[0] if score.change else _THIRDS
 
