@@ -5,6 +5,9 @@ each kind and number of seeds: the share of studies whose 95 % interval holds th
 comparison the BCa bootstrap), of the paired difference, of the interquartile mean (t with the standard error of the
 bootstrap, and for comparison of the jackknife, and BCa) and of the probability of improvement (BCa).
 
+Measured at 3 to 32 seeds: the t interval of interquartile means covers 89 to 97 %, with the jackknife's error 80 to
+96 %, BCa 70 to 95 %; the t interval of means 95 % of normal, 83 to 88 % of lognormal and 78 to 95 % of bimodal seeds.
+
     python -m experiments.bench.intervals --quick
 """
 
