@@ -40,7 +40,7 @@ def batches(chunk: int = 0, size: int = SIZE, seeds: int = SEEDS) -> list[parall
 
 def needed(chunk: int) -> int:
     (batch,) = batches(chunk)
-    found = memory.need(memory.compile_segment(batch, (), 1)[1])
+    found = memory.need(memory.compile_segment(batch, 1)[1])
     assert found is not None
     return found.total
 
@@ -110,7 +110,7 @@ def test_a_loop_that_cannot_fit_is_refused_before_it_is_compiled(kind):
     program = Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
     batch = parallel.batch(lambda _: program, {"greedy": {}}, range(2))
     with pytest.raises(MemoryError, match=r"one of its loops keeps [\d,.]+ GiB"):
-        memory.compile_segment(batch, (), 1)
+        memory.compile_segment(batch, 1)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ARMS = {"only": {"lr": 0.1}}
 def losses(batch: parallel.Batch) -> tuple[np.ndarray, str]:
     """Of two segments; and the text of the compiled program."""
     data = batch.place(batch.program.data)
-    init, segment = memory.compile_segment(batch, data, killing.LENGTH)
+    init, segment = memory.compile_segment(batch, killing.LENGTH)
     state, found = init(batch.start, data), []
     for clock in (0, killing.LENGTH):
         state, record = segment(state, data, jnp.int32(clock))

@@ -116,7 +116,7 @@ def never_frozen() -> Iterator[None]:
 def side(name: str, batch: parallel.Batch, length: int) -> _measure.Side:
     """Segments of a program, each a task, as a side; its state goes on from round to round."""
     data = batch.place(batch.program.data)
-    init, segment = memory.compile_segment(batch, data, length)
+    init, segment = memory.compile_segment(batch, length)
     now: dict[str, Any] = {"state": init(batch.start, data), "clock": 0}
 
     def go_on() -> Any:

@@ -81,7 +81,7 @@ class Tasks:
         (batch,), plan = build(config)
         self.updates = plan.updates_per_task
         self.data = batch.place(batch.program.data)
-        init, self.segment = memory.compile_segment(batch, self.data, self.updates)
+        init, self.segment = memory.compile_segment(batch, self.updates)
         self.state: Tree = init(batch.start, self.data)
         self.task = 0
 

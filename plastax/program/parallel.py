@@ -150,9 +150,14 @@ class Batch(NamedTuple):
         digest = hashlib.sha256("\n".join(self.arms).encode()).hexdigest()[:8]
         return f"{self.arms[0].partition('@')[0]}@{len(self.arms)}-{digest}"
 
-    def place(self, shared: Tree) -> Tree:
-        """Puts data that all networks share on every device, once."""
-        return jax.device_put(shared, self.mesh and jax.NamedSharding(self.mesh, jax.P()))
+    @property
+    def shared(self) -> jax.NamedSharding | None:
+        """Where data lie that all networks share: on every device."""
+        return self.mesh and jax.NamedSharding(self.mesh, jax.P())
+
+    def place(self, data: Tree) -> Tree:
+        """Puts data that all networks share where they belong, once."""
+        return jax.device_put(data, self.shared)
 
     def spread(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Pads arrays ``[networks, ...]`` to ``[padded, ...]``, by copies from the front."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import logging
 import os
 import platform
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -20,19 +22,30 @@ logger = logging.getLogger(__name__)
 
 
 class _Compilations:
-    """Counts what XLA compiles: programs asked for, and those of them that the persistent cache did not have."""
+    """Counts what XLA compiles in each thread: programs asked for, and those that the persistent cache did not have."""
 
     def __init__(self) -> None:
-        self.asked = self.missed = 0
+        self._asked: collections.Counter[int] = collections.Counter()
+        self._missed: collections.Counter[int] = collections.Counter()
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
+    @property
+    def asked(self) -> int:
+        """Programs that this thread has asked for."""
+        return self._asked[threading.get_ident()]
+
+    @property
+    def missed(self) -> int:
+        """Those of `asked` that the cache did not have."""
+        return self._missed[threading.get_ident()]
+
     def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
         del duration_secs
-        self.asked += event == "/jax/core/compile/backend_compile_duration"
+        self._asked[threading.get_ident()] += event == "/jax/core/compile/backend_compile_duration"
 
     def _event(self, event: str, **_: Any) -> None:
-        self.missed += event == "/jax/compilation_cache/cache_misses"
+        self._missed[threading.get_ident()] += event == "/jax/compilation_cache/cache_misses"
 
 
 counts = _Compilations()

@@ -19,7 +19,9 @@ from plastax.program.parallel import Batch
 from plastax.records import files, layout, lifecycle
 from plastax.records.layout import Segment
 from plastax.records.survey import survey
-from plastax.runs import checkpoint, compilation, memory
+from plastax.runs import checkpoint, memory
+from plastax.runs.ahead import Ahead
+from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
 from plastax.runs.signals import Stopping
 from plastax.runs.timing import ProbeCosts, Shares
@@ -89,6 +91,7 @@ def train(
     saving: Saving | None = None,
     stopping: Stopping | None = None,
     lock: locks.Lock | None = None,
+    ahead: Ahead | None = None,
 ) -> Shares | None:
     """Runs one program to its end, from its newest checkpoint if there is one.
 
@@ -105,6 +108,7 @@ def train(
         loss was not finite.
       stopping: where to ask, at every border of segments, whether to stop.
       lock: of the run; nothing is written once it is lost.
+      ahead: has the batch's compiled program; None: it is compiled now.
 
     Returns:
       Where the time of this call went; None if there was nothing left to do.
@@ -115,7 +119,7 @@ def train(
     """
     plan.check()
     begun = time.perf_counter()
-    saving, stopping = saving or Saving(), stopping or Stopping()
+    saving, stopping, settings = saving or Saving(), stopping or Stopping(), config.get("settings", {})
     place = directory / "checkpoints" / layout.arm_folder(config, batch.folder)
     there = survey(directory, config, batch.arms, plan.segments)
     like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
@@ -134,18 +138,25 @@ def train(
         if checkpoints := Checkpoints(place, config, saving.keep, first) if saving.enabled else None:
             ending.callback(checkpoints.close)
         host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending)
-        compiled = _compile(batch, plan, config, ending)
+        waited = time.perf_counter()
+        compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
+        waited = time.perf_counter() - waited
+        needed = memory.need(compiled.segment)
+        ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
+        # On the devices once, beside the state and never donated: all segments read the same arrays.
+        data = batch.place(batch.program.data)
+        memory.check_need(batch, data, needed, settings)
         if restored:
             leaves = from_host(batch.spread(restored.leaves), like)
             state = jax.device_put(leaves, compiled.init.output_shardings)
         else:
-            state = compiled.init(batch.start, compiled.data)
+            state = compiled.init(batch.start, data)
 
         def look(clock: int) -> None:
             """What is due at the start of the task of update ``clock``, alone."""
             nonlocal state
             start = clock - clock % plan.updates_per_task
-            state, values = compiled.segment(state, compiled.data, np.int32(~start))
+            state, values = compiled.segment(state, data, np.int32(~start))
             jax.block_until_ready(values)
 
         costs, computed, probing = ProbeCosts(), 0.0, 0.0
@@ -154,7 +165,7 @@ def train(
         for index in range(first, plan.segments):
             started, clock = time.perf_counter(), index * plan.updates_per_segment
             # JAX returns at once. While the device computes this segment, the host finishes the one before.
-            state, values = compiled.segment(state, compiled.data, np.int32(clock))
+            state, values = compiled.segment(state, data, np.int32(clock))
             if ended:
                 host.finish(ended)
             jax.block_until_ready(values)
@@ -182,36 +193,8 @@ def train(
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
         raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
-    compiling = compiled.counts["compile_seconds"] * len(batch.arms)
-    idle = time.perf_counter() - begun - compiling - computed - costs.timing
-    return Shares(max(computed - probing, 0.0), probing + costs.timing, compiling, idle)
-
-
-class _Compiled(NamedTuple):
-    """A batch's compiled program: what starts it, its segment, what all networks share, and what the record has."""
-
-    init: jax.stages.Compiled
-    segment: jax.stages.Compiled
-    data: Tree
-    counts: dict[str, float]
-
-
-def _compile(batch: Batch, plan: Plan, config: Mapping[str, Any], ending: contextlib.ExitStack) -> _Compiled:
-    """Compiles a batch's program; what does not fit into memory, now or until ``ending``, is explained."""
-    needed: memory.Need | None = None
-    ending.enter_context(memory.explained(batch.name, config.get("settings", {}), lambda: needed))
-    asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
-    # On the devices once, beside the state and never donated: all segments read the same arrays.
-    data = batch.place(batch.program.data)
-    init, segment = memory.compile_segment(batch, data, plan.updates_per_segment)
-    needed = memory.need(segment)
-    memory.check_need(batch, data, needed, config.get("settings", {}))
-    counts = {
-        "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
-        "compilations": compilation.counts.asked - asked,
-        "compilations_uncached": compilation.counts.missed - missed,
-    }
-    return _Compiled(init, segment, data, counts)
+    idle = time.perf_counter() - begun - waited - computed - costs.timing
+    return Shares(max(computed - probing, 0.0), probing + costs.timing, waited, idle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,10 +349,13 @@ def study(
                 end = "recorded" if report else "finished"
                 holding = lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end)
                 with holding as lock:
-                    for batch in batches:
-                        shares[batch.name] = train(
-                            directory, config, batch, plan, sinks, saving=saving, stopping=stopping, lock=lock
-                        )
+                    due = [batch for batch in batches if not _recorded(directory, config, batch.arms, plan)]
+                    with Ahead(due, plan.updates_per_segment, config.get("settings", {})) as ahead:
+                        for batch in batches:
+                            shares[batch.name] = train(
+                                directory, config, batch, plan, sinks,
+                                saving=saving, stopping=stopping, lock=lock, ahead=ahead,
+                            )  # fmt: skip
             if report and _recorded(directory, config, others, plan):
                 with stopping.at_once("before the report was written"):
                     lifecycle.conclude(directory, report)

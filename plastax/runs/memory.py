@@ -65,18 +65,22 @@ def available() -> int | None:
     return machine.free_memory() if device.platform == "cpu" else None
 
 
-def compile_segment(batch: Batch, data: Tree, length: int) -> tuple[Any, Any]:
+def compile_segment(batch: Batch, length: int) -> tuple[Any, Any]:
     """Compiles a batch's program: ``init(start, data)`` and ``segment(state, data, clock)``; nothing is run.
 
     Args:
       batch: the networks.
-      data: its program's, placed.
       length: updates in a segment.
 
     Raises:
       MemoryError: what a single loop of the program keeps is more than there is, as can be said before it is compiled.
     """
     program = batch.program
+    # Shapes alone: what all networks share is placed when the batch's turn comes.
+    data = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type, sharding=batch.shared),
+        jax.eval_shape(lambda x: x, program.data),
+    )
     init = jax.jit(program.init).lower(batch.start, data).compile()
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -240,7 +244,7 @@ def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | No
     needed: Need | None = None
     with explained(batch.name, settings, lambda: needed):
         data = batch.place(batch.program.data)
-        init, segment = compile_segment(batch, data, length)
+        init, segment = compile_segment(batch, length)
         needed = need(segment)
         if limit is None:
             check_need(batch, data, needed, settings, ROOM)
