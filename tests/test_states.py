@@ -207,7 +207,7 @@ def test_shards_are_of_one_code(start, tmp_path):
     done = start(shard="1/2", here=other)
     assert done["status"] == 1
     assert "the code changed" in done["log"]
-    assert f"--resume {directory} and this --shard" in done["log"]
+    assert f"--resume {directory} with this --shard" in done["log"]
     assert not lifecycle.begun(directory, "1/2")
     done = start(shard="1/2", resume=str(directory), here=other)
     assert "not what this run began with: the code" in done["log"]
