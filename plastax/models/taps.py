@@ -1,11 +1,13 @@
 """Taps on the layers of a Flax module: what they are given, and a place to add to what they give.
 
-The module stays as it is: its layers are met while it is applied.
+Layers of `flax.linen` are intercepted while the module is applied, those of `flax.nnx` by `plastax.models.taps_nnx`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,19 +15,25 @@ import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.linear import canonicalize_padding
+from flax import nnx
+from flax.core import DenyList
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import machine, tree
 from plastax.errors import ConfigError
-from plastax.types import Array, Key, LayerInputs, Params, Tapped, Tree, Window
+from plastax.models import taps_nnx
+from plastax.models.window import layer_inputs
+from plastax.types import Array, Key, LayerInputs, Params, Tapped, Tree
 
 _INPUTS, _OUTPUTS, _TAPS = "plastax_inputs", "plastax_outputs", "plastax_taps"
 """Collections by which values enter and leave a module: lifted transformations such as `nn.remat` pass them on."""
+_PASSES = itertools.count()
+Seen = dict[str, tuple[nn.Module, Array]]
+"""Layer -> the layer, without arrays, and what it was given or gave; in the order of the forward pass."""
 
 
 def tapped(
-    module: nn.Module,
+    module: nn.Module | nnx.Module,
     *,
     inputs: Callable[[Tree], Tree] = lambda data: data,
     layers: Collection[str] | None = None,
@@ -34,38 +42,58 @@ def tapped(
     mutable: Sequence[str] = (),
     **arguments: Any,
 ) -> Tapped:
-    """Gives out the layers of a module, unchanged, for `plastax.curvature.kronecker`.
+    """Gives out the layers of a Flax module, which stays as it is, for `plastax.curvature.kronecker`.
 
-    Tapped are all `flax.linen.Dense` and `flax.linen.Conv` (their subclasses too) under the names of their parameters,
-    ``encoder/Dense_0``; other layers pass as they are, and their parameters are in no factor. Layers may be
-    rematerialised (`nn.remat`); inside `nn.scan`, `nn.vmap` or `nn.RNN`, which have several layers or steps in one, and
-    inside an `nn.jit` that has been compiled before, they are refused.
+    Dense layers and convolutions are tapped (`Dense` and `Conv` of `flax.linen`, `Linear` and `Conv` of `flax.nnx`,
+    and their subclasses), under the path of their parameters: ``encoder/Dense_0``. Other layers pass as they are, and
+    their parameters are in no factor. Layers may be in `nn.remat` and `nn.jit`. A layer in `nn.scan`, `nn.vmap` or
+    `nn.RNN` is several layers or steps in one, and is refused.
 
     Args:
-      module: called with one argument, whose leading axis is the examples'.
+      module: called with one argument, whose leading axis is that of the examples.
       inputs: picks that argument from the data: ``operator.itemgetter(0)`` where the data is ``(x, y)``.
       layers: names of the layers to tap; None: all.
-      variables: collections beside the parameters, such as batch statistics. The module may change them, as in
-        training; what comes of that is left.
+      variables: collections beside the parameters, such as batch statistics. What the module changes in them is lost.
       rngs: keys of what the module draws, ``{"dropout": key}``: the same draws in every pass.
-      mutable: collections that the outputs are to be in a pair with, as Flax has it.
+      mutable: collections that are returned in a pair with the outputs, as `flax.linen.Module.apply` does.
       **arguments: further keyword arguments of the call, such as ``train=False``.
 
+    `variables`, `rngs` and `mutable` are for linen. An nnx module has its own statistics and keys; every pass
+    starts from those that it had when it was tapped.
+
     Returns:
-      The network; ``params`` is what ``module.init(...)["params"]`` gives, and ``outputs`` what the module gives.
+      The network. ``params`` is ``module.init(...)["params"]``, or ``nnx.state(module, nnx.Param)`` (also as
+      `nnx.to_pure_dict`, whose names are those of the layers); ``outputs`` is what the module gives.
 
     Raises:
-      ConfigError: ``module`` is not one of `flax.linen`; or, where the network is applied, ``params`` has other
-        collections too, ``layers`` has one that the module has not, or the module needs a collection that ``variables``
-        lacks.
-      ValueError: where the network is applied, for a layer that is called twice (its parameters have two inputs), one
-        that a lifted transformation hides, and for convolutions that no `Window` describes: grouped, masked, transposed
-        by an input dilation, circular or reflecting, or with other than one batch axis.
+      ConfigError: ``module`` is no Flax module, or an nnx module is given what is for linen. Where the network is
+        applied: ``params`` has other collections too, the module has no layer of that name, or it needs a collection
+        that ``variables`` lacks.
+      ValueError: where the network is applied: a layer is called twice (its parameters have two inputs) or is in
+        `nn.scan` and the like, or no `Window` describes a convolution: grouped, masked, transposed by an input
+        dilation, circular or reflecting, or with other than one batch axis.
+
+    Examples:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> from plastax import models
+      >>> module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+      >>> x = jnp.ones((5, 3))
+      >>> network = models.tapped(module)
+      >>> {name: tap.shape for name, tap in network.taps(x).items()}
+      {'layers_0': (5, 4), 'layers_2': (5, 2)}
+      >>> outputs, inputs = network.apply(module.init(jax.random.key(0), x)["params"], {}, x)
+      >>> inputs["layers_2"].values.shape
+      (5, 4)
     """
+    if isinstance(module, nnx.Module):
+        for name, given in (("variables", variables), ("rngs", rngs), ("mutable", mutable)):
+            if given:
+                raise ConfigError(f"{name}: not for nnx modules; {type(module).__name__} has its own state and keys")
+        return taps_nnx.tapped(module, inputs, layers, arguments)
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a flax.linen.Module: "
-            "layers of nnx, Equinox or plain functions cannot be tapped"
+            f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a module of flax.linen "
+            "or flax.nnx: layers of Equinox or plain functions cannot be tapped"
         )
     variables, rngs = variables or {}, rngs or {}
 
@@ -86,84 +114,76 @@ def tapped(
                 "give models.tapped(module, rngs={'dropout': key})"
             ) from error
 
-    # The layers in the order of the forward pass, without arrays. Kept over calls: `nn.jit` does not call them again.
-    known: dict[str, nn.Module] = {}
-
-    def visiting(met: set[str]) -> nn.module.Interceptor:
-        machine.check_assertions()
-
-        def interceptor(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def interceptor(met: dict[str, nn.Module]) -> nn.module.Interceptor:
+        def intercept(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             out, layer = next_fun(*args, **kwargs), context.module
-            name = "/".join(layer.path)
             if context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.Conv):
                 return out
-            known.setdefault(name, layer.clone(parent=None))
+            name = "/".join(layer.path)
+            met.setdefault(name, layer.clone(parent=None))
             if layers is not None and name not in layers:
                 return out
-            met.add(name)
             layer.sow(_INPUTS, "x", args[0] if args else kwargs["inputs"])
             layer.sow(_OUTPUTS, "z", out)
             return out + layer.get_variable(_TAPS, "tap") if layer.has_variable(_TAPS, "tap") else out
 
-        return interceptor
+        return intercept
 
-    def given_out(
-        state: Mapping[str, Tree], collection: str, met: set[str], expected: Collection[str] | None = None
-    ) -> dict[str, Any]:
-        """Layer -> the one value that it gave out, in the order of the forward pass."""
-        missing = [name for name in layers or () if name not in known]
-        if missing:
-            raise ConfigError.unknown("layers", missing[0], known)
-        values = {"/".join(path[:-1]): given for path, given in flatten_dict(state.get(collection, {})).items()}
-        for name in met | set(values):
+    def seen(collection: str, run: Callable[[str], tuple[Any, Mapping[str, Tree]]]) -> tuple[Any, Mapping, Seen]:
+        """What ``run`` gives with the layers tapped: outputs, state, and of a collection what each layer put there."""
+        machine.check_assertions()
+        # `nn.jit` calls no layer of what it compiled before for the same mutable collections: each pass has one of its
+        # own. Where it takes one layer's compilation for another in the same pass, the pass is repeated without.
+        for compile_ in (contextlib.nullcontext, jax.disable_jit):
+            met: dict[str, nn.Module] = {}
+            with compile_(), explained(), nn.intercept_methods(interceptor(met)):
+                outputs, state = run(f"plastax_pass_{next(_PASSES)}")
+            values = {"/".join(path[:-1]): given for path, given in flatten_dict(state.get(collection, {})).items()}
+            unknown = [name for name in layers or () if name not in met]
+            if not unknown and values.keys() <= met.keys():
+                break
+        if unknown:
+            raise ConfigError.unknown("layers", unknown[0], met)
+        chosen = [name for name in met if layers is None or name in layers]
+        for name in chosen:
             if name not in values:
-                message = (
+                raise ValueError(
                     f"layer {name!r} is inside nn.scan, nn.vmap or nn.RNN, which have several layers or steps in one; "
                     "leave it out: models.tapped(module, layers=[...]) with the others"
                 )
-                raise ValueError(message)
             if len(values[name]) > 1:
-                message = f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
-                raise ValueError(message)
-        if hidden := set(values) - (known.keys() if expected is None else set(expected)):
-            message = (
-                f"layer {min(hidden)!r} is inside nn.jit, which keeps what it compiled before the layer was tapped; "
-                "give the module without nn.jit: what is around it can be jitted instead"
-            )
-            raise ValueError(message)
-        return {name: values[name][0] for name in known if name in values}
+                raise ValueError(
+                    f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
+                )
+        return outputs, state, {name: (met[name], values[name][0]) for name in chosen}
 
     def taps(data: Tree) -> dict[str, Array]:
-        met: set[str] = set()
+        def init(key: Key, x: Tree, own: str) -> Tree:
+            mutable = DenyList(("intermediates", own))
+            return None, module.init({"params": key, **rngs}, x, mutable=mutable, **arguments)
 
-        def init(key: Key, x: Tree) -> Tree:
-            return module.init({"params": key, **rngs}, x, **arguments)
+        def run(own: str) -> Any:
+            return jax.eval_shape(functools.partial(init, own=own), tree.key_like(), inputs(data))
 
-        with explained(), nn.intercept_methods(visiting(met)):
-            state = jax.eval_shape(init, tree.key_like(), inputs(data))
-        shapes = given_out(state, _OUTPUTS, met)
-        return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+        found = seen(_OUTPUTS, run)[-1]
+        return {name: jnp.zeros(shape.shape, shape.dtype) for name, (_, shape) in found.items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
         if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
             raise ConfigError(f"params: the collections {', '.join(params)} are not allowed; give variables['params']")
-        met: set[str] = set()
         placed = unflatten_dict({(*name.split("/"), "tap") if name else ("tap",): tap for name, tap in taps.items()})
         given = {"params": params, **variables} | ({_TAPS: placed} if taps else {})
-        with explained(), nn.intercept_methods(visiting(met)):
-            outputs, state = module.apply(
-                given, inputs(data), rngs=dict(rngs), mutable=[_INPUTS, *variables, *mutable], **arguments
-            )
+
+        def run(own: str) -> Any:
+            collections = [_INPUTS, *variables, *mutable, own]
+            return module.apply(given, inputs(data), rngs=dict(rngs), mutable=collections, **arguments)
+
+        outputs, state, found = seen(_INPUTS, run)
         if mutable:
             outputs = outputs, {name: values for name, values in state.items() if name in mutable}
-        found = given_out(state, _INPUTS, met, taps or None)
-        return outputs, {name: _inputs(name, known[name], x) for name, x in found.items()}
+        return outputs, {name: layer_inputs(name, layer, x) for name, (layer, x) in found.items()}
 
     return Tapped(taps, apply)
-
-
-def _inputs(name: str, layer: Any, x: Array) -> LayerInputs:
-    return LayerInputs(x, layer.use_bias, _window(name, layer, x) if isinstance(layer, nn.Conv) else None)
 
 
 def names(network: Tapped, data: Tree) -> tuple[str, ...]:
@@ -171,28 +191,3 @@ def names(network: Tapped, data: Tree) -> tuple[str, ...]:
     found: list[str] = []
     jax.eval_shape(lambda data: found.extend(network.taps(data)), data)
     return tuple(found)
-
-
-def _window(name: str, conv: nn.Conv, x: Array) -> Window:
-    size = (conv.kernel_size,) if isinstance(conv.kernel_size, int) else tuple(conv.kernel_size)
-
-    def each(value: Any) -> tuple[int, ...]:
-        return (value or 1,) * len(size) if value is None or isinstance(value, int) else tuple(value)
-
-    padding = canonicalize_padding(conv.padding, len(size))
-    refused = {
-        f"feature_group_count={conv.feature_group_count}": conv.feature_group_count != 1,
-        f"input_dilation={conv.input_dilation}": set(each(conv.input_dilation)) != {1},
-        f"padding={padding!r}": isinstance(padding, str) and padding not in ("SAME", "VALID"),
-        "a mask": conv.mask is not None,
-        f"inputs {x.shape}": x.ndim != len(size) + 2,
-    }
-    if any(refused.values()):
-        what = ", ".join(reason for reason, holds in refused.items() if holds)
-        message = f"layer {name!r} is a convolution with {what}, which Kronecker factors cannot describe; leave it out"
-        raise ValueError(message)
-    strides, dilation = each(conv.strides), each(conv.kernel_dilation)
-    if isinstance(padding, str):
-        reach = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-        padding = jax.lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
-    return Window(size, strides, tuple((int(low), int(high)) for low, high in padding), dilation)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -11,22 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from plastax import models, probes
 from plastax.curvature.losses import LOSSES
 from plastax.errors import ConfigError
-from plastax.models import MLP
 from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe
 from plastax.roles import Kernel, Roles
 from plastax.types import Loss
+from tests.foreign import FORMS, MODEL
 
 KEY = jax.random.key(0)
 CHOSEN = (
-    "features", "weights", "gradient", "movement", Hessian(order=60, probes=1), GGN(order=4, examples=4),
+    "features", "weights", "gradient", "movement", Hessian(order=64, probes=1), GGN(order=4, examples=4),
     NTKProbe(examples=4), TrainabilityProbe(learning_rate=0.1, steps=10, examples=4),
 )  # fmt: skip
-OWN = MLP(hidden=(6,)).build((4,), 3)
+OWN = MODEL
 PARAMS = OWN.init(KEY)
 
 
@@ -35,84 +34,40 @@ def batch() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal((8, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 8))
 
 
-class Linen(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Any:
-        hidden = nn.relu(nn.Dense(6)(x))
-        return nn.Dense(3)(hidden), {"dense_0": hidden}
-
-
-class Nnx(nnx.Module):
-    def __init__(self) -> None:
-        self.first, self.second = nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 3, rngs=nnx.Rngs(0))
-
-    def __call__(self, x: jax.Array) -> Any:
-        hidden = nn.relu(self.first(x))
-        return self.second(hidden), {"dense_0": hidden}
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Linear:
-    """As in Equinox: units in front."""
-
-    weight: Any
-    bias: Any
-
-
-def forms() -> dict[str, tuple[Any, Callable]]:
-    """Name -> the parameters, and ``apply`` of them."""
-    (w0, b0), (w1, b1) = ((PARAMS[layer]["kernel"], PARAMS[layer]["bias"]) for layer in ("dense_0", "output"))
-    graph, state = nnx.split(Nnx(), nnx.Param)
-    leaves = {"first": (w0, b0), "second": (w1, b1)}
-    for layer, (kernel, bias) in leaves.items():
-        state[layer]["kernel"].set_value(kernel)
-        state[layer]["bias"].set_value(bias)
-
-    def plain(first: Callable, second: Callable) -> Callable:
-        def apply(params: Any, x: jax.Array) -> Any:
-            hidden = nn.relu(first(params, x))
-            return second(params, hidden), {"dense_0": hidden}
-
-        return apply
-
-    return {
-        "linen": (
-            {"Dense_0": {"kernel": w0, "bias": b0}, "Dense_1": {"kernel": w1, "bias": b1}},
-            lambda p, x: Linen().apply({"params": p}, x),
-        ),
-        "nnx": (state, lambda p, x: nnx.merge(graph, p)(x)),
-        "haiku": (
-            {"linear": {"w": w0, "b": b0}, "linear_1": {"w": w1, "b": b1}},
-            plain(lambda p, x: x @ p["linear"]["w"] + p["linear"]["b"][None],
-                  lambda p, x: x @ p["linear_1"]["w"] + p["linear_1"]["b"][None]),
-        ),
-        "equinox": (
-            [Linear(w0.T, b0), Linear(w1.T, b1)],
-            plain(lambda p, x: x @ p[0].weight.T + p[0].bias[None], lambda p, x: x @ p[1].weight.T + p[1].bias[None]),
-        ),
-    }  # fmt: skip
-
-
-def measure(params: Any, apply: Callable, chosen: Any = CHOSEN, **options: Any) -> dict[str, jax.Array]:
+def measure(
+    params: Any, apply: Callable, chosen: Any = CHOSEN, data: Any = None, **options: Any
+) -> dict[str, jax.Array]:
     given = {"initial": jax.tree.map(lambda x: 0.5 * x, params), "previous": params}
-    return probes.measure(chosen, params, apply, batch(), KEY, **given, **options)
+    return probes.measure(chosen, params, apply, data or batch(), KEY, **given, **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["linen", "nnx", "haiku", "equinox"])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_probe_has_the_numbers_of_plastax_own_form(form: str) -> None:
-    expected, found = measure(PARAMS, OWN.apply, roles=OWN.roles), measure(*forms()[form])
+    given = FORMS[form]
+    with jax.enable_x64(True) if form == "double" else contextlib.nullcontext():
+        own, theirs = given.model(False), given.model(True)
+        params, x = own.init(KEY), batch()[0].astype(given.dtype)
+        chosen = CHOSEN if own.hidden else CHOSEN[1:]
+        expected, found = (
+            measure(p, model.apply, chosen, (x, batch()[1]), roles=model.roles)
+            for p, model in ((params, own), (given.to(params), theirs))
+        )
+        if not own.hidden:
+            with pytest.raises(ConfigError, match="no features"):
+                measure(given.to(params), theirs.apply, ("features",), roles=theirs.roles)
     assert found.keys() == expected.keys()
     # All eigenvalues are found, by other probe vectors: those of the tree's own order.
     chance = {name for name in expected if name.endswith(("residual", "residuals", "breakdowns"))}
-    for name in expected.keys() - chance:
+    # A stack is one layer.
+    stacked = {name for name in expected if form == "scanned" and name.startswith(("weights/", "movement/"))}
+    for name in expected.keys() - chance - stacked:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-3, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("form", ["nnx", "equinox"])
 def test_weights_are_found_whatever_they_are_called(form: str) -> None:
-    params, apply = forms()[form]
+    params, apply = FORMS[form].to(PARAMS), FORMS[form].apply
     found = measure(params, apply, ("weights",))
     for layer, place in (("dense_0", 0), ("output", 1)):
         kernel = np.asarray(PARAMS[layer]["kernel"], np.float64)
