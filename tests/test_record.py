@@ -175,8 +175,7 @@ def test_every_kind_of_damage_names_the_file(run: pathlib.Path) -> None:
 
 def test_nothing_appears_if_writing_fails(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
-        message = "no space left on device"
-        raise OSError(message)
+        raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):

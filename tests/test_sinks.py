@@ -54,8 +54,7 @@ class Slow:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         time.sleep(self.seconds)
-        message = "no answer"
-        raise ConnectionError(message)
+        raise ConnectionError("no answer")
 
 
 class FailingRun:
@@ -132,8 +131,7 @@ class Failing:
     def _note(self, name: str) -> None:
         self.calls.append(name)
         if name == self.where:
-            message = "the network is gone"
-            raise ConnectionError(message)
+            raise ConnectionError("the network is gone")
 
     def start(self, config: Mapping[str, Any], directory: Any, method: str) -> None:
         self._note("start")
@@ -171,8 +169,7 @@ def test_wandb_that_cannot_write_does_not_stop(
     import wandb
 
     def broken(*args: Any, **kwargs: Any) -> None:
-        message = "no space left on device"
-        raise wandb.Error(message)
+        raise wandb.Error("no space left on device")
 
     monkeypatch.setattr(wandb, "init", broken)
     guarded = Guarded(WandbSink("offline"))

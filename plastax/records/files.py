@@ -155,8 +155,7 @@ def _jsonable(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    message = f"{type(value).__name__} {value!r} cannot be written to JSON"
-    raise TypeError(message)
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written to JSON")
 
 
 def write_json(path: PathLike, value: Any) -> None:

@@ -31,8 +31,7 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     settings = config.get("settings", {})
     missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
     if missing:
-        message = f"{directory / 'config.json'}: settings {missing} are missing"
-        raise RecordError(message)
+        raise RecordError(f"{directory / 'config.json'}: settings {missing} are missing")
     arms = arm_labels(config)
     arms += [arm for arm in found if arm not in arms]
     sizes = {
@@ -41,8 +40,7 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
     }
     seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
     if len(seeds) > 1:
-        message = f"{directory}: the number of seeds differs between records: {sizes}"
-        raise RecordError(message)
+        raise RecordError(f"{directory}: the number of seeds differs between records: {sizes}")
     first = int(settings.get("first_seed", 0))
     return _Plan(arms, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
@@ -75,8 +73,7 @@ def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndar
     if name not in target:
         target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
     if target[name].shape != shape:
-        message = f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere"
-        raise RecordError(message)
+        raise RecordError(f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere")
     target[name][where] = value
 
 
@@ -109,11 +106,10 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[st
             stop = start + int(segment.host["length"])
             first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
             if not (first <= start < stop <= last <= updates):
-                message = (
+                raise RecordError(
                     f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
                     f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
                 )
-                raise RecordError(message)
             for name, value in segment.train.items():
                 _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
             probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
@@ -194,8 +190,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     try:
         arrays = _collect(plan, found, config)
     except RecordError as error:
-        message = f"{directory}: {error}"
-        raise RecordError(message) from error
+        raise RecordError(f"{directory}: {error}") from error
     updates = np.arange(plan.tasks * plan.updates_per_task)
     used = {"arm": len(plan.arms), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
@@ -227,5 +222,4 @@ def read_run(path: PathLike) -> xr.Dataset:
     try:
         return xr.Dataset(variables, coords, attributes)
     except ValueError as error:
-        message = f"{directory / 'config.json'} does not fit its records: {error}"
-        raise RecordError(message) from error
+        raise RecordError(f"{directory / 'config.json'} does not fit its records: {error}") from error

@@ -116,8 +116,7 @@ def start_run(
             f"{directory} is of format {old.get('format', 0)}, and this plastax continues format {FORMAT} only"
         )
     if old and old.get("hash") != config.get("hash"):
-        message = f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}"
-        raise RecordError(message)
+        raise RecordError(f"{directory} holds another run: hash {old.get('hash')!r}, not {config.get('hash')!r}")
     if old and not blank and (gone := [arm for arm in arm_labels(old) if arm not in arm_labels(config)]):
         raise RecordError(
             f"{directory} was begun by a version that calls its arms otherwise ({gone[0]}); continue with that version "
@@ -156,8 +155,7 @@ def _as_float(name: str, value: Any) -> np.ndarray:
     try:
         return array.astype(np.float32)
     except (TypeError, ValueError) as error:
-        message = f"{name}: a record holds numbers, not {array.dtype}"
-        raise RecordError(message) from error
+        raise RecordError(f"{name}: a record holds numbers, not {array.dtype}") from error
 
 
 def write_segment(
@@ -181,8 +179,7 @@ def write_segment(
     """
     path = pathlib.Path(directory) / f"{index:06d}.npz"
     if missing := [name for name in REQUIRED_HOST if name not in host]:
-        message = f"{path}: host scalars {missing} are missing"
-        raise RecordError(message)
+        raise RecordError(f"{path}: host scalars {missing} are missing")
     arrays = {f"train/{name}": _as_float(name, value) for name, value in record.train.items()}
     arrays |= {f"probe/{name}": _as_float(name, value) for name, value in record.probe.items()}
     # float64 holds every count exactly, float32 only up to 2**24.
@@ -257,8 +254,7 @@ def check_segment(path: pathlib.Path, owner: Mapping[str, Any]) -> dict[str, Any
 def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises `RecordError` unless the shapes are those of one segment."""
     if missing := [name for name in REQUIRED_HOST if f"host/{name}" not in arrays]:
-        message = f"{path}: host scalars {missing} are missing"
-        raise RecordError(message)
+        raise RecordError(f"{path}: host scalars {missing} are missing")
     seeds = {}
     for name in REQUIRED_HOST:
         value = arrays[f"host/{name}"]
@@ -275,13 +271,11 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
             "probe": array.ndim >= 2 and array.shape[1] == len(MARKS),
         }
         if not good.get(kind, False):
-            message = f"{path}: {name} has shape {array.shape}, in a segment of {length} updates"
-            raise RecordError(message)
+            raise RecordError(f"{path}: {name} has shape {array.shape}, in a segment of {length} updates")
         if kind != "host":
             seeds[name] = array.shape[0]
     if len(set(seeds.values())) > 1:
-        message = f"{path}: the number of seeds (axis 0) differs between arrays: {seeds}"
-        raise RecordError(message)
+        raise RecordError(f"{path}: the number of seeds (axis 0) differs between arrays: {seeds}")
 
 
 def read_segment(path: PathLike, owner: Mapping[str, Any] | None = None) -> Segment:
@@ -307,8 +301,7 @@ def _parsed(path: pathlib.Path, raw: bytes) -> Segment:
         arrays = files.arrays(raw)
     # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
     except Exception as error:
-        message = f"{path} is truncated or corrupt: {error}"
-        raise RecordError(message) from error
+        raise RecordError(f"{path} is truncated or corrupt: {error}") from error
     _check(path, arrays)
     parts: dict[str, dict[str, Any]] = {"train": {}, "probe": {}, "host": {}}
     for name, array in arrays.items():

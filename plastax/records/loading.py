@@ -43,8 +43,9 @@ def find(*paths: PathLike) -> list[pathlib.Path]:
         if not runs:
             inside = sorted(pathlib.Path(path).glob("*/config.json")) if not is_pattern(path) else []
             hint = f"; the {len(inside)} runs in it are '{path.rstrip('/')}/*'" if inside else ""
-            message = f"{path!r} is no run directory (runs/<experiment>/<run id>, with a config.json){hint}"
-            raise FileNotFoundError(message)
+            raise FileNotFoundError(
+                f"{path!r} is no run directory (runs/<experiment>/<run id>, with a config.json){hint}"
+            )
         found |= dict.fromkeys(runs)
     return list(found)
 

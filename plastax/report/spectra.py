@@ -21,8 +21,7 @@ def symlog_edges(smallest: float, largest: float, per_decade: int = 8) -> np.nda
       ValueError: unless 0 < smallest < largest, both finite.
     """
     if not 0.0 < smallest < largest < np.inf:
-        message = f"0 < smallest < largest < inf does not hold for {smallest} and {largest}"
-        raise ValueError(message)
+        raise ValueError(f"0 < smallest < largest < inf does not hold for {smallest} and {largest}")
     low, high = np.floor(np.log10(smallest)), np.ceil(np.log10(largest))
     positive = np.logspace(low, high, int(high - low) * per_decade + 1)
     return np.concatenate([-positive[::-1], positive])

@@ -112,8 +112,9 @@ def workspace(project: str, metrics: Collection[str] | None = None) -> Any:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        message = "the W&B dashboard needs a package that is missing: pip install 'wandb-workspaces>=0.4.13'"
-        raise ConfigError(message) from error
+        raise ConfigError(
+            "the W&B dashboard needs a package that is missing: pip install 'wandb-workspaces>=0.4.13'"
+        ) from error
 
     def drawn(panel: Panel) -> Any:
         if panel.lines:
