@@ -1,4 +1,4 @@
-"""matplotlib, which plastax draws files with, in whatever surroundings."""
+"""matplotlib, in notebooks and without a display."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 
 
 def import_matplotlib() -> None:
-    """Imports matplotlib even where MPLBACKEND names a backend that is not installed.
+    """Imports matplotlib even if MPLBACKEND names a backend that is not installed.
 
-    A notebook's kernel exports the name of its own to every program that is started from a cell. Where the backend is
-    there, it is matplotlib's, as always. For before the first import, also of a package that imports matplotlib.
+    A notebook's kernel exports its own backend to every program that a cell starts. An installed backend is used as
+    always. Call this before anything else imports matplotlib.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:

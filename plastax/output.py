@@ -1,4 +1,4 @@
-"""What a process prints: it is shown as it is, and when nobody reads it any more it is lost without harm."""
+"""Printing: texts are shown literally, and a closed pipe or terminal does no harm."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from rich.segment import Segment
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""What moves a terminal's cursor, changes its colours or the direction of its text; not tabs and ends of lines."""
+"""Characters that move a terminal's cursor or change its colours or text direction; not tabs and ends of lines."""
 
 
 def plain(text: str) -> str:
-    """A text with its control characters written out, the escape character as a backslash, x, 1 and b."""
+    """A text with its control characters written out: the escape character becomes a backslash, x, 1 and b."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Console(rich.console.Console):
-    """A terminal that takes nothing in a text for markup, emoji or a command to itself, and that may be closed.
+    """A terminal that shows markup, emoji and control characters literally, and that may be closed.
 
     Args:
-      **options: of `rich.console.Console`.
+      **options: see `rich.console.Console`.
     """
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See `rich.console.Console.render_str`. What is written out takes room, in the cells of tables too."""
+        """See `rich.console.Console.render_str`. Characters that are written out take room in tables, too."""
         return super().render_str(plain(text), **options)
 
     def render(self, renderable: Any, options: rich.console.ConsoleOptions | None = None) -> Iterable[Segment]:
-        """See `rich.console.Console.render`. Other texts than strings are cut where they get too long."""
+        """See `rich.console.Console.render`. Rich cuts other texts than strings where they become too long."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))
 
     def on_broken_pipe(self) -> None:
-        """Stays silent from now on; rich would end the process."""
+        """Becomes silent; rich would end the process."""
         self.quiet = True
 
 
 def say(console: rich.console.Console, text: str, style: str | None = None) -> None:
-    """Prints lines as they are, however long: a path is there to be copied, by a script too."""
+    """Prints lines as they are and unbroken, so that paths can be copied."""
     console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> None:
-    """Prints one line to standard error, of what is under way."""
+    """Prints one line to standard error, about what is being done."""
     print(plain(text).replace("\n", " "), file=sys.stderr, flush=True)
 
 
@@ -63,21 +63,21 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 class _Lossy(io.FileIO):
-    """An open file that takes everything: what the system refuses (EPIPE, ENOSPC, EIO) is lost."""
+    """An open file that accepts everything and drops what the system refuses (EPIPE, ENOSPC, EIO)."""
 
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         with contextlib.suppress(OSError):
             while left:
-                # None: it would have to wait, on a descriptor that may not.
+                # None: a descriptor that must not block would block.
                 left = left[super().write(left) or len(left) :]
         return memoryview(data).nbytes
 
 
 def make_lossy() -> None:
-    """Lets standard output and error be closed, full or of a narrow encoding without an error, then and at the exit.
+    """Makes a closed, full or narrowly encoded standard output or error cause no error, now or at exit.
 
-    For the start of a program. Streams that somebody has put in their place (a notebook, a test) stay as they are.
+    For the start of a program. Streams that a notebook or test has put in their place stay as they are.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -85,7 +85,7 @@ def make_lossy() -> None:
             continue
         with contextlib.suppress(OSError):
             stream.flush()
-        # Held by the module's stream for the rest of the process; the descriptor stays whose it was.
+        # The new stream keeps this for the rest of the process; the descriptor stays with its owner.
         raw = _Lossy(stream.fileno(), "w", closefd=False)
         lossy = io.TextIOWrapper(
             cast("BinaryIO", raw) if stream.write_through else io.BufferedWriter(raw),

@@ -94,7 +94,9 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
         np.testing.assert_array_equal(value, watched[name], err_msg=name)
     assert len(alone["loss"]) == 3
     assert seconds < 30.0
-    assert [record.message.count("going on without it") for record in caplog.records if "Sink" in record.message] == [1]
+    assert [record.message.count("continuing without it") for record in caplog.records if "Sink" in record.message] == [
+        1
+    ]
 
 
 def test_a_full_queue_leaves_out_and_says_so(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +119,7 @@ def test_a_full_queue_leaves_out_and_says_so(tmp_path: pathlib.Path, caplog: pyt
     assert logged == sorted(logged)
     assert 3 <= len(logged) <= 6
     assert [record.message for record in caplog.records] == [
-        "Blocked is too slow: some tasks are missing there, none in the records"
+        "Blocked is too slow: it lacks some tasks, the records lack none"
     ]
 
 

@@ -336,7 +336,7 @@ def test_a_run_that_is_moved_while_it_is_trained_stops(serve, whole):
     done = serve(directory, "moved")
     assert done["status"] == 1, done["log"]
     assert done["log"].splitlines()[-1] == (
-        f"error: {directory} was moved or removed meanwhile; what it holds is whole: continue with --resume <where it "
+        f"error: {directory} was moved or removed meanwhile; its files are whole: continue with --resume <where it "
         "is now>"
     )
     assert not directory.exists()

@@ -1,1 +1,1 @@
-"""What is kept: the files of a run directory, how they are written, read and labelled, and the state they tell of."""
+"""Run directories: how their files are written, read and labelled, and what state a run is in."""

@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration."""
+"""The environment of a run: what its numbers depend on besides its configuration."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _JAX = (
     "memory_fitting_level", "numpy_dtype_promotion", "optimization_level", "random_seed_offset", "softmax_custom_jvp",
     "threefry_gpu_kernel_lowering", "threefry_partitionable", "use_magma",
 )  # fmt: skip
-"""JAX's settings that numbers depend on, beside those that have an entry of their own."""
+"""JAX's settings that numbers depend on; others have entries of their own."""
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-"""Variables that numbers depend on, beside ``XLA_FLAGS``."""
+"""Environment variables that numbers depend on; ``XLA_FLAGS`` has an entry of its own."""
 _HERE = pathlib.Path(__file__).parent.parent
 _FOLDERS = (_HERE, _HERE.parent / "experiments")
 _OURS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
@@ -43,8 +43,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the source tree of plastax, None without git or outside a work tree."""
-    # Whose the tree is does not matter: its code is being run.
+    """The output of git in the source tree of plastax; None without git or outside a work tree."""
+    # The owner of the tree does not matter: its code is being run anyway.
     anyones = ("-c", "safe.directory=*")
     try:
         done = subprocess.run(
@@ -61,7 +61,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def source() -> str:
-    """Eight hexadecimal digits of the code: of all of plastax's files and, in a checkout, of the experiments'."""
+    """Eight hexadecimal digits of the code: of plastax and, in a checkout, of the experiments."""
     total = hashlib.sha256()
     for folder in _FOLDERS:
         for path in sorted(folder.rglob("*.py")):
@@ -70,18 +70,17 @@ def source() -> str:
 
 
 def own_sources(used: Iterable[object] = ()) -> dict[str, str]:
-    """Eight hexadecimal digits of everything outside plastax that a run's code consists of, by module.
+    """Module -> eight hexadecimal digits of its code, for the code of a run that is not plastax's.
 
-    That is the program itself and what ``used`` is defined in: their files, those beside and below them that have been
-    imported, and of an installed package the parts of it that have been. What was typed in, as in a notebook, counts
-    by its own text.
+    These are the modules of the program and of ``used``, and what was imported from the same folders; of an installed
+    package, its imported modules. What was typed in, as in a notebook, counts by its text.
 
     Args:
       used: classes, functions, or objects of classes, such as the settings of methods, models and streams.
     """
     kinds = [x if inspect.isroutine(x) or isinstance(x, type) else type(x) for x in used]
     files = {name: file for name, module in list(sys.modules.items()) if (file := getattr(module, "__file__", None))}
-    files.pop("__mp_main__", None)  # A second name of the program.
+    files.pop("__mp_main__", None)  # another name of the program
     parts = {"__main__", *(kind.__module__ for kind in kinds)} & files.keys()
     beside = tuple(f"{os.path.dirname(files[name])}{os.sep}" for name in parts if not _is_installed(files[name]))
     packages = {name.partition(".")[0] for name in parts - {"__main__"} if _is_installed(files[name])}
@@ -107,7 +106,7 @@ def _is_installed(file: str) -> bool:
 
 
 def _typed(kind: Any) -> str:
-    """The text of a function or of the functions of a class, as far as it is known."""
+    """The source of a function, or of the functions of a class, as far as it is known."""
     texts = []
     for function in (kind, *(vars(kind).values() if isinstance(kind, type) else ())):
         with contextlib.suppress(OSError, TypeError):
@@ -116,7 +115,7 @@ def _typed(kind: Any) -> str:
 
 
 def cpu() -> dict[str, str]:
-    """The kind of this machine's CPU: its name, and the vector instructions that XLA may compile for."""
+    """The CPU of this machine: its name, and the vector instructions that XLA may compile for."""
     found = {"model": platform.processor() or platform.machine(), "vectors": ""}
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -131,9 +130,9 @@ def cpu() -> dict[str, str]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of two environments differs and may change a number, in words.
+    """The differences of two environments that may change a number, in words.
 
-    What an earlier version did not note of the old one is not known to differ.
+    What an earlier version did not record does not count as different.
     """
     found = [] if old.get("source") == new["source"] else ["the code"]
     found += [f"the code of {name}" for name in _differing(old, new, "own", missing=True)]
@@ -149,7 +148,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str, *, missing: bool = False) -> list[str]:
-    """The entries of a part of two environments that differ; those that one of them lacks only where ``missing``."""
+    """The differing entries of one part of two environments; with ``missing`` also those that one of them lacks."""
     if part not in old:
         return []
     a, b = old[part], new[part]
@@ -158,16 +157,16 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str, *, mis
 
 
 def environment(used: Iterable[object] = (), devices: int | None = None) -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, devices, precision, code revision.
+    """The content of ``environment.json``: versions, devices, precision, code revision.
 
     Args:
       used: see `own_sources`.
-      devices: how many networks are spread over, where numbers depend on it.
+      devices: number of devices that networks are spread over, if numbers depend on it.
 
     Returns:
       JSON types only. Starts the JAX backend if it has not been started yet.
     """
-    # Here and not on top: reading records on a laptop needs no accelerator library.
+    # Not imported at the top: whoever reads records needs no JAX.
     import jax
 
     status = _git("status", "--porcelain")

@@ -1,4 +1,4 @@
-"""Files of a run directory: written whole or not at all, read with suspicion, and moved aside rather than deleted."""
+"""Files of a run directory: written completely or not at all, checked when read, moved aside rather than deleted."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MOST_JSON = 1 << 26
 """Bytes of the largest JSON file that is read."""
 
 ASIDE = "aside"
-"""Folder beside a file that keeps what another one has replaced."""
+"""Folder beside a file, for what the file has replaced."""
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Lets ``write`` fill a file that appears under ``path`` complete and durable, or not at all."""
+    """Lets ``write`` fill a file, which appears under ``path`` complete and durable, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The same directory, because os.replace is atomic only within one file system.
-    # Processes on several machines may write one file at the same time, and have the same number.
+    # In the same directory, because os.replace is atomic only within one file system.
+    # Random, because processes on several machines may have the same number and write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -46,7 +46,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # The rename itself is in the directory: without this a power cut may lose it.
+    # The rename is stored in the directory: without this, a power cut may lose it.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -55,13 +55,13 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what processes that were killed in `write_atomic` have left in a folder."""
+    """Removes the temporary files of processes that were killed in `write_atomic`."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def aside(path: Path) -> Path:
-    """Moves a file or folder into the folder `ASIDE` beside it; where it is now."""
+    """Moves a file or folder into the folder `ASIDE` beside it; returns the new path."""
     folder = path.parent / ASIDE
     folder.mkdir(exist_ok=True)
     names = (f"{path.stem}{f'-{k}' if k else ''}{path.suffix}" for k in range(1_000_000))
@@ -70,11 +70,11 @@ def aside(path: Path) -> Path:
 
 
 def regular(path: Path) -> os.stat_result:
-    """What the system says of a regular file.
+    """`os.stat` of a regular file.
 
     Raises:
-      FileNotFoundError: it is not there.
-      Unreadable: the system refuses to say.
+      FileNotFoundError: the file does not exist.
+      Unreadable: the system does not allow it.
       RecordError: it is a folder, a device or a pipe.
     """
     try:
@@ -82,37 +82,37 @@ def regular(path: Path) -> os.stat_result:
     except OSError as error:
         raise trouble(path, error) from error
     if not stat.S_ISREG(found.st_mode):
-        raise RecordError(f"{path} is no regular file")
+        raise RecordError(f"{path} is not a regular file")
     return found
 
 
 def trouble(path: Path, error: OSError) -> FileNotFoundError | Unreadable:
-    """The error to raise for one of the system: whether a file is missing, or there and cannot be read."""
+    """The error to raise for an error of the system: the file is missing, or exists and cannot be read."""
     if error.errno in _NOT_THERE:
         return FileNotFoundError(error.errno, os.strerror(error.errno), os.fspath(path))
     return Unreadable(f"{path} cannot be read ({error.strerror or error}); nothing was changed; try again when it can")
 
 
 def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
-    """The content of a regular file; errors as `regular`, and `RecordError` where there is more than ``most``."""
+    """The content of a regular file; errors as of `regular`, and `RecordError` above ``most`` bytes."""
     path = Path(path)
     if (size := regular(path).st_size) > most:
-        raise RecordError(f"{path} has {size} bytes, and such a file at most {most}")
+        raise RecordError(f"{path} has {size} bytes; such a file has at most {most}")
     try:
         return path.read_bytes()
     except OSError as error:
         raise trouble(path, error) from error
     except MemoryError as error:
-        raise RecordError(f"{path} has {size} bytes, more than there is memory for") from error
+        raise RecordError(f"{path} has {size} bytes, more than fits into memory") from error
 
 
 def arrays(archive: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` archive that is not compressed: none takes more memory than the archive.
+    """The arrays of an uncompressed ``.npz`` archive: none takes more memory than the archive.
 
-    `numpy.load` parses the header of every array as Python, which takes most of the time of small ones.
+    `numpy.load` parses the header of every array as Python, which takes most of its time for small arrays.
 
     Raises:
-      Exception: the archive is damaged, or holds something else; of what class depends on the byte.
+      Exception: the archive is damaged, or holds something else; the class depends on which byte is wrong.
     """
     out = {}
     with zipfile.ZipFile(io.BytesIO(archive)) as directory:
@@ -122,15 +122,15 @@ def arrays(archive: bytes) -> dict[str, np.ndarray]:
             if member.compress_type != zipfile.ZIP_STORED or zlib.crc32(content) != member.CRC:
                 raise ValueError(f"bad content of {member.filename}")
             start = 10 + int.from_bytes(content[8:10], "little")
-            shape, by_columns, dtype = _header(content[:start])
+            shape, fortran, dtype = _header(content[:start])
             flat = np.frombuffer(content, dtype, offset=start)
-            out[member.filename.removesuffix(".npy")] = flat.reshape(shape, order="F" if by_columns else "C").copy()
+            out[member.filename.removesuffix(".npy")] = flat.reshape(shape, order="F" if fortran else "C").copy()
     return out
 
 
 @functools.lru_cache(1024)
 def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and type of an array in NumPy's format 1.0."""
+    """Shape, whether the order is Fortran's, and type of an array in NumPy's format 1.0."""
     file = io.BytesIO(start)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array of another format than 1.0")
@@ -138,7 +138,7 @@ def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in the order of names; nothing if it is not there, and `Unreadable` if it is closed."""
+    """The content of a folder by name; empty if the folder is missing; raises `Unreadable` if it cannot be opened."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -148,7 +148,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _jsonable(value: Any) -> Any:
-    """The ``default`` of `json.dumps`: dataclasses, paths and NumPy values."""
+    """The ``default`` of `json.dumps`, for dataclasses, paths and NumPy values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, np.ndarray | np.generic):
@@ -174,36 +174,36 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def _checksum(plain: Mapping[str, Any]) -> int:
-    """CRC-32 of JSON content, whatever its layout."""
+    """CRC-32 of JSON content, independent of its layout."""
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def read_json(path: PathLike, shape: Any = None) -> dict[str, Any]:
-    """Reads what `write_json` wrote, without its checksum; files of earlier versions have none.
+    """Reads what `write_json` wrote, and drops the checksum, which files of earlier versions lack.
 
     Args:
       path: the file.
       shape: what the object must look like, see `mismatch`.
 
     Raises:
-      FileNotFoundError: no such file.
-      Unreadable: it is there and cannot be read.
-      RecordError: it is damaged, no JSON object, or of another shape; the message names the file.
+      FileNotFoundError: the file does not exist.
+      Unreadable: it exists and cannot be read.
+      RecordError: it is damaged, not a JSON object, or of another shape; the message names the file.
     """
     raw = read_bytes(path, MOST_JSON)
     try:
         value = json.loads(raw)
         checksum = value.pop("checksum", None) if isinstance(value, dict) else None
         whole = checksum is None or checksum == _checksum(value)
-    # Beside the decoder's own: bytes that are no text, numbers of a million digits, brackets without end.
+    # Also for bytes that are not text, numbers of a million digits, and endless brackets.
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RecordError(f"{path} holds no JSON object")
+        raise RecordError(f"{path} does not hold a JSON object")
     if not whole:
         raise RecordError(
-            f"{path} does not match its checksum: it is damaged; put it back from a copy (or take its line "
-            '"checksum" out, if you changed it yourself)'
+            f"{path} does not match its checksum: it is damaged; put it back from a copy (if you changed it, "
+            'delete its line "checksum")'
         )
     if wrong := mismatch(value, shape):
         raise RecordError(f"{path}: {wrong}")
@@ -215,17 +215,17 @@ def mismatch(value: Any, shape: Any, name: str = "") -> str:
 
     Args:
       value: the value.
-      shape: a type or union of types; ``[shape]`` of a list's items; ``{...: shape}`` of an object's values; ``{name:
-        shape}`` of the entries that an object may have among others; None: anything.
+      shape: a type or union of types; ``[shape]``: a list of such items; ``{...: shape}``: an object of such values;
+        ``{name: shape}``: an object whose entries, if it has them, are such; None: anything.
       name: of the value.
     """
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{name} is no list"
+            return f"{name} is not a list"
         shape, value = {...: shape[0]}, dict(enumerate(value))
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            return f"{name} is no object"
+            return f"{name} is not an object"
         found = (mismatch(v, shape.get(k, shape.get(...)), f"{name}{'.' * bool(name)}{k}") for k, v in value.items())
         return next(filter(None, found), "")
     # In Python, booleans are whole numbers.

@@ -1,4 +1,4 @@
-"""The segments of a run laid out as one labelled data set, NaN where nothing has been measured."""
+"""The segments of a run as one labelled data set, NaN where nothing was measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Plan(NamedTuple):
-    """Full sizes of the study, so that an unfinished run has the shape of the finished one."""
+    """Sizes of the planned study: an unfinished run has the shape of a finished one."""
 
     arms: list[str]
     seeds: int
@@ -46,11 +46,11 @@ def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str
 
 
 MOST, MOST_TIMES = 1 << 30, 1000
-"""Bytes that a data set may take whatever has been recorded, and as a multiple of what has been."""
+"""Largest size of a data set: this many bytes, or this multiple of what is recorded."""
 
 
 def _check_size(directory: pathlib.Path, plan: _Plan, found: Mapping[str, list[Segment]]) -> None:
-    """Raises `RecordError` where a configuration asks for a data set out of all proportion to the records."""
+    """Raises `RecordError` if a damaged configuration asks for far more memory than is recorded."""
     updates = plan.tasks * plan.updates_per_task
     if plan.tasks < 1 or plan.updates_per_task < 1 or plan.seeds < 1:
         raise RecordError(f"{directory / 'config.json'}: seeds, tasks and updates_per_task must be 1 or more")
@@ -63,13 +63,13 @@ def _check_size(directory: pathlib.Path, plan: _Plan, found: Mapping[str, list[S
     if needed > max(MOST, MOST_TIMES * there):
         raise RecordError(
             f"{directory}: {plan.tasks} tasks of {plan.updates_per_task} updates, {plan.seeds} seeds and "
-            f"{len(plan.arms)} methods, as it is configured, take {needed / 2**30:.3g} GiB, and only "
+            f"{len(plan.arms)} methods, as configured, take {needed / 2**30:.3g} GiB, but only "
             f"{there / 2**20:.3g} MiB have been recorded"
         )
 
 
 def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Puts ``value`` into the NaN array ``target[name]``, made here when first seen."""
+    """Puts ``value`` into ``target[name]``, which starts as NaN."""
     if name not in target:
         target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
     if target[name].shape != shape:
@@ -78,7 +78,7 @@ def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndar
 
 
 def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -> np.ndarray:
-    """A probe's value ``[S, 2, ...]`` with the places that only other arms have (a layer), NaN."""
+    """A probe's value ``[S, 2, ...]``, with NaN for the layers that only other arms have."""
     dims = config.get("dims", {}).get(name, ())
     own, every = coords_of(config, arm), config.get("coords", {})
     for axis, dim in enumerate(dims if len(dims) == value.ndim - 2 else (), start=2):
@@ -94,7 +94,7 @@ def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -
 
 
 def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Lays all segments out as arrays of the full size, NaN where there is nothing yet."""
+    """All segments as arrays of the full size, NaN where nothing is recorded yet."""
     out: dict[str, np.ndarray] = {}
     leading = (len(plan.arms), plan.seeds)
     updates = plan.tasks * plan.updates_per_task
@@ -113,8 +113,8 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[st
             for name, value in segment.train.items():
                 _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
             probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
-            # Several segments may make up a task. A mark is the task's own only if the segment touches the task's
-            # edge: a measurement in the middle of a killed run's last task must not pass for its end.
+            # A task may have several segments. Only the first holds the task's init, and only the last its end: a
+            # measurement in the middle of a killed run's last task is not of its end.
             for mark, due in enumerate((start == first, stop == last)):
                 for name, value in probe.items() if due else ():
                     shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
@@ -125,10 +125,10 @@ def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[st
 
 
 def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: dict[str, int]) -> list[str]:
-    """Names for the axes of a probe's value behind the mark.
+    """Names of the axes of a probe's value that follow the mark.
 
-    Two probes may share an axis name and differ in its size (two Lanczos orders): the later one's gets the probe's
-    name in front.
+    Two probes may share the name of an axis and differ in its size (two Lanczos orders): the later one's begins with
+    the name of the probe.
     """
     key = name.removeprefix("probe/")
     dims = list(config.get("dims", {}).get(key, config.get("dims", {}).get(name, ())))
@@ -142,7 +142,7 @@ def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: 
 
 
 def _of_arms(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
-    """The coordinates along the axis of the arms: the method of each, and of a sweep its settings."""
+    """The coordinates along ``arm``: its method, and in a sweep its settings."""
     out: dict[str, list[Any]] = {"method": [arms.get(label, {}).get("method", label) for label in labels]}
     for name in dict.fromkeys(name for arm in arms.values() for name in arm["settings"]):
         values = [arms.get(label, {}).get("settings", {}).get(name) for label in labels]
@@ -154,18 +154,18 @@ def _of_arms(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[A
 
 
 def read_run(path: PathLike) -> xr.Dataset:
-    """Reads a run directory as one labelled data set, whether the run finished, was killed or still goes on.
+    """Reads a finished, killed or running run as one labelled data set.
 
     Variables: ``train/<name>`` (arm, seed, update), with the coordinate ``update_task`` along ``update``;
     ``probe/<probe>/<value>`` (arm, seed, task, mark, ...), mark ``init`` right after the switch to the task and
-    ``end`` at its last update, other axes as named and labelled in ``config.json``; ``host/<name>`` (arm, segment).
-    What has not been measured is NaN. Pick variables before ``.to_dataframe()``: a table of all of them has the
-    product of all axes as its rows. Names hold slashes, so it is ``data["train/episode_return"]``.
+    ``end`` at its last update, other axes as in ``config.json``; ``host/<name>`` (arm, segment). What was not measured
+    is NaN. Choose variables before ``.to_dataframe()``: a table of all of them has a row for every combination of all
+    axes.
 
-    An arm is a method, or in a sweep a method under certain values: ``data.sel(arm="reset")``. Along ``arm`` lies the
-    coordinate ``method``, the name of the arm's method: ``data.where(data.method == "l2_er", drop=True)``. The settings
-    of a sweep are coordinates too, by their names: ``data.sel(arm=data["method.l2"] == 0.1)``; NaN where a method does
-    not have the setting, or "" where the values are not numbers.
+    An arm is a method, or in a sweep a method with certain settings: ``data.sel(arm="reset")``. The coordinate
+    ``method`` along ``arm`` is the arm's method: ``data.where(data.method == "l2_er", drop=True)``. The settings of a
+    sweep are coordinates too: ``data.sel(arm=data["method.l2"] == 0.1)``; a method without the setting has NaN, or ""
+    where the values are not numbers.
 
     Args:
       path: the run directory.
@@ -177,7 +177,7 @@ def read_run(path: PathLike) -> xr.Dataset:
       FileNotFoundError: there is no ``config.json``.
       RecordError: a file is corrupt, or does not fit the configuration; the message names it.
     """
-    # Here and not on top: a run only writes, and xarray with pandas takes most of a second to import.
+    # Not imported at the top: a run only writes, and xarray with pandas takes most of a second.
     import xarray as xr
 
     directory = pathlib.Path(path)
@@ -194,7 +194,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     updates = np.arange(plan.tasks * plan.updates_per_task)
     used = {"arm": len(plan.arms), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
-    # In the order of the probes: the first one's axes keep their names where a later one's are of another size.
+    # In the order of the probes: where sizes differ, the first probe's axes keep their names.
     order = {f"probe/{name}": place for place, name in enumerate(config.get("dims", {}))}
     for name in sorted(arrays, key=lambda name: order.get(name, -1)):
         array = arrays[name]

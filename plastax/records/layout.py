@@ -1,17 +1,17 @@
-"""What a run leaves behind: its records and what is said of them. `labelled` makes one data set of them.
+"""Records of a run and the files that describe them. `labelled` makes one data set of them.
 
-A run directory holds one study: several methods, each a batch of vmapped seeds; of a sweep (``arms`` in the
-configuration) the label of an arm, ``l2@l2=0.1``, stands where otherwise the method's name does::
+A run directory holds one study: several methods, each a batch of vmapped seeds. In a sweep (``arms`` in the
+configuration) an arm has its label, ``l2@l2=0.1``, where otherwise the method has its name::
 
-    config.json                      experiment, run_id, hash, settings, dims, coords (of an arm that has fewer labels:
-                                     own_coords); of a sweep: arms; of labels too long for a folder: folders
+    config.json                      experiment, run_id, hash, settings, asides, dims, coords (own_coords: of arms with
+                                     fewer labels); of a sweep: arms; folders: of labels too long to name one
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
 
 A record file holds ``train/<name>`` ``[S, length]``, ``probe/<probe>/<value>`` ``[S, 2, ...]`` (axis 1: start and end
-of the segment) and ``host/<name>`` scalars. Its last bytes, the archive's comment, are its seal: a checksum of all the
-others, and whose record it is. Every file appears under its final name only when it is complete and on disk, so a run
-that was killed at any moment reads as the segments that it finished.
+of the segment) and ``host/<name>`` scalars. Its last bytes, the archive's comment, are its seal: a checksum of all
+other bytes, and which record it is. A file gets its final name only when it is complete and on disk. So a run that was
+killed at any moment can be read, up to its last finished segment.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ MARKS = ("init", "end")
 """Labels of the mark axis: right after a task switch, and right before the next one."""
 
 FORMAT = 1
-"""Of the layout of a run directory and its checkpoints. Raise it where a run cannot be gone on with across a change; 0
-is what was written before there were numbers."""
+"""Number of the layout of run directories and checkpoints. Raise it with a change that runs cannot be continued across;
+0 was written before layouts had numbers."""
 
 REQUIRED_HOST = ("clock", "length", "task")
-"""Host scalars that `labelled.read_run` needs to place a segment: its first update, its number of updates, its task."""
+"""Host scalars that say where a segment belongs: its first update, its number of updates, its task."""
 
 LONGEST = 64
 """Bytes of the longest label that names a folder."""
@@ -74,8 +74,8 @@ class Segment(NamedTuple):
 
     Attributes:
       train: name -> ``[S, length]``, one value an update.
-      probe: ``<probe>/<value>`` -> ``[S, 2, ...]``, NaN rows where none was due.
-      host: name -> number, measured by the host (seconds, counts, the segment's place in the run).
+      probe: ``<probe>/<value>`` -> ``[S, 2, ...]``, NaN where no measurement was due.
+      host: name -> number from the host: seconds, counts, where in the run the segment belongs.
     """
 
     train: dict[str, np.ndarray]
@@ -91,22 +91,22 @@ def start_run(
     blank: bool = False,
     same: bool = False,
 ) -> pathlib.Path:
-    """Makes the run directory and writes ``config.json`` and ``environment.json``; a no-op on the config on resume.
+    """Makes the run directory and writes ``config.json`` and ``environment.json``; a resumed run keeps its config.
 
     Args:
       directory: ``runs/<experiment>/<run id>``.
       config: ``experiment``, ``run_id``, ``hash``, ``settings``, ``dims``, ``coords``.
-      here: by default `environment`.
-      blank: nothing is recorded yet: both are written, whatever is left of them.
-      same: refuse to go on in another environment.
+      here: the environment, by default `environment`.
+      blank: nothing is recorded yet: writes both, whatever an earlier start has left of them.
+      same: refuse to continue in another environment.
 
     Returns:
       The directory.
 
     Raises:
-      RecordError: the directory holds a run of a different configuration (another ``hash``), other labels or `FORMAT`;
-        or one of the files is damaged and there are records.
-      RunError: code, versions or device are not the `same`.
+      RecordError: the directory holds a run of another configuration (``hash``), other arms or another `FORMAT`; or
+        one of the two files is damaged and something is recorded.
+      RunError: code, versions or device are not the ``same``.
     """
     directory = pathlib.Path(directory)
     here = environment() if here is None else here
@@ -140,7 +140,7 @@ def start_run(
 
 
 def _left(path: pathlib.Path) -> dict[str, Any] | None:
-    """What an earlier start of a run has left in a file, None where there is none."""
+    """The content of a file of an earlier start; None without one."""
     try:
         return read_json(path)
     except FileNotFoundError:
@@ -148,7 +148,7 @@ def _left(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _as_float(name: str, value: Any) -> np.ndarray:
-    """``value`` as an array that `numpy.load` reads without ml_dtypes: float64 stays, all else becomes float32."""
+    """An array that `numpy.load` reads without ml_dtypes: float64 stays as it is, everything else becomes float32."""
     array = np.asarray(value)
     if array.dtype == np.float64:
         return array
@@ -161,15 +161,15 @@ def _as_float(name: str, value: Any) -> np.ndarray:
 def write_segment(
     directory: PathLike, index: int, record: Record, host: Mapping[str, float], owner: Mapping[str, Any] | None = None
 ) -> pathlib.Path:
-    """Writes one segment of one method, atomically and durably; another record in its place is moved aside.
+    """Writes one segment of one arm, atomically and durably; moves aside a file of other numbers in its place.
 
     Args:
-      directory: ``records/<method>`` in the run directory; made if need be.
+      directory: ``records/<arm>`` in the run directory; made if it is missing.
       index: number of the segment, from 0; names the file.
       record: ``train`` arrays ``[S, length]`` and ``probe`` arrays ``[S, 2, ...]``, on the host or on a device.
-      host: scalars from the host; must name `REQUIRED_HOST`. Others in use: ``segment``, ``train_seconds``,
+      host: scalars from the host, `REQUIRED_HOST` among them. Others in use: ``train_seconds`` (with probes),
         ``probe_seconds``, ``compile_seconds``, ``compilations``, ``env_steps`` (of all seeds together).
-      owner: whose record it is, see `owner`; anything else to be sealed with it.
+      owner: goes into the seal, see `owner`.
 
     Returns:
       The file.
@@ -185,7 +185,7 @@ def write_segment(
     # float64 holds every count exactly, float32 only up to 2**24.
     arrays |= {f"host/{name}": np.asarray(value, np.float64) for name, value in {"segment": index, **host}.items()}
     _check(path, arrays)
-    # A segment that is computed again is the same, but on another machine.
+    # A segment that is computed again has the same numbers, except on another machine.
     if os.path.lexists(path) and not _same(path, arrays):
         files.aside(path)
     archive = io.BytesIO()
@@ -196,7 +196,7 @@ def write_segment(
 
 
 def _same(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether a record has these numbers, those of the host aside."""
+    """Whether a record has these numbers, without those of the host."""
     try:
         segment = read_segment(path)
     except (RecordError, FileNotFoundError):
@@ -209,14 +209,14 @@ def _same(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def _sealed(archive: bytes, seal: Mapping[str, Any]) -> bytes:
-    """An archive without a comment, with its seal as one."""
-    body, text = archive[:-2], json.dumps(seal).encode()  # what ends an archive is the length of its comment
+    """An archive without a comment gets its seal as the comment."""
+    body, text = archive[:-2], json.dumps(seal).encode()  # the last two bytes are the length of the comment
     comment = _SEAL + b"%08x " % zlib.crc32(body + text) + text
     return body + struct.pack("<H", len(comment)) + comment
 
 
 def _unsealed(path: pathlib.Path, raw: bytes, owner: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record's seal says, {} of one that earlier versions wrote; `RecordError` if it is broken or another's."""
+    """The content of a record's seal, {} of earlier versions' records; `RecordError` if broken or of another record."""
     start = raw.rfind(_SEAL)
     if start < 0:
         return {}
@@ -237,13 +237,13 @@ def _unsealed(path: pathlib.Path, raw: bytes, owner: Mapping[str, Any]) -> dict[
 
 
 def segment_files(directory: PathLike) -> dict[int, pathlib.Path]:
-    """Number of the segment -> record file, in order; whatever else lies beside them is none."""
+    """Number of a segment -> its record file, in order; other files are ignored."""
     found = [path for path in files.entries(pathlib.Path(directory)) if re.fullmatch(r"[0-9]{6,}\.npz", path.name)]
     return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
 
 
 def check_segment(path: pathlib.Path, owner: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record's seal says; errors as `read_segment`. Of one without a seal, every array is read."""
+    """The content of a record's seal; errors as of `read_segment`. Reads every array of a record without a seal."""
     raw = read_bytes(path)
     seal = _unsealed(path, raw, owner)
     if not seal:
@@ -259,7 +259,7 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name in REQUIRED_HOST:
         value = arrays[f"host/{name}"]
         if value.ndim or value.dtype.kind != "f" or not 0 <= value < 2**53 or value != int(value):
-            raise RecordError(f"{path}: host/{name} is {value}, no whole number")
+            raise RecordError(f"{path}: host/{name} is {value}, not a whole number")
     length = int(arrays["host/length"])
     for name, array in arrays.items():
         kind = name.partition("/")[0]
@@ -283,12 +283,12 @@ def read_segment(path: PathLike, owner: Mapping[str, Any] | None = None) -> Segm
 
     Args:
       path: the file.
-      owner: whose record it must be, see `owner`.
+      owner: what its seal must say, see `owner`.
 
     Raises:
-      FileNotFoundError: no such file.
-      Unreadable: it is there and cannot be read now.
-      RecordError: the file is truncated, corrupt, no record or another's; the message names it.
+      FileNotFoundError: the file does not exist.
+      Unreadable: it exists and cannot be read now.
+      RecordError: it is truncated, corrupt, not a record or another record; the message names it.
     """
     path = pathlib.Path(path)
     raw = read_bytes(path)
@@ -299,7 +299,7 @@ def read_segment(path: PathLike, owner: Mapping[str, Any] | None = None) -> Segm
 def _parsed(path: pathlib.Path, raw: bytes) -> Segment:
     try:
         arrays = files.arrays(raw)
-    # Damage raises nearly anything (zipfile, zlib, struct, tokenizer errors ...), depending on the byte that it hits.
+    # Depending on the damaged byte, nearly anything is raised: errors of zipfile, zlib, struct, the tokenizer ...
     except Exception as error:
         raise RecordError(f"{path} is truncated or corrupt: {error}") from error
     _check(path, arrays)
@@ -308,14 +308,14 @@ def _parsed(path: pathlib.Path, raw: bytes) -> Segment:
         kind, _, rest = name.partition("/")
         parts[kind][rest] = float(array) if kind == "host" else array
     segment = Segment(**parts)
-    # All that tells a record of earlier versions, which has no seal, from a copy of another one.
+    # Records of earlier versions have no seal: only this tells one from a copy of another.
     if path.stem.isdecimal() and segment.host.get("segment", int(path.stem)) != int(path.stem):
         raise RecordError(f"{path} holds another record: segment {segment.host['segment']:.0f}")
     return segment
 
 
 def read_arm(run: PathLike, config: Mapping[str, Any], arm: str) -> list[Segment]:
-    """All finished segments of an arm, in the order of the run; whatever else lies beside them is ignored.
+    """All finished segments of an arm, in the order of the run; other files are ignored.
 
     Args:
       run: the run directory.
@@ -323,7 +323,7 @@ def read_arm(run: PathLike, config: Mapping[str, Any], arm: str) -> list[Segment
       arm: its label.
 
     Raises:
-      RecordError: a record cannot be used, is another's, or is missing between others.
+      RecordError: a record cannot be used, belongs elsewhere, or is missing between others.
     """
     directory = records_folder(run, config, arm)
     found = segment_files(directory)
@@ -338,9 +338,9 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     """Reads the ``config.json`` of a run directory; of an earlier version's, with its `ASIDES`.
 
     Raises:
-      FileNotFoundError: there is none.
-      Unreadable: it is there and cannot be read now.
-      RecordError: it is damaged, or no run's configuration; the message names it.
+      FileNotFoundError: it does not exist.
+      Unreadable: it exists and cannot be read now.
+      RecordError: it is damaged, or not the configuration of a run; the message names it.
     """
     path = pathlib.Path(directory) / "config.json"
     config = read_json(path, _CONFIG)
@@ -357,17 +357,17 @@ def read_config(directory: PathLike) -> dict[str, Any]:
 
 
 def read_environment(directory: PathLike) -> dict[str, Any]:
-    """Reads the ``environment.json`` of a run directory; errors as `read_config`."""
+    """Reads the ``environment.json`` of a run directory; errors as of `read_config`."""
     return read_json(pathlib.Path(directory) / "environment.json", _ENVIRONMENT)
 
 
 def owner(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """Whose record one is that an arm of a run writes: goes into its seal."""
+    """Which run and arm a record belongs to: a part of its seal."""
     return {"run": config.get("run_id", ""), "hash": config.get("hash", ""), "arm": arm}
 
 
 def short(label: str, most: int = LONGEST) -> str:
-    """A label of at most ``most`` bytes: itself, or where it is long its beginning and a digest of the whole."""
+    """A label of at most ``most`` bytes; a longer one is cut and gets a digest of the whole."""
     if len(label.encode()) <= most:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
@@ -375,20 +375,20 @@ def short(label: str, most: int = LONGEST) -> str:
 
 
 def arm_folder(config: Mapping[str, Any], arm: str) -> str:
-    """What an arm's folders in a run directory are called: its label, or what ``config.json`` says instead."""
+    """The name of an arm's folders in a run directory: its label, unless ``config.json`` names another."""
     return config.get("folders", {}).get(arm, arm)
 
 
 def records_folder(run: PathLike, config: Mapping[str, Any], arm: str) -> pathlib.Path:
-    """Where an arm's records are."""
+    """The folder of an arm's records."""
     return pathlib.Path(run) / "records" / arm_folder(config, arm)
 
 
 def arm_labels(config: Mapping[str, Any]) -> list[str]:
-    """What records and curves of a run are called: its methods, or of a sweep its arms."""
+    """The labels of a run's arms: its methods, or of a sweep its arms."""
     return [str(label) for label in config.get("arms", config.get("settings", {}).get("methods", []))]
 
 
 def coords_of(config: Mapping[str, Any], arm: str) -> Mapping[str, Sequence[Any]]:
-    """Axis name -> its labels in what this arm records, in order."""
+    """Axis -> its labels in the records of this arm, in order."""
     return {**config.get("coords", {}), **config.get("own_coords", {}).get(arm, {})}

@@ -1,28 +1,27 @@
-"""Runs as they lie in a directory: what state each is in, and which process may change it.
+"""The state of a run, and which process may change it.
 
-A run is in one of these states. `status` reads it from the files alone, whatever wrote them and however that ended:
+A run is in one of these states. `status` reads the state from the files alone, however the process ended:
 
-- begun: its directory is there; nobody has said or recorded anything yet.
+- begun: its directory exists; nothing is recorded yet.
 - running: a process works on it.
-- stopped: it was asked to end, and did so after a checkpoint.
+- stopped: it was asked to end, and ended after a checkpoint.
 - failed: it ended with an error.
-- killed: it ended without a word.
-- recorded: everything is trained and recorded; the report is not written, or not whole.
+- killed: it ended without writing how.
+- recorded: everything is trained and recorded; the report is missing or incomplete.
 - finished: the report is written too.
 
 ::
 
     begun --> running --> stopped, failed, killed --> running --> ... --> recorded --> running --> recorded, finished
 
-The same command enters every state but running and finished again, and what it finds there decides what it does. Where
-nothing is recorded it begins: it writes ``config.json`` and ``environment.json``, whatever is left of them. Where
-something is recorded both must be whole, and it goes on from the newest checkpoint. Where everything is recorded it
-writes the report and trains nothing.
+The same command continues a run in every state but running and finished. If nothing is recorded, it begins: it writes
+``config.json`` and ``environment.json``, whatever is left of them. If something is recorded, both files must be
+undamaged, and it continues from the newest checkpoint. If everything is recorded, it only writes the report.
 
-``lock`` (see `locks`) is held by the process that works on the run, ``status.json`` beside it says how that process
-began and, if it could still say so, how it ended. Both are in the run directory, and of a shard in
-``shards/<i>-of-<n>``. A run as a whole and its shards exclude each other, and so do shards of different numbers:
-``.begin.lock`` is held while a process begins, so that of several that begin at once each sees what the others hold.
+The process that works on the run holds ``lock`` (see `locks`); ``status.json`` says how that process began and, if it
+could still write, how it ended. Both are in the run directory; those of a shard are in ``shards/<i>-of-<n>``. A whole
+run and shards exclude each other, and so do shards of different numbers. ``.begin.lock`` is held while a process
+begins, so that of several that begin at once each sees the locks of the others.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ from plastax.records import layout
 from plastax.records.files import entries, read_json, write_json
 
 REPORT = "report.html"
-"""What a run has when it is finished."""
+"""The file that a finished run has."""
 
 
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], asides: Container[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings (dotted) that are not equal, with both values, None where there is none; but not the ``asides``."""
+    """Dotted settings that differ, except the ``asides``, with both values; None for a missing one."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in (*old, *(name for name in new if name not in old)):
         a, b = old.get(name), new.get(name)
@@ -66,13 +65,13 @@ def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 class Status(NamedTuple):
-    """What has become of a run.
+    """The state of a run.
 
     Attributes:
       state: one of those above.
-      done: segments recorded, of all methods.
-      total: segments in all; 0 if not known.
-      left: seconds that a running one still needs at its speed so far; None if not known.
+      done: recorded segments of all arms.
+      total: planned segments of all arms; 0 if unknown.
+      left: seconds that a running one still needs at its speed so far; None if unknown.
       detail: the error of a failed run, the process of a running one.
     """
 
@@ -84,7 +83,7 @@ class Status(NamedTuple):
 
 
 def status(run: Path) -> Status:
-    """What has become of a run, whatever wrote it; a damaged ``status.json`` counts as none."""
+    """The state of a run of any version; a damaged ``status.json`` counts as missing."""
     shards = _shards(run)
     if not shards:
         return _status(run, run)
@@ -98,7 +97,7 @@ def status(run: Path) -> Status:
         detail.append(f"{missing} shards have not begun")
         state = "stopped" if state == "finished" else state
     elif state == "finished" and "recorded" in states:
-        # Each shard has recorded its share; the report is that of the run.
+        # Each shard has recorded its part; the whole run has one report.
         report = _status(run, run)
         state = report.state if report.state in ("running", "finished") else "recorded"
         detail += [report.detail] * bool(report.detail)
@@ -107,7 +106,7 @@ def status(run: Path) -> Status:
 
 
 def _status(run: Path, place: Path) -> Status:
-    """What has become of a run, or of the shard of it whose lock and word are in ``place``."""
+    """The state of a run, or of its shard whose lock and ``status.json`` are in ``place``."""
     stored = _word(place)
     done, total = _done(run, stored.get("segments", "*")), sum(stored.get("segments", {}).values())
     if owner := locks.holder(place / "lock"):
@@ -116,7 +115,7 @@ def _status(run: Path, place: Path) -> Status:
         return Status("running", done, total, left, owner)
     state = stored.get("state")
     if not state:
-        # Runs of earlier versions have no status.json; whoever has a summary came to the end.
+        # Runs of earlier versions have no status.json; one with a summary is finished.
         state = "finished" if (run / "summary.csv").exists() else "killed" if done else "begun"
     elif state == "running":
         state = "killed"
@@ -126,7 +125,7 @@ def _status(run: Path, place: Path) -> Status:
 
 
 def _word(place: Path) -> dict[str, Any]:
-    """What the last process that worked on a run or shard left in ``status.json``; {} if that cannot be used."""
+    """The content of ``status.json``, from the last process that worked on a run or shard; {} if it cannot be used."""
     shape = {"state": str, "started": str, "segments": {...: int}, "done": int, "error": str, "report": bool}
     try:
         return read_json(place / "status.json", shape)
@@ -142,13 +141,13 @@ def _filled(path: Path) -> bool:
 
 
 def _done(run: Path, arms: Iterable[str]) -> int:
-    """Segments recorded of some arms, or of all for "*"."""
+    """Number of recorded segments of some arms, or of all for "*"."""
     folders = (run / "records").glob("*") if arms == "*" else (run / "records" / arm for arm in arms)
     return sum(len(layout.segment_files(folder)) for folder in folders)
 
 
 def _time(text: str) -> float:
-    """Seconds of an ISO 8601 time; 0 for anything else."""
+    """Seconds since 1970 of an ISO 8601 time; 0 for anything else."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -156,17 +155,17 @@ def _time(text: str) -> float:
 
 
 def blank(run: Path) -> bool:
-    """Whether there is nothing in a run that could be lost: neither a record nor a checkpoint.
+    """Whether a run has neither a record nor a checkpoint, so that nothing could be lost.
 
     Raises:
-      Unreadable: that cannot be told.
+      Unreadable: a folder cannot be opened.
     """
     folders = [folder for top in ("records", "checkpoints") for folder in entries(run / top)]
     return not any(path.name[0].isdecimal() for folder in folders for path in entries(folder))
 
 
 def unfinished(directory: Path, identity: str) -> list[Path]:
-    """The runs of a configuration that are not finished, of those of an experiment: the one last worked on first."""
+    """The unfinished runs of a configuration in an experiment's directory, beginning with the most recent."""
 
     def last(run: Path) -> float:
         try:
@@ -180,10 +179,10 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
 
 
 def shard_numbers(shard: str) -> tuple[int, int]:
-    """The numbers i and n of a shard ``i/n``, however they are written.
+    """The numbers i and n of a shard ``i/n``, with or without leading zeros.
 
     Raises:
-      ConfigError: that is no shard.
+      ConfigError: it is not a shard.
     """
     index, _, count = shard.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -197,12 +196,12 @@ def begun(run: Path, shard: str) -> bool:
 
 
 def _place(run: Path, shard: str) -> Path:
-    """Where lock and word are of a run, or of a shard ``i/n`` of it."""
+    """The folder of the lock and ``status.json`` of a run, or of its shard ``i/n``."""
     return run / "shards" / "{}-of-{}".format(*shard_numbers(shard)) if shard else run
 
 
 def _shards(run: Path) -> dict[Path, tuple[int, int]]:
-    """The places of the shards that a run was begun in, and their numbers."""
+    """The folders of the shards that have begun, and their numbers."""
     found = {path: re.fullmatch(r"(\d+)-of-(\d+)", path.name) for path in sorted((run / "shards").glob("*-of-*"))}
     return {
         path: (int(name[1]), int(name[2]))
@@ -220,18 +219,18 @@ def hold(
     begin: Callable[[bool], Any] = lambda blank: None,
     end: str = "finished",
 ) -> Iterator[locks.Lock]:
-    """Makes this the one process that works on a run, or on a shard of it, and leaves word of how it ended.
+    """Makes this the only process that works on a run or shard, and records in ``status.json`` how it ended.
 
     Args:
-      run: the run directory, made if need be.
+      run: the run directory, made if it is missing.
       segments: folder of an arm's records -> its number of segments.
-      shard: ``i/n``: the i-th of n shares of the arms; "": all.
-      begin: called once no other process can begin, before anything else is changed, with whether nothing is recorded
-        yet and no shard works on it; what it raises leaves all as it was.
-      end: the state after a context that ends well.
+      shard: ``i/n``: the i-th of n parts of the arms; "": all.
+      begin: called while no other process can begin and before anything is changed. Its argument says whether nothing
+        is recorded yet and no shard is running. If it raises, nothing is changed.
+      end: the state after a context that ends without an error.
 
     Raises:
-      RunError: another process works on it, or it was begun as a whole, or in another number of shards.
+      RunError: another process works on the run, or the run was begun as a whole or in another number of shards.
     """
     place = _place(run, shard)
     run.mkdir(parents=True, exist_ok=True)
@@ -262,21 +261,21 @@ def hold(
             word["state"] = "killed"
             raise
         finally:
-            # The disk that a run failed on may be too full for this as well. A run that was moved is not made again.
+            # A full disk may be why the run failed. A run that was moved must not be made again at its old place.
             if not lock.lost:
                 with contextlib.suppress(OSError):
                     write_json(place / "status.json", word)
 
 
 def conclude(run: Path, write: Callable[[], Any]) -> None:
-    """Writes the report of a run, which is finished then; if another process is about to, waits for that one instead.
+    """Writes the report of a run, which finishes it; if another process is writing it, waits for that one instead.
 
     Args:
-      run: the run directory; everything is recorded.
+      run: the run directory, in which everything is recorded.
       write: writes the report.
 
     Raises:
-      RunError: the run was moved meanwhile.
+      RunError: the run was moved in the meantime.
     """
     with locks.hold(run / "lock", wait=True) as lock:
         word = {name: value for name, value in _word(run).items() if name != "error"} | {"report": True}
@@ -295,8 +294,8 @@ def conclude(run: Path, write: Callable[[], Any]) -> None:
 
 
 def moved(run: Path) -> str:
-    """What is to be said when a run is not where it was."""
-    return f"{run} was moved or removed meanwhile; what it holds is whole: continue with --resume <where it is now>"
+    """The message for a run that is no longer where it was."""
+    return f"{run} was moved or removed meanwhile; its files are whole: continue with --resume <where it is now>"
 
 
 def _line(error: Exception) -> str:
@@ -305,12 +304,12 @@ def _line(error: Exception) -> str:
 
 def _busy(run: Path, owner: str) -> RunError:
     return RunError(
-        f"{run} is being worked on by {owner}; stop that one first, or, if it is gone, try again in {locks.STALE:.0f} s"
+        f"{run} is being worked on by {owner}; stop that process, or, if it is gone, try again in {locks.STALE:.0f} s"
     )
 
 
 def _refuse_others(run: Path, shard: str) -> bool:
-    """Raises `RunError` where others exclude this one; otherwise whether another shard is being worked on."""
+    """Raises `RunError` if another process excludes this one; returns whether another shard is running."""
     place, shards = _place(run, shard), _shards(run)
     for other in (run, place):
         if owner := locks.holder(other / "lock"):

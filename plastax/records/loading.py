@@ -25,11 +25,11 @@ Format = Literal["parquet", "csv"]
 
 
 def find(*paths: PathLike) -> list[pathlib.Path]:
-    """The run directories that some paths and patterns name, each once, in their order.
+    """The run directories that paths and patterns name, each once, in order.
 
     Args:
-      *paths: run directories, or patterns as `glob.glob` takes them (``runs/rl_gymnax/*``); of what a pattern matches,
-        only run directories count.
+      *paths: run directories, or patterns of `glob.glob` (``runs/rl_gymnax/*``), of whose matches only run directories
+        count.
 
     Raises:
       FileNotFoundError: a path is not a run directory, or a pattern matches none.
@@ -44,14 +44,14 @@ def find(*paths: PathLike) -> list[pathlib.Path]:
             inside = sorted(pathlib.Path(path).glob("*/config.json")) if not is_pattern(path) else []
             hint = f"; the {len(inside)} runs in it are '{path.rstrip('/')}/*'" if inside else ""
             raise FileNotFoundError(
-                f"{path!r} is no run directory (runs/<experiment>/<run id>, with a config.json){hint}"
+                f"{path!r} is not a run directory (runs/<experiment>/<run id>, with a config.json){hint}"
             )
         found |= dict.fromkeys(runs)
     return list(found)
 
 
 def is_pattern(path: PathLike) -> bool:
-    """Whether a path is a pattern; an existing directory never is, whatever characters its name has."""
+    """Whether a path is a pattern; an existing directory never is, whatever its name."""
     return not pathlib.Path(path).exists() and glob.has_magic(os.fspath(path))
 
 
@@ -60,12 +60,11 @@ def _is_run(path: pathlib.Path) -> bool:
 
 
 def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
-    """Reads one run, or several as one labelled data set, whether they finished, were killed or still go on.
+    """Reads one run, or several as one labelled data set; they may be finished, killed or still running.
 
-    Variables and dimensions of one run: see `labelled.read_run`. Several have the dimension ``run`` in front,
-    with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting that differs between them;
-    the other axes are the union of those of the runs, NaN where a run has nothing (another number of tasks or of
-    Lanczos nodes, an arm or a probe that it lacks). So::
+    For the variables and dimensions of one run see `labelled.read_run`. Several runs have the first dimension ``run``,
+    with the coordinates ``experiment``, ``hash`` and ``settings/<name>`` for every setting in which they differ. Their
+    other axes are unions, NaN where a run has nothing (fewer tasks or Lanczos nodes, an arm or probe that it lacks)::
 
         data = plastax.load("runs/rl_gymnax/*")
         data["train/episode_return"].mean("seed").sel(run=data["settings/tasks"] == 12).to_dataframe()
@@ -77,6 +76,20 @@ def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
     Raises:
       FileNotFoundError: there is no such run.
       RecordError: a file is corrupt, or does not fit its configuration; the message names it.
+
+    Examples:
+      A run of one method with two seeds, of which the first of two tasks is recorded:
+
+      >>> import pathlib, tempfile
+      >>> from plastax.records import files, layout
+      >>> run = pathlib.Path(tempfile.mkdtemp())
+      >>> settings = {"methods": ["l2"], "seeds": 2, "tasks": 2, "updates_per_task": 3}
+      >>> files.write_json(run / "config.json", {"experiment": "demo", "run_id": "r0", "settings": settings})
+      >>> recorded = layout.Segment({"loss": [[3.0, 2.0, 1.0], [4.0, 3.0, 2.0]]}, {}, {})
+      >>> path = layout.write_segment(run / "records" / "l2", 0, recorded, {"clock": 0, "length": 3, "task": 0})
+      >>> loss = load(run)["train/loss"]
+      >>> loss.sel(arm="l2").mean("seed").values
+      array([3.5, 2.5, 1.5, nan, nan, nan])
     """
     if isinstance(path, str | os.PathLike) and not is_pattern(path):
         return read_run(find(path)[0])
@@ -87,7 +100,7 @@ def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
 
 
 def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths: Sequence[pathlib.Path]) -> xr.Dataset:
-    """What `load` makes of several runs: their data sets along the dimension ``run``."""
+    """The data sets of several runs along the dimension ``run``, see `load`."""
     import xarray as xr
 
     names = [str(config.get("run_id", path.name)) for config, path in zip(configs, paths)]
@@ -96,7 +109,7 @@ def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths
     tasks = [run.update_task for run in runs]
     of_arms = _coords_of_arms(runs)
     bare = [run.drop_vars(["update_task", *(name for name in of_arms if name in run.coords)]) for run in runs]
-    # Axes without labels are counted, so that shorter ones can be filled up.
+    # Axes without labels get numbers, so that shorter ones can be padded.
     counted = [run.assign_coords({d: range(n) for d, n in _unlabelled(run)}) for run in bare]
     labels: dict[Hashable, list[Any]] = {}
     for run in counted:
@@ -118,7 +131,7 @@ def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths
 
 
 def _coords_of_arms(runs: Sequence[xr.Dataset]) -> dict[Hashable, dict[str, Any]]:
-    """Coordinate along ``arm`` -> label of an arm in any of the runs -> its value; a label says method and settings."""
+    """Coordinate along ``arm`` -> label of an arm in any run -> its value, which the label determines."""
     arms = dict.fromkeys(arm for run in runs for arm in run.arm.values.tolist())
     found: dict[Hashable, dict[str, Any]] = {}
     for run in runs:
@@ -139,10 +152,9 @@ def _unlabelled(run: xr.Dataset) -> Iterator[tuple[Hashable, int]]:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Dotted setting -> its value in every run, "" where it has none, of those in which the runs differ.
+    """Dotted setting in which the runs differ -> its value in each, "" for a missing one.
 
-    Settings that are lists are spelled out; where runs went and how they were shown (``runs_dir``, ``wandb``, ...) is
-    left out.
+    Lists become text. The settings that change no number (``runs_dir``, ``wandb``, ...) are left out.
     """
     flat = [dict(_flat(config.get("settings", {}))) for config in configs]
     asides = {name for config in configs for name in config.get("asides", ())}
@@ -160,15 +172,25 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
-    """A data set as plain tables: one for every combination of axes, one column a variable, one row a measured point.
+    """A data set as tables: one for every combination of axes, with a column for every variable.
 
     Args:
       data: see `load`.
 
     Returns:
       ``train`` (arm, seed, update), ``host`` (arm, segment), ``probe`` (arm, seed, task, mark) and
-      ``probe_by_<axis>...`` for what has more axes; of several runs, ``run`` comes first, and ``runs`` says what they
-      are. Rows in which nothing was measured are left out.
+      ``probe_by_<axis>...`` for variables with more axes. With several runs ``run`` comes first, and ``runs`` describes
+      them. Rows in which nothing was measured are left out.
+
+    Examples:
+      >>> import xarray as xr
+      >>> loss = ("arm", "seed", "update"), [[[3.0, 2.0], [4.0, np.nan]]]
+      >>> data = xr.Dataset({"train/loss": loss}, {"arm": ["l2"], "seed": [0, 1], "update": [0, 1]})
+      >>> print(tables(data)["train"].to_string(index=False))
+      arm  seed  update  train/loss
+       l2     0       0         3.0
+       l2     0       1         2.0
+       l2     1       0         4.0
     """
     of_runs = [name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)]
     out = {"runs": data[of_runs].to_dataframe().reset_index()} if "run" in data.dims else {}
@@ -187,10 +209,10 @@ def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
 
 
 def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike | None = None) -> list[pathlib.Path]:
-    """Writes the `tables` of some runs.
+    """Writes the `tables` of runs.
 
     Args:
-      paths: one run directory, or several and patterns, see `load`.
+      paths: run directories or patterns, see `load`.
       format: ``parquet`` or ``csv``.
       out: the folder; by default ``export`` in the run directory.
 
@@ -198,7 +220,7 @@ def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike 
       The files.
 
     Raises:
-      ConfigError: another format, or several runs and no folder.
+      ConfigError: the format is unknown, or there are several runs and no folder.
       FileNotFoundError: there is no such run.
       RecordError: a record cannot be used; the message names the file.
     """
@@ -219,10 +241,10 @@ def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike 
 
 
 def write_table(frame: pd.DataFrame, path: PathLike) -> None:
-    """Writes a table, without its index: the file appears when it is complete.
+    """Writes a table without its index; the file appears when it is complete.
 
-    Text in a CSV file that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-``, ``@``, a tab or
-    a carriage return, and is no number) begins with an apostrophe there.
+    A text that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage
+    return, and is not a number) begins with an apostrophe in a CSV file.
 
     Args:
       frame: the table.
@@ -238,7 +260,7 @@ def write_table(frame: pd.DataFrame, path: PathLike) -> None:
 
 
 def _no_formula(value: Any) -> Any:
-    """The value; a text that a spreadsheet would compute, with an apostrophe before it."""
+    """A text that a spreadsheet would compute gets an apostrophe in front; other values stay."""
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return value
     with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""How much of a run is recorded and whole: asked before it continues, and before it counts as recorded."""
+"""How much of a run is recorded and undamaged: checked before it continues, and before it counts as recorded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from plastax.records.files import PathLike
 
 
 class Survey(NamedTuple):
-    """What there is of the records of some arms.
+    """How much is recorded of some arms.
 
     Attributes:
-      whole: how many of every arm there are from the first on without a gap, each of them whole.
-      problem: what is wrong with the next one; "" if it has just not been recorded.
-      checkpoint: the newest checkpoint, by its segment, that was complete when one of them was written; 0: none.
+      whole: number of undamaged records that every arm has, counted from the first one without a gap.
+      problem: what is wrong with the next record; "" if it is merely not there yet.
+      checkpoint: segment of the newest checkpoint that was complete when one of the records was written; 0: none.
     """
 
     whole: int
@@ -25,16 +25,16 @@ class Survey(NamedTuple):
 
 
 def survey(run: PathLike, config: Mapping[str, Any], arms: Sequence[str], segments: int) -> Survey:
-    """Checks every record of some arms: each byte of it, and that it is what its name says.
+    """Checks every record of some arms: all of its bytes, and that it is the record that its name says.
 
     Args:
       run: the run directory.
       config: the content of its ``config.json``.
       arms: their labels.
-      segments: how many records each is to have.
+      segments: number of records of a complete arm.
 
     Raises:
-      Unreadable: one of them cannot be read now.
+      Unreadable: a record cannot be read now.
     """
     found = [_survey(run, config, arm, segments) for arm in arms]
     whole = min((one.whole for one in found), default=segments)

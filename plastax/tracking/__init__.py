@@ -1,7 +1,7 @@
-"""Where numbers go while a run goes on: Weights & Biases and the terminal, behind one small protocol.
+"""Sinks show the numbers of a running study: Weights & Biases and the terminal, by one small protocol.
 
-A sink sees what the record sees, reduced to one value a task and seed (`reduce_segment`). Records are the result;
-a sink may fail or hang without consequences (`Guarded`, `Background`).
+A sink gets each segment of the record, reduced to one value for each seed (`reduce_segment`). The records are the
+result: a sink may fail or hang without consequences (`Guarded`, `Background`).
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = [
 
 
 def sinks(mode: Mode, console: rich.console.Console | None = None) -> list[Sink]:
-    """What every experiment shows itself by: the terminal, and W&B in the background."""
+    """The sinks of every experiment: the terminal, and W&B in the background."""
     return [Guarded(ConsoleSink(console)), Background(WandbSink(mode), give_up=_give_up(mode))]
 
 
 def publish_safely(directory: PathLike, mode: Mode, patience: float = 120.0) -> bool:
-    """`publish`, which may fail or take longer than ``patience`` seconds: that is said in the log, and no more."""
+    """`publish`; a failure, or more than ``patience`` seconds, only leaves a warning in the log."""
     what = "the upload of record and report to W&B"
     return within(patience, what, lambda: publish(directory, mode), _give_up(mode))
 
 
 def _give_up(mode: Mode) -> Callable[[bool], None]:
-    """Online, W&B may be slow and not hang: its service has time until the end of the process, and some more."""
+    """Online, W&B may be slow without hanging: its service may work until after the end of the process."""
     return lambda hung: service.give_up(hung and mode == "offline")

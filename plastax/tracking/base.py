@@ -1,4 +1,4 @@
-"""What a sink is, and what it is told: a segment of the record, reduced to one value a task and seed."""
+"""The protocol of sinks, and their metrics: a segment of the record, reduced to one value for each seed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from plastax.records.layout import MARKS, PathLike, Segment, coords_of
 from plastax.report.score import SCORES, Quantity, Score, choose
 
 MOST_LABELS = 64
-"""Probe values with more entries than this (per seed and mark) are left to the records."""
+"""Sinks get no probe values with more entries than this (per seed and mark)."""
 
 EDGES = (1e-8, 1e4)
-"""Absolute eigenvalues between which the live spectra have logarithmic bins, the same for every task and run."""
+"""Absolute eigenvalues between which live spectra have logarithmic bins, the same in every task and run."""
 
 PER_DECADE = 20
 """Bins of a live spectrum per decade: 2 * 12 * 20 + 1 = 481 in all; W&B keeps at most 512."""
@@ -29,48 +29,48 @@ class Histogram(NamedTuple):
 
 
 Metric = float | np.ndarray | Histogram
-"""A number, one number a seed ``[S]``, or a histogram."""
+"""A number, a number for each seed ``[S]``, or a histogram."""
 
 
 class Sink(Protocol):
-    """Where a run's numbers go. One `start`, any number of `log`, one `finish` for every method in turn."""
+    """Shows the numbers of a run. Each arm calls `start` once, `log` any number of times, `finish` once."""
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
-        """Begins a method.
+        """Begins an arm.
 
         Args:
           config: the content of ``config.json``.
           directory: the run directory.
-          method: its name.
+          method: label of the arm.
         """
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Takes the metrics of one segment, which belong to task number ``step``."""
+        """Shows the metrics of one segment, which is of task number ``step``."""
 
     def finish(self) -> None:
-        """Ends the method, whether it is complete or was interrupted."""
+        """Ends the arm, complete or interrupted."""
 
     def fork(self) -> Sink:
-        """Another one of its kind, for an arm among several that are trained at the same time."""
+        """Another sink of this kind, for one of several arms that are trained at the same time."""
 
 
 def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -> dict[str, Metric]:
-    """What a sink is told about a segment.
+    """The metrics of a segment.
 
     Args:
-      segment: from `plastax.records.layout.read_segment`, or the like.
+      segment: see `plastax.records.layout.Segment`.
       config: the content of ``config.json``; its ``dims`` and ``coords`` name the entries of vectors.
-      arm: whose segment it is.
+      arm: label of the segment's arm.
 
     Returns:
       ``train/<name>``: mean over updates ``[S]``; ``train/episode_return/by_episodes``: mean over episodes.
-      ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a
-      scalar or vector that was measured. ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over
-      seeds and probes. ``host/<name>``: numbers.
+      ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a measured scalar or vector.
+      ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over seeds and probe vectors.
+      ``host/<name>``: numbers.
     """
     metrics: dict[str, Metric] = {f"host/{name}": value for name, value in segment.host.items()}
     with warnings.catch_warnings():
-        # An update in which no episode ended has no return, and a segment may have no other.
+        # An update in which no episode ended has no return, and a segment may have only such updates.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         metrics |= {f"train/{name}": np.nanmean(value, axis=1) for name, value in segment.train.items()}
     recorded = {f"train/{name}": np.asarray(value, np.float64) for name, value in segment.train.items()}
@@ -96,7 +96,7 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
 
 
 def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict[str, Metric]:
-    """The spectrum of one operator at one mark; nothing if its weights are not there."""
+    """The spectrum of one operator at one mark; empty without its weights."""
     from plastax.report.spectra import histogram, symlog_edges
 
     if f"{operator}/weights" not in probe:
@@ -107,9 +107,9 @@ def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict
 
 
 def score_values(metrics: Mapping[str, Metric]) -> tuple[Score | None, dict[Quantity, np.ndarray]]:
-    """The score that a segment's metrics show, and the values ``[S]`` of its curve and its main quantity.
+    """The score in a segment's metrics, and the values ``[S]`` of its curve and its main quantity.
 
-    A segment that does not end its task lacks what is measured at the end, and is judged by its updates.
+    A segment that does not end its task lacks what is measured at the end; its score is then that of its updates.
     """
     values = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
     values = {name: value for name, value in values.items() if np.isfinite(value).any()}

@@ -1,4 +1,4 @@
-"""The terminal: how far a run is, and how it does."""
+"""The terminal: progress and current score of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _ArmSegment(NamedTuple):
 class ConsoleSink:
     """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
 
-    Speed (environment steps or examples of all seeds together) and time left are without compilation, which is printed
-    apart. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds that have a
+    Speed (environment steps or examples of all seeds together) and time left are without compilation, which has a line
+    of its own. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds that have a
     value; the line says how many do where others are frozen or no episode ended. What is measured at the end of a task
     follows where one ends. Arms that are trained at the same time share a line, with the lowest and the highest score.
 
     Args:
-      console: where to; standard error by default, so that standard output stays a program's own.
+      console: standard error by default, which leaves standard output to the program.
     """
 
     def __init__(self, console: rich.console.Console | None = None):
@@ -43,7 +43,7 @@ class ConsoleSink:
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
         self._frozen: dict[str, set[int]] = {}
-        """Arms of the line -> numbers of the seeds that were said to be frozen."""
+        """Arms of the line -> their seeds that were reported as frozen."""
         self._parts: list[_ArmSegment] = []
 
     @property
@@ -79,7 +79,7 @@ class ConsoleSink:
             self._bar.start()
 
     def log(self, metrics: Mapping[str, Metric], step: int, method: str | None = None) -> None:
-        """Moves the bar on, or prints a line, when all arms have told theirs. See `Sink.log`."""
+        """Moves the bar or prints a line, once all arms have logged this segment. See `Sink.log`."""
         numbers = {
             name.removeprefix("host/"): float(value)
             for name, value in metrics.items()
@@ -93,7 +93,7 @@ class ConsoleSink:
         if len(self._parts) < len(self._frozen):
             return
         parts, self._parts = self._parts, []
-        # Every arm has its share of what the host measures of all; probes are a part of training's time.
+        # Each arm has its part of what the host measured for all; train_seconds include those of probes.
         compiling, seconds, steps = (
             sum(part.numbers.get(name, 0.0) for part in parts)
             for name in ("compile_seconds", "train_seconds", "env_steps")
@@ -124,7 +124,7 @@ class ConsoleSink:
             self._bar.update(self._task, completed=clock + length, description=line)
 
     def _tell_frozen(self, method: str, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
-        """Says once of every seed when it was frozen, see `plastax.program.segments`."""
+        """Reports once for each seed when it was frozen, see `plastax.program.segments`."""
         shares = np.atleast_1d(np.asarray(metrics.get("train/alive", 1.0), np.float64))
         for k in np.flatnonzero(shares < 1.0):
             if k not in self._frozen[method]:
@@ -145,7 +145,7 @@ class ConsoleSink:
             bar.stop()
 
     def fork(self) -> _Arm:
-        """An arm's part in the one line that a terminal has. See `Sink.fork`."""
+        """A sink for an arm that shares the only line of the terminal. See `Sink.fork`."""
         return _Arm(self)
 
 

@@ -16,9 +16,9 @@ NAME = "Spectra over tasks"
 
 
 class Panel(NamedTuple):
-    """One panel: lines over tasks (of a histogram: its heat map), or the ``lines`` of some tasks' spectra.
+    """One panel: lines over tasks (or a histogram's heat map), or, if ``lines``, the spectra of some tasks.
 
-    Where there is one line a layer or a threshold whose names are not known, ``prefix`` stands for all of them.
+    ``prefix`` stands for all metrics that begin with it, such as one for each layer or threshold.
     """
 
     title: str
@@ -39,11 +39,10 @@ def _with_interval(title: str, metric: str) -> Panel:
 
 
 def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
-    """What the dashboard shows.
+    """All panels of the dashboard.
 
     Args:
-      metrics: names as `plastax.tracking.reduce_segment` gives them; panels without one of them are left out. None: all
-        that there can be.
+      metrics: names from `plastax.tracking.reduce_segment`; panels without any of them are left out. None: all panels.
     """
     judged = {q.metric: q.label for score in SCORES for q in (score.main, score.curve)}
     operators = {"hessian": "Hessian", "ggn": "GGN"}
@@ -84,7 +83,7 @@ def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
 
 
 def measured(directory: PathLike) -> set[str]:
-    """Names of everything that a run has told its sinks, see `plastax.tracking.reduce_segment`."""
+    """Names of all metrics of a run, see `plastax.tracking.reduce_segment`."""
     directory = pathlib.Path(directory)
     config = read_config(directory)
     names: set[str] = set()
@@ -139,13 +138,13 @@ def create(project: str, run: PathLike | None = None) -> str:
 
     Args:
       project: ``entity/project``.
-      run: a run directory; only panels of what it has measured. None: all that there can be.
+      run: a run directory, for panels of what it has measured only. None: all panels.
 
     Returns:
-      Its address.
+      Its URL.
 
     Raises:
-      ConfigError: the project is not of that form, the package is missing, or W&B refuses.
+      ConfigError: the project has another form, the package is missing, or W&B refuses.
     """
     made = workspace(project, None if run is None else measured(run))
     try:

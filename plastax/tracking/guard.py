@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Guarded:
-    """A sink that cannot stop a run: when it raises, one warning is logged and it is not called again.
+    """A sink that cannot stop a run: if it raises, it logs one warning and is not called again.
 
     Args:
       sink: any sink.
@@ -29,9 +29,9 @@ class Guarded:
             return
         try:
             getattr(self._sink, name)(*args)
-        # Whatever it is, and be it rich's way to end a process whose pipe is closed: hours of training are worth more.
+        # Anything, even rich's way to end a process whose pipe is closed: hours of training are worth more.
         except (Exception, SystemExit) as error:
-            logger.warning("%s.%s failed, going on without it: %r", type(self._sink).__name__, name, error)
+            logger.warning("%s.%s failed, continuing without it: %r", type(self._sink).__name__, name, error)
             self._sink = None
 
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
@@ -47,22 +47,21 @@ class Guarded:
         self._call("finish")
 
     def fork(self) -> Guarded:
-        """See `Sink.fork`. One of a sink that has raised is not called either."""
+        """See `Sink.fork`. The fork of a sink that has raised is not called either."""
         return Guarded(self._sink and self._sink.fork())
 
 
 class Background:
-    """A sink in a thread of its own, behind a bounded queue: it may be slow, hang or raise, the run goes on.
+    """A sink in a thread of its own, with a bounded queue: it may be slow, hang or raise without stopping the run.
 
-    When the queue is full, what is logged is left out (once said in the log; the records have it). When the sink
-    raises, or a method has ended and what waits is not done within ``patience``, one warning is logged and the sink is
-    left alone for good.
+    While the queue is full, calls of `log` are dropped, which is logged once; the records have everything. The sink is
+    abandoned with one warning if it raises, or if it is not done within ``patience`` seconds after the end of an arm.
 
     Args:
-      sink: any sink. It is only ever called from that thread.
-      capacity: calls that may wait; one is a segment's metrics, some 100 kB.
-      patience: seconds that the end of a method waits for the sink to finish.
-      give_up: called when the sink is left alone, with whether it hangs; else it has raised.
+      sink: any sink. Only that thread calls it.
+      capacity: calls that may wait; one is a segment's metrics, about 100 kB.
+      patience: seconds that the end of an arm waits for the sink.
+      give_up: called when the sink is abandoned, with whether it hangs; otherwise it has raised.
     """
 
     def __init__(
@@ -94,15 +93,15 @@ class Background:
         if not self._left:
             self._left = True
             because = "" if error is None else f": {error!r}"
-            logger.warning("%s: %s, going on without it; nothing is missing in the records%s", self._name, why, because)
+            logger.warning("%s: %s, continuing without it; the records are complete%s", self._name, why, because)
             self._give_up(error is None)
 
     def _put(self, name: str, *args: Any) -> threading.Event | None:
-        """Lets the sink be called; None if it is left alone or there is no room."""
+        """Queues a call of the sink; None if it is abandoned or the queue is full."""
         if self._left:
             return None
         if self._thread is None:
-            # A daemon: a sink that hangs must not keep the process from ending.
+            # A daemon, because a hanging sink must not keep the process from ending.
             self._thread = threading.Thread(target=self._work, name=f"plastax-{self._name}", daemon=True)
             self._thread.start()
         done = threading.Event()
@@ -115,21 +114,21 @@ class Background:
     def start(self, config: Mapping[str, Any], directory: PathLike, method: str) -> None:
         """See `Sink.start`."""
         if self._put("start", config, directory, method) is None:
-            self._leave("it is far behind")
+            self._leave("it is too slow")
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """See `Sink.log`."""
         if self._put("log", metrics, step) is None and not (self._left or self._full):
             self._full = True
-            logger.warning("%s is too slow: some tasks are missing there, none in the records", self._name)
+            logger.warning("%s is too slow: it lacks some tasks, the records lack none", self._name)
 
     def finish(self) -> None:
-        """Waits for what is under way, no longer than ``patience``. See `Sink.finish`."""
+        """Waits for queued calls, at most ``patience`` seconds. See `Sink.finish`."""
         if self._left:
             return
         done = self._put("finish")
         if done is None or not (done.wait(self._patience) or self._left):
-            self._leave(f"it is still busy after {self._patience:g} s" if done else "it is far behind")
+            self._leave(f"it is still busy after {self._patience:g} s" if done else "it is too slow")
 
     def fork(self) -> Background:
         """See `Sink.fork`."""
@@ -139,16 +138,16 @@ class Background:
 def within(
     patience: float, name: str, action: Callable[[], Any], give_up: Callable[[bool], object] = lambda hung: None
 ) -> bool:
-    """Runs something that may fail or hang; says so in the log and goes on.
+    """Runs something that may fail or hang, and logs a warning if it does.
 
     Args:
       patience: seconds to wait.
-      name: what it is, for the log.
-      action: run in a thread of its own.
+      name: of the action, for the log.
+      action: runs in a thread of its own.
       give_up: see `Background`.
 
     Returns:
-      Whether it was done.
+      Whether the action succeeded in time.
     """
     failed: list[BaseException] = []
 
@@ -162,9 +161,9 @@ def within(
     thread.start()
     thread.join(patience)
     if thread.is_alive():
-        logger.warning("%s is still busy after %g s, going on without it", name, patience)
+        logger.warning("%s is still busy after %g s, continuing without it", name, patience)
     elif failed:
-        logger.warning("%s failed, going on without it: %r", name, failed[0])
+        logger.warning("%s failed, continuing without it: %r", name, failed[0])
     done = not thread.is_alive() and not failed
     if not done:
         give_up(thread.is_alive())

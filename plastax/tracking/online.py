@@ -1,4 +1,4 @@
-"""Weights & Biases: live, as artifacts, and replayed seed by seed."""
+"""Weights & Biases: live curves, artifacts, and replayed records."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 Mode = Literal["offline", "online", "disabled"]
 
 MOST_CHARACTERS = 128
-"""Of the names that W&B takes."""
+"""The longest name that W&B accepts."""
 
 MOST_SEEDS = 16
-"""Seeds up to which every single number is logged for each of them; of more seeds, only the score is."""
+"""Up to this number of seeds, each seed's value of every single number is logged; beyond it, only that of the score."""
 
 SERIES = 5
-"""Tasks whose spectra are drawn as lines, spread over those that were measured."""
+"""Number of tasks whose spectra are drawn as lines, spread evenly over the measured ones."""
 
 
 def open_run(
@@ -52,21 +52,21 @@ def open_run(
     out: PathLike | None = None,
     **options: Any,
 ) -> wandb.Run:
-    """Opens a W&B run; continues one of that name if it is online.
+    """Opens a W&B run; online, continues one of the same name.
 
-    Where W&B cannot be reached, or nobody is logged in, the run is an offline one and a warning is logged.
+    If W&B cannot be reached, or nobody is logged in, logs a warning and opens an offline run.
 
     Args:
       config: the content of ``config.json``.
       directory: the run directory.
-      arm: whose run it is; its settings are the run's configuration.
+      arm: its label names the run, its settings are the run's configuration.
       mode: ``offline`` or ``online``.
       project: by default WANDB_PROJECT, or the experiment's name.
-      seed: the run is one of many that the arm has, one for each seed, and they are a group.
-      out: W&B's files go into its ``wandb``; by default the run directory.
-      **options: others of ``wandb.init``.
+      seed: the run is of this seed only; the runs of all seeds are a group.
+      out: the folder whose ``wandb`` gets W&B's files; by default the run directory.
+      **options: other options of ``wandb.init``.
     """
-    # Here and not on top: it takes most of a second.
+    # Not imported at the top: it takes most of a second.
     import wandb
 
     service.end_in_time()
@@ -86,11 +86,11 @@ def open_run(
             mode=mode,
             group=short(run_id if seed is None else f"{run_id}-{arm}", MOST_CHARACTERS),
             name=short(name, MOST_CHARACTERS),
-            # Only letters, digits, - and _ are safe in an id, which becomes a file name.
+            # The id becomes a file name, in which only letters, digits, - and _ are safe.
             id=short("".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run_id}-{name}"), MOST_CHARACTERS),
-            # The offline mode knows no earlier run; it warns when told to resume one.
+            # The offline mode knows no earlier run, and warns if it is to resume one.
             resume="allow" if mode == "online" else None,
-            # A later method of the study is another W&B run in the same process.
+            # The next arm of the study is another W&B run in the same process.
             reinit="create_new",
             config={
                 **settings_of(config, arm),
@@ -117,20 +117,20 @@ def open_run(
 
 @functools.cache
 def _warn(run_id: str, why: str) -> None:
-    """Once for all arms of a run."""
+    """Warns once for all arms of a run."""
     logger.warning("W&B cannot be used online (%s): %s is in offline files, which `wandb sync` uploads", why, run_id)
 
 
 def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """The settings that an arm was trained under: the study's, and those of a sweep in their places among them.
+    """The settings of an arm: those of the study, with those of a sweep in their places.
 
     Args:
       config: the content of ``config.json``.
       arm: its label.
 
     Returns:
-      Settings as ``config.json`` has them, ``method`` and, of a sweep, ``arm`` and the swept settings whose names are
-      not those of their places (``method.l2``).
+      Settings as in ``config.json``, and ``method``; in a sweep also ``arm``, and the swept settings whose names do not
+      say their places (``method.l2``).
     """
     chosen = copy.deepcopy(dict(config.get("settings", {})))
     swept = config.get("arms", {}).get(arm)
@@ -138,7 +138,7 @@ def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
         return chosen | {"method": arm}
     for name, value in swept["settings"].items():
         group, _, setting = name.partition(".")
-        # See `plastax.study.sweep.arms` for what the names mean.
+        # For the names see `plastax.study.sweep.arms`.
         groups = swept["method"].split("+") if group == "method" else [group, f"{group}_settings"]
         for place in (chosen[one] for one in groups if isinstance(chosen.get(one), dict) and setting in chosen[one]):
             place[setting] = value
@@ -148,13 +148,13 @@ def settings_of(config: Mapping[str, Any], arm: str) -> dict[str, Any]:
 
 
 def upload_command(directory: PathLike) -> str:
-    """The command that uploads the offline W&B runs in a run directory; "" where there are none."""
+    """The command that uploads the offline W&B runs in a run directory; "" without any."""
     place = pathlib.Path(directory) / "wandb"
     return f"wandb sync {shlex.quote(str(place))}/offline-run-*" if any(place.glob("offline-run-*")) else ""
 
 
 class WandbSink:
-    """Weights & Biases: one W&B run for every method, all seeds in it, grouped by the run id.
+    """Weights & Biases: one W&B run for each arm, with all its seeds, grouped by the run id.
 
     A value per seed is logged as its mean under its name, its interquartile mean under ``<name>/iqm`` and its 95 %
     t interval under ``<name>/ci_low`` and ``<name>/ci_high``, all of the seeds that have a value: a frozen seed has
@@ -162,19 +162,18 @@ class WandbSink:
     ``<name>/seed_<k>`` too, see `MOST_SEEDS`. The score (see `plastax.report.score`) also has ``<name>/seeds``, the
     number of seeds that have a value, and is summarised by its last, mean and best value.
 
-    Spectra are histograms over symmetric-log bins, and at the end lines of some tasks:
-    ``<operator>/density/<mark>``. The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
+    Spectra are histograms over symmetric-log bins, and at the end lines of some tasks: ``<operator>/density/<mark>``.
+    The horizontal axis is ``task``. A run on synthetic data has the tag ``synthetic``.
 
-    Offline runs need neither network nor account and lie in ``<run dir>/wandb``; ``wandb sync`` uploads them later, see
-    `upload_command`. W&B's own step is the update at which a segment began. So a run that was interrupted is several
-    files of one W&B run, each of which begins where the one before ended: ``wandb sync`` uploads them in the order of
-    their beginnings and makes them one curve. After a kill the segments since the last checkpoint are in two files,
-    with the same numbers.
+    Offline runs need neither network nor account. They are in ``<run dir>/wandb``; ``wandb sync`` uploads them later,
+    see `upload_command`. W&B's own step is the update at which a segment began. So an interrupted run is several files
+    of one W&B run, each of which begins where the one before ended, and ``wandb sync`` makes one curve of them. After a
+    kill the segments since the last checkpoint are in two files, with the same numbers.
 
     Args:
       mode: ``offline``, ``online`` or ``disabled``.
       project: W&B project; by default WANDB_PROJECT, or the experiment's name.
-      **options: others of `open_run`.
+      **options: other options of `open_run`.
     """
 
     def __init__(self, mode: Mode = "offline", project: str | None = None, **options: Any):
@@ -197,7 +196,7 @@ class WandbSink:
         self._run = open_run(config, directory, method, self.mode, self.project, **self._options)
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Logs everything but what has no value in any seed. See `Sink.log`."""
+        """Logs everything that has a value in some seed. See `Sink.log`."""
         if self._run is None:
             return
         import wandb
@@ -207,7 +206,7 @@ class WandbSink:
         chosen = {quantity.metric for quantity in values}
         out |= {f"{quantity.metric}/seeds": np.isfinite(value).sum() for quantity, value in values.items()}
         for name, value in metrics.items():
-            # Labelled values (of a layer, of a threshold) have more behind the mark.
+            # Names of values of a layer or threshold do not end in the mark.
             single = name.startswith("train/") or name.rpartition("/")[2] in MARKS
             if isinstance(value, np.ndarray) and (name in chosen or (single and len(value) <= MOST_SEEDS)):
                 out |= {f"{name}/seed_{self._first_seed + k}": number for k, number in enumerate(value)}
@@ -221,11 +220,11 @@ class WandbSink:
                 self._spectra.setdefault(name, {})[step] = value
         clock, length = (out.get(f"host/{name}") for name in ("clock", "length"))
         self._run.log({**out, "task": step}, step=None if clock is None else int(clock), commit=True)
-        # Of what is logged at the end: after this segment and before the next one, where a resumed run goes on.
+        # The step of what is logged at the end: after this segment, before the next one, where a resumed run continues.
         self._step = None if clock is None or length is None else int(clock) + max(int(length) - 1, 1)
 
     def _define(self, name: str, seeds: int, higher_is_better: bool, is_score: bool) -> None:
-        """Summaries of the score; single seeds of anything else get no panel of their own unless asked for."""
+        """Defines summaries of the score; hides the panels of other metrics' single seeds."""
         assert self._run is not None
         self._defined.add(name)
         if is_score:
@@ -251,7 +250,7 @@ class WandbSink:
 
 
 def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Mean, interquartile mean and interval of every value per seed; of a single seed, the value."""
+    """Mean, interquartile mean and interval over the seeds that have a value; of a single seed, its value."""
     seeds = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
     if not seeds:
         return {}
@@ -268,7 +267,7 @@ def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def _densities(spectra: Mapping[str, Mapping[int, Histogram]]) -> dict[str, Any]:
-    """Line series of some tasks for every spectrum, over a signed logarithm of the eigenvalue."""
+    """Every spectrum in some tasks as lines over a signed logarithm of the eigenvalue."""
     import wandb
 
     out = {}
@@ -288,7 +287,7 @@ def _densities(spectra: Mapping[str, Mapping[int, Histogram]]) -> dict[str, Any]
 
 
 def publish(directory: PathLike, mode: Mode = "offline", project: str | None = None) -> None:
-    """Logs a finished study's records, report and figures as artifacts of a W&B run ``report`` in the study's group.
+    """Logs records, report and figures of a finished study as artifacts of a W&B run ``report`` in the study's group.
 
     Args:
       directory: the run directory.
@@ -311,7 +310,7 @@ def publish(directory: PathLike, mode: Mode = "offline", project: str | None = N
             artifact = wandb.Artifact(f"{kind}-{config['run_id']}", type=kind, metadata={"hash": config.get("hash")})
             for path in (p for name in names for p in [directory / name, *sorted((directory / name).rglob("*"))]):
                 if path.is_file():
-                    # Immutable: what lies here is not copied to a cache first.
+                    # Immutable: W&B does not copy the file to its cache first.
                     artifact.add_file(str(path), name=str(path.relative_to(directory)), policy="immutable")
             run.log_artifact(artifact)
         if (overview := directory / "figures" / "overview.png").exists():
@@ -328,21 +327,21 @@ def replay(
     per_seed: bool = False,
     out: PathLike | None = None,
 ) -> int:
-    """Writes W&B runs from the records of a study, as if it had been watched.
+    """Writes W&B runs from the records of a study, as `WandbSink` would have during the run.
 
     Args:
       directory: the run directory.
       mode: ``offline`` or ``online``.
       project: see `WandbSink`.
-      per_seed: one W&B run a seed, grouped by ``<run id>-<method>``, with plain names and ``seed`` in its
-        configuration, so that W&B itself can average; otherwise one a method, as during the run.
-      out: where W&B's files go, into its ``wandb``; by default the run directory.
+      per_seed: one W&B run for each seed, grouped by ``<run id>-<arm>``, with plain names and ``seed`` in its
+        configuration, so that W&B can average; otherwise one for each arm, as during the run.
+      out: the folder whose ``wandb`` gets W&B's files; by default the run directory.
 
     Returns:
       The number of W&B runs.
 
     Raises:
-      FileNotFoundError: no such run directory.
+      FileNotFoundError: the run directory does not exist.
       ConfigError: nothing has been recorded.
     """
     directory = pathlib.Path(directory)
