@@ -137,7 +137,19 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
         starting.run_directory(config, "rl_gymnax", settings.to_json(config))
 
 
-def test_an_interrupted_run_is_gone_on_with_by_itself(tmp_path, monkeypatch):
+def test_a_run_that_an_earlier_version_began_is_refused_in_a_line(tmp_path):
+    """Settings that it did not have cannot be dropped from the command line."""
+    config = dataclasses.replace(parse(), runs_dir=tmp_path)
+    then = settings.to_json(config)
+    del then["ppo"]["clip"], then["tasks"]
+    layout.write_json(
+        tmp_path / "config.json", {"experiment": "rl_gymnax", "format": 1, "run_id": "x", "settings": then}
+    )
+    with pytest.raises(ConfigError, match=r"an earlier version began .*, without ppo.clip, tasks; continue with that"):
+        starting.run_directory(dataclasses.replace(config, resume=tmp_path), "rl_gymnax", settings.to_json(config))
+
+
+def test_an_interrupted_run_is_continued_by_itself(tmp_path, monkeypatch):
     """The same settings again: the newest run, unless it is finished or running or something has changed since."""
     config = dataclasses.replace(parse(), runs_dir=tmp_path)
     chosen = settings.to_json(config)

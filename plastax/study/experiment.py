@@ -183,10 +183,9 @@ class Experiment(Generic[C]):
             if shared.said:
                 output.say(console, shared.said, shared.style)
             if config.dry_run:
-                count = len(built.arms)
-                output.say(
-                    console, f"{count} arms, {config.seeds} seeds, {built.plan.segments} segments each: nothing was run"
-                )
+                sizes = {"arm": len(built.arms), "seed": config.seeds, "segment": built.plan.segments}
+                said = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in sizes.items())
+                output.say(console, f"{said} each: nothing was run")
                 return None
             return self._carry_out(config, shared, built, console)
 

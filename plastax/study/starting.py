@@ -92,7 +92,13 @@ def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: 
                 f"resume: {run} is of format {stored.get('format', 0)} and this plastax continues format {FORMAT} "
                 "only; continue with the version that began it (environment.json names it), or start a new run"
             )
-        if differing := lifecycle.differences(stored["settings"], settings, asides(config)):
+        differing = lifecycle.differences(stored["settings"], settings, asides(config))
+        if newer := [name for name, (then, _) in differing.items() if then is None]:
+            raise ConfigError(
+                f"resume: an earlier version began {run}, without {', '.join(newer)}; continue with "
+                "that version (environment.json names it), or start a new run"
+            )
+        if differing:
             listed = lifecycle.in_words(differing)
             raise ConfigError(f"resume: {run} is another configuration ({listed}); drop these settings")
         run_id = stored["run_id"]
