@@ -108,7 +108,7 @@ def test_a_pattern_of_one_run_keeps_the_dimension(runs: pathlib.Path) -> None:
     assert "run" not in plastax.load(runs / "one").dims
     with pytest.raises(FileNotFoundError, match=r"the 2 runs in it are '.*/\*'"):
         plastax.load(runs)
-    with pytest.raises(FileNotFoundError, match="no run directory"):
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
         plastax.load(f"{runs}/x*")
 
 

@@ -285,8 +285,8 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
         )
     if manifest["hash"] != config.get("hash"):
         settings = config.get("settings", {})
-        differing = lifecycle.differences(manifest["settings"], settings, config.get("asides", ()))
-        raise RunError(f"{folder} is of another configuration ({lifecycle.in_words(differing) or 'another hash'})")
+        words = lifecycle.in_words(lifecycle.differences(manifest["settings"], settings, config.get("asides", ())))
+        raise RunError(f"{folder} is of another configuration ({words or 'another hash'})")
     there = {name: "".join(map(str, reversed(leaf))) for name, leaf in manifest["leaves"].items()}
     shapes = jax.eval_shape(_without_keys, like)
     here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}

@@ -265,7 +265,7 @@ def test_a_strangers_configuration_eats_no_memory(copy: Path, change: dict[str, 
     config = files.read_json(copy / "config.json")
     files.write_json(copy / "config.json", config | {"settings": config["settings"] | change})
     with pytest.raises(
-        RecordError, match=r"take .* GiB, and only .* MiB have been recorded|must be 1 or more|not inside"
+        RecordError, match=r"take .* GiB, but only .* MiB have been recorded|must be 1 or more|not inside"
     ):
         plastax.load(copy)
     shutil.rmtree(copy / "records")
