@@ -272,7 +272,7 @@ def test_a_strangers_configuration_eats_no_memory(copy: Path, change: dict[str, 
     files.write_json(
         copy / "config.json", config | {"settings": config["settings"] | {"tasks": 10**7} | change | {"seeds": 10**12}}
     )
-    with pytest.raises(RecordError, match=r"take .* GiB, and only 0 MiB have been recorded|must be 1 or more"):
+    with pytest.raises(RecordError, match=r"take .* GiB, but only 0 MiB have been recorded|must be 1 or more"):
         plastax.load(copy)
 
 
