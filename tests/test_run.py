@@ -16,11 +16,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 import plastax
+from experiments import rl_gymnax
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
-    "--preset smoke --tasks 3 --steps-per-task 1024 --segments-per-task 2 --model.hidden 8 8 --wandb disabled "
-    "--hessian.order 4 --hessian.examples 32 --probes features hessian --methods l2_er reset --checkpoint-every 1"
+    "--preset smoke --tasks 3 --steps-per-task 1024 --segments-per-task 2 --model.hidden 8 --wandb disabled "
+    "--hessian.order 4 --hessian.examples 32 --probes features hessian --checkpoint-every 1 "
+    "--methods l2_er --sweep method.er-lr=0,1e-3"  # two arms of one program: one compilation
 )
 
 
@@ -59,7 +61,7 @@ def test_it_leaves_what_it_should(finished):
     config = json.loads((directory / "config.json").read_text())
     assert directory.name == config["run_id"]
     assert config["run_id"].endswith(config["hash"])
-    assert config["settings"]["methods"] == ["l2_er", "reset"]
+    assert list(config["arms"]) == ["l2_er@er_lr=0", "l2_er@er_lr=0.001"]
     assert json.loads((directory / "environment.json").read_text())["versions"]["jax"]
     assert (directory / "summary.csv").exists()
     assert {p.suffix for p in (directory / "figures").iterdir()} == {".png", ".pdf", ".csv"}
@@ -104,8 +106,9 @@ def records(directory: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def final_state(directory: pathlib.Path, method: str) -> dict[str, np.ndarray]:
-    with ocp.CheckpointManager((directory / "checkpoints" / method).absolute()) as manager:
+def final_state(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    (program,) = (directory / "checkpoints").iterdir()
+    with ocp.CheckpointManager(program.absolute()) as manager:
         return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
 
 
@@ -116,11 +119,10 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
     assert len(a) > 100
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    for method in ("l2_er", "reset"):
-        a, b = final_state(one, method), final_state(other, method)
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+    a, b = final_state(one), final_state(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
 
 
 @pytest.mark.slow  # a small study is killed many times in test_survival.py; this one is PPO
@@ -149,23 +151,12 @@ def test_killed_and_started_again_equals_uninterrupted(finished, cache, tmp_path
     assert_same(finished[0], directory)
 
 
-def test_another_configuration_is_refused_by_name(finished, cache):
-    done = run([*command(finished[0].parent.parent, "--seeds 3"), "--resume", str(finished[0])], cache)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+def test_another_configuration_is_refused_by_name(finished, capsys):
+    directory = str(finished[0])
+    with pytest.raises(SystemExit) as stopped:
+        rl_gymnax.EXPERIMENT.main(["--seeds", "3", "--resume", directory, "--runs-dir", str(finished[0].parent.parent)])
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
     for part in ("resume", "seeds", "2 there", "3 here"):
-        assert part in done.stderr
-
-
-def test_unknown_names_end_with_status_2_and_one_line(cache, tmp_path):
-    done = run(command(tmp_path, "--method l2er"), cache)
-    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
-    assert "l2_er" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_make_refuses_an_unknown_experiment():
-    done = subprocess.run(["make", "run", "EXP=nope"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    for part in ("EXP", "nope", "rl_gymnax"):
-        assert part in done.stderr
+        assert part in printed

