@@ -30,7 +30,7 @@ except ImportError:  # Windows
 HEARTBEAT, STALE = 10.0, 60.0
 """Seconds between two touches, and after which an untouched lock of another machine counts as given up."""
 
-_SETTLE = 0.2
+SETTLE = 0.2
 """Seconds after which, without a system's lock, the last one of several that sign at once has the lock."""
 
 
@@ -78,7 +78,7 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lock]:
         while other := _take(lock):
             if not wait:
                 raise Held(other)
-            time.sleep(_SETTLE)
+            time.sleep(SETTLE)
         over = threading.Event()
         threading.Thread(target=_beat, args=(lock, over), name="heartbeat", daemon=True).start()
         try:
@@ -120,7 +120,7 @@ def _take(lock: Lock) -> str:
     os.write(lock.descriptor, line)
     os.ftruncate(lock.descriptor, len(line))
     if locked is None:
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE)
         if (last := _signature(lock.descriptor)) != signature:
             return _words(last)
     return ""

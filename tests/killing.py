@@ -244,7 +244,8 @@ def child(order: Order) -> None:
         return
     if os.getuid() == 0 and order.where == "closed":
         os.setuid(65534)  # Nothing is closed to root.
-    compilation._cache = compilation.Cache(pathlib.Path(order.cache))
+    jax.config.update("jax_compilation_cache_dir", order.cache)
+    compilation.use_cache()
     arm(order)
     settings.main(lambda: study(pathlib.Path(order.directory), (Hook(order),), steps=order.steps))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from plastax.runs import compilation
@@ -81,39 +81,29 @@ def test_the_users_own_folder_is_taken(tmp_path):
     assert other.read_bytes() == bytes(1000)
 
 
-def test_a_user_without_a_home_keeps_nothing():
-    """Such as a container's, which has a number and no name."""
-    done = start(None, "nobody")
-    assert json.loads(done.stdout)["value"]
-    assert done.stderr == "compiled programs are not kept: Could not determine home directory.\n"
+def test_where_nothing_can_be_kept_a_line_says_so(tmp_path):
+    """To a user without a home, such as a container's, which has a number and no name; and to one without a folder."""
+    (tmp_path / "file").touch()
+    for done, why in (
+        (start(None, "nobody"), "Could not determine home directory."),
+        (start(tmp_path / "file"), f"[Errno 20] Not a directory: '{tmp_path}/file/plastax/xla/"),
+    ):
+        assert json.loads(done.stdout)["value"]
+        assert done.stderr.startswith(f"compiled programs are not kept: {why}")
+        assert done.stderr.count("\n") == 1
 
 
-def test_another_instruction_set_has_another_folder(tmp_path, monkeypatch):
-    here = compilation._instruction_set()
-    assert here == compilation._instruction_set()
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: "flags : fpu avx512f\nmodel name : other\n")
-    assert compilation._instruction_set() != here
+def test_another_kind_of_processor_has_another_folder(cache, monkeypatch):
+    here = cache().directory
+    assert here == cache().directory
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    assert cache().directory != here
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """``cache(limit)``: one that JAX does not learn of."""
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(compilation.compilation_cache, "reset_cache", lambda: None)
-    monkeypatch.setattr(compilation.compilation_cache, "get_file_cache", None)
+def cache(tmp_path):
+    """``cache(limit)``: one that JAX does not use."""
     return lambda limit=None: compilation.Cache(tmp_path / "cache", limit)
-
-
-@pytest.mark.parametrize("error", [OSError("no place"), RuntimeError("Could not determine home directory.")])
-def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, caplog, error):
-    def refuse() -> None:
-        raise error
-
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(compilation, "Cache", refuse)
-    monkeypatch.setattr(compilation, "_cache", None)
-    compilation.use_cache()
-    assert f"compiled programs are not kept: {error}" in caplog.text
 
 
 def test_what_was_used_longest_ago_makes_room(cache):

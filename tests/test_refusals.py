@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import sys
 import pytest
 
 from tests.lacking import lacking
-from tests.test_supervised import EXPERIMENTS, MODULES, parse
+from tests.test_supervised import MODULES, parse
 
-ALL = [*EXPERIMENTS, "rl_gymnax"]
 CASES = [
     # What one piece of code refuses for all experiments.
     ("random_label", "--preset smok", ("preset", "'smok'", "did you mean 'smoke'")),
@@ -27,7 +25,6 @@ CASES = [
     ("rl_gymnax", "--devices 99", ("devices", "99", "0 (all) to")),
     ("random_label", "--shard 3/3", ("shard", "'3/3'", "(n-1)/n")),
     ("permuted_mnist", "--methods l2 --sweep method.l3=1", ("sweep", "'method.l3'", "did you mean 'method.l2'")),
-    ("slowly_changing_regression", "--methods l2 --sweep method.l2=x", ("sweep", "'x'", "method.l2")),
     ("continual_imagenet", "--methods l2 --l2.l2 -1", (".l2: -1.0", "0 or more")),
     ("incremental_cifar", "--seeds many", ("--seeds", "many", "int")),
     ("label_permuted", "--seed-chunk 5 --seeds 6", ("seed_chunk", "5", "6 seeds")),
@@ -56,9 +53,7 @@ CASES = [
     ("random_label", "--method muon+muon", ("methods", "replace the optimiser")),
     ("slowly_changing_regression", "--stream.flip-one --training.head reset", ("training.head", "'keep'")),
     ("random_label", "--training.batch-size 1", ("batch_size", "effective_rank", "2 or more")),
-    ("random_label", "--training.batch-size 0", ("training.batch_size", "0 ", "1 or more")),
     ("random_label", "--training.epochs 0", ("training.epochs", "0 ", "1 or more")),
-    ("random_label", "--methods l2 --sweep model.hidden=8,x", ("'x'", "model.hidden")),
     ("incremental_cifar", "--preset smoke --training.restore-best", ("training.restore_best", "True", "give False")),
     ("incremental_cifar", "--preset smoke --stream.new-classes 7", ("stream.new_classes", "7")),
     ("incremental_cifar", "--preset paper --data-path /nowhere", ("cifar100", "/nowhere does not exist")),
@@ -75,7 +70,6 @@ CASES = [
     ("rl_gymnax", "--methods orthogonal", ("methods", "orthogonal", "'initializer'", "'mlp'")),
     ("rl_gymnax", "--method plasticity_injection --method.head-layers 9", ("head_layers", "9", "2 ")),
     ("rl_gymnax", "--hessian.eps 1 2", ("ggn.eps", "another probe's (1.0, 2.0)")),
-    ("rl_gymnax", "--method l2 --sweep ppo.num-steps=64,128", ("sweep", "l2@num_steps=128", "other updates")),
     ("rl_gymnax", "--method l2 --sweep model.hidden=8,8+8", ("model.hidden", "'8+8'")),
 ]
 
@@ -148,7 +142,7 @@ def test_more_than_fits_into_the_memory_is_refused_before_it_is_taken(refused, t
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [*zip(ALL, itertools.repeat("")), ("rl_gymnax", " --auto-chunk"), ("rl_gymnax", " --shard 0/2")]
+    ("name", "more"), [("random_label", ""), ("rl_gymnax", " --auto-chunk"), ("rl_gymnax", " --shard 0/2")]
 )
 def test_a_directory_that_cannot_be_written_is_refused_first(refused, tmp_path, name, more):
     (tmp_path / "file").touch()

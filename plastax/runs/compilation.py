@@ -90,15 +90,6 @@ class Cache:
         tempfile.TemporaryFile(dir=self.directory).close()
         self._size = 0
         self._sweep()
-        jax.config.update("jax_compilation_cache_dir", str(self.directory))
-        # Everything: a second start should compile nothing, not even what compiles fast.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        # XLA's caches of parts of a compilation are written in place.
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        # JAX has no public way to give it a cache.
-        compilation_cache.get_file_cache = lambda path: (self, path)  # type: ignore[assignment, return-value]
-        compilation_cache.reset_cache()
 
     def get(self, key: str) -> bytes | None:
         """The program of this key; None if there is none, or it is damaged."""
@@ -176,10 +167,20 @@ _cache: Cache | None = None
 def use_cache() -> None:
     """Keeps compiled programs on disk from now on, see `Cache`; a warning where they cannot be kept."""
     global _cache
-    if "://" in (jax.config.values["jax_compilation_cache_dir"] or ""):
+    if _cache or "://" in (jax.config.values["jax_compilation_cache_dir"] or ""):
         return  # Not a folder of this machine: JAX keeps them there itself.
     try:
-        _cache = _cache or Cache()
+        _cache = cache = Cache()
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory.
         jax.config.update("jax_compilation_cache_dir", None)
         logger.warning("compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache.directory))
+    # Everything: a second start should compile nothing, not even what compiles fast.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # XLA's caches of parts of a compilation are written in place.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    # JAX has no public way to give it a cache.
+    compilation_cache.get_file_cache = lambda path: (cache, path)  # type: ignore[assignment, return-value]
+    compilation_cache.reset_cache()
