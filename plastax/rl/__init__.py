@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from plastax.rl.classic import Chain, Physics
+from plastax.rl.environment import StreamConfig
 from plastax.rl.minatar import MinAtar
 from plastax.rl.permuted import Permuted
 
-STREAMS: Mapping[str, Chain | Physics | Permuted | MinAtar] = MappingProxyType(
+STREAMS: Mapping[str, StreamConfig] = MappingProxyType(
     {
         "cartpole_chain": Chain("CartPole-v1"),
         "acrobot_chain": Chain("Acrobot-v1"),

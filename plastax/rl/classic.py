@@ -51,11 +51,7 @@ class Chain:
         return f"{self.env} with a new constant observation offset every task"
 
     def spaces(self) -> Spaces:
-        """What networks have to fit; nothing is made or compiled.
-
-        Raises:
-          ConfigError: unknown ``env`` or one without vector observations, negative ``sigma``.
-        """
+        """See `StreamConfig`; `ConfigError`: unknown ``env`` or one without vector observations, negative ``sigma``."""
         ranges.check(self, "stream", "sigma", least=0, below=math.inf)
         found = spaces_of(self.env)
         if len(found.observation_shape) != 1:
@@ -65,7 +61,7 @@ class Chain:
         return found
 
     def build(self) -> EnvironmentStream:
-        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the offset, float32 ``[dims]``."""
+        """See `StreamConfig`. Its tasks are `GymnaxTask` with the offset, float32 ``[dims]``."""
         shape = self.spaces().observation_shape
         env, params = make(self.env)
 
@@ -107,18 +103,14 @@ class Physics:
         return f"{self.env} with new physics every task: {', '.join(OCTAVES.get(self.env, ()))}"
 
     def spaces(self) -> Spaces:
-        """What networks have to fit; nothing is made or compiled.
-
-        Raises:
-          ConfigError: ``env`` is not one of the four, negative ``strength``.
-        """
+        """See `StreamConfig`; `ConfigError`: ``env`` is not one of the four, negative ``strength``."""
         ranges.check(self, "stream", "strength", least=0, below=math.inf)
         if self.env not in OCTAVES:
             raise ConfigError(f"stream.env: {self.env!r} has no physics to draw; choose one of {', '.join(OCTAVES)}")
         return spaces_of(self.env)
 
     def build(self) -> EnvironmentStream:
-        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with an empty view."""
+        """See `StreamConfig`. Its tasks are `GymnaxTask` with an empty view."""
         self.spaces()
         env, params = make(self.env)
         octaves = OCTAVES[self.env]

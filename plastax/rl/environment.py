@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +153,16 @@ class Spaces(NamedTuple):
 
     observation_shape: tuple[int, ...]
     action_space: Discrete | Continuous
+
+
+class StreamConfig(Protocol):
+    """The settings of a stream: a frozen dataclass."""
+
+    def spaces(self) -> Spaces:
+        """What networks have to fit; compiles nothing, and raises `ConfigError` for settings that cannot be used."""
+
+    def build(self) -> EnvironmentStream:
+        """The stream; raises as `spaces` does."""
 
 
 _TURN = Continuous((-1.0, -1.0), (1.0, 1.0), 2)

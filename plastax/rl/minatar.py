@@ -66,11 +66,7 @@ class MinAtar:
     """Names out of `GAMES`, at least one; a name may come more than once."""
 
     def spaces(self) -> Spaces:
-        """What networks have to fit; nothing is made or compiled.
-
-        Raises:
-          ConfigError: no game, or one that is not known.
-        """
+        """See `StreamConfig`; `ConfigError`: no game, or one that is not known."""
         unknown = [game for game in self.games if game not in GAMES]
         if unknown or not self.games:
             raise ConfigError(
@@ -79,7 +75,7 @@ class MinAtar:
         return Spaces((10, 10, CHANNELS), Discrete(ACTIONS))
 
     def build(self) -> EnvironmentStream:
-        """The stream, refused as `spaces` is; its tasks are `MinAtarTask`, its state that of the distinct games."""
+        """See `StreamConfig`. Its tasks are `MinAtarTask`, its state that of the distinct games."""
         self.spaces()
         distinct = tuple(dict.fromkeys(self.games))
         which = jnp.array([distinct.index(game) for game in self.games], jnp.int32)

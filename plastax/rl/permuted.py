@@ -33,18 +33,14 @@ class Permuted:
     """Id of any gymnax environment with at least two numbers in its observation."""
 
     def spaces(self) -> Spaces:
-        """What networks have to fit; nothing is made or compiled.
-
-        Raises:
-          ConfigError: unknown ``env``, or one whose observation is a single number.
-        """
+        """See `StreamConfig`; `ConfigError`: unknown ``env``, or one whose observation is a single number."""
         found = spaces_of(self.env)
         if math.prod(found.observation_shape) < 2:
             raise ConfigError(f"stream.env: {self.env!r} has a single number as observation; permuting needs two")
         return found
 
     def build(self) -> EnvironmentStream:
-        """The stream, refused as `spaces` is; its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``."""
+        """See `StreamConfig`. Its tasks are `GymnaxTask` with the permutation, int32 ``[entries]``."""
         shape = self.spaces().observation_shape
         entries = math.prod(shape)
         env, params = make(self.env)
