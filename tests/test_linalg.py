@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unittest.mock
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,29 +231,35 @@ def test_effective_rank_gradient_of_any_spectrum_matches_double_precision_svd(x:
     assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-4 * np.linalg.norm(exact)
 
 
+def with_backend(backend: str, fn: Callable[..., Any], x: jax.Array) -> Callable[..., Any]:
+    """The function as it is traced where this is the default backend; it runs here."""
+    with unittest.mock.patch.object(jax, "default_backend", return_value=backend):
+        program, shapes = jax.make_jaxpr(fn, return_shape=True)(x)
+    return lambda x: jax.tree.unflatten(jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(program)(x))
+
+
 def test_effective_ranks_of_a_batch_where_one_gram_matrix_resolves_and_one_does_not() -> None:
     x = np.stack([relu(400, 80), spectrum_of((400, 80), *np.geomspace(1, 1e-3, 80))])
     x = (x / np.abs(x).max((1, 2), keepdims=True)).astype(np.float32)
     one_by_one = [rank_and_gradient(one) for one in x]
     looped = jax.jit(jax.vmap(jax.value_and_grad(linalg.effective_rank)))(x)
-    # As on other devices than CPUs: side by side, the loop over what is not resolved included.
-    batched = jax.jit(jax.vmap(lambda one: linalg._rank_and_gradient(one, 1)))(x)
-    nested = jax.jit(jax.vmap(jax.vmap(lambda one: linalg._in_double(one, 1))))(x[:, None])
+    nested = jax.jit(jax.vmap(jax.vmap(jax.value_and_grad(linalg.effective_rank))))(x[:, None])
+    # As on accelerators: side by side, the loop over what is not resolved included.
+    batched = jax.jit(with_backend("gpu", jax.vmap(jax.value_and_grad(linalg.effective_rank)), x))(x)
     for values, gradients in (looped, batched, jax.tree.map(jnp.squeeze, nested)):
         for i, (value, gradient) in enumerate(one_by_one):
             np.testing.assert_allclose(values[i], value, rtol=1e-5)
             assert np.linalg.norm(gradients[i] - gradient) <= 1e-4 * np.linalg.norm(gradient)
 
 
-def test_effective_rank_without_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effective_rank_without_double_precision() -> None:
     """What a TPU computes, which has no float64."""
     x = jnp.asarray(few_inputs(), jnp.float32)
     value, gradient = rank_and_gradient(x)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    program = jax.make_jaxpr(lambda x: linalg._rank_and_gradient(x, 1))(x)
-    monkeypatch.undo()
-    assert "f64" not in str(program)
-    single, direction = jax.extend.core.jaxpr_as_fun(program)(x)
+    on_tpu = with_backend("tpu", jax.value_and_grad(linalg.effective_rank), x)
+    assert "f64" not in str(jax.make_jaxpr(on_tpu)(x))
+    assert "f64" in str(jax.make_jaxpr(with_backend("gpu", jax.value_and_grad(linalg.effective_rank), x))(x))
+    single, direction = jax.jit(on_tpu)(x)
     np.testing.assert_allclose(single, value, rtol=1e-5)
     # Singular values of a few 1e-6 of the largest are in float32 what they are to a percent.
     assert np.linalg.norm(direction - gradient) <= 1e-2 * np.linalg.norm(gradient)

@@ -29,7 +29,6 @@ class Summary(NamedTuple):
     extreme: Extremes
 
 
-@jax.jit
 def summarise(s: Spectrum) -> Summary:
     return Summary(
         s.rank(jnp.asarray(EPS)),
@@ -44,6 +43,10 @@ def summarise(s: Spectrum) -> Summary:
         s.rank_curve(),
         s.extreme(3),
     )
+
+
+summarise_many = jax.jit(jax.vmap(summarise), compiler_options={"xla_backend_optimization_level": 0})
+"""Of spectra with a leading axis: the one large program here, shared by all tests whose spectra have one shape."""
 
 
 def exact_effective_rank(values: np.ndarray) -> float:

@@ -13,8 +13,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from plastax import curvature
-from plastax.curvature import Estimate
-from tests.curvature.summaries import EPS, KEYS, SEEDS, Summary, covered, exact_effective_rank, summarise
+from plastax.curvature import Estimate, Spectrum
+from tests.curvature.summaries import EPS, KEYS, SEEDS, covered, exact_effective_rank, summarise_many
 
 # Networks: 10 inputs, two hidden layers, 5 classes, 389 parameters.
 SIZES = (10, 16, 8, 5)
@@ -43,15 +43,20 @@ def state(dead: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.nd
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-def network_spectrum(params: Any, batch: Any, keys: jax.Array) -> Summary:
+def network_spectra(params: Any, batch: Any, keys: jax.Array) -> Spectrum:
     op = curvature.hessian(loss_fn, params, data=batch)
-    return jax.vmap(lambda key: summarise(curvature.spectrum(op, key)))(keys)
+    return jax.vmap(lambda key: curvature.spectrum(op, key))(keys)
+
+
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def dense_hessian(params: Any, batch: Any) -> jax.Array:
+    flat, unravel = ravel_pytree(params)
+    return jax.hessian(lambda f: loss_fn(unravel(f), batch))(flat)
 
 
 def dense_eigenvalues(params: Any, batch: Any) -> np.ndarray:
     with jax.enable_x64(True):
-        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
-        return np.linalg.eigvalsh(jax.jit(jax.hessian(lambda f, b: loss_fn(unravel(f), b)))(flat, batch))
+        return np.linalg.eigvalsh(dense_hessian(params, batch))
 
 
 @pytest.mark.parametrize("dead", [0.0, 0.8, 1.0])
@@ -60,7 +65,7 @@ def test_networks_match_dense_double_precision(dead: float) -> None:
     values = dense_eigenvalues(params, batch)
     x, y = batch
     single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    summary = network_spectrum(single, (jnp.asarray(x, jnp.float32), jnp.asarray(y)), KEYS)
+    summary = summarise_many(network_spectra(single, (jnp.asarray(x, jnp.float32), jnp.asarray(y)), KEYS))
     np.testing.assert_allclose(summary.extreme.largest[:, 0], values[-1], rtol=1e-5)
     for i, eps in enumerate(EPS):
         exact = np.sum(np.abs(values) > eps)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax.probes import GGN, PROBES, Hessian, NTKProbe, TrainabilityProbe, ranks
+from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe, ranks
 from plastax.types import ProbeInput
 from tests.probes.layers import entropy_rank
 from tests.probes.network import (
@@ -29,8 +29,8 @@ from tests.probes.network import (
 
 def test_ntk_probe_equals_the_jacobian() -> None:
     params, batch = make_params(), make_batch()
-    config = NTKProbe(examples=5, delta=0.1)
-    values = jit(lambda p, b: config.build(MODEL).measure(look(p, b, no_factors())))(params, batch)
+    both = measure_of(NTKProbe(examples=5, delta=0.1))(live_and_dead(), batch, jnp.arange(2))
+    values, dead = ({name: value[i] for name, value in both.items()} for i in range(2))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
 
     def outputs(w: jax.Array) -> jax.Array:
@@ -46,13 +46,12 @@ def test_ntk_probe_equals_the_jacobian() -> None:
     s = jnp.asarray(singular, jnp.float32)
     assert values["srank"] == ranks.pca_rank(s, 0.9) < ranks.srank(s, 0.1)
     # Of a dead network the outputs are their biases, the same for every example: one eigenvalue n an output.
-    dead = {name: value[1] for name, value in measure_of(PROBES["ntk"])(live_and_dead(), batch, jnp.arange(2)).items()}
-    np.testing.assert_allclose(dead["eigenvalues"], [EXAMPLES] * 3 + [0] * 27, atol=1e-5 * EXAMPLES)
+    np.testing.assert_allclose(dead["eigenvalues"], [5] * 3 + [0] * 12, atol=5e-5)
     for name in ("srank", "effective_rank", "numerical_rank"):
         np.testing.assert_allclose(dead[name], 3.0, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", [Hessian, GGN])
+@pytest.mark.parametrize("config", [Hessian, pytest.param(GGN, marks=pytest.mark.slow)])
 def test_complete_spectra_equal_the_dense_matrix(config: Any) -> None:
     eps = (1e-4, 1e-3, 1e-2, 1e-1)
     expected = dense_spectrum(config is GGN)
@@ -71,11 +70,6 @@ def test_complete_spectra_equal_the_dense_matrix(config: Any) -> None:
     np.testing.assert_allclose(values["trace"], expected.sum(), rtol=1e-4)
     np.testing.assert_allclose(values["effective_rank"], entropy_rank(size), rtol=1e-3)
     np.testing.assert_allclose(values["negative_mass"], size[expected < 0].sum() / size.sum(), atol=1e-5)
-
-    # Few Lanczos steps are enough for the edge.
-    short = measure_of(PROBES[probe.name])(live_and_dead(), make_batch(), jnp.arange(2))
-    np.testing.assert_allclose(short["largest"][0], expected[-1], rtol=1e-4)
-    assert np.abs(short["trace"][0] - expected.sum()) < 5 * short["trace_se"][0] + 1e-4
 
 
 def test_the_gram_matrix_gives_the_whole_spectrum() -> None:

@@ -67,8 +67,11 @@ def test_movement_is_measured_from_both_origins() -> None:
             np.testing.assert_allclose(values[f"{name}_{norm}"], np.linalg.norm(flat, order), rtol=1e-5)
 
 
+gradient = jit(jax.grad(loss_fn))
+
+
 def numpy_gradients(params: Any, batch: Any) -> list[np.ndarray]:
-    return [np.float64(g) for g in jax.tree.leaves(jit(jax.grad(loss_fn))(params, batch))]
+    return [np.float64(g) for g in jax.tree.leaves(gradient(params, batch))]
 
 
 def test_gradient_probe_equals_numpy() -> None:
@@ -85,7 +88,7 @@ def test_gradient_probe_equals_numpy() -> None:
     np.testing.assert_array_equal(values["layer_zero_fraction"][1], 1.0)
     np.testing.assert_array_equal(values["dormant"][1], 1.0)
 
-    grads = jit(jax.grad(loss_fn))(params, batch)
+    grads = gradient(params, batch)
     flat = np.concatenate([np.float64(g).ravel() for g in jax.tree.leaves(grads)])
     np.testing.assert_allclose(values["norm"][0], np.linalg.norm(flat), rtol=1e-5)
     np.testing.assert_allclose(values["l1"][0], np.abs(flat).sum(), rtol=1e-5)
