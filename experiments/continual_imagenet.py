@@ -9,7 +9,7 @@ its run in <runs-dir>/continual_imagenet/<run id>: records, checkpoints, report,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.models import CNN
@@ -22,7 +22,7 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Continual ImageNet: held-out accuracy on a new pair of classes every task."""
 
-    stream: ContinualImageNet = field(default_factory=ContinualImageNet)
+    stream: ContinualImageNet = ContinualImageNet()
     """The images."""
 
 
@@ -38,7 +38,6 @@ _METHODS: dict[str, Any] = {
     "continual_backprop.utility": "adaptable_contribution",
 }  # fmt: skip
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "data": "synthetic",
     "synthetic": supervised.Synthetic(40, 100, 50),
@@ -50,7 +49,6 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("sgd", learning_rate=1e-2, momentum=0.9, batch_size=20, epochs=5, evaluation_examples=200),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 4, "synthetic.train_per_class": 20,
               "synthetic.test_per_class": 10, "training.batch_size": 20, "training.epochs": 2,
@@ -66,7 +64,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dohare": {**_IMAGENET, "seeds": 30, "training.epochs": 250, "training.updates": 25, "training.head": "reset",
                "model_settings": CNN(padding="VALID")},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("continual_imagenet", Config, DEFAULTS, PRESETS)
 

@@ -11,7 +11,7 @@ summary table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.models import ResNet18
@@ -24,11 +24,10 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Incremental CIFAR-100: held-out accuracy on all classes so far, five more every task."""
 
-    stream: IncrementalCIFAR = field(default_factory=IncrementalCIFAR)
+    stream: IncrementalCIFAR = IncrementalCIFAR()
     """The images."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "data": "synthetic",
     "synthetic": supervised.Synthetic(20, 25, 10, 0.5),
@@ -53,7 +52,6 @@ _METHODS: dict[str, Any] = {
     "spectral_norm.target": 2.0, "spectral_norm.strength": 1e-2, "continual_backprop.replacement_rate": 1e-6,
 }  # fmt: skip
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": 3, "synthetic.classes": 6, "synthetic.train_per_class": 10, "synthetic.test_per_class": 5,
               "stream.new_classes": 2, "training.batch_size": 10, "model_settings": ResNet18((4, 8), (1, 1), (8,))},
@@ -72,7 +70,6 @@ PRESETS: dict[str, dict[str, Any]] = {
                "training.restore_best": True, "training.learning_rate": 0.1, "training.drops": (0.3, 0.6, 0.8),
                "training.drop_factor": 5.0, "model_settings": ResNet18(hidden=())},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("incremental_cifar", Config, DEFAULTS, PRESETS)
 

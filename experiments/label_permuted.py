@@ -8,7 +8,7 @@ Leaves its run in <runs-dir>/label_permuted/<run id>: records, checkpoints, repo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.program.training import Training
@@ -20,11 +20,10 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Permuted labels: online accuracy while classes swap their labels every task."""
 
-    stream: LabelPermuted = field(default_factory=lambda: LabelPermuted(examples=1000))
+    stream: LabelPermuted = LabelPermuted(examples=1000)
     """The images."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "methods": ("backprop", "l2", "reset"),
     "probes": ("features", "weights"),
@@ -33,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=1e-3, batch_size=10, epochs=2),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "stream.examples": 200,
               "model_settings.hidden": (32,)},
@@ -44,7 +42,6 @@ PRESETS: dict[str, dict[str, Any]] = {
              "training.learning_rate": 1e-2, "training.batch_size": 1, "training.epochs": 1,
              "model_settings.hidden": (300, 150)},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("label_permuted", Config, DEFAULTS, PRESETS)
 

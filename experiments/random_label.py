@@ -8,7 +8,7 @@ Leaves its run in <runs-dir>/random_label/<run id>: records, checkpoints, report
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.program.training import Training
@@ -20,11 +20,10 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Random labels: can a network still memorise, after having memorised before?"""
 
-    stream: RandomLabel = field(default_factory=lambda: RandomLabel(examples=400))
+    stream: RandomLabel = RandomLabel(examples=400)
     """The images."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "methods": ("backprop", "effective_rank", "l2", "l2_er", "layernorm_l2", "reset"),
     "probes": ("features", "weights", "hessian"),
@@ -34,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=2e-3, batch_size=40, epochs=60, updates=10),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
               "probes": ("features", "weights"), "stream.examples": 100, "training.epochs": 10,
@@ -52,7 +50,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.batch_size": 16, "training.epochs": 400, "training.updates": 20, "training.learning_rate": 1e-3,
     },
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("random_label", Config, DEFAULTS, PRESETS)
 

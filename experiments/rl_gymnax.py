@@ -20,12 +20,10 @@ class Config(reinforcement.Config):
     """Continual reinforcement learning on gymnax: PPO on a stream of tasks, spectra at every switch."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "ppo": PPO(learning_rate=2e-3, epochs=8, reward_scale=0.05),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "methods": ("l2_er", "reset"), "seeds": 2, "tasks": 3, "steps_per_task": 5_120,
@@ -42,7 +40,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ppo.minibatches": 25, "ppo.learning_rate": 1e-3, "ppo.reward_scale": 0.05,
     },
 }  # fmt: skip
-
 
 EXPERIMENT = reinforcement.experiment("rl_gymnax", Config, DEFAULTS, PRESETS)
 

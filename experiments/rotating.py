@@ -8,7 +8,7 @@ Leaves its run in <runs-dir>/rotating/<run id>: records, checkpoints, report, a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.program.training import Training
@@ -20,11 +20,10 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Rotating images: online accuracy while all images turn by some degrees a task."""
 
-    stream: Rotating = field(default_factory=lambda: Rotating(examples=1000))
+    stream: Rotating = Rotating(examples=1000)
     """The images."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "methods": ("backprop", "l2", "reset"),
     "probes": ("features", "weights"),
@@ -33,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=1e-3, batch_size=10, epochs=2),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "stream.examples": 200,
               "model_settings.hidden": (32,)},
@@ -41,7 +39,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A right angle at a time: the same four tasks again and again, far apart.
     "abrupt": {"stream.severity": 90.0, "model_settings.hidden": (100, 100)},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("rotating", Config, DEFAULTS, PRESETS)
 

@@ -8,7 +8,7 @@ Leaves its run in <runs-dir>/slowly_changing_regression/<run id>: records, check
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.program.training import Training
@@ -20,11 +20,10 @@ from plastax.study import supervised
 class Config(supervised.Config):
     """Slowly-changing regression: squared error before each step, on one example at a time."""
 
-    stream: SlowlyChangingRegression = field(default_factory=SlowlyChangingRegression)
+    stream: SlowlyChangingRegression = SlowlyChangingRegression()
     """The bits and their target."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "methods": ("backprop", "l2", "l2_init"),
     "probes": ("features", "weights"),
@@ -33,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("sgd", learning_rate=1e-2, batch_size=1),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "l2"), "seeds": 2, "tasks": 3, "stream.period": 500,
               "model_settings.hidden": (5,)},
@@ -43,7 +41,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Dohare et al. (Nature 632, 2024): 100 runs of a million examples; step sizes 1e-2, 3e-3 and 1e-3 there.
     "dohare": {"methods": ("backprop",), "seeds": 100, "tasks": 100, "model_settings.hidden": (5,)},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("slowly_changing_regression", Config, DEFAULTS, PRESETS)
 

@@ -9,7 +9,7 @@ Compare the final test accuracy of the second task to that of `reset`, which sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plastax.program.training import Training
@@ -21,11 +21,10 @@ from plastax.study import supervised
 class Config(supervised.ImageConfig):
     """Warm start: held-out accuracy after all data, having begun with a part of it."""
 
-    stream: WarmStart = field(default_factory=lambda: WarmStart(examples=400))
+    stream: WarmStart = WarmStart(examples=400)
     """The images."""
 
 
-# What differs from the settings that all experiments have.
 DEFAULTS: dict[str, Any] = {
     "methods": ("backprop", "shrink_and_perturb", "reset"),
     "probes": ("features", "weights"),
@@ -34,13 +33,11 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=1e-3, batch_size=20, epochs=100, updates=10),
 }
 
-# What each preset changes in the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "stream.examples": 100, "training.epochs": 10,
               "model_settings.hidden": (32,)},
     "default": {"model_settings.hidden": (100, 100)},
 }  # fmt: skip
-
 
 EXPERIMENT = supervised.experiment("warm_start", Config, DEFAULTS, PRESETS)
 
