@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 import signal
@@ -134,7 +135,7 @@ def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, m
     while not list(tmp_path.glob("runs/tiny/*/records/l2@l2=0/*.npz")) and not first.done():
         time.sleep(0.05)
     # As SLURM does before it takes a machine away; the signal is for the process that unpickled the job.
-    (worker,) = [pid for pid in descendants(first._process.pid) if b"submitit.core._submit" in command_line(pid)]
+    (worker,) = [pid for pid in descendants(int(first.job_id)) if b"submitit.core._submit" in command_line(pid)]
     os.kill(worker, signal.SIGUSR2)
     assert [job.result() for job in (first, second)] == [None, None]
     assert "Requeued job" in first.stdout()
@@ -143,31 +144,43 @@ def test_local_jobs_that_are_preempted_are_requeued_and_go_on(cache, tmp_path, m
     assert np.isfinite(losses(directory)).all()
 
 
-def test_what_slurm_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda _: 2))
-    jobs = launch.Jobs(
-        launcher="slurm", shards=3, at_once=2, minutes=90, grace=120, partition="gpu", gpus=1, logs=tmp_path,
-        slurm=("account=lab", "constraint=a100"),
-    )  # fmt: skip
-    made = launch.executor(jobs, "rl_gymnax")._executor
-    text = made._make_submission_file_text("python -m x", "uid")
-    for line in ("job-name=rl_gymnax", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=2", "mem=8GB",
-                 "signal=USR2@120", "account=lab", "constraint=a100"):  # fmt: skip
-        assert f"#SBATCH --{line}\n" in text
-    assert made.max_num_timeout == 1_000_000
-    assert [line[-1] for line in launch.commands("experiments.rl_gymnax", ["--seeds", "2"], 3)] == ["0/3", "1/3", "2/3"]
+@pytest.fixture
+def sbatch(monkeypatch, tmp_path):
+    """``sbatch(**jobs)``: the options in the batch script of a job that is submitted to a made-up SLURM, sorted."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("srun", "sbatch"):
+        (commands / name).write_text("#!/bin/sh\necho Submitted batch job 7\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+
+    def submit(**jobs) -> list[str]:
+        made = launch.executor(launch.Jobs(launcher="slurm", logs=tmp_path / "logs", **jobs), "rl_gymnax")
+        made.submit(print)
+        (script,) = (tmp_path / "logs").rglob("*_submission.sh")
+        lines = script.read_text().splitlines()
+        return sorted(line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH"))
+
+    return submit
 
 
-def sbatch(monkeypatch, tmp_path, **jobs) -> list[str]:
-    """The options in the batch script of a job, sorted."""
-    monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda _: 2))
-    made = launch.executor(launch.Jobs(launcher="slurm", logs=tmp_path, **jobs), "x")._executor
-    text = made._make_submission_file_text("python -m x", "uid")
-    return sorted(line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH"))
+def test_what_slurm_is_told(sbatch):
+    options = sbatch(
+        shards=3, at_once=2, minutes=90, grace=120, partition="gpu", gpus=1, slurm=("account=lab", "constraint=a100")
+    )
+    assert {
+        "job-name=rl_gymnax", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=2", "mem=8GB",
+        "signal=USR2@120", "account=lab", "constraint=a100",
+    } <= {*options}  # fmt: skip
 
 
-def test_slurm_options_without_a_value_are_flags(monkeypatch, tmp_path):
-    options = sbatch(monkeypatch, tmp_path, slurm=("exclusive", "requeue", "comment=a b"))
+def test_a_job_has_a_shard():
+    commands = launch.commands("experiments.rl_gymnax", ["--seeds", "2"], 3)
+    assert [line[-1] for line in commands] == ["0/3", "1/3", "2/3"]
+
+
+def test_slurm_options_without_a_value_are_flags(sbatch):
+    options = sbatch(slurm=("exclusive", "requeue", "comment=a b"))
     assert {"exclusive", "requeue", "comment='a b'"} <= {*options}
 
 
@@ -180,8 +193,8 @@ def test_slurm_options_without_a_value_are_flags(monkeypatch, tmp_path):
         ({"slurm": ("mem=0",), "memory_gb": 3}, ["mem=0"]),
     ],
 )
-def test_slurm_is_told_one_amount_of_memory(jobs, memory, monkeypatch, tmp_path):
-    options = sbatch(monkeypatch, tmp_path, **jobs)
+def test_slurm_is_told_one_amount_of_memory(jobs, memory, sbatch):
+    options = sbatch(**jobs)
     assert [option for option in options if option.startswith("mem")] == memory
     assert not [option for option in options if option.startswith("gpus")]
 
@@ -227,13 +240,19 @@ def test_a_setting_that_the_experiment_refuses_is_no_job(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_is_requeued_as_what_it_was():
-    shard = launch.Shard([sys.executable, "-c", "import time; time.sleep(60)"], grace=16)
-    shard._process = subprocess.Popen(shard.command)
-    again = shard.checkpoint()
+def test_a_job_is_requeued_as_what_it_was(tmp_path):
+    started = tmp_path / "started"
+    code = f"import pathlib, time; pathlib.Path({os.fspath(started)!r}).touch(); time.sleep(60)"
+    shard = launch.Shard([sys.executable, "-c", code], grace=16)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(shard)
+        while not started.exists():
+            time.sleep(0.01)
+        again = shard.checkpoint()
+        with pytest.raises(RunError, match=f"status {-signal.SIGTERM}"):
+            running.result()
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert again.function.command == shard.command
-    assert shard._process.returncode == -signal.SIGTERM
     with pytest.raises(RunError, match="status 3"):
         launch.Shard([sys.executable, "-c", "raise SystemExit(3)"], 90)()
 

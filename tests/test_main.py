@@ -73,21 +73,6 @@ def test_an_incomplete_command_is_code_2(args, capsys):
     assert capsys.readouterr().err
 
 
-def test_report_writes_and_prints(tmp_path, monkeypatch):
-    calls = []
-    report = importlib.import_module("plastax.report")
-    monkeypatch.setattr(report, "write_and_print", lambda runs, out: calls.append((runs, out)))
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run in (one, two):
-        run.mkdir()
-        (run / "config.json").touch()
-    cli.main(["report", str(one)])
-    assert calls == [([one], None)]
-    calls.clear()
-    cli.main(["report", str(one), str(two), "--out", "x.html"])
-    assert calls == [([one, two], pathlib.Path("x.html"))]
-
-
 def test_list_experiments_of_another_project(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "old.py").write_text("print 'Python 2'\n")
@@ -144,12 +129,17 @@ def test_a_run_that_cannot_be_written_is_one_line_with_a_remedy(a_run):
         assert line.endswith("Permission denied; --out names another place to write to")
 
 
-@pytest.mark.slow  # A whole report.
-def test_the_report_of_one_run_goes_where_it_is_asked_to(a_run, tmp_path, capsys):
+@pytest.mark.slow  # Whole reports.
+def test_reports_go_where_they_are_asked_to(a_run, tmp_path, capsys):
     before = sorted(a_run.rglob("*"))
     cli.main(["report", str(a_run), "--out", str(tmp_path / "mine" / "page.html")])
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "mine" / "page.html")
     assert {"page.html", "summary.csv", "figures"} <= {path.name for path in (tmp_path / "mine").iterdir()}
+    cli.main(["report", str(a_run), str(a_run), "--out", str(tmp_path / "both.html")])
+    printed = capsys.readouterr().out
+    assert "A:l2_er" in printed.replace("\n", "")
+    assert "B:l2_er" in printed.replace("\n", "")
+    assert (tmp_path / "both.html").stat().st_size > 1000
     assert sorted(a_run.rglob("*")) == before
 
 
