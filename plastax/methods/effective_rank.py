@@ -49,7 +49,12 @@ def mean_effective_rank(features: Features, there: Array | None = None) -> Array
     Args:
       features: of the layers.
       there: bool ``[B]``, the examples that count; None: all.
+
+    Raises:
+      ConfigError: there are no features.
     """
+    if not features:
+        raise ConfigError("effective_rank: the network gives no features; give it hidden layers")
 
     def rank(h: Array) -> Array:
         if there is not None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from plastax import ranges
 from plastax.errors import ConfigError
 from plastax.models import layers
+from plastax.models.base import ModelConfig, Network
 from plastax.models.convolution import Conv
-from plastax.models.injection import with_injections
-from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
+from plastax.models.layers import INITIALIZERS, InitializerName
 from plastax.types import Array, Features, Model
+
+Padding = Literal["SAME", "VALID"]
 
 
 @dataclass(frozen=True)
-class CNN:
+class CNN(ModelConfig):
     """Convolutions, each followed by a 2x2 maximum, then fully connected layers; biases start at zero.
 
     The features are ``conv_0``, ... (``[B, height, width, channels]``, before the maximum) and ``dense_0``, ... A unit
@@ -36,29 +38,17 @@ class CNN:
     """Height and width of each convolution's kernel."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of each dense hidden layer."""
-    padding: Literal["SAME", "VALID"] = "SAME"
+    padding: Padding = "SAME"
     """SAME: zeros around keep an image's size; VALID: none, and it loses a kernel's size less one."""
-    activation: ActivationName = "relu"
-    """Nonlinearity of the hidden layers (leaky_relu: slope 0.1; crelu and deep_fourier make two features a unit)."""
-    layer_norm: bool = False
-    """LayerNorm with scale and bias before each nonlinearity, over the channels of each place."""
     initializer: InitializerName = "lecun_normal"
     """How all kernels are drawn, the output layer's too (orthogonal: gain sqrt(2))."""
-    injections: int = 0
-    """Pairs of further heads, for the method plasticity_injection."""
-    head_layers: int = 2
-    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
-        layers.check_counts("model.channels", self.channels, least=1)
-        layers.check_counts("model.kernels", self.kernels)
-        layers.check_counts("model.hidden", self.hidden)
+        super().__post_init__()
+        self.check_widths("channels", "kernels", "hidden", some=("channels",))
         if len(self.kernels) != len(self.channels):
-            message = f"model.kernels: {self.kernels} is not allowed; give one for each of channels {self.channels}"
-            raise ConfigError(message)
-        layers.check_name("model.padding", self.padding, ("SAME", "VALID"))
-        layers.check_name("model.activation", self.activation, ACTIVATIONS)
-        layers.check_name("model.initializer", self.initializer, INITIALIZERS)
+            raise ConfigError(f"model.kernels: {self.kernels} is not allowed; give one for each of {self.channels}")
+        ranges.check_choices(self, "model", padding=Padding, initializer=InitializerName)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> Model:
         """Makes the model.
@@ -70,31 +60,21 @@ class CNN:
         Raises:
           ConfigError: if inputs are no images or too small, or ``outputs`` is not positive.
         """
-        layers.check_counts("model.outputs", (outputs,))
         layers.check_image("cnn", input_shape)
         side = min(input_shape[:2])
         for kernel in self.kernels:
             side = (side - (kernel - 1 if self.padding == "VALID" else 0)) // 2
             if side < 1:
-                message = (
+                raise ConfigError(
                     f"model.channels: {self.channels} with kernels {self.kernels} and padding {self.padding} leave "
                     f"nothing of inputs {tuple(input_shape)}; give fewer or smaller ones, or padding SAME"
                 )
-                raise ConfigError(message)
-        convs = tuple(f"conv_{i}" for i in range(len(self.channels)))
-        hidden = (*convs, *(f"dense_{i}" for i in range(len(self.hidden))))
-        units = {
-            layer: layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
-            for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.channels + self.hidden)
-        }
-        model = layers.as_model(_CNN(self, outputs), input_shape, hidden, units, self.activation)
-        return with_injections(model, self.injections, self.head_layers)
+        widths = {f"conv_{i}": width for i, width in enumerate(self.channels)}
+        widths |= {f"dense_{i}": width for i, width in enumerate(self.hidden)}
+        return self.as_model(_CNN(self, outputs), input_shape, self.chain(widths))
 
 
-class _CNN(nn.Module):
-    config: CNN
-    outputs: int
-
+class _CNN(Network):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Features]:
         config, features = self.config, Features()

@@ -37,9 +37,6 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
     Raises:
       ConfigError: a negative number of pairs, or heads that are no more than the output layer or more than there is.
     """
-    if injections < 0:
-        message = f"model.injections: {injections} is not allowed; give 0 or more"
-        raise ConfigError(message)
     if not injections:
         return model
     head = _head(model.layers, injections, depth)

@@ -1,22 +1,19 @@
-"""What the networks share: nonlinearities and initialisers by name, units, and the way out of Flax."""
+"""What networks are made of: nonlinearities and initialisers by name, names and roles of layers, units."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from plastax import linalg, tree
 from plastax.errors import ConfigError
-from plastax.models import taps
 from plastax.roles import Role, Roles, convolution
-from plastax.types import Array, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
+from plastax.types import Array, Entries, Params, Units
 
 
 def crelu(z: Array) -> Array:
@@ -74,25 +71,12 @@ INITIALIZERS: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def check_name(setting: str, name: str, allowed: Collection[str]) -> None:
-    """Raises `ConfigError` unless ``name`` is among ``allowed``."""
-    if name not in allowed:
-        raise ConfigError.unknown(setting, name, allowed)
-
-
-def check_counts(setting: str, counts: Sequence[int], *, least: int = 0) -> None:
-    """Raises `ConfigError` unless ``counts`` are positive and at least ``least`` in number."""
-    if len(counts) < least or any(count < 1 for count in counts):
-        many = "one or more positive numbers" if least else "positive numbers, or none"
-        message = f"{setting}: {tuple(counts)} is not allowed; give {many}"
-        raise ConfigError(message)
-
-
 def check_image(model: str, input_shape: Sequence[int]) -> None:
     """Raises `ConfigError` unless inputs are ``[height, width, channels]``."""
     if len(input_shape) != 3:
-        message = f"model: {model!r} needs inputs [height, width, channels]; this stream's are {tuple(input_shape)}"
-        raise ConfigError(message)
+        raise ConfigError(
+            f"model: {model!r} needs inputs [height, width, channels]; this stream's are {tuple(input_shape)}"
+        )
 
 
 def norm_name(layer: str) -> str:
@@ -154,62 +138,3 @@ def units(layer: str, width: int, readers: Sequence[str], *, norm: bool, activat
     incoming = (Entries(f"{layer}/kernel", -1), *(Entries(name, -1) for name in last))
     copies = jax.eval_shape(ACTIVATIONS[activation], jax.ShapeDtypeStruct((1,), jnp.float32)).shape[0]
     return Units(width, incoming, tuple(Entries(f"{reader}/kernel", -2) for reader in readers), copies)
-
-
-def as_model(
-    module: nn.Module,
-    input_shape: tuple[int, ...],
-    hidden: tuple[str, ...],
-    units: Mapping[str, Units],
-    activation: str,
-    *,
-    batch_norm: bool = False,
-) -> Model:
-    """Gives a Flax module out as pure functions.
-
-    Args:
-      module: ``(x) -> (outputs, features)``; with batch normalisation also with an argument ``train``, True by default:
-        normalise by the batch and move the running statistics on.
-      input_shape: of one example.
-      hidden: names of the features, in the order of the forward pass.
-      units: hidden layer -> its units.
-      activation: name of their nonlinearity.
-      batch_norm: whether the module has running statistics, in Flax's collection ``batch_stats``.
-    """
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    plain = taps.tapped(module)
-    # Flax's own argument: the running statistics may change, and come back beside the outputs.
-    moving = functools.partial(taps.tapped, module, mutable=["batch_stats"])
-
-    def init(key: Key) -> Params:
-        return module.lazy_init(key, example)["params"]
-
-    def train(
-        params: Params, stats: Tree, taps: dict[str, Array], x: Array
-    ) -> tuple[Tree, Features, dict[str, LayerInputs], Tree]:
-        # Where there are none to start from, Flax starts afresh; `tapped` has no use for what comes of that.
-        network = moving(variables={"batch_stats": stats} if stats else {})
-        ((outputs, features), moved), inputs = network.apply(params, taps, x)
-        return outputs, features, inputs, moved.get("batch_stats", {})
-
-    def tapped(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
-        outputs, features, inputs, _ = train(params, {}, taps, x)
-        return outputs, features, inputs
-
-    def apply(params: Params, x: Array) -> tuple[Tree, Features]:
-        outputs, features, _ = tapped(params, {}, x)
-        return outputs, features
-
-    def evaluate(params: Params, stats: Tree, x: Array) -> tuple[Tree, Features]:
-        given: Any = module.apply({"params": params, "batch_stats": stats}, x, train=False)
-        return given
-
-    names = taps.names(plain, example)
-    model = Model(init, apply, plain.taps, tapped, names, hidden, units, activation=activation, roles=ROLES)
-    if not batch_norm:
-        return model
-    # As Flax starts them, in NumPy: building a model compiles nothing.
-    like = jax.eval_shape(lambda key: module.lazy_init(key, example)["batch_stats"], tree.key_like())
-    starts = {"mean": np.zeros, "var": np.ones}
-    stats = jax.tree_util.tree_map_with_path(lambda path, x: starts[path[-1].key](x.shape, x.dtype), like)
-    return model._replace(stats=stats, train=train, evaluate=evaluate)

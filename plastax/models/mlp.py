@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import flax.linen as nn
 
+from plastax import ranges
 from plastax.models import layers
-from plastax.models.injection import with_injections
-from plastax.models.layers import ACTIVATIONS, INITIALIZERS, ActivationName, InitializerName
+from plastax.models.base import ModelConfig, Network
+from plastax.models.layers import INITIALIZERS, InitializerName
 from plastax.types import Array, Features, Model
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(ModelConfig):
     """Fully connected layers on the flattened inputs; biases start at zero.
 
     The features are ``dense_0``, ``dense_1``, ... With layer normalisation the units of a layer see one another through
@@ -28,21 +28,13 @@ class MLP:
 
     hidden: tuple[int, ...] = (1000, 1000, 1000)
     """Units of each hidden layer; none: a linear model."""
-    activation: ActivationName = "relu"
-    """Nonlinearity of the hidden layers (leaky_relu: slope 0.1; crelu and deep_fourier make two features a unit)."""
-    layer_norm: bool = False
-    """LayerNorm with scale and bias before each nonlinearity."""
     initializer: InitializerName = "he_uniform"
     """How all kernels are drawn, the output layer's too (orthogonal: gain sqrt(2))."""
-    injections: int = 0
-    """Pairs of further heads, for the method plasticity_injection."""
-    head_layers: int = 2
-    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
-        layers.check_counts("model.hidden", self.hidden)
-        layers.check_name("model.activation", self.activation, ACTIVATIONS)
-        layers.check_name("model.initializer", self.initializer, INITIALIZERS)
+        super().__post_init__()
+        self.check_widths("hidden")
+        ranges.check_choices(self, "model", initializer=InitializerName)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> Model:
         """Makes the model.
@@ -54,20 +46,11 @@ class MLP:
         Raises:
           ConfigError: if ``outputs`` is not positive, or heads cannot be injected.
         """
-        layers.check_counts("model.outputs", (outputs,))
-        hidden = tuple(f"dense_{i}" for i in range(len(self.hidden)))
-        units = {
-            layer: layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
-            for (layer, reader), width in zip(itertools.pairwise((*hidden, "output")), self.hidden)
-        }
-        model = layers.as_model(_MLP(self, outputs), input_shape, hidden, units, self.activation)
-        return with_injections(model, self.injections, self.head_layers)
+        units = self.chain({f"dense_{i}": width for i, width in enumerate(self.hidden)})
+        return self.as_model(_MLP(self, outputs), input_shape, units)
 
 
-class _MLP(nn.Module):
-    config: MLP
-    outputs: int
-
+class _MLP(Network):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Features]:
         config, features = self.config, Features()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from plastax import ranges
 from plastax.errors import ConfigError
 from plastax.models import layers
+from plastax.models.base import ModelConfig, Network
 from plastax.models.convolution import Conv
-from plastax.models.injection import with_injections
-from plastax.models.layers import ACTIVATIONS, ActivationName
+from plastax.models.layers import ACTIVATIONS
 from plastax.types import Array, Features, Model
 
 _CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -20,7 +20,7 @@ _DENSE_INIT = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal
 
 
 @dataclass(frozen=True)
-class ResNet18:
+class ResNet18(ModelConfig):
     """ResNet-18 for small images: a 3x3 stem without pooling, four stages of residual blocks, two more dense layers.
 
     Every convolution has a bias and batch normalisation behind it. The first block of every stage but the first halves
@@ -52,28 +52,15 @@ class ResNet18:
     """Residual blocks of each stage."""
     hidden: tuple[int, ...] = (512, 512)
     """Units of each dense hidden layer."""
-    activation: ActivationName = "relu"
-    """Nonlinearity of the hidden layers (leaky_relu: slope 0.1; crelu and deep_fourier make two features a unit)."""
-    layer_norm: bool = False
-    """LayerNorm with scale and bias before the nonlinearities of the dense hidden layers."""
     momentum: float = 0.9
     """Of the running statistics of batch normalisation: what they keep of themselves in a step."""
-    injections: int = 0
-    """Pairs of further heads, for the method plasticity_injection."""
-    head_layers: int = 2
-    """Layers of a head, the output layer included."""
 
     def __post_init__(self) -> None:
-        layers.check_counts("model.channels", self.channels, least=1)
-        layers.check_counts("model.blocks", self.blocks, least=1)
-        layers.check_counts("model.hidden", self.hidden)
+        super().__post_init__()
+        self.check_widths("channels", "blocks", "hidden", some=("channels", "blocks"))
         if len(self.blocks) != len(self.channels):
-            message = f"model.blocks: {self.blocks} is not allowed; give one for each of channels {self.channels}"
-            raise ConfigError(message)
-        if not 0 <= self.momentum < 1:
-            message = f"model.momentum: {self.momentum} is not allowed; give a number from 0 up to, not including, 1"
-            raise ConfigError(message)
-        layers.check_name("model.activation", self.activation, ACTIVATIONS)
+            raise ConfigError(f"model.blocks: {self.blocks} is not allowed; give one for each of {self.channels}")
+        ranges.check(self, "model", "momentum", least=0, below=1)
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> Model:
         """Makes the model.
@@ -85,19 +72,15 @@ class ResNet18:
         Raises:
           ConfigError: if inputs are no images, or ``outputs`` is not positive.
         """
-        layers.check_counts("model.outputs", (outputs,))
         layers.check_image("resnet18", input_shape)
-        dense = tuple(f"dense_{i}" for i in range(len(self.hidden)))
-        units, convs = {}, ["stem"]
+        units, hidden = {}, ["stem"]
         for (stage, i), width in self._plan():
             inner, last = f"block_{stage}_{i}/conv_0", f"block_{stage}_{i}/conv_1"
-            convs += [inner, last]
-            units[inner] = layers.units(inner, width, (last,), norm=True, activation=self.activation)
-        for (layer, reader), width in zip(itertools.pairwise((*dense, "output")), self.hidden):
-            units[layer] = layers.units(layer, width, (reader,), norm=self.layer_norm, activation=self.activation)
-        hidden = (*convs, *dense)
-        model = layers.as_model(_ResNet(self, outputs), input_shape, hidden, units, self.activation, batch_norm=True)
-        return with_injections(model, self.injections, self.head_layers)
+            hidden += [inner, last]
+            units[inner] = self.units(inner, width, last, norm=True)
+        dense = self.chain({f"dense_{i}": width for i, width in enumerate(self.hidden)})
+        module = _ResNet(self, outputs)
+        return self.as_model(module, input_shape, units | dense, hidden=(*hidden, *dense), batch_norm=True)
 
     def _plan(self) -> list[tuple[tuple[int, int], int]]:
         """Stage and place of each block, and its channels."""
@@ -105,10 +88,7 @@ class ResNet18:
         return [((stage, i), width) for stage, (width, count) in stages for i in range(count)]
 
 
-class _ResNet(nn.Module):
-    config: ResNet18
-    outputs: int
-
+class _ResNet(Network):
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> tuple[Array, Features]:
         config, features = self.config, Features()
