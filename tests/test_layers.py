@@ -174,6 +174,10 @@ SOURCES = {
 }
 
 
+def test_modules_import_in_no_circle():
+    assert not circle(SOURCES), "move what both need into a module of its own"
+
+
 def test_a_circle_is_found():
     lazy = "def f():\n    from plastax import a"
     assert circle({"plastax.a": ast.parse("import plastax.b"), "plastax.b": ast.parse(lazy)})
