@@ -155,6 +155,8 @@ class Hook:
         directory = pathlib.Path(self.order.directory)
         match self.order.where, self.calls:
             case "term", 1:
+                # As coreutils' timeout does: to the process, and to its group.
+                os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
             case "int" | "int int", 1:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -172,7 +174,7 @@ class Hook:
                         pass
         if self.order.where == "int int" and self.calls == 1:
             # From another thread, while the main one waits for the device.
-            threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
     def finish(self) -> None: ...
 

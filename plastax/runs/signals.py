@@ -7,12 +7,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 
 from plastax.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+TWICE = 0.2
+"""Seconds within which a second signal is the first one again: ``timeout`` sends its own to the process and its group."""
 
 
 class Stopping:
@@ -72,13 +76,16 @@ class Stopping:
         os.close(self._read)
 
     def _watch(self) -> None:
+        since = 0.0
         while byte := os.read(self._read, 1):
             if byte[0] not in _SIGNALS:
+                continue
+            if self.asked and time.monotonic() - since < TWICE:
                 continue
             if self.asked:
                 # A progress bar has hidden the cursor. What lies on the disk is whole at every moment.
                 print("\x1b[?25h" * sys.stderr.isatty() + "stopped at once", file=sys.stderr, flush=True)
                 os._exit(128 + byte[0])
-            self.asked = signal.Signals(byte[0]).name
+            self.asked, since = signal.Signals(byte[0]).name, time.monotonic()
             if not self._doing:
                 print(f"{self.asked}: stopping after this segment (again: at once)", file=sys.stderr, flush=True)
