@@ -174,7 +174,7 @@ class Hook:
                         pass
         if self.order.where == "int int" and self.calls == 1:
             # From another thread, while the main one waits for the device.
-            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
     def finish(self) -> None: ...
 

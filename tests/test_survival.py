@@ -306,7 +306,7 @@ def test_asked_to_stop_it_stops_after_a_checkpoint(serve, whole):
 @pytest.mark.slow  # a segment has to outlast two signals
 def test_asked_twice_it_stops_at_once(serve):
     """While the main thread waits for the device: a segment of this one takes seconds."""
-    done = serve(serve.folder / "twice", "int int", steps=10_000_000)
+    done = serve(serve.folder / "twice", "int int", steps=30_000_000)
     assert done["status"] == 130, done["log"]
     assert "stopped at once" in done["log"]
     assert lifecycle.status(serve.folder / "twice").state == "killed"

@@ -16,7 +16,7 @@ from plastax.errors import Stopped
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 TWICE = 0.2
-"""Seconds within which a second signal is the first one again: ``timeout`` sends its own to the process and its group."""
+"""Seconds within which a second signal is the first one: ``timeout`` sends it to the process and to its group."""
 
 
 class Stopping:
