@@ -19,10 +19,8 @@ Peers that are not installed are left out. `make bench` installs those in JAX; t
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -33,6 +31,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench._bars import Bar, Options, judged, machine, report
 from experiments.bench._groups import INTERVAL, ITEMS, Group
 from experiments.bench._measure import Roofline, Side, Times, available_memory, first_run, roofline, rounds_of
 from experiments.bench._peers import PEERS, Builders
@@ -46,7 +45,7 @@ SIZES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """What to time."""
 
     problems: tuple[Literal["small", "a", "b"], ...] = ("small", "a")
@@ -67,12 +66,6 @@ class Config:
     """Most timed rounds of each side, taken in turn after one that is not counted."""
     budget: float = 300.0
     """Seconds for the timed rounds of one group: there are as many as fit. If none fits, the first run counts."""
-    pin: bool = False
-    """Whether to stay on one core."""
-    quick: bool = False
-    """Tiny networks and one round, to see that everything runs; the numbers then mean nothing."""
-    out: Path | None = None
-    """Where to write the numbers as JSON."""
 
 
 class Measured(NamedTuple):
@@ -82,20 +75,6 @@ class Measured(NamedTuple):
     group: str
     sides: dict[str, tuple[Side, Times]]
     notes: list[str]
-
-
-class Bar(NamedTuple):
-    """A number that must not be above its limit, or not below it."""
-
-    text: str
-    value: float
-    limit: float
-    at_most: bool
-
-    @property
-    def ok(self) -> bool:
-        """Whether it holds."""
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 
 def objection(group: str, ours: np.ndarray, theirs: np.ndarray) -> str:
@@ -199,11 +178,6 @@ def rows(measured: Measured) -> list[dict[str, Any]]:
     return out
 
 
-def judged(pair: tuple[float, float]) -> float:
-    """Of (wall, processor), what bars are about: processor time, but wall time where an accelerator works."""
-    return pair[jax.default_backend() == "cpu"]
-
-
 def bars(measured: Measured) -> list[Bar]:
     """What must hold of a group; nothing on `small`, where calls cost more than what they compute."""
     sides = measured.sides
@@ -244,23 +218,15 @@ def problem_of(config: Config, name: str) -> Problem:
     return make(name, widths, examples, config.order, config.probes)
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def main(config: Config) -> tuple[list[Measured], list[Bar]]:
     """Times everything, prints tables and bars, and gives both out."""
-    if config.pin:
-        if not hasattr(os, "sched_setaffinity"):
-            raise SystemExit("--pin needs Linux: this system cannot keep a process on one core")
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
+    config.pinned()
     if config.quick:
         config = dataclasses.replace(config, rounds=1)
     console = Console(width=120)
     roof = roofline(256, 8, 1) if config.quick else roofline()
     console.print(
-        f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"{machine()}; "
         f"float32 products {roof.flops / 1e9:.0f} GFLOP/s, reading {roof.bytes / 1e9:.1f} GB/s, a processor second"
     )
     done: list[Measured] = []
@@ -285,17 +251,10 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
                 console.print(f"  {note}")
     held = [bar for measured in done for bar in bars(measured)]
     console.print()
-    for bar in held:
-        sign, verdict = ("<=" if bar.at_most else ">="), ("ok" if bar.ok else "missed")
-        console.print(f"  {verdict:6}  {bar.value:6.2f} {sign} {bar.limit:4.2f}  {bar.text}")
-    console.print(f"load {os.getloadavg()[0]:.1f}")
-    if config.out:
-        numbers = {
-            "cores": cores(), "flops_per_cpu_s": roof.flops, "bytes_per_cpu_s": roof.bytes,
-            "rows": [row for measured in done for row in rows(measured)],
-            "bars": [{**bar._asdict(), "ok": bar.ok} for bar in held],
-        }  # fmt: skip
-        config.out.write_text(json.dumps(numbers, indent=1))
+    report(
+        console, held, config.out, flops_per_cpu_s=roof.flops, bytes_per_cpu_s=roof.bytes,
+        rows=[row for measured in done for row in rows(measured)],
+    )  # fmt: skip
     return done, held
 
 

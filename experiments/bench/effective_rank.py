@@ -20,9 +20,7 @@ Without MNIST in the cache (`make data NAME=mnist`) the images are random ones o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -34,8 +32,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench._bars import Bar, Options, judged, machine, report
 from experiments.bench._measure import Side, Times, compiled, rounds_of
-from experiments.bench.curvature import Bar, cores, judged
 from experiments.bench.supervised import Running, mnist
 from plastax import linalg
 from plastax.methods import L2, L2ER, Backprop
@@ -55,7 +53,7 @@ COLLAPSED: tuple[tuple[int, int], ...] = ((128, 64), (100, 1000), (1200, 128))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """What to time."""
 
     rounds: int = 11
@@ -66,12 +64,6 @@ class Config:
     """Gradient steps of each side in one timed round of training; a multiple of the period."""
     training_rounds: int = 7
     """Timed rounds of training."""
-    pin: bool = False
-    """Whether to stay on one core."""
-    quick: bool = False
-    """Small matrices, a tiny network and one round, to see that everything runs; the numbers then mean nothing."""
-    out: Path | None = None
-    """Where to write the numbers as JSON."""
 
 
 class Ranked(NamedTuple):
@@ -207,18 +199,14 @@ def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
     """Times everything, prints tables and bars, and gives both out."""
     if config.steps % config.period:
         raise SystemExit(f"--steps {config.steps} is not a multiple of --period {config.period}")
-    if config.pin:
-        if not hasattr(os, "sched_setaffinity"):
-            raise SystemExit("--pin needs Linux: this system cannot keep a process on one core")
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
+    config.pinned()
     shapes, falling, hidden = SHAPES, COLLAPSED, (1000,) * 3
     if config.quick:
         config = dataclasses.replace(config, rounds=1, training_rounds=1, steps=8, period=4)
         shapes, falling, hidden = ((12, 40), (40, 12)), ((300, 40),), (20,) * 3
     console = Console(width=120)
     console.print(
-        f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"{'-'.join(map(str, (784, *hidden, 10)))}, period {config.period}, {config.steps} steps a round"
+        f"{machine()}; {'-'.join(map(str, (784, *hidden, 10)))}, period {config.period}, {config.steps} steps a round"
     )
     ordinary = [ranked("", relu(shape), config.rounds) for shape in shapes]
     ranks = [*ordinary, *(ranked("collapsed, ", collapsed(shape), config.rounds) for shape in falling)]
@@ -226,18 +214,7 @@ def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
     steps = trained(config, hidden)
     console.print(steps_table(steps))
     held = bars(ordinary, steps)
-    for bar in held:
-        sign, verdict = ("<=" if bar.at_most else ">="), ("ok" if bar.ok else "missed")
-        console.print(f"  {verdict:6}  {bar.value:6.3f} {sign} {bar.limit:4.2f}  {bar.text}")
-    console.print(f"load {os.getloadavg()[0]:.1f}")
-    if config.out:
-        numbers = {
-            "cores": cores(),
-            "ranks": [r._asdict() for r in ranks],
-            "steps": steps._asdict(),
-            "bars": [{**bar._asdict(), "ok": bar.ok} for bar in held],
-        }
-        config.out.write_text(json.dumps(numbers, indent=1))
+    report(console, held, config.out, ranks=[r._asdict() for r in ranks], steps=steps._asdict())
     return ranks, steps, held
 
 

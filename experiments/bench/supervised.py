@@ -21,10 +21,8 @@ Without MNIST in the cache (`make data NAME=mnist`) the images are random ones o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -37,8 +35,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench._bars import Bar, Options, judged, machine, report
 from experiments.bench._measure import Roofline, Side, Times, roofline, rounds_of
-from experiments.bench.curvature import Bar, cores, judged
 from plastax import data, tree
 from plastax.data import Card, DataError, Dataset
 from plastax.keys import fold
@@ -58,7 +56,7 @@ ROUNDING = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """What to time."""
 
     batches: tuple[int, ...] = (1, 16)
@@ -70,12 +68,6 @@ class Config:
     rounds: int = 21
     """Timed rounds of each side, taken in turn after those that are compared: short and many, against drift. Shared out
     among the seeds, but no fewer than 5."""
-    pin: bool = False
-    """Whether to stay on one core."""
-    quick: bool = False
-    """Tiny network, few images and one round, to see that everything runs; the numbers then mean nothing."""
-    out: Path | None = None
-    """Where to write the numbers as JSON."""
 
 
 class Memory(NamedTuple):
@@ -311,10 +303,7 @@ def bars(done: list[Measured]) -> list[Bar]:
 
 def main(config: Config) -> tuple[list[Measured], list[Bar]]:
     """Times everything, prints tables and bars, and gives both out."""
-    if config.pin:
-        if not hasattr(os, "sched_setaffinity"):
-            raise SystemExit("--pin needs Linux: this system cannot keep a process on one core")
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
+    config.pinned()
     hidden = (1000,) * 3
     if config.quick:
         config, hidden = dataclasses.replace(config, steps=5, rounds=1), (20,) * 3
@@ -327,10 +316,7 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
             f"{max(config.batches)} takes {needed:,} images, there are {len(dataset.train_images):,}; give fewer"
         )
     images = "RANDOM images of MNIST's shape" if dataset.card.synthetic else "MNIST"
-    console.print(
-        f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"{images}, {'-'.join(map(str, (784, *hidden, 10)))}, {config.steps} steps a round"
-    )
+    console.print(f"{machine()}; {images}, {'-'.join(map(str, (784, *hidden, 10)))}, {config.steps} steps a round")
     done = []
     for batch in config.batches:
         # All images that whole rounds can be made of. plastax switches tasks and evaluates before the timed ones.
@@ -342,16 +328,7 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
             console.print(f"  batch {batch}, seeds {seeds}: ratio {row(done[-1])['cpu_ratio']:.2f}")
     console.print(speed_table(done), memory_table(done), sep="\n")
     held = bars(done)
-    for bar in held:
-        sign, verdict = ("<=" if bar.at_most else ">="), ("ok" if bar.ok else "missed")
-        console.print(f"  {verdict:6}  {bar.value:6.3f} {sign} {bar.limit:4.2f}  {bar.text}")
-    console.print(f"load {os.getloadavg()[0]:.1f}")
-    if config.out:
-        numbers = {
-            "cores": cores(), "images": images, "steps": config.steps, "rows": [row(m) for m in done],
-            "bars": [{**bar._asdict(), "ok": bar.ok} for bar in held],
-        }  # fmt: skip
-        config.out.write_text(json.dumps(numbers, indent=1))
+    report(console, held, config.out, images=images, steps=config.steps, rows=[row(m) for m in done])
     return done, held
 
 
