@@ -68,7 +68,7 @@ def study(
     described = {"experiment": "tiny", "run_id": run_id, "hash": settings.identity(chosen), "settings": chosen}
     axes = SimpleNamespace(dims={}, coords={})
     batches = [SimpleNamespace(arms=(arm,), name=arm, folder=arm, program=axes) for arm in ARMS]
-    own = settings.share_of(batches, shard)
+    own = settings.of_shard(batches, shard)
     loop.train = train  # type: ignore[assignment]
     loop.study(
         directory, described, own, PLAN, shard=shard, here=here, same=bool(shard and not resume),

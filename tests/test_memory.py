@@ -157,7 +157,7 @@ def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
         devices=1,
         compilation_cache=False,
     )
-    available = int(needed(3) / memory.ROOM) + 1
+    available = int(needed(3) / memory.USABLE) + 1
     monkeypatch.setattr(memory, "available", lambda: available)
     monkeypatch.setattr(report, "write", lambda directory: None)
     printed = io.StringIO()

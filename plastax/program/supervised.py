@@ -170,7 +170,7 @@ def program(
     probes_due = segments.task_borders(config.updates, probe_every)
     needs_previous = any(probe.needs_previous for probe in probes)
 
-    def share_of_rate(clock: Array) -> Array:
+    def rate_factor(clock: Array) -> Array:
         """The step size at gradient step ``clock`` of the run, of that at the start of its task."""
         steps = config.updates * blocks.steps_per_update
         passed = sum(clock % steps >= round(share * steps) for share in config.drops)
@@ -180,7 +180,7 @@ def program(
         clock, index, key = x
         examples_key, method_key = jax.random.split(key)
         batch = stream.train(task, data, index, examples_key)
-        rate = share_of_rate(clock) if config.drops else 1.0
+        rate = rate_factor(clock) if config.drops else 1.0
         learned, seen = learns.step(learned, batch, clock, method_key, seed, rate)
         metrics = seen.metrics
         if config.sample_plasticity:

@@ -43,7 +43,7 @@ _SHAPE = {
     "files": {...: [int]},
 }  # fmt: skip
 
-ROOM = 1 << 17
+OVERHEAD = 1 << 17
 """Bytes that a checkpoint takes beside its numbers."""
 
 
@@ -147,7 +147,7 @@ class Checkpoints:
 
     def _write(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
         # Before orbax begins: TensorStore prints its own traceback for every array that does not fit.
-        if shutil.disk_usage(self._writing).free < sum(leaf.nbytes for leaf in leaves.values()) + ROOM:
+        if shutil.disk_usage(self._writing).free < sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._manager.save(segment, args=ocp.args.StandardSave(leaves))
         self._manager.wait_until_finished()
@@ -183,10 +183,10 @@ def _anchored(descriptor: int, directory: Path) -> Path:
     return anchor if anchor.is_dir() else directory
 
 
-EVERYTHING = Survey(sys.maxsize, "", 0)
+COMPLETE = Survey(sys.maxsize, "", 0)
 
 
-def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = EVERYTHING) -> Restored | None:
+def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = COMPLETE) -> Restored | None:
     """The newest checkpoint that is whole, and whose records are; None if none was ever finished. Changes nothing.
 
     Args:

@@ -24,7 +24,7 @@ from plastax.runs.ahead import Ahead
 from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
 from plastax.runs.signals import Stopping
-from plastax.runs.timing import ProbeCosts, Shares
+from plastax.runs.timing import ProbeCosts, Times
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
@@ -92,7 +92,7 @@ def train(
     stopping: Stopping | None = None,
     lock: locks.Lock | None = None,
     ahead: Ahead | None = None,
-) -> Shares | None:
+) -> Times | None:
     """Runs one program to its end, from its newest checkpoint if there is one.
 
     Every segment leaves ``records/<arm>/<segment>.npz`` of every arm before the checkpoint that goes on behind it, so a
@@ -194,7 +194,7 @@ def train(
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
         raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
     idle = time.perf_counter() - begun - waited - computed - costs.timing
-    return Shares(max(computed - probing, 0.0), probing + costs.timing, waited, idle)
+    return Times(max(computed - probing, 0.0), probing + costs.timing, waited, idle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +307,7 @@ def study(
     here: Mapping[str, Any] | None = None,
     same: bool = False,
     report: Callable[[], Any] | None = None,
-) -> dict[str, Shares]:
+) -> dict[str, Times]:
     """Runs programs one after another into one run directory; see `lifecycle` for the states of a run.
 
     Args:
@@ -338,7 +338,7 @@ def study(
     own = [arm for batch in batches for arm in batch.arms]
     others = [arm for arm in layout.arm_labels(config) if arm not in own]
     again = f"continue with --resume {directory}{f' --shard {shard}' * bool(shard)}"
-    shares: dict[str, Shares | None] = {}
+    times: dict[str, Times | None] = {}
     try:
         with Stopping() as stopping:
             ended = lifecycle.status(directory).state in (("recorded", "finished") if shard else ("recorded",))
@@ -352,7 +352,7 @@ def study(
                     due = [batch for batch in batches if not _recorded(directory, config, batch.arms, plan)]
                     with Ahead(due, plan.updates_per_segment, config.get("settings", {})) as ahead:
                         for batch in batches:
-                            shares[batch.name] = train(
+                            times[batch.name] = train(
                                 directory, config, batch, plan, sinks,
                                 saving=saving, stopping=stopping, lock=lock, ahead=ahead,
                             )  # fmt: skip
@@ -368,4 +368,4 @@ def study(
             f"{error.filename or directory}: {error.strerror or error}; what {directory} holds is whole: mend that and "
             f"{again}"
         ) from error
-    return {name: share for name, share in shares.items() if share}
+    return {name: spent for name, spent in times.items() if spent}

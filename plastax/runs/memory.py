@@ -15,8 +15,8 @@ from plastax.errors import ConfigError, RunError
 from plastax.program.parallel import Batch
 from plastax.types import Tree
 
-ROOM = 0.9
-"""Share of the device's memory that a program may need: allocations leave gaps."""
+USABLE = 0.9
+"""Fraction of the device's memory that a program may need: allocations leave gaps."""
 
 
 TOO_LARGE = re.compile(
@@ -123,7 +123,9 @@ def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
             raise OutOfMemory(_advice(batch.name, settings, sizes, chunks=False))
 
 
-def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any], share: float = 1.0) -> None:
+def check_need(
+    batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any], fraction: float = 1.0
+) -> None:
     """Raises `OutOfMemory` if a compiled program needs more than there is beside its data.
 
     Args:
@@ -131,13 +133,13 @@ def check_need(batch: Batch, data: Tree, needed: Need | None, settings: Mapping[
       data: its program's, placed.
       needed: what XLA says.
       settings: of the run, for the message.
-      share: of what is free that it may need.
+      fraction: of what is free that it may need.
     """
     there = available()
     if needed is not None and there is not None:
         # XLA's account is that of one device; those of a CPU share its memory.
         sharing = len(batch.mesh.local_devices) if batch.mesh and jax.default_backend() == "cpu" else 1
-        if (needed.total - tree.nbytes(data)) * sharing > share * there:
+        if (needed.total - tree.nbytes(data)) * sharing > fraction * there:
             raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
 
 
@@ -222,7 +224,7 @@ def fitting_chunk(
       seeds: ``S``.
       length: updates in a segment.
       settings: of the run, for the message.
-      limit: bytes that may be used; by default `ROOM` of what is free once a candidate is compiled.
+      limit: bytes that may be used; by default `USABLE` of what is free once a candidate is compiled.
 
     Raises:
       OutOfMemory: not even one seed at a time fits.
@@ -247,7 +249,7 @@ def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | No
         init, segment = compile_segment(batch, length)
         needed = need(segment)
         if limit is None:
-            check_need(batch, data, needed, settings, ROOM)
+            check_need(batch, data, needed, settings, USABLE)
         elif needed is not None and needed.total > limit:
             raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
         jax.block_until_ready(segment(init(batch.start, data), data, np.int32(0)))

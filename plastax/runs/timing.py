@@ -10,11 +10,11 @@ import numpy as np
 
 from plastax.types import Record
 
-MOST_SETS = 16
+MOST_TIMED = 16
 """Sets of probes that are timed; more appear only where values stop being finite."""
 
 
-class Shares(NamedTuple):
+class Times(NamedTuple):
     """Seconds of wall time of one method, which add up to all of it.
 
     Attributes:
@@ -69,7 +69,7 @@ class ProbeCosts:
         total = 0.0
         for mark in range(2):
             probes = measured(record, mark)
-            if look and probes and probes not in self._seconds and len(self._seconds) < MOST_SETS:
+            if look and probes and probes not in self._seconds and len(self._seconds) < MOST_TIMED:
                 started = time.perf_counter()
                 look()
                 seconds = time.perf_counter() - started

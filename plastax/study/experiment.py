@@ -136,7 +136,7 @@ class Experiment(Generic[C]):
         """
         value = self.share(config).value if value is None else value
         arms = sweep.arms(config, self.fixed)
-        own = frozenset(arm.label for arm in settings.share_of(arms, config.shard))
+        own = frozenset(arm.label for arm in settings.of_shard(arms, config.shard))
         static = (self.rate,) if "trainability" in config.probes else ()
         # Arms of other shards are built too, for the names of the record's axes; who trains them compiles them.
         both = ([arm for arm in arms if (arm.label in own) is mine] for mine in (True, False))
@@ -209,7 +209,7 @@ class Experiment(Generic[C]):
         if config.sweep:
             described["arms"] = sweep.described(built.arms)
         read = functools.cache(report.load_run)
-        shares = loop.study(
+        times = loop.study(
             directory,
             described,
             [batch for batch in built.batches if batch.arms[0] in built.own],
@@ -229,8 +229,8 @@ class Experiment(Generic[C]):
             )
             return directory
         report.print_table(read(directory), console)
-        for method, share in shares.items():
-            output.say(console, f"{method}: {share}")
+        for method, spent in times.items():
+            output.say(console, f"{method}: {spent}")
         tracking.publish_safely(directory, config.wandb)
         output.say(console, f"\nEverything is in {directory}")
         if command := tracking.upload_command(directory):

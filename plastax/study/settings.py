@@ -325,7 +325,7 @@ def _check(config: Study) -> None:
         raise ConfigError(f"seed_chunk: {config.seed_chunk} does not divide the {config.seeds} seeds")
 
 
-def share_of(items: Sequence[Any], shard: str) -> Sequence[Any]:
+def of_shard(items: Sequence[Any], shard: str) -> Sequence[Any]:
     """The share of a sequence that ``i/n`` stands for, a stretch of it: neighbours are alike. All of it for "".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where the time went: what probes cost, and shares that add up."""
+"""Where the time went: what probes cost, and times that add up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plastax.runs import timing
-from plastax.runs.timing import ProbeCosts, Shares, measured
+from plastax.runs.timing import ProbeCosts, Times, measured
 from plastax.types import Record
 
 NAN = float("nan")
@@ -48,7 +48,7 @@ def test_every_set_of_probes_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert (calls, costs.timing) == ([8.0, 2.0], 10.0)
 
 
-def test_shares_are_of_all_the_time() -> None:
-    assert str(Shares(6.0, 1.5, 2.0, 0.5)) == (
+def test_times_add_up() -> None:
+    assert str(Times(6.0, 1.5, 2.0, 0.5)) == (
         "training 6.0 s (60%), probes and evaluation 1.5 s (15%), compilation 2.0 s (20%), host 0.5 s (5%)"
     )
