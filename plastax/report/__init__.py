@@ -101,15 +101,13 @@ def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pat
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:
     """Of a sweep the best arms, see `selection.select`."""
     from plastax import output
-    from plastax.report import selection
+    from plastax.report import notes, selection
 
     best = selection.best(data, statistic, quantity)
-    if isinstance(best, str):
-        if best:
-            output.say(console, best)
-    else:
-        title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
-        console.print(selection.render(best, title, statistic))
+    if not isinstance(best, str):
+        console.print(selection.render(best, notes.run_name(data), statistic))
+    elif best:
+        output.say(console, best)
 
 
 def print_table(run: Run, console: Console | None = None) -> None:

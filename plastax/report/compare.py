@@ -20,7 +20,7 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
-from plastax.report.notes import NUMBERED, task_numbers, unfinished, unscored
+from plastax.report.notes import NUMBERED, run_name, task_numbers, unfinished, unscored
 from plastax.report.score import Score, TaskWindow, score_of
 from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, bootstrap, jackknife
 from plastax.report.table import cell
@@ -106,8 +106,7 @@ def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list
     """
     scores: dict[str, Score] = {}
     for data in studies:
-        where = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
-        score = score_of(data)
+        where, score = run_name(data), score_of(data)
         if score is None:
             raise RecordError(f"{where}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
         scores[where] = score
@@ -284,8 +283,8 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
 
 def what(data: xr.Dataset) -> str:
     """What a run is, and which tasks it lacks, for the captions of `render`."""
-    names = [str(data.attrs[name]) for name in ("experiment", "run_id", "notice") if data.attrs.get(name)]
-    return "; ".join(text for text in (" ".join(names), f"{data.sizes['task']} tasks", unfinished(data)) if text)
+    name = f"{run_name(data)} {data.attrs.get('notice', '')}".strip()
+    return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
 
 
 def render(

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from plastax.records.loading import write_table
 from plastax.report import drawn
 from plastax.report.score import RETURN, Quantity, measured, score_of
-from plastax.report.spectra import density
+from plastax.report.spectra import counts
 from plastax.report.statistics import over_seeds
 from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
-from plastax.report.values import layer_mean, rank_at, task_values
+from plastax.report.values import layer_mean, rank_at, task_values, weight_norm
 
 
 class Drawing(NamedTuple):
@@ -182,16 +182,10 @@ def ranks(data: xr.Dataset) -> Drawing | None:
 
 def network(data: xr.Dataset) -> Drawing | None:
     """Effective rank of the features, dormant units and weight norm at the last update of every task."""
-    norm = data.get("probe/weights/norm")
-    if norm is not None:
-        # The norm of all kernels together, which is what regularisers act on.
-        norm = (norm.sel(mark="end") ** 2).sum(
-            [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")], skipna=False
-        ) ** 0.5
     panels = [
         Subplot("feature_rank", "feature effective rank", layer_mean(data, "probe/features/effective_rank", "end")),
         Subplot("dormant_fraction", "dormant units, share", layer_mean(data, "probe/features/dormant_fraction", "end")),
-        Subplot("weight_norm", "weight norm", norm),
+        Subplot("weight_norm", "weight norm", weight_norm(data)),
     ]
     return _stack(data, panels, columns=3, height=3.0)
 
@@ -217,14 +211,9 @@ class _Heat(NamedTuple):
 
 
 def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
-    shares = density(data, operator)
+    shares, unit = counts(data, operator)
     if shares is None:
         return None
-    label = "eigenvalues per bin, share (log₁₀)"
-    if (name := f"probe/{operator}/dim") in data:
-        # Every network of an arm has the same number of parameters, but arms may differ.
-        sizes = data[name].max([dim for dim in data[name].dims if dim != "arm"])
-        shares, label = shares * sizes, "eigenvalues per bin (log₁₀)"
     logs = np.log10(shares.where(shares > 0))
     top = np.ceil(float(logs.max()))
     occupied = (shares > 0).any(["arm", "task"])
@@ -234,7 +223,7 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     eps = float(rank.eps) if rank is not None and "eps" in rank.coords else None
     axis = f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue"
     axis += "" if eps is None else " (dashed: ±ε)"
-    return _Heat(shares, label, axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
+    return _Heat(shares, f"{unit} (log₁₀)", axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
 
 
 def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:

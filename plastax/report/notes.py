@@ -13,6 +13,11 @@ from plastax.report.values import finished, frozen, task_values
 NUMBERED = "tasks are numbered from 0"
 
 
+def run_name(data: xr.Dataset) -> str:
+    """Experiment and id of the run that a data set was read from."""
+    return " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
+
+
 def task_numbers(tasks: Sequence[int]) -> str:
     """Tasks in words: ``task 3``, ``tasks 3 to 5``, ``tasks 0, 8, 16``."""
     tasks = list(tasks)

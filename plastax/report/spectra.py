@@ -84,6 +84,19 @@ def density(
     return xr.DataArray(out, dims=("arm", "task", "bin"), coords=coords, name="share")
 
 
+def counts(data: xr.Dataset, operator: str, per_decade: int = 8) -> tuple[xr.DataArray | None, str]:
+    """`density` in numbers of eigenvalues, or as it is if the size of the network is unknown; and what the values are.
+
+    Returns:
+      (arm, task, bin), or None without spectra; its unit in words.
+    """
+    shares, sizes = density(data, operator, per_decade=per_decade), data.get(f"probe/{operator}/dim")
+    if shares is None or sizes is None:
+        return shares, "share of the eigenvalues per bin"
+    # All networks of an arm have the same number of parameters, but arms may differ.
+    return shares * sizes.max([dim for dim in sizes.dims if dim != "arm"]), "eigenvalues per bin"
+
+
 def signed_log(values: np.ndarray | float, smallest: float) -> np.ndarray:
     """``sign(v) (1 + log10(|v| / smallest))``, linear within +-smallest: a symmetric-log axis for tools without one."""
     values = np.asarray(values, np.float64)

@@ -215,7 +215,7 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
       arm and some of the quantities each.
     """
     frame = summary(data, eps)
-    title = " ".join(str(data.attrs[name]) for name in ("experiment", "run_id") if name in data.attrs)
+    title = notes.run_name(data)
     caption = "\n".join(notes.below(data))
     notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
     headings = _headings(data, eps)

@@ -145,3 +145,19 @@ def layer_mean(data: xr.Dataset, name: str, mark: str) -> xr.DataArray | None:
         return None
     value = data[name].sel(mark=mark)
     return value.mean([dim for dim in value.dims if dim not in ("arm", "seed", "task")])
+
+
+def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
+    """The norm of all kernels together at the end of every task (arm, seed, task); None if it was not measured."""
+    norm = data.get("probe/weights/norm")
+    if norm is None:
+        return None
+    layers = [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")]
+    # Arms and runs may lack layers that others have.
+    there = norm.sel(mark="end").notnull().any(layers)
+    return ((norm.sel(mark="end") ** 2).sum(layers) ** 0.5).where(there)
+
+
+def middle_eps(value: xr.DataArray) -> xr.DataArray:
+    """A value at the middle one of its thresholds, if it has several."""
+    return value.isel(eps=value.sizes["eps"] // 2) if "eps" in value.dims else value

@@ -127,6 +127,28 @@ def band(
     )
 
 
+def error_bars(made: go.Figure, interval: xr.Dataset, style: dict[str, Any], **options: Any) -> None:
+    """A line over tasks with error bars.
+
+    Args:
+      made: the chart.
+      interval: ``mean``, ``low`` and ``high`` (task).
+      style: from `styles`.
+      **options: other options of ``add_scatter``.
+    """
+    mean, low, high = (small(interval[part].values) for part in ("mean", "low", "high"))
+    look = {
+        "name": style["name"],
+        "mode": "lines+markers",
+        "line": {"color": style["color"], "dash": style["dash"], "width": 2},
+        "error_y": {"array": high - mean, "arrayminus": mean - low, "thickness": 1.2, "width": 3},
+        "customdata": np.stack([low, high], axis=-1),
+    } | options
+    ends = "[%{customdata[0]:.4g}, %{customdata[1]:.4g}]"
+    hover = f"{look['name']}, task %{{x}}<br>%{{y:.4g}} {ends}<extra></extra>"
+    made.add_scatter(x=interval.task.values, y=mean, hovertemplate=hover, **look)
+
+
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
     """Mean over seeds in each task that is drawn with its 95 % t interval, a line an arm.
 
@@ -158,19 +180,7 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
         if not bars:
             band(made, one.task.values, one, style["name"], style, markers=one.sizes["task"] <= TASKS, log=log)
             continue
-        mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
-        made.add_scatter(
-            x=one.task.values,
-            y=mean,
-            name=style["name"],
-            mode="lines+markers",
-            line={"color": style["color"], "dash": style["dash"], "width": 2},
-            marker={"size": 6, "symbol": style["symbol"]},
-            error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.2, "width": 3},
-            customdata=np.stack([low, high], axis=-1),
-            hovertemplate=f"{style['name']}, task %{{x}}<br>%{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
-            "<extra></extra>",
-        )
+        error_bars(made, one, style, marker={"size": 6, "symbol": style["symbol"]})
     return made if made.data else None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import xarray as xr
 
 from plastax.report.drawn import TASKS, fewer_tasks
-from plastax.report.html.look import figure, over_tasks, plain, small, styles
+from plastax.report.html.look import error_bars, figure, over_tasks, plain, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.statistics import over_seeds
-from plastax.report.values import layer_mean
+from plastax.report.values import layer_mean, middle_eps, weight_norm
 
 SHOWN = {
     "features/effective_rank": ("feature effective rank", "end"),
@@ -21,17 +21,6 @@ SHOWN = {
 
 LAYERS = 12
 """Layers whose Kronecker factors are drawn, at most."""
-
-
-def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
-    """The norm of all kernels together at the end of every task (arm, seed, task); None if it was not measured."""
-    norm = data.get("probe/weights/norm")
-    if norm is None:
-        return None
-    layers = [dim for dim in norm.dims if dim not in ("arm", "seed", "task", "mark")]
-    # A layer that one of several runs does not have is no layer of the others.
-    there = norm.sel(mark="end").notnull().any(layers)
-    return ((norm.sel(mark="end") ** 2).sum(layers) ** 0.5).where(there)
 
 
 def section(data: xr.Dataset) -> Section:
@@ -66,18 +55,8 @@ def kronecker(data: xr.Dataset) -> Section:
         for arm, style in styles(data.arm.values.tolist()).items():
             for side, dash in (("a", "solid"), ("g", "dot")):
                 one = intervals[side].sel({"arm": arm, "layer": layer}).dropna("task", subset=["mean"])
-                mean, low, high = (small(one[part].values) for part in ("mean", "low", "high"))
                 name = f"{style['name']} {side.upper()}"
-                made.add_scatter(
-                    x=one.task.values,
-                    y=mean,
-                    name=name,
-                    legendgroup=style["name"],
-                    mode="lines",
-                    line={"color": style["color"], "dash": dash, "width": 2},
-                    error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 0.8, "width": 0},
-                    hovertemplate=f"{name}, task %{{x}}: %{{y:.3g}}<extra></extra>",
-                )
+                error_bars(made, one, style | {"name": name, "dash": dash}, legendgroup=style["name"], mode="lines")
         charts.append(Chart(f"kronecker-{i}", str(layer), made))
     text = [
         "Effective rank of the input side A (solid) and the output-gradient side G (dotted) at each task's start, with "
@@ -100,7 +79,7 @@ def others(data: xr.Dataset) -> Section:
             chosen.append((f"{name}, mean of the task", per_task))
         elif kind == "probe" and not key.endswith((*hidden, "_se", "_residual")):
             for mark in data.mark.values.tolist():
-                one = layer_mean(data.assign({name: _middle(value)}), str(name), mark)
+                one = layer_mean(data.assign({name: middle_eps(value)}), str(name), mark)
                 if one is not None and bool(one.notnull().any()):
                     chosen.append((f"{key}, task {'start' if mark == 'init' else 'end'}", one))
     chosen = [(name, one.transpose("arm", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]
@@ -116,19 +95,8 @@ def others(data: xr.Dataset) -> Section:
     for i in range(len(chosen)):
         for arm, style in of.items():
             row = interval.isel(value=i).sel(arm=arm)
-            mean, low, high = (small(row[part].values) for part in ("mean", "low", "high"))
-            made.add_scatter(
-                x=row.task.values,
-                y=mean,
-                name=style["name"],
-                visible=i == 0,
-                mode="lines+markers" if len(mean) <= TASKS else "lines",
-                connectgaps=True,
-                line={"color": style["color"], "dash": style["dash"], "width": 2},
-                marker={"size": 5},
-                error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1, "width": 2},
-                hovertemplate=f"{style['name']}, task %{{x}}: %{{y:.4g}}<extra></extra>",
-            )
+            mode = "lines+markers" if row.sizes["task"] <= TASKS else "lines"
+            error_bars(made, row, style, visible=i == 0, mode=mode, connectgaps=True, marker={"size": 5})
             owner.append(i)
     menu = [
         {"label": plain(name), "method": "restyle", "args": ["visible", [mine == i for mine in owner]]}
@@ -144,7 +112,3 @@ def others(data: xr.Dataset) -> Section:
         f"All {len(chosen)} other measurements",
         charts=[Chart("others-menu", "Choose what to see", made, note, 460, wide=True)],
     )
-
-
-def _middle(value: xr.DataArray) -> xr.DataArray:
-    return value.isel(eps=value.sizes["eps"] // 2) if "eps" in value.dims else value

@@ -13,9 +13,9 @@ from plastax.report.drawn import TASKS, evenly, fewer_tasks
 from plastax.report.html.look import band, faded, figure, over_tasks, small, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
-from plastax.report.spectra import density, signed_log
+from plastax.report.spectra import counts, signed_log
 from plastax.report.statistics import over_seeds
-from plastax.report.values import layer_mean, rank_at
+from plastax.report.values import layer_mean, middle_eps, rank_at
 
 ROWS = 8
 """Tasks in the ridgeline, at most."""
@@ -45,13 +45,9 @@ class Density(NamedTuple):
 
 def densities(data: xr.Dataset, operator: str, per_decade: int) -> Density | None:
     """What `plastax.report.spectra.density` finds, in numbers of eigenvalues; None without spectra."""
-    shares = density(data, operator, per_decade=per_decade)
+    shares, unit = counts(data, operator, per_decade)
     if shares is None:
         return None
-    unit = "share of the eigenvalues per bin"
-    if (name := f"probe/{operator}/dim") in data:
-        sizes = data[name].max([dim for dim in data[name].dims if dim != "arm"])
-        shares, unit = shares * sizes, "eigenvalues per bin"
     edges = np.append(shares.low.values, shares.high.values[-1])
     smallest = float(np.abs(edges).min())
     least = float(shares.max()) * 1e-6
@@ -213,8 +209,8 @@ def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:
     name, eps = NAMES[operator], threshold(data, operator)
     eps_text = "" if eps is None else f" (eps = {eps:g})"
     relative = data.get(f"probe/{operator}/relative_rank")
-    if relative is not None and "eps" in relative.dims:
-        relative = relative.sel(mark="init").isel(eps=relative.sizes["eps"] // 2)
+    if relative is not None:
+        relative = middle_eps(relative).sel(mark="init")
     shown = {
         f"{operator}-rank": (f"{name} eps-rank{eps_text}", rank_at(data, operator=operator)),
         f"{operator}-relative-rank": (f"{name} rank relative to its largest eigenvalue{eps_text}", relative),
@@ -243,9 +239,7 @@ def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
     error = data.get(f"probe/{operator}/{value}_se")
     if error is None:
         return ""
-    error = error.sel(mark="init")
-    error = error.isel(eps=error.sizes["eps"] // 2) if "eps" in error.dims else error
-    median = float(error.median())
+    median = float(middle_eps(error).sel(mark="init").median())
     return f"Median standard error of one measurement: {median:.3g}." if median > 0 else ""
 
 
