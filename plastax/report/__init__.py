@@ -32,18 +32,18 @@ def read(run: Run) -> xr.Dataset:
 def write_and_print(
     runs: Sequence[Run], page: str | os.PathLike[str] | None = None, console: Console | None = None
 ) -> pathlib.Path:
-    """Writes the report of a run and prints its table; of several runs, one page and one table side by side.
+    """Writes the report of a run and prints its table; several runs share one page and one table.
 
     Args:
       runs: one or more.
-      page: the page; by default ``report.html`` in the directory of a run, ``comparison.html`` of several.
-      console: where to; the terminal by default.
+      page: path of the page; by default ``report.html`` in the directory of a run, or ``comparison.html``.
+      console: the terminal by default.
 
     Returns:
-      The page.
+      The page's path.
 
     Raises:
-      FileNotFoundError: there is no ``config.json``.
+      FileNotFoundError: a run has no ``config.json``.
       plastax.errors.ConfigError: the runs cannot be compared.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
@@ -60,23 +60,21 @@ def write_and_print(
 def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Writes a run's report: a page, and beside it ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV).
 
-    Of a sweep also ``selection.csv``: the best arms, see `selection.select`.
-
-    Works on a run that was killed or still goes on; a figure without data is left out. Every file appears when it is
-    complete.
+    A sweep also gets ``selection.csv``, its best arms, see `selection.select`. The run may be killed or still running;
+    figures without data are left out. Each file appears when it is complete.
 
     Args:
       run: see `Run`.
-      page: the page; by default ``report.html`` in the run directory.
+      page: path of the page; by default ``report.html`` in the run directory.
 
     Returns:
-      The page.
+      The page's path.
 
     Raises:
-      FileNotFoundError: there is no ``config.json``.
+      FileNotFoundError: a run has no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
-    # Here and not on top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
+    # Not imported at the top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
     drawing.import_matplotlib()
     from plastax.records.loading import write_table
     from plastax.report import figures, html, selection, table
@@ -99,7 +97,7 @@ def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pat
 
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:
-    """Of a sweep the best arms, see `selection.select`."""
+    """Prints the best arms of a sweep, see `selection.select`."""
     from plastax import output
     from plastax.report import notes, selection
 
@@ -111,14 +109,14 @@ def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean
 
 
 def print_table(run: Run, console: Console | None = None) -> None:
-    """Prints the summary of a run as a table, or as several with some of the arms each if the terminal is narrow.
+    """Prints the summary of a run as a table, or as several tables if the terminal is narrow.
 
     Args:
       run: see `Run`.
-      console: where to; the terminal by default.
+      console: the terminal by default.
 
     Raises:
-      FileNotFoundError: there is no ``config.json``.
+      FileNotFoundError: a run has no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     from plastax import output
@@ -137,16 +135,16 @@ def print_comparison(
     console: Console | None = None,
     **options: str,
 ) -> pd.DataFrame:
-    """Prints what `compare.compare_windows` finds in some runs, a table for every window of tasks; returns it.
+    """Prints the result of `compare.compare_windows`, one table for each window of tasks, and returns it.
 
     Args:
       runs: see `Run`.
       statistic: ``mean`` or ``iqm``.
-      console: where to; the terminal by default.
+      console: the terminal by default.
       **options: ``quantity`` and ``reference``, see `compare.compare`.
 
     Raises:
-      FileNotFoundError: there is no ``config.json``.
+      FileNotFoundError: a run has no ``config.json``.
       plastax.errors.RecordError: a record cannot be used, or no task is finished.
       plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """

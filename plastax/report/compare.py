@@ -1,9 +1,9 @@
-"""Several methods of several runs in one table: a statistic over seeds and tasks, differences, who wins how often.
+"""The arms of several runs in one table: a statistic over seeds and tasks, differences, probabilities of improvement.
 
-Intervals are over seeds and keep each seed's tasks together (Agarwal et al., "Deep reinforcement learning at the edge
-of the statistical precipice", NeurIPS 2021, resample every task by itself: on a stream, where a task starts from what
-the one before left, that would be too sure). The seeds are those of the record: seed k of two methods has seen the same
-tasks, so differences are paired wherever the seeds' numbers agree.
+Intervals are over seeds and keep the tasks of a seed together. Agarwal et al. ("Deep reinforcement learning at the edge
+of the statistical precipice", NeurIPS 2021) resample each task by itself; on a stream, where each task starts from what
+the one before left, such intervals would be too short. Seed k of two methods has seen the same tasks, so differences
+are paired wherever the numbers of seeds agree.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Scored(NamedTuple):
 
 
 def letters(count: int) -> list[str]:
-    """Short names of so many runs, A, B, ..., Z, A2, ...; "" for a single one."""
+    """Short names of runs: A, B, ..., Z, A2, ...; "" for a single one."""
     alphabet = string.ascii_uppercase
     return [""] if count == 1 else [alphabet[i % 26] + (str(i // 26 + 1) if i >= 26 else "") for i in range(count)]
 
@@ -136,9 +136,11 @@ def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list
 
 
 def against(arm: Scored, others: Sequence[Scored], reference: str = "") -> Scored | None:
-    """What an arm is compared with: the reference; else the same arm in the first run, in the first run the first of
-    `REFERENCES` that it has; None for itself.
-    """  # noqa: D205
+    """The arm that an arm is compared with, None for itself.
+
+    That is the ``reference``, if given. Otherwise an arm of the first run is compared with the first of `REFERENCES`
+    that the run has, and an arm of another run with the same arm of the first run.
+    """
     if reference:
         named = {other.name: other for other in others}
         if reference not in named:
@@ -262,7 +264,7 @@ def _interval(name: str, statistic: str, of: Callable[..., np.ndarray], *seeds: 
 
 
 def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean", **options: str) -> pd.DataFrame:
-    """`compare` for every window of the score, one below another; ``quantity`` and ``window`` are columns.
+    """`compare` for every window of the score, with the columns ``quantity`` and ``window``.
 
     Args:
       studies: one data set a run, see `plastax.report.read`.
@@ -282,7 +284,7 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
 
 
 def what(data: xr.Dataset) -> str:
-    """What a run is, and which tasks it lacks, for the captions of `render`."""
+    """A run and the tasks that it lacks, for the captions of `render`."""
     name = f"{run_name(data)} {data.attrs.get('notice', '')}".strip()
     return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
 
@@ -295,7 +297,7 @@ def render(
     Args:
       frame: from `compare`.
       title: says what the numbers are; their tasks are added to it.
-      captions: letter of a run -> what it is, see `what`.
+      captions: letter of a run -> its description, see `what`.
       statistic: as of `compare`.
     """
     row = frame.iloc[0]
@@ -314,10 +316,10 @@ def render(
     lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
     fewest = int(frame["seeds"].min())
     about = about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip()
-    first = f"{about}; P(better): in the same task, ties half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
+    first = f"{about}; P(better): in the same task, ties count half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
     if missing := frame["missing"].sum():
         lines = [f"{missing} values are missing, because no episode ended: {MISSING}", *lines]
     if frame["frozen_seeds"].any():
         lines = ["a frozen seed counts as the worst of all compared seeds in each task from then on", *lines]
-    table.caption = "\n".join([first, f"of the tasks that all have finished; {NUMBERED}", *lines])
+    table.caption = "\n".join([first, f"over the tasks that all arms have finished; {NUMBERED}", *lines])
     return table

@@ -1,4 +1,4 @@
-"""Which arms and tasks of a large study are drawn. Tables and CSV files have all of them."""
+"""Which arms and tasks of a large study appear in charts. Tables and CSV files have all of them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from plastax.report.score import score_of
 from plastax.report.values import REFERENCES, task_values
 
 ARMS, HEATS, TASKS = 10, 6, 60
-"""The most arms in a chart, arms with a heat map, and tasks in a chart."""
+"""The largest numbers of arms in a chart, of arms with heat maps, and of tasks in a chart."""
 
 
 def base(arm: str) -> str:
-    """The arm without the letter of its run, ``A: l2_er``."""
+    """The label of an arm without the letter of its run: ``l2_er`` of ``A: l2_er``."""
     return arm.partition(": ")[2] or arm
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many items, spread evenly, first and last among them."""
+    """At most ``most`` items, spread evenly, with the first and the last."""
     return [items[i] for i in dict.fromkeys(np.linspace(0, len(items) - 1, most).round().astype(int))]
 
 
 def late_scores(data: xr.Dataset) -> pd.Series | None:
-    """Arm -> its mean score in the last tasks (the last window of `plastax.report.score`), turned so that higher is
-    better; NaN of an arm without one. None if the study has no score.
-    """  # noqa: D205
+    """Arm -> its mean score in the last window of `plastax.report.score`; None if the study has no score.
+
+    The sign is such that higher is better; an arm without a score has NaN.
+    """
     score = score_of(data)
     values = None if score is None else task_values(data, score.main)
     if score is None or values is None:
@@ -43,11 +44,11 @@ def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
 
     Args:
       data: a study, see `plastax.load`.
-      most: how many there may be.
+      most: the largest number of arms.
 
     Returns:
-      All, if they are no more than that; else those called as `REFERENCES`, and others spread evenly from the worst to
-      the best score.
+      All, if they are not too many; otherwise the `REFERENCES`, and others spread evenly from the worst to the best
+      score.
     """
     names = [str(arm) for arm in data.arm.values]
     if len(names) <= most:
@@ -61,7 +62,7 @@ def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
 
 
 def fewer_tasks(values: xr.DataArray) -> xr.DataArray:
-    """``[..., task]``, with those of the measured tasks that are drawn; as it is if there are no more than `TASKS`."""
+    """``[..., task]`` with at most `TASKS` of the measured tasks, spread evenly."""
     if values.sizes["task"] <= TASKS:
         return values
     there = values.notnull().any([dim for dim in values.dims if dim != "task"]).values
@@ -69,7 +70,7 @@ def fewer_tasks(values: xr.DataArray) -> xr.DataArray:
 
 
 def left_out(data: xr.Dataset, most: int = ARMS, tasks: int = TASKS) -> str:
-    """What charts of at most so many arms and tasks lack, in a sentence; "" if nothing."""
+    """A sentence on what charts of at most ``most`` arms and ``tasks`` lack; "" if nothing."""
     some = [
         f"{most} of {size} {name}"
         for name, most, size in (("arms", most, data.sizes["arm"]), ("tasks", tasks, data.sizes["task"]))
@@ -79,13 +80,13 @@ def left_out(data: xr.Dataset, most: int = ARMS, tasks: int = TASKS) -> str:
 
 
 def warning(data: xr.Dataset) -> list[str]:
-    """What a reader must know of the charts of a large study, in sentences; nothing of one that is drawn whole."""
+    """Sentences that warn of what the charts of a large study lack; empty if they show everything."""
     said, shown = [], arms(data)
     if text := left_out(data):
         said.append(f"A large study: {text}")
     if others := [str(arm) for arm in data.arm.values if arm not in shown]:
         said.append(
-            f"Drawn are the references and arms spread evenly from the worst to the best score; left out of charts: "
+            f"Charts show the references, and arms spread evenly from the worst to the best score; left out of charts: "
             f"{', '.join(others)}."
         )
     return said

@@ -1,4 +1,4 @@
-"""The figures of a study. Each function draws one and returns it with the numbers in it, or None without data."""
+"""The figures of a study. Each function returns a figure and its numbers, or None without data."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from plastax.report.values import layer_mean, rank_at, task_values, weight_norm
 
 
 class Drawing(NamedTuple):
-    """A figure and the numbers in it, one row a point."""
+    """A figure and its numbers, one row for each point."""
 
     figure: Figure
     frame: pd.DataFrame
 
 
 class Subplot(NamedTuple):
-    """One quantity over tasks, to be drawn with its interval over seeds.
+    """One quantity over tasks, with its interval over seeds.
 
     Attributes:
-      name: names it in the CSV.
-      label: of its vertical axis, with unit.
+      name: in the CSV file.
+      label: of the vertical axis, with unit.
       values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
     """
 
@@ -44,34 +44,34 @@ class Subplot(NamedTuple):
     values: xr.DataArray | None
 
     def interval(self) -> xr.Dataset | None:
-        """Mean and interval (arm, task); None if there is nothing to draw."""
+        """Mean and interval (arm, task); None without data."""
         if self.values is None or not bool(self.values.notnull().any()):
             return None
         return over_seeds(self.values.reset_coords(drop=True))
 
 
-def _intervals(panels: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Dataset]]:
-    """Name -> panel and its interval, of the panels that there is data for."""
-    found = {panel.name: (panel, panel.interval()) for panel in panels}
-    return {name: (panel, interval) for name, (panel, interval) in found.items() if interval is not None}
+def _intervals(subplots: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Dataset]]:
+    """Name -> subplot and its interval, for the subplots with data."""
+    found = {one.name: (one, one.interval()) for one in subplots}
+    return {name: (one, interval) for name, (one, interval) in found.items() if interval is not None}
 
 
 def _frame(intervals: Mapping[str, tuple[Subplot, xr.Dataset]]) -> pd.DataFrame:
-    """The numbers of some panels: quantity, arm, task, mean, low, high, seeds; one row a measured point."""
+    """The numbers of subplots: quantity, arm, task, mean, low, high, seeds; one row for each measured point."""
     parts = [
         interval.to_dataframe(["arm", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
         for name, (_, interval) in intervals.items()
     ]
     columns = ["quantity", "arm", "task", "mean", "low", "high", "seeds"]
-    # Concatenating nothing is an error: a run killed in its first task has updates, but no task yet.
+    # A run that was killed in its first task has updates, but no finished task; pandas concatenates no empty list.
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def _lines(axes: Axes, interval: xr.Dataset, label: str, arms: Sequence[str]) -> None:
-    """Means over tasks with bands, one line an arm."""
+    """Means over tasks with bands, one line for each arm."""
     styles = arm_styles(arms)
     for arm in arms:
-        # Tasks that were not probed are bridged, tasks after the end of a killed run end the line.
+        # A line bridges tasks without a measurement, and ends where a killed run ends.
         one = interval.sel(arm=arm).dropna("task", subset=["mean"])
         style = styles[arm] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
         axes.plot(one.task, one["mean"], label=arm, markersize=3.5, **style)
@@ -81,13 +81,13 @@ def _lines(axes: Axes, interval: xr.Dataset, label: str, arms: Sequence[str]) ->
 
 
 def _partly(figure: Figure, data: xr.Dataset, most: int = drawn.ARMS) -> None:
-    """Writes below a figure of at most so many arms which share of the study that is."""
+    """Says below a figure of at most ``most`` arms which part of the study it shows."""
     if text := drawn.left_out(data[["arm"]].assign_coords(task=[0]), most):
         figure.supxlabel(text, fontsize=9, color="0.35")
 
 
 def _stack(data: xr.Dataset, panels: Sequence[Subplot], columns: int, height: float) -> Drawing | None:
-    """Some panels of a study in one figure; those without data are left out."""
+    """Several subplots in one figure; those without data are left out."""
     intervals = _intervals(panels)
     if not intervals:
         return None
@@ -112,7 +112,7 @@ def _score_subplot(data: xr.Dataset, quantity: Quantity) -> Subplot:
 
 
 def _curve(data: xr.Dataset) -> pd.DataFrame | None:
-    """What the score's curve is drawn from: one row an update, one column an arm, mean over seeds."""
+    """The score's curve: one row for each update, one column for each arm, mean over seeds."""
     score = score_of(data)
     if score is None or not measured(data, score.curve):
         return None
@@ -127,12 +127,12 @@ def scores(data: xr.Dataset) -> Drawing | None:
     tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
     arms = drawn.arms(data)
     styles = arm_styles(arms)
-    # Without a finished task the panel of the main quantity is there, and empty.
+    # Without a finished task, the subplot of the main quantity is empty.
     panels = [_score_subplot(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
     top, *below = figure.subplots(1 + len(panels), 1, sharex=True)
-    # Updates are noisy: few episodes end in one, or its batch is small. The window stays inside a task, or it would
-    # blur the switch.
+    # Single updates are noisy: few episodes end in one, or its batch is small. The window stays inside a task, so that
+    # it does not blur the switch.
     window = max(1, per_task // 20)
     smooth = frame[arms].groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
@@ -156,7 +156,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
 
 
 def curve_per_update(data: xr.Dataset) -> pd.DataFrame | None:
-    """The upper panel of `scores` before smoothing: update, task and one column an arm, mean over seeds."""
+    """The curve of `scores` before smoothing: update, task and one column for each arm, mean over seeds."""
     frame = _curve(data)
     if frame is None:
         return None
@@ -198,7 +198,7 @@ class _Heat(NamedTuple):
       label: of the colour bar.
       axis: label of the vertical axis.
       norm: colour scale of log10(values), shared by all heat maps.
-      range: eigenvalues shown, lowest and highest.
+      range: the lowest and highest eigenvalue shown.
       eps: threshold of the eps-rank in the other figures, None if unknown.
     """
 
@@ -218,7 +218,7 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     top = np.ceil(float(logs.max()))
     occupied = (shares > 0).any(["arm", "task"])
     low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
-    # Five decades of colour: what is rarer than that is rounding of the quadrature's weights.
+    # Five decades of colour: smaller shares are rounding errors of the quadrature's weights.
     rank = rank_at(data, operator=operator)
     eps = float(rank.eps) if rank is not None and "eps" in rank.coords else None
     axis = f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue"
@@ -227,7 +227,7 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
 
 
 def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:
-    """One arm's spectral density over tasks, with lines at +-eps; what was not measured is grey."""
+    """One arm's spectral density over tasks, with lines at +-eps; tasks without a measurement are grey."""
     one = heat.values.sel(arm=arm).dropna("task", how="all")
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
@@ -255,7 +255,7 @@ def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:
 
 
 def _heat_frame(heat: _Heat, arms: Sequence[str]) -> pd.DataFrame:
-    """The numbers of some heat maps: arm, task, low, high (the bin), value; empty bins are left out."""
+    """The numbers of heat maps: arm, task, low, high (of the bin), value; without empty bins."""
     series = heat.values.sel({"arm": list(arms)}).to_dataframe("value").reset_index()
     return series[series["value"] > 0][["arm", "task", "low", "high", "value"]]
 
@@ -265,7 +265,7 @@ def _measured(heat: _Heat) -> list[str]:
 
 
 def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
-    """Spectral density at the first update of every task, a heat map an arm, pooled over seeds and probes."""
+    """Spectral density at the first update of every task, pooled over seeds and probe vectors; one heat map an arm."""
     heat = _heat(data, operator)
     if heat is None:
         return None
@@ -289,7 +289,7 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
 def worst_and_best(data: xr.Dataset) -> list[str]:
     """The arms with the worst and the best score in the last tasks (the last window of `plastax.report.score`).
 
-    ``reset`` is left out if there are two others: it starts every task anew and cannot lose plasticity.
+    ``reset`` starts every task with a new network and cannot lose plasticity; with two other arms, it is left out.
     """
     scores = drawn.late_scores(data)
     arms = [str(arm) for arm in data.arm.values]
@@ -304,7 +304,7 @@ def worst_and_best(data: xr.Dataset) -> list[str]:
 def overview(data: xr.Dataset) -> Drawing | None:
     """The study in one picture: score, Hessian eps-rank, and the spectra of the worst and the best arm.
 
-    Where there is no Hessian, the score's next quantity takes its place.
+    Without a Hessian, the score's next quantity takes its place.
     """
     score = score_of(data)
     panels = [_score_subplot(data, quantity) for quantity in score.quantities] if score else []
@@ -315,7 +315,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
     if not intervals:
         return None
     figure = Figure(figsize=(WIDTH, 6.6 if chosen else 3.6))
-    # Two rows in one grid of columns, so that the panels' edges line up however many each row has.
+    # Both rows share one grid of columns, so that the edges of their subplots line up.
     mosaic: list[Any] = [list(intervals) * (2 // len(intervals))]
     if chosen:
         mosaic.append([arm for arm in chosen for _ in range(2 // len(chosen))])
@@ -345,11 +345,11 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
     "ranks": ranks,
     "network": network,
 }
-"""File name -> what draws it; `drawings` adds the score's figure under the name that the score gives it."""
+"""File name -> function that draws it; `drawings` adds the score's figure under the score's name for it."""
 
 
 def drawings(data: xr.Dataset) -> dict[str, Drawing]:
-    """Every figure that there is data for, by file name.
+    """Every figure with data, by file name.
 
     Args:
       data: a study, see `plastax.load`; its attribute ``notice``, if any, is written across every figure.
@@ -364,11 +364,11 @@ def drawings(data: xr.Dataset) -> dict[str, Drawing]:
 
 
 def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
-    """Writes every figure that there is data for, each as PNG, PDF and CSV.
+    """Writes every figure with data as PNG, PDF and CSV.
 
     Args:
       data: a study, see `drawings`.
-      directory: made if need be.
+      directory: made if it is missing.
 
     Returns:
       The directory.

@@ -1,4 +1,4 @@
-"""What a study's numbers do not say by themselves: what they are means of, and why some are not there."""
+"""Notes on a study's numbers: what they are means of, and why some are missing."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def task_numbers(tasks: Sequence[int]) -> str:
 
 
 def unfinished(data: xr.Dataset) -> str:
-    """Which arms have not finished all tasks, and how many they have; "" if all have."""
+    """How many tasks the unfinished arms have finished; "" if all arms are finished."""
     tasks = data.sizes["task"]
     done = finished(data).sum("task").to_series()
     named = ", ".join(f"{arm} {count}" for arm, count in done.items() if count < tasks)
-    return f"unfinished: of {tasks} tasks there are {named}" if named else ""
+    return f"unfinished (finished of {tasks} tasks): {named}" if named else ""
 
 
 def unscored(data: xr.Dataset) -> str:
-    """In which finished tasks there is no return, because no episode ended in them; "" if there is none such."""
+    """The finished tasks without a return, because no episode ended in them; "" without such tasks."""
     score, done = score_of(data), finished(data)
     if RETURN.variable not in data or not done.any() or (score is not None and score.main.variable != RETURN.variable):
         return ""
@@ -52,7 +52,7 @@ def unscored(data: xr.Dataset) -> str:
 
 
 def gaps(data: xr.Dataset) -> list[str]:
-    """Which probes were due in no task of a third that the summary has means of."""
+    """Probes that were measured in no task of a third that the summary averages over."""
     lines, done = [], finished(data).any("arm")
     for probe, mark, ends in (("hessian", "init", ("first", "last")), ("features", "end", ("last",))):
         values = [array.sel(mark=mark) for name, array in data.items() if str(name).startswith(f"probe/{probe}/")]
@@ -62,26 +62,28 @@ def gaps(data: xr.Dataset) -> list[str]:
             if end in ends and measured.any() and done[third].all() and not measured[third].any():
                 tasks = task_numbers(data.task.values[measured.values].tolist())
                 lines.append(
-                    f"{probe} was measured in {tasks} only, so there is nothing of the {end} third of tasks; "
+                    f"{probe} was measured in {tasks} only, so the {end} third of tasks has no value; "
                     f"--{probe}.every 1 (and --probe-every 1) measures all"
                 )
     return lines
 
 
 def broken(data: xr.Dataset) -> str:
-    """Which seeds were frozen, and how they count; "" if none was."""
+    """The frozen seeds, and how they count; "" without any."""
     seeds = frozen(data)
-    how = "frozen, and counted from then on as the worst of all seeds in each task, in probes left out"
+    how = "frozen; from then on counted as the worst of all seeds in each task, and left out of probes"
     return f"{how}: {'; '.join(seeds)}" if seeds else ""
 
 
 def below(data: xr.Dataset) -> list[str]:
-    """Everything that is said below the table of a study, in lines."""
+    """The lines below the table of a study."""
     score = score_of(data)
     lines = [f"mean over {data.sizes['seed']} seeds{about_intervals(data.sizes['seed'])}"]
     if score is not None and not score.higher_is_better:
         lines[0] += f"; lower {score.name} is better"
     if (data.arm != data.method).any():
-        lines.append("arms trained side by side share the seconds of compilation, and the speed is that of all of them")
+        lines.append(
+            "arms that are trained together share the seconds of compilation; the speed is that of all of them"
+        )
     others = [line for line in (unfinished(data), unscored(data), *gaps(data), broken(data)) if line]
     return [*lines, *others, *([NUMBERED] if others else [])]

@@ -1,4 +1,4 @@
-"""Runs as reports read them: once, whatever is then made of them."""
+"""Reads a run once, for all of its reports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class LoadedRun(NamedTuple):
-    """What was read of a run: everything that is reported of it.
+    """Everything that reports need of a run.
 
     Attributes:
       directory: ``runs/<experiment>/<run id>``.
       config: content of its ``config.json``.
       environment: content of its ``environment.json``.
-      data: `plastax.load` with the attribute ``notice``: what must be said with every number, "" if there is nothing.
+      data: from `plastax.load`, with the attribute ``notice``, which every number must be shown with; often "".
     """
 
     directory: pathlib.Path
@@ -33,14 +33,14 @@ class LoadedRun(NamedTuple):
 
 
 Run = str | os.PathLike[str] | LoadedRun
-"""A run directory, or what `load_run` has read of it: several reports of a large run then read it once."""
+"""A run directory, or the result of `load_run`, so that several reports read a large run once."""
 
 
 def load_run(run: Run) -> LoadedRun:
-    """Reads a run, unless it has been read.
+    """Reads a run, unless it is read already.
 
     Raises:
-      FileNotFoundError: there is no ``config.json``.
+      FileNotFoundError: the run has no ``config.json``.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     if isinstance(run, LoadedRun):

@@ -1,7 +1,7 @@
-"""What a study is judged by: return, accuracy or loss, where the record holds it, and over which tasks it is averaged.
+"""The score of a study: return, accuracy or loss, its place in the record, and the tasks that it is averaged over.
 
-The record decides: the first of `SCORES` whose main quantity has been measured. Tables, figures and sinks read the
-description that they get and know nothing else about reinforcement or supervised learning.
+The score is the first of `SCORES` whose main quantity was measured. Tables, figures and sinks read this description and
+know nothing else about reinforcement or supervised learning.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Quantity(NamedTuple):
-    """Something that has one value an arm, seed and task.
+    """A quantity with one value for each arm, seed and task.
 
     Attributes:
       name: in columns and CSV files.
-      label: in words, with the unit if there is one.
+      label: in words, with the unit.
       variable: in the data set of `plastax.load`.
       mark: where in a task a probe's value is taken; "" for a training value, the mean over the task's updates.
-      weights: the variable that an update counts by in that mean (episodes that ended in it); "": all count the same.
+      weights: the variable that weighs the updates in that mean (episodes that ended); "": all count the same.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Quantity(NamedTuple):
 
     @property
     def metric(self) -> str:
-        """What sinks call it, see `plastax.tracking.reduce_segment`."""
+        """Its name in `plastax.tracking.reduce_segment`."""
         if self.weights:
             return f"{self.variable}/by_{self.weights.removeprefix('train/')}"
         return f"{self.variable.removeprefix('probe/')}/{self.mark}" if self.mark else self.variable
 
 
 class TaskWindow(NamedTuple):
-    """Tasks that a quantity is averaged over.
+    """A window of tasks that a quantity is averaged over.
 
     Attributes:
       suffix: of the column.
@@ -54,20 +54,20 @@ class TaskWindow(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How a kind of study is judged.
+    """The quantities that a kind of study is judged by.
 
     Attributes:
       name: in one word.
-      main: what methods are compared by.
+      main: the quantity that methods are compared by.
       curve: the training value that is drawn update by update.
-      others: what is reported besides.
+      others: further quantities in reports.
       higher_is_better: of the main quantity and the others.
-      windows: what every quantity is averaged over; methods are ranked by the last one.
-      compared: those of the windows for which the difference to the reference is taken.
-      change: pairs of windows (from, to) whose difference is taken.
+      windows: of tasks that quantities are averaged over; methods are ranked by the last one.
+      compared: windows for which the difference to the reference is reported.
+      change: pairs of windows (from, to) whose difference is reported.
       ratio: whether zero is the worst value, so that ratios to the reference mean something.
       figure: file name of its figure.
-      steps: what the host counts as steps.
+      steps: what the host counts: env steps or examples.
     """
 
     name: str
@@ -104,15 +104,15 @@ def late(tasks: int) -> slice:
     return slice(tasks - min(5, math.ceil(tasks / 3)), tasks)
 
 
-# The first task is ordinary training for every arm. With one task there is nothing else.
+# The first task is ordinary training for every arm. A study of one task has nothing else.
 _LATER = TaskWindow("", "all tasks but the first", lambda tasks: slice(min(1, tasks - 1), tasks))
 _FIRST = TaskWindow("_first_task", "first task", lambda tasks: slice(0, 1))
 _LAST_THIRD = TaskWindow("_last_third", "last third of tasks", lambda tasks: thirds(tasks)[1])
 EARLY = TaskWindow("_early", "early (first {n})", early)
 LATE = TaskWindow("_late", "late (last {n})", late)
 
-# Of a task the mean over all of its episodes: the mean over updates leaves out those in which no episode ended, and
-# makes the few long episodes of an update as many as the short ones of another.
+# A task's return is the mean over its episodes. A mean over updates would leave out updates in which no episode ended,
+# and give the few long episodes of one update the weight of the many short ones of another.
 RETURN = Quantity("return", "mean return per episode", "train/episode_return", weights="train/episodes")
 UPDATE_RETURN = Quantity("return_per_update", "episode return, mean over updates", "train/episode_return")
 ONLINE_ACCURACY = Quantity("online_accuracy", "online accuracy", "train/accuracy")
@@ -155,10 +155,10 @@ _FINAL_ACCURACY = Score(
 _UPDATE_RETURN_ONLY = UPDATE_RETURN._replace(name="return")
 SCORES = (
     _REINFORCEMENT,
-    # A run that does not record how many episodes ended.
+    # Runs that do not record how many episodes ended.
     _REINFORCEMENT._replace(main=_UPDATE_RETURN_ONLY, curve=_UPDATE_RETURN_ONLY, others=()),
     _FINAL_ACCURACY,
-    # A run whose tasks are not evaluated at their end.
+    # Runs whose tasks are not evaluated at their end.
     _FINAL_ACCURACY._replace(main=ONLINE_ACCURACY, others=(TEST_ACCURACY,)),
     _FINAL_ACCURACY._replace(
         name="loss",
@@ -169,31 +169,31 @@ SCORES = (
         figure="loss",
     ),
 )
-"""In this order: return, training accuracy at the end of a task, accuracy before each step, loss before each step."""
+"""By precedence: return, training accuracy at the end of a task, accuracy before each step, loss before each step."""
 
 
 def choose(metrics: Container[str]) -> Score | None:
-    """The score of a study in which these metrics (`Quantity.metric`) were measured; None if there is none."""
+    """The score of a study that has measured these metrics (`Quantity.metric`), or None."""
     return next((score for score in SCORES if score.main.metric in metrics), None)
 
 
 def score_of(data: xr.Dataset) -> Score | None:
-    """The score of a study, see `plastax.load`; None if nothing was measured yet that could be one."""
-    # At any mark: that a task which is still going on has no value at its end does not change how it will be judged.
+    """The score of a study, see `plastax.load`; None if no score was measured yet."""
+    # At any mark: a task that is still running has no value at its end, but will be judged by it.
     return choose({score.main.metric for score in SCORES if measured(data, score.main)})
 
 
 def measured(data: xr.Dataset, quantity: Quantity) -> bool:
-    """Whether a study has any value of a quantity, at whichever mark."""
+    """Whether a study has a value of a quantity, at any mark."""
     there = quantity.variable in data and (not quantity.weights or quantity.weights in data)
     return there and bool(data[quantity.variable].notnull().any())
 
 
 def notice(settings: Mapping[str, Any]) -> str:
-    """What must be said with every number and figure of a run: that its data are synthetic; else "".
+    """The notice for every number and figure of a run with synthetic data; otherwise "".
 
     Args:
-      settings: of ``config.json``; ``data_card`` describes the data set, see `plastax.data.Card`.
+      settings: from ``config.json``; ``data_card`` describes the data set, see `plastax.data.Card`.
     """
     card = settings.get("data_card")
     synthetic = isinstance(card, Mapping) and bool(card.get("synthetic"))

@@ -1,7 +1,7 @@
-"""The best arm of every method of a sweep: chosen on some seeds, reported on others.
+"""The best arm of every method of a sweep, chosen by one half of the seeds and reported on the other.
 
-The best of many arms looks better than it is on the seeds that it was chosen by. So the first half of the seeds chooses
-and the second half reports: by the mean of the study's main quantity over the last of its windows of tasks.
+On the seeds that it was chosen by, the best of many arms looks better than it is. So the first half of the seeds
+chooses, by the mean of the study's main quantity over its last window of tasks, and the second half reports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plastax.report.table import cell
 from plastax.report.values import REFERENCES, finished
 
 SEEDS = 4
-"""Seeds of a sweep from which on its best arms are chosen: two choose, and two report."""
+"""The fewest seeds of a sweep whose best arms are chosen: two choose, two report."""
 
 
 def is_sweep(data: xr.Dataset) -> bool:
@@ -29,10 +29,10 @@ def is_sweep(data: xr.Dataset) -> bool:
 
 
 def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame:
-    """One row a method: its best arm by the first half of the seeds, and how that one does on the second half.
+    """One row for each method: its best arm by the first half of the seeds, and its values on the second half.
 
-    An arm in which a seed of the first half has diverged is chosen only where all have. Of an odd number of seeds the
-    one in the middle chooses.
+    An arm with a diverged seed in the first half is chosen only if all arms have one. Of an odd number of seeds, the
+    middle one chooses.
 
     Args:
       data: a sweep, see `plastax.report.read`.
@@ -40,19 +40,19 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
       quantity: see there.
 
     Returns:
-      The columns of `compare`, over the chosen arms and the second half of the seeds, compared with the chosen arm of
-      the first of `REFERENCES` that there is; before them ``method``, ``arms`` (chosen from so many), ``chosen_by`` and
-      ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (of the first half, too good).
+      The columns of `compare` for the chosen arms and the second half of the seeds, compared with the chosen arm of the
+      first of `REFERENCES` in the study. Before them ``method``, ``arms`` (number of arms of the method), ``chosen_by``
+      and ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (on the first half, so too good).
 
     Raises:
-      ConfigError: there are fewer than `SEEDS` seeds, or the quantity was not measured.
+      ConfigError: the study has fewer than `SEEDS` seeds, or the quantity was not measured.
       RecordError: no task is finished.
     """
     seeds = data.seed.values.tolist()
     if len(seeds) < SEEDS:
         raise ConfigError(
             f"best arms are chosen by half of a sweep's seeds and reported on the other half, and {len(seeds)} are too "
-            f"few for that; give --seeds {SEEDS} or more ({2 * FEWEST} for intervals)"
+            f"few; give --seeds {SEEDS} or more ({2 * FEWEST} for intervals)"
         )
     half = (len(seeds) + 1) // 2
     found, score, _ = scored_arms([data.isel(seed=slice(half))], quantity)
@@ -65,7 +65,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
         raise RecordError(f"no task of the window is finished by all of {', '.join(arm.label for arm in found)}")
     values: dict[str, float] = {}
     for arm in found:
-        # A seed that has diverged from the start is left out there.
+        # `scored_arms` leaves out a seed that diverged in the first task.
         whole = len(arm.seeds) == half and not arm.frozen and bool(np.isfinite(arm.values[:, tasks]).all())
         values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks], np.ones(half))) if whole else np.nan
     best: dict[str, str] = {}
@@ -86,7 +86,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
 
 
 def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame | str:
-    """`select` of a sweep; else why there is no choice: it has no finished tasks or seeds to spare. "": it is none."""
+    """`select` of a sweep, or the reason why nothing can be chosen yet; "" of a study that is not a sweep."""
     try:
         return select(data, statistic, quantity) if is_sweep(data) else ""
     except (ConfigError, RecordError) as error:
@@ -94,7 +94,7 @@ def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") ->
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """`select` in words, one row a method: the value, and the difference to the chosen arm of the reference."""
+    """The cells of `select`, one row for each method: the value, and the difference to the reference's chosen arm."""
     rows = {}
     for _, row in frame.iterrows():
         compared = isinstance(row["against"], str)
@@ -104,7 +104,7 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def note(frame: pd.DataFrame, statistic: Statistic = "mean") -> list[str]:
-    """How the arms of `select` were chosen, and what of, in lines."""
+    """Lines on how the arms of `select` were chosen."""
     first = frame.iloc[0]
     against = next((name for name in frame["against"] if isinstance(name, str)), "")
     lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]

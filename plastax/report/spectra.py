@@ -1,4 +1,4 @@
-"""Spectral densities as histograms over bins that are logarithmic in both directions from zero."""
+"""Spectral densities as histograms with bins that are logarithmic in both directions from zero."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def symlog_edges(smallest: float, largest: float, per_decade: int = 8) -> np.nda
     """Bin edges, symmetric around zero: one bin ``[-smallest, smallest]``, logarithmic ones outwards.
 
     Args:
-      smallest: absolute eigenvalue below which there is only one bin; rounded down to a power of ten.
-      largest: absolute eigenvalue that the outermost bins contain; rounded up to a power of ten.
+      smallest: end of the bin around zero; rounded down to a power of ten.
+      largest: end of the outermost bins; rounded up to a power of ten.
       per_decade: bins per decade.
 
     Returns:
@@ -21,28 +21,30 @@ def symlog_edges(smallest: float, largest: float, per_decade: int = 8) -> np.nda
       ValueError: unless 0 < smallest < largest, both finite.
     """
     if not 0.0 < smallest < largest < np.inf:
-        raise ValueError(f"0 < smallest < largest < inf does not hold for {smallest} and {largest}")
+        raise ValueError(
+            f"smallest: {smallest} and largest: {largest} are not allowed; give 0 < smallest < largest, finite"
+        )
     low, high = np.floor(np.log10(smallest)), np.ceil(np.log10(largest))
     positive = np.logspace(low, high, int(high - low) * per_decade + 1)
     return np.concatenate([-positive[::-1], positive])
 
 
 def histogram(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of the eigenvalues in every bin, from the quadratures of any number of probes and seeds.
+    """Share of the eigenvalues in every bin, from quadratures of any number of probe vectors and seeds.
 
     Args:
-      nodes: ``[..., K]`` quadrature nodes (Ritz values); a quadrature with a NaN in it is left out, unless
-        it is at the end of a shorter one, in nodes and weights alike.
+      nodes: ``[..., K]`` quadrature nodes (Ritz values). A quadrature with NaN is left out, except where both nodes and
+        weights have NaN, which pads shorter ones.
       weights: ``[..., K]``, non-negative, summing to one for every quadrature.
       edges: ``[bins + 1]`` ascending.
 
     Returns:
       ``[bins]``, the mean over the quadratures; sums to one. Nodes outside the edges count in the outermost bins. NaN
-      where there is no quadrature.
+      without any quadrature.
     """
     nodes = np.asarray(nodes, np.float64).reshape(-1, np.shape(nodes)[-1])
     weights = np.asarray(weights, np.float64).reshape(nodes.shape)
-    # A study with more nodes beside this one fills its quadratures up with pairs of NaN.
+    # Read together with a study of more nodes, quadratures are padded with NaN.
     filled = np.isnan(nodes) & np.isnan(weights)
     usable = np.all(np.isfinite(nodes) & np.isfinite(weights) | filled, axis=-1) & ~np.all(filled, axis=-1)
     if not usable.any():
@@ -61,8 +63,8 @@ def density(
       data: a study, see `plastax.load`.
       operator: ``hessian`` or ``ggn``.
       mark: ``init`` or ``end`` of the task.
-      decades: how far down from the largest absolute eigenvalue of the study the bins go.
-      per_decade: bins in each.
+      decades: number of decades of the bins, down from the largest absolute eigenvalue of the study.
+      per_decade: bins per decade.
 
     Returns:
       Share of the eigenvalues (arm, task, bin), pooled over seeds and probes, NaN where not measured; coordinates

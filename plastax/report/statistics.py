@@ -61,16 +61,21 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interva
     """Mean over the first axis, and its t interval; NaN entries are left out.
 
     Args:
-      values: ``[S, ...]``, one row a seed.
+      values: ``[S, ...]``, one row for each seed.
       confidence: of the interval, in (0, 1).
 
     Returns:
       Arrays ``[...]``, in the unit of the values.
+
+    Examples:
+      >>> found = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+      >>> print(f"{found.mean} [{found.low:.2f}, {found.high:.2f}]")
+      2.5 [0.45, 4.55]
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     count = finite.sum(axis=0)
-    # Of values without the first one of their seeds, sums keep their digits, and values that are all equal stay so.
+    # Differences to the first seed keep the digits of sums, and equal values equal.
     first = np.take_along_axis(values, finite.argmax(axis=0)[None], axis=0)[0] if len(values) else np.zeros(count.shape)
     away = np.where(finite, values - first, 0.0)
     shift = away.sum(axis=0) / np.maximum(count, 1)
@@ -86,11 +91,16 @@ def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset
     """`mean_interval` over the dimension ``seed`` of a labelled array.
 
     Args:
-      data: any dimensions, one of them ``seed``.
+      data: has the dimension ``seed``, among others.
       confidence: of the interval.
 
     Returns:
-      Variables ``mean``, ``low``, ``high`` and ``seeds`` (how many had a value), without the dimension ``seed``.
+      Variables ``mean``, ``low``, ``high`` and ``seeds`` (with a value), without the dimension ``seed``.
+
+    Examples:
+      >>> data = xr.DataArray([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]], dims=("seed", "task"))
+      >>> over_seeds(data)["mean"].values
+      array([2., 5.])
     """
     data = data.transpose("seed", ...)
     kept = data.isel(seed=0, drop=True)
@@ -100,13 +110,13 @@ def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset
 
 
 def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset:
-    """Mean of ``a - b`` seed by seed, over the seeds that both have, and its interval.
+    """Mean of ``a - b`` over the seeds that both have, and its interval.
 
-    Seed k of every arm sees the same tasks, so what tasks and seeds add to both cancels.
+    Seed k of every arm sees the same tasks, so the effects of tasks and seeds on both cancel.
 
     Args:
-      a: any dimensions, one of them ``seed``.
-      b: the same dimensions.
+      a: has the dimension ``seed``, among others.
+      b: has the same dimensions.
       confidence: of the interval.
 
     Returns:
@@ -129,6 +139,12 @@ def jackknife(
 
     Returns:
       The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
+
+    Examples:
+      >>> values = np.array([1.0, 2.0, 3.0, 4.0])
+      >>> mean, low, high = jackknife(lambda weights: weights @ values / weights.sum(-1), len(values))
+      >>> print(f"{mean} [{low:.2f}, {high:.2f}]")
+      2.5 [0.45, 4.55]
     """
     value = float(statistic(*map(np.ones, seeds)))
     if min(seeds) < FEWEST:
@@ -139,7 +155,7 @@ def jackknife(
         whole[sample] = 1.0 - np.eye(size)
         variances.append((size - 1) * float(np.var(statistic(*whole))))
     variance = sum(variances)
-    # Welch's degrees of freedom.
+    # Degrees of freedom by Welch and Satterthwaite.
     parts = sum(one**2 / (size - 1) for one, size in zip(variances, seeds))
     free = variance**2 / parts if parts > 0 else min(seeds) - 1
     half = scipy.stats.t.ppf((1 + confidence) / 2, free) * np.sqrt(variance)

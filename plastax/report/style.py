@@ -1,4 +1,4 @@
-"""How figures look: colours of the arms, sizes, and saving."""
+"""Colours of the arms, sizes and saving of figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plastax.records.files import write_atomic
 from plastax.records.loading import write_table
 
 WIDTH = 9.0
-"""Inches; with `DPI` and the font sizes below readable at the 830 pixels of a README."""
+"""Inches; with `DPI` and the font sizes below, readable at the 830 pixels of a README."""
 
 DPI = 160
 
@@ -53,8 +53,8 @@ def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
       arms: names in the order of the study.
 
     Returns:
-      Name -> keyword arguments of ``Axes.plot``. Colours repeat with another line and marker after five arms besides
-      ``backprop`` and ``reset``, which always look the same.
+      Name -> keyword arguments of ``Axes.plot``. ``backprop`` and ``reset`` always look the same; the colours of the
+      others repeat after five arms, with another line and marker.
     """
     styles: dict[str, dict[str, Any]] = {
         arm: {"color": colour, "linestyle": "-", "marker": "o"} for arm, colour in _FIXED.items()
@@ -76,7 +76,7 @@ def styled() -> Iterator[None]:
 
 
 MOST_MARKERS = 60
-"""Tasks in a figure up to which each has a marker and a line at its start."""
+"""The most tasks of a figure that marks each point and each switch."""
 
 
 def integer_axis(axes: Axes) -> None:
@@ -91,7 +91,7 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def stamp(figure: Figure, text: str) -> None:
-    """Writes a warning across the top of a figure; nothing if it is empty."""
+    """Writes a warning, if it is not empty, across the top of a figure."""
     font = {"color": "#D55E00", "weight": "bold", "size": 13}
     for legend_ in figure.legends if text else ():
         # A title of the figure would be written over the legend.

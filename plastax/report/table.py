@@ -1,4 +1,4 @@
-"""The summary of a study, each number defined here."""
+"""The summary of a study, with the definition of each number."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def _add_interval(columns: dict[str, xr.DataArray], name: str, interval: xr.Data
 
 
 def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], values: xr.DataArray, base: str) -> None:
-    """Adds the paired difference of (arm, seed, task) to one of the methods, and the ratio to it.
+    """Adds the paired difference of (arm, seed, task) to the reference, and the ratio to it.
 
     Args:
       columns: to add to.
-      names: of the difference and of the ratio; "" for none.
-      values: of one quantity in the tasks of one window.
-      base: the arm that others are compared with.
+      names: of the difference and of the ratio; "": none.
+      values: of one quantity, in one window of tasks.
+      base: the reference.
     """
     other = values.sel(arm=base, drop=True)
-    # Of two methods, one of which was killed, only the tasks that both finished can be compared.
+    # If one of two arms was killed, only the tasks that both have finished are compared.
     common = values.notnull() & other.notnull()
     mine, its = values.where(common), other.where(common)
     different = values.arm != base
@@ -51,7 +51,7 @@ def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], va
 
 
 def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score) -> None:
-    """Adds everything about the quantities of a score."""
+    """Adds the columns of a score."""
     tasks, base = data.sizes["task"], reference(data)
     for quantity in score.quantities:
         values = task_values(data, quantity)
@@ -60,7 +60,7 @@ def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score)
         means = {window: values.isel(task=window.tasks(tasks)).mean("task") for window in score.windows}
         for window, mean in means.items():
             _add(columns, f"{quantity.name}{window.suffix}", mean)
-        # Of a single task, the early and the late one are the same.
+        # In a study of one task, the early and the late tasks are the same.
         for start, stop in score.change if tasks > 1 else ():
             _add_interval(columns, f"{quantity.name}_change", paired_difference(means[stop], means[start]))
         for window in score.compared if base is not None else ():
@@ -69,7 +69,7 @@ def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score)
 
 
 def _difference_names(score: Score, quantity: Quantity, base: str, suffix: str) -> tuple[str, str]:
-    """Columns of the difference and the ratio to the reference; "" where there is no ratio."""
+    """Columns of the difference and the ratio to the reference; "" without a ratio."""
     prefix = "" if quantity == score.main else f"{quantity.name}_"
     return f"{prefix}minus_{base}{suffix}", f"{prefix}over_{base}{suffix}" if score.ratio else ""
 
@@ -80,34 +80,34 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     Every quantity is averaged over tasks for each seed first; ``<name>`` is the mean over seeds, ``<name>_low`` and
     ``<name>_high`` the ends of its 95 % t interval.
 
-    - ``tasks``: finished tasks; ``seeds``: seeds.
-    - ``frozen_seeds``: only if there are any, seeds whose loss was not finite. From then on they
-      count as the worst of all seeds in each task, and are left out of what probes measure.
-    - Reinforcement learning: ``return``: mean over all finished tasks but the first; ``return_first_task``;
-      ``return_last_third``: of the planned tasks. A task's return is the mean over all episodes that ended in it;
-      ``return_per_update`` and so on are the means over its updates of the mean of the episodes that ended in each.
+    - ``tasks``: finished tasks; ``seeds``: number of seeds.
+    - ``frozen_seeds``: number of seeds whose loss was not finite, if any. From then on they count as the worst of all
+      seeds in each task, and are left out of probes.
+    - Reinforcement learning: ``return``: mean over the finished tasks except the first; ``return_first_task``;
+      ``return_last_third``: of the planned tasks. A task's return is the mean over the episodes that ended in it. For
+      ``return_per_update`` it is the mean over updates of the mean over the episodes that ended in each.
     - Supervised learning: ``<quantity>_early``, ``<quantity>_late`` and ``<quantity>_change``, late minus early, paired
-      by seed. Early are the first three of the planned tasks, late the last five, but neither more than a third of them
-      (rounded up). Quantities: ``train_accuracy`` and ``test_accuracy`` at the end of a task, ``online_accuracy``, the
-      task's mean of the accuracy before each step; where there is no accuracy, ``online_loss``, ``train_loss`` and
-      ``test_loss``, of which lower is better.
-    - ``minus_<reference>``: difference to the reference (see `REFERENCES`) of the study's main quantity (see
-      `plastax.report.score`), paired by seed and task; ``over_<reference>``: ratio of the means over the same tasks,
-      NaN unless both are positive, for returns only. Supervised: ``minus_<reference>_early`` and ``_late``, and of
-      quantities besides the main one ``<quantity>_minus_<reference>_early`` and ``_late``.
-    - ``rank_first_third``, ``rank_last_third``: Hessian eps-rank at the first update of a task, see `rank_at`; with
-      ``_se``, the standard error of one measurement, median over seeds and tasks (intervals are over seeds).
+      by seed. Early are the first three planned tasks, late the last five, both at most a third of the tasks (rounded
+      up). Quantities: ``train_accuracy`` and ``test_accuracy`` at the end of a task, and ``online_accuracy``, the
+      task's mean of the accuracy before each step; in regression ``online_loss``, ``train_loss`` and ``test_loss``,
+      where lower is better.
+    - ``minus_<reference>``: difference to the reference (see `REFERENCES`) in the study's main quantity (see
+      `plastax.report.score`), paired by seed and task. ``over_<reference>``: ratio of the means over the same tasks,
+      for returns, NaN unless both are positive. Supervised: ``minus_<reference>_early`` and ``_late``; for other
+      quantities ``<quantity>_minus_<reference>_early`` and ``_late``.
+    - ``rank_first_third``, ``rank_last_third``: Hessian eps-rank at the first update of a task, see `rank_at`. Their
+      ``_se`` is the standard error of one measurement, median over seeds and tasks (intervals are over seeds).
     - ``feature_rank``, ``dormant_fraction``: mean over layers, at the end of the tasks of the last third.
     - ``compile_s``: seconds of compilation; ``env_steps_per_s`` or ``examples_per_s``: of all seeds together, without
       compilation.
-    - ``notice``: only where something must be said with the numbers: that the data are synthetic.
+    - ``notice``: only of synthetic data, says so.
 
     Args:
       data: a study, see `plastax.load`.
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One row an arm, index ``arm``; ``method`` is the name of its method.
+      One row for each arm, index ``arm``; ``method`` is its method.
     """
     first, last = thirds(data.sizes["task"])
     score = score_of(data)
@@ -169,9 +169,9 @@ def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
-    """A number and its interval, ``<name>_low`` and ``<name>_high`` if they are there, in as few digits as say it.
+    """A number and its interval, ``<name>_low`` and ``<name>_high`` if the row has them, in few digits.
 
-    Of a mean over seeds some of which were frozen (``frozen_seeds`` of ``seeds``), the cell says so.
+    For a mean over seeds of which some were frozen (``frozen_seeds`` of ``seeds``), the cell says so.
     """
     mean = float(row[name])
     if not np.isfinite(mean):
@@ -183,7 +183,7 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     elif len(shown) == 1 or high <= low:
         digits = "{:.3g}"
     else:
-        # Three digits of the mean, but no more than two of what is uncertain.
+        # Three digits of the mean, but at most two of the interval's width.
         places = [2 - math.floor(math.log10(abs(mean)))] if mean else []
         digits = f"{{:z.{max(0, min(*places, 1 - math.floor(math.log10(high - low)), 6))}f}}"
     interval = f" [{digits.format(low)}, {digits.format(high)}]" if len(shown) == 3 else ""
@@ -192,7 +192,7 @@ def cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def _blocks(widths: Sequence[int], width: int) -> list[slice]:
-    """Cuts columns of these widths into the fewest blocks in their order that are no wider than ``width``."""
+    """Divides columns of these widths, in order, into the fewest blocks of at most ``width``."""
     starts, used = [0], 0
     for i, one in enumerate(widths):
         if used + one > width and i > starts[-1]:
@@ -211,8 +211,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One table with a column for every arm; where those are too many for the terminal, tables with a row for every
-      arm and some of the quantities each.
+      One table with a column for every arm; if the terminal is too narrow for it, tables with a row for every arm and
+      some of the quantities.
     """
     frame = summary(data, eps)
     title = notes.run_name(data)
@@ -244,5 +244,5 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
 
 
 def _widths(cells: pd.DataFrame) -> list[int]:
-    """Characters that each column takes, three of them lines and space; no less than the longest word of its name."""
+    """Characters of each column, with three for lines and space; at least the longest word of its name."""
     return [3 + max(*map(len, cells[name]), *map(len, name.split())) for name in cells.columns]

@@ -1,4 +1,4 @@
-"""What is taken out of a study's record: finished tasks, scores task by task, ranks, means over layers."""
+"""Values from a study's record: finished tasks, scores of tasks, ranks, means over layers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import xarray as xr
 from plastax.report.score import Quantity, measured, score_of
 
 REFERENCES = ("reset", "backprop")
-"""What methods are compared with: the first of these that is in the study."""
+"""Methods are compared with the first of these that the study has."""
 
 
 def finished(data: xr.Dataset) -> xr.DataArray:
-    """Whether an arm has finished a task (arm, task), bool: a started one has the average of its beginning."""
+    """Whether an arm has finished a task (arm, task), bool. Unfinished tasks only have values of their beginning."""
     last = data.update_task.groupby("update_task").count().values.cumsum()
     if "host/clock" not in data:
         return xr.DataArray(np.zeros((data.sizes["arm"], len(last)), bool), dims=("arm", "task"))
@@ -75,15 +75,15 @@ def _of_living(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
         else:
             values = values.groupby("update_task").mean()
         values = values.rename(update_task="task").assign_coords(task=data.task).where(finished(data))
-    # Of the task in which a seed was frozen there is only the beginning, as of one that is not finished.
+    # Of the task in which a seed was frozen, only the beginning is recorded.
     alive = alive_in(data)
     return values if values is None or alive is None else values.where(alive)
 
 
 def alive_in(data: xr.Dataset) -> xr.DataArray | None:
-    """Whether a seed's training did not break down up to the end of a task (arm, seed, task), bool; None: not known.
+    """Whether a seed is not frozen by the end of a task (arm, seed, task), bool; None: unknown.
 
-    See `plastax.program.segments`: a seed whose loss is not finite is frozen, and the record has NaN from then on.
+    A seed whose loss is not finite is frozen, and the record has NaN from then on, see `plastax.program.segments`.
     """
     if "train/alive" not in data:
         return None
@@ -92,13 +92,13 @@ def alive_in(data: xr.Dataset) -> xr.DataArray | None:
 
 
 def frozen_seeds(data: xr.Dataset) -> xr.DataArray:
-    """How many seeds of each arm were frozen (arm)."""
+    """Number of frozen seeds of each arm (arm)."""
     alive = alive_in(data)
     return xr.zeros_like(data.arm, int) if alive is None else (~alive).any("task").sum("seed")
 
 
 def frozen(data: xr.Dataset) -> list[str]:
-    """The seeds that were frozen, in words: ``<arm>: seed <k> since task <t>``."""
+    """The frozen seeds in words: ``<arm>: seed <k> since task <t>``."""
     if (alive := alive_in(data)) is None:
         return []
     since = alive.sum("task").where(~alive.all("task"))
@@ -107,7 +107,7 @@ def frozen(data: xr.Dataset) -> list[str]:
 
 
 def reference(data: xr.Dataset) -> str | None:
-    """The arm that others are compared with, None if the study has none of `REFERENCES`."""
+    """The arm that others are compared with; None if the study has none of `REFERENCES`."""
     return next((name for name in REFERENCES if name in data.arm.values), None)
 
 
@@ -118,12 +118,12 @@ def rank_at(
 
     Args:
       data: a study.
-      eps: the nearest measured threshold (in ratio) is taken; by default the middle one, of two the larger.
+      eps: the measured threshold of the nearest ratio is taken; by default the middle one, or the larger of two.
       operator: ``hessian`` or ``ggn``.
-      value: ``rank``, or ``rank_se``: the standard error of one measurement of it.
+      value: ``rank``, or ``rank_se``, the standard error of one measurement of it.
 
     Returns:
-      A count, with the scalar coordinate ``eps`` if thresholds are labelled; None if it was not measured.
+      A number, with the scalar coordinate ``eps`` if thresholds are labelled; None if it was not measured.
     """
     name = f"probe/{operator}/{value}"
     if name not in data:
@@ -140,7 +140,7 @@ def rank_at(
 
 
 def layer_mean(data: xr.Dataset, name: str, mark: str) -> xr.DataArray | None:
-    """A probe's value at one mark, averaged over layers: (arm, seed, task); None if it was not measured."""
+    """A probe's value at one mark, averaged over layers (arm, seed, task); None if it was not measured."""
     if name not in data:
         return None
     value = data[name].sel(mark=mark)

@@ -196,9 +196,9 @@ def test_only_tasks_that_all_have_finished_count(tmp_path: pathlib.Path) -> None
         "all tasks but the first: tasks 1 to 4",
         "first task: task 0",
         "last third of tasks: task 4",
-        "of the tasks that all have finished; tasks are numbered from 0",
+        "over the tasks that all arms have finished; tasks are numbered from 0",
         "A: demo a; 6 tasks",
-        "B: demo b; 6 tasks; unfinished: of 6 tasks there are reset 5",
+        "B: demo b; 6 tasks; unfinished (finished of 6 tasks): reset 5",
     ):
         assert said in text
 
@@ -297,7 +297,7 @@ def test_a_frozen_seed_counts_as_the_worst_and_costs_no_task(tmp_path: pathlib.P
     found = verdict.findings(report.read(run))
     assert verdict.table(found).loc["l2"].iloc[0].endswith("(1 of 4 frozen)")
     said = " ".join(provenance.warnings(report.read(run), found, {}))
-    assert "counted from then on as the worst of all seeds" in said
+    assert "from then on counted as the worst of all seeds" in said
 
 
 def test_a_return_is_the_mean_over_all_episodes_of_its_task(tmp_path: pathlib.Path) -> None:

@@ -285,7 +285,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     assert "2 runs side by side" in text
     assert "A: synthetic s0; B: synthetic s1" in text
     assert "Settings that differ" in text
-    assert "Unfinished: of 5 tasks there are B: reset 2." in text
+    assert "Unfinished (finished of 5 tasks): B: reset 2." in text
     assert score_of(data) is not None
     longer = config["settings"] | {"updates_per_task": 99}
     write_json(tmp_path / "longer" / "config.json", config | {"settings": longer})
@@ -303,6 +303,6 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
     assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
     assert "c0ffee" in text
     assert '<p class="loud">SYNTHETIC DATA</p>' in text
-    assert "4 seeds: t intervals cover what they say" in text
-    assert "Rank alone does not rank methods" in text
+    assert "4 seeds: a 95 % t interval covers" in text
+    assert "Ranks do not rank methods" in text
     assert json.dumps(settings["settings"]["seeds"]) in text

@@ -85,7 +85,7 @@ def every_third(run: pathlib.Path) -> pathlib.Path:
 def test_an_empty_column_says_when_its_probe_was_due(tmp_path: pathlib.Path) -> None:
     run = every_third(tmp_path)
     text = printed(run)
-    assert "hessian was measured in task 0 only, so there is nothing of the last third of tasks; --hessian" in text
+    assert "hessian was measured in task 0 only, so the last third of tasks has no value; --hessian" in text
     assert notes.NUMBERED in text
     # How well it was measured stands beside how much seeds differ.
     assert table.summary(report.read(run))["rank_first_third_se"].tolist() == [200.0] * 3
@@ -106,7 +106,7 @@ def test_the_advice_is_never_what_the_run_has(tmp_path: pathlib.Path, probes: in
 
 def test_an_unfinished_arm_is_named(tmp_path: pathlib.Path) -> None:
     run = study.make_study(tmp_path, {"reset": 4})
-    assert f"unfinished: of {study.TASKS} tasks there are reset 2" in printed(run)
+    assert f"unfinished (finished of {study.TASKS} tasks): reset 2" in printed(run)
 
 
 @pytest.mark.parametrize("tasks", [([3], "task 3"), ([3, 4, 5], "tasks 3 to 5"), ([0, 8], "tasks 0, 8")])

@@ -81,7 +81,7 @@ def test_the_tables_show_it(tmp_path):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_few_seeds_choose_nothing_and_it_is_said(tmp_path, seeds):
     data = report.read(make(tmp_path / "a", seeds=seeds))
-    with pytest.raises(ConfigError, match=f"{seeds} are too few for that; give --seeds 4 or more"):
+    with pytest.raises(ConfigError, match=f"{seeds} are too few; give --seeds 4 or more"):
         selection.select(data)
     console = rich.console.Console(file=io.StringIO(), width=300)
     report.print_table(tmp_path / "a", console)

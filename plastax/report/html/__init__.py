@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file: what the study found, and every figure to touch."""
+"""The report as one self-contained HTML file: the findings of a study, and interactive figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plastax.report.values import task_values
 
 
 def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.Configs]:
-    """Some runs as one study: a single run as it is, of several the arms are called ``A: reset``, ``B: reset``.
+    """Runs as one study: a single run as it is; the arms of several are called ``A: reset``, ``B: reset``.
 
     Args:
       studies: the runs.
@@ -47,7 +47,7 @@ def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.C
         for arm in arm_labels(config)
         if arm in known
     ]
-    # Point by point: of a run only the arms that it has.
+    # Pairs, because a run may lack arms of another.
     run, arm = (xr.DataArray(list(place), dims="arm") for place in zip(*places))
     joined = shown.isel(run=run, arm=arm).drop_vars("run")
     named = {
@@ -63,7 +63,7 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
 
     Args:
       data: a study, see `side_by_side`.
-      configs: what the runs are.
+      configs: of the runs.
     """
     found = verdict.findings(data)
     shown = data if data.sizes["arm"] <= drawn.ARMS else data.sel(arm=drawn.arms(data))

@@ -1,4 +1,4 @@
-"""Learning curves: the score update by update, and everything it is judged by, task by task."""
+"""Learning curves: the score by update, and all of its quantities by task."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from plastax.report.statistics import over_seeds
 from plastax.report.values import task_values
 
 POINTS = 480
-"""Points that a curve over updates has at most; each is a mean over updates of one task."""
+"""The most points of a curve over updates; each is a mean over updates of one task."""
 
 
 def curve(data: xr.Dataset) -> Chart | None:
-    """The score's curve over updates with bands."""
+    """The score over updates, with bands."""
     score = score_of(data)
     if score is None or not measured(data, score.curve):
         return None
     tasks = data.sizes["task"]
     per_task = data.sizes["update"] // tasks
-    # A window never reaches over a switch: it would blur what the curve is there to show.
+    # A window ends at a switch, which it would blur.
     parts = max(1, min(per_task, POINTS // tasks))
     window = -(-per_task // parts)
     inside = np.arange(data.sizes["update"]) % per_task // window
@@ -40,7 +40,7 @@ def curve(data: xr.Dataset) -> Chart | None:
             made.add_vline(border, line={"width": 1, "color": "rgba(128,128,128,0.3)"})
     made.update_xaxes(range=[0, tasks])
     note = f"Mean over seeds with its 95 % t interval; a point is the mean of {window} updates." if window > 1 else ""
-    return Chart("curve", f"{score.curve.label}, update by update", made, note, 380, wide=True)
+    return Chart("curve", f"{score.curve.label} by update", made, note, 380, wide=True)
 
 
 def section(data: xr.Dataset) -> Section:

@@ -1,4 +1,4 @@
-"""How charts look: colours and lines of the arms, bands, axes. One place, so that all charts agree."""
+"""The look of all charts: colours and lines of the arms, bands, axes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from plastax.report.statistics import over_seeds
 from plastax.report.style import arm_styles
 
 WIDE = 30.0
-"""Ratio of the largest to the smallest mean in a chart from which on its axis is logarithmic."""
+"""A chart whose largest mean is more than this many times its smallest has a logarithmic axis."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
 def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Arm -> ``name`` in charts, ``color``, ``dash`` and ``symbol``: a colour an arm, of several runs a dash a run."""
+    """Arm -> ``name``, ``color``, ``dash`` and ``symbol``: methods differ in colour, runs in dash."""
     names = [str(arm) for arm in arms]
     colours = arm_styles(list(dict.fromkeys(map(base, names))))
     runs = list(dict.fromkeys(name.partition(": ")[0] if ": " in name else "" for name in names))
     out = {}
     for name in names:
         of_method = colours[base(name)]
-        # Black, which reset has in print, cannot be seen on a dark page.
+        # Black, the colour of reset in print, is invisible on a dark page.
         colour = "#7d868f" if of_method["color"] == "#000000" else of_method["color"]
         k = runs.index(name.partition(": ")[0] if ": " in name else "")
         k += 0 if of_method["linestyle"] == "-" else 1
@@ -40,7 +40,7 @@ def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """A text that a chart shows as it is: plotly takes tags out of names, and variables out of hover texts."""
+    """A text that a chart shows literally: plotly interprets tags in names and variables in hover texts."""
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
@@ -51,7 +51,7 @@ def faded(colour: str, alpha: float) -> str:
 
 
 def figure(x: str, y: str, **layout: Any) -> go.Figure:
-    """An empty chart with labelled axes, transparent, so that the page's colours show."""
+    """An empty chart with labelled axes, transparent to the page's colours."""
     made = go.Figure()
     made.update_layout(
         template="none",
@@ -70,7 +70,7 @@ def figure(x: str, y: str, **layout: Any) -> go.Figure:
 
 
 def small(values: np.ndarray) -> np.ndarray:
-    """float32: half the file, and more digits than any of these numbers has."""
+    """float32: halves the file, and has more digits than these numbers need."""
     return np.asarray(values, np.float32)
 
 
@@ -87,7 +87,7 @@ def band(
     log: bool = False,
     **line: Any,
 ) -> None:
-    """A line with its interval as a band, one entry of the legend that shows and hides both.
+    """A line with its interval as a band; one entry of the legend shows and hides both.
 
     Args:
       made: the chart.
@@ -95,12 +95,12 @@ def band(
       interval: ``mean``, ``low`` and ``high`` ``[n]``.
       name: in the legend.
       style: from `styles`.
-      group: what is shown and hidden together; by default what has the same name.
+      group: traces of one group are shown and hidden together; by default the name.
       markers: whether the points are marked.
       legend: whether it has an entry in the legend.
-      log: whether the vertical axis is logarithmic: an interval that reaches zero is drawn down to a tenth of
-        the mean.
-      **line: over the style's.
+      log: whether the vertical axis is logarithmic; an interval that reaches zero is then drawn down to a tenth of the
+        mean.
+      **line: options of the line that replace the style's.
     """
     mean, low, high = (small(interval[part].values) for part in ("mean", "low", "high"))
     if np.isfinite(low).any():
@@ -150,22 +150,22 @@ def error_bars(made: go.Figure, interval: xr.Dataset, style: dict[str, Any], **o
 
 
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:
-    """Mean over seeds in each task that is drawn with its 95 % t interval, a line an arm.
+    """Mean over seeds with its 95 % t interval over the drawn tasks, one line for each arm.
 
     Args:
-      values: (arm, seed, task), NaN where not measured; None if it was not measured at all.
+      values: (arm, seed, task), NaN where not measured; None if never measured.
       label: of the vertical axis.
       bars: error bars instead of bands.
 
     Returns:
-      The chart, None without data.
+      The chart; None without data.
     """
     if values is None or not bool(values.notnull().any()):
         return None
     values = fewer_tasks(values)
     interval = over_seeds(values.reset_coords(drop=True))
     means = interval["mean"].values[np.isfinite(interval["mean"].values)]
-    # One arm far above the others would flatten them.
+    # On a linear axis, one arm far above the others would flatten them.
     log = bool(means.min() > 0 and means.max() > WIDE * means.min())
     made = figure("task", f"{label} (log)" if log else label)
     if log:
@@ -185,9 +185,9 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
 
 
 def symlog_axis(smallest: float, low: float, high: float) -> dict[str, Any]:
-    """Settings of an axis on which eigenvalues stand at their `signed_log`: ticks at decades, from low to high."""
+    """Settings of an axis of `signed_log` eigenvalues from low to high, with ticks at decades."""
     top = int(np.ceil(np.log10(max(abs(low), abs(high)) / smallest)))
-    # Two or three ticks on each side: a phone has no room for more.
+    # Two or three ticks on each side, which fit on a phone.
     step = max(1, -(-top // 3))
     exponents = range(0 if step == 1 else top % step, top + 1, step)
     labels: list[tuple[float, str]] = [(0.0, "0")]

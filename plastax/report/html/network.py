@@ -1,4 +1,4 @@
-"""The network itself: features, dormancy, norms; Kronecker factors layer by layer; whatever else was measured."""
+"""The network: features, dormancy, norms; Kronecker factors of layers; all other measurements."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SHOWN = {
     "weights/mean_magnitude": ("mean weight magnitude", "end"),
     "gradient/norm": ("gradient norm", "init"),
 }
-"""Probe value -> its label and where in a task it is taken; the mean over layers is shown."""
+"""Probe value -> its label and mark; charts show the mean over layers."""
 
 LAYERS = 12
-"""Layers whose Kronecker factors are drawn, at most."""
+"""The most layers whose Kronecker factors are drawn."""
 
 
 def section(data: xr.Dataset) -> Section:
@@ -68,7 +68,7 @@ def kronecker(data: xr.Dataset) -> Section:
 
 
 def others(data: xr.Dataset) -> Section:
-    """Everything else that was measured, one value at a time in one chart with a menu."""
+    """All other measurements: one chart, whose menu chooses the value."""
     hidden = ("nodes", "weights", "residuals", "eigenvalues", "dim", "complete", "breakdowns")
     chosen: list[tuple[str, xr.DataArray]] = []
     for name, value in data.data_vars.items():
@@ -106,7 +106,7 @@ def others(data: xr.Dataset) -> Section:
     made.update_layout(
         updatemenus=[{"buttons": menu, **place}], legend={"y": -0.18, "yanchor": "top"}, margin={"t": 44}
     )
-    note = "Mean over layers, and the middle one where there are several thresholds; 95 % t intervals over seeds."
+    note = "Mean over layers; the middle one of several thresholds; 95 % t intervals over seeds."
     return Section(
         "others",
         f"All {len(chosen)} other measurements",

@@ -1,6 +1,6 @@
-"""One self-contained page: charts, tables, words; plotly.js is embedded once, and no request leaves the file.
+"""One self-contained page of charts, tables and text: plotly.js is embedded once, and the page loads nothing.
 
-HTML is made here only, of plain text that is escaped here. Names in charts are escaped by `look.styles`.
+Only this module makes HTML, and escapes all text. `look.styles` escapes the names in charts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Chart(NamedTuple):
 
     Attributes:
       name: of its element, unique in the page.
-      title: above it.
-      figure: by `look`.
-      note: below it: how it is to be read.
+      title: above the figure.
+      figure: see `look`.
+      note: below the figure: how to read it.
       height: in pixels.
-      wide: whether it takes a row for itself.
+      wide: whether it fills a row.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Chart(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of the findings: its title, "" for none; the table; a note below it."""
+    """A table of the findings, with its title, often "", and the note below it."""
 
     title: str
     frame: pd.DataFrame
@@ -43,7 +43,7 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page; parts without anything in them are left out.
+    """A part of the page; `render` leaves out empty ones.
 
     Attributes:
       name: its anchor.
@@ -51,7 +51,7 @@ class Section(NamedTuple):
       text: paragraphs, plain text.
       charts: its figures.
       tables: title -> table.
-      folded: whether it opens at a touch only; for tables, because a chart that is drawn unseen has no width.
+      folded: whether it is closed at first; for tables only, because a chart that is drawn unseen has no width.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Section(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to show but words."""
+        """Whether it has only text."""
         return not self.charts and not self.tables
 
 
@@ -85,7 +85,7 @@ nav { margin: 6px 0 14px; font-size: .9rem; } nav a { margin-right: 14px; color:
 .warn { background: var(--warn-bg); border-left: 4px solid var(--warn); padding: 8px 14px; margin: 14px 0;
   font-size: .92rem; } .warn ul { margin: 2px 0; padding-left: 18px; }
 .loud { color: var(--warn); font-weight: 700; font-size: 1.1rem; }
-/* auto-fill: how wide a chart is must not depend on whether the next one is there yet when it is drawn. */
+/* auto-fill: the width of a chart must not depend on whether the next one is drawn already. */
 html { overflow-y: scroll; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 370px), 1fr)); gap: 14px;
   margin: 12px 0; }
@@ -102,7 +102,7 @@ thead th { white-space: normal; min-width: 76px; }
 summary { cursor: pointer; } summary h2 { display: inline-block; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px;
   font-size: .84rem; }
-/* Charts follow the reader's colours: plotly writes its own inline, which only !important overrides. */
+/* Charts follow the reader's colours: only !important overrides plotly's inline ones. */
 .js-plotly-plot text { fill: var(--fg) !important; }
 .js-plotly-plot .hoverlayer .hovertext text { fill: inherit !important; }
 .js-plotly-plot .hoverlayer .axistext text { fill: var(--bg) !important; }
@@ -118,7 +118,7 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); 
 
 _CONFIG = {
     "responsive": True,
-    # A finger that scrolls the page must not zoom a chart, and buttons would cover the legend on a phone.
+    # Scrolling must not zoom a chart, and on a phone buttons would cover the legend.
     "scrollZoom": False,
     "displayModeBar": False,
 }
@@ -139,7 +139,7 @@ def _chart(chart: Chart) -> str:
 
 
 def _table(frame: pd.DataFrame, *, words: bool = False) -> str:
-    """A table as HTML; ``words``: of text, which wraps, not of numbers."""
+    """A table as HTML; ``words``: of text, which wraps, instead of numbers."""
     drawn = frame.to_html(border=0, na_rep="", index_names=False, classes="text" if words else None, justify="unset")
     return f'<div class="scroll">{drawn}</div>'
 
@@ -177,11 +177,11 @@ def render(
     Args:
       title: its heading.
       subtitle: a line below.
-      notice: what must be said with every number; "": nothing.
-      answer: questions, and what the study found.
+      notice: shown above everything, unless "".
+      answer: questions and answers.
       tables: of the findings.
-      charts: the figures of the findings.
-      warnings: what to beware of.
+      charts: of the findings.
+      warnings: for whoever cites a number.
       sections: the rest; empty ones are left out.
     """
     kept = [section for section in sections if not section.empty]
@@ -206,7 +206,7 @@ def render(
             f'<div class="warn"><b>Before you cite this</b><ul>{beware}</ul></div>' if warnings else "",
             f"<nav>{links}</nav>",
             *map(_section, kept),
-            "<noscript><p>The figures need JavaScript; the numbers behind them lie in figures/*.csv.</p></noscript>",
+            "<noscript><p>The figures need JavaScript; their numbers are in figures/*.csv.</p></noscript>",
             "</body></html>",
         ]
     )

@@ -1,4 +1,4 @@
-"""What was run, where, how long, how to repeat it; and what to beware of."""
+"""What was run, where, for how long, how to repeat it; and warnings."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from plastax.report.statistics import FEWEST
 from plastax.report.values import rank_at
 
 Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-"""Letter of a run, "" of the only one -> content of its ``config.json`` and of its ``environment.json``."""
+"""Letter of a run, "" for a single one -> content of its ``config.json`` and ``environment.json``."""
 
 FEW = 10
-"""Seeds below which it shows neither in the values nor in their mean whether they are skewed."""
+"""With fewer seeds, their values do not show whether they are skewed."""
 
 
 def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list[str]:
-    """What a reader has to know before citing a number, see `section`."""
+    """Warnings for whoever cites a number; arguments as of `section`."""
     said = []
     if data.attrs.get("notice"):
         said.append(f"{data.attrs['notice']}.")
     seeds = data.sizes["seed"]
     if seeds < FEWEST:
-        said.append(f"{seeds} seed{'s' * (seeds > 1)}: with fewer than {FEWEST} there are no intervals.")
+        said.append(f"{seeds} seed{'s' * (seeds > 1)}: intervals need at least {FEWEST}.")
     elif seeds < FEW:
         said.append(
-            f"{seeds} seeds: t intervals cover what they say of seeds that differ about normally; where a few seeds "
-            "lie far from the others (lognormal values), 95 % covers about 83 %. More seeds show which it is."
+            f"{seeds} seeds: a 95 % t interval covers 95 % if seeds are about normally distributed, and 83 % if a "
+            "few lie far from the others (lognormal values). More seeds show which it is."
         )
     said += [
         f"{line[0].upper()}{line[1:]}."
@@ -46,21 +46,22 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
     said += _measurement(data, configs)
     said += drawn.warning(data)
     if any(base(m) == "reset" for m in data.arm.values.tolist()):
-        said.append("reset starts every task anew: a reference without history, not an upper bound.")
+        said.append("reset starts every task with a new network: a reference without history, not an upper bound.")
     if found is not None and found.measure is not None:
         said.append(
-            "Rank alone does not rank methods: published networks with the largest feature rank were not the best, "
-            "and a rank depends on its threshold and on the loss's scale. Read it beside the score, and over eps."
+            "Ranks do not rank methods: published networks with the largest feature rank were not the best, and a "
+            "rank depends on its threshold and on the scale of the loss. Read it with the score, and for several eps."
         )
     if "probe/features/dormant_fraction" in data:
         said.append(
-            "Dormant units depend on the batch they are measured on and on the threshold; few are no sign of health."
+            "The number of dormant units depends on the measured batch and the threshold; a small one is no sign of "
+            "health."
         )
     return said
 
 
 def _measurement(data: xr.Dataset, configs: Configs) -> list[str]:
-    """Whether the spectra were measured well enough, and what would measure them better."""
+    """A warning if the spectra were measured poorly, and what would measure them better."""
     rank, error = rank_at(data), rank_at(data, value="rank_se")
     if rank is None or error is None:
         return []
@@ -81,11 +82,11 @@ def _measurement(data: xr.Dataset, configs: Configs) -> list[str]:
 
 
 def section(data: xr.Dataset, configs: Configs) -> Section:
-    """What was run.
+    """The section on what was run.
 
     Args:
       data: the study.
-      configs: letter of the run ("": the only one) -> content of its ``config.json`` and ``environment.json``.
+      configs: see `Configs`.
     """
     tables = [("How long", _seconds(data))]
     for letter, (config, environment) in configs.items():
@@ -93,11 +94,11 @@ def section(data: xr.Dataset, configs: Configs) -> Section:
         tables.append((f"{name}what and where", _what(config, environment)))
     if len(configs) > 1:
         tables.append(("Settings that differ", _differing({k: c for k, (c, _) in configs.items()})))
-    return Section("run", "What was run, where, how long; how to repeat it", tables=tables)
+    return Section("run", "What was run, where, for how long; how to repeat it", tables=tables)
 
 
 def settings(configs: Configs) -> Section:
-    """All settings of all runs, see `section`."""
+    """All settings of all runs; argument as of `section`."""
     tables = []
     for letter, (config, _) in configs.items():
         rows = {k: json.dumps(v) for k, v in config.get("settings", {}).items()}
@@ -106,7 +107,7 @@ def settings(configs: Configs) -> Section:
 
 
 def _seconds(data: xr.Dataset) -> pd.DataFrame:
-    """Seconds of each arm by what they were spent on."""
+    """Seconds of each arm by their use."""
     rows = {}
     for name in data.data_vars:
         if str(name).startswith("host/") and str(name).endswith("_seconds"):

@@ -1,4 +1,4 @@
-"""Does curvature at a task's start go with what the network then achieves? Points, correlations, their errors."""
+"""Curvature at a task's start against the score in that task: scatter plots, and correlations with intervals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from plastax.report.values import layer_mean, rank_at, task_values
 RESAMPLES = 2000
 
 POINTS = 5000
-"""Points in a chart and its correlations, at most: of more, some tasks are taken, evenly evenly."""
+"""The most points in a chart and its correlations; if there are more, it takes evenly spread tasks."""
 
 
 class Correlation(NamedTuple):
-    """Spearman's correlation over seeds and tasks, and the ends of its interval; ``points`` of them."""
+    """Spearman's correlation of ``points`` (seeds times tasks), and the ends of its interval."""
 
     value: float
     low: float
@@ -32,12 +32,12 @@ class Correlation(NamedTuple):
 
 
 def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of all values, each as often as its seed is there.
+    """Spearman's correlation of the values of weighted seeds.
 
     Args:
       x: ``[S, ...]``.
       y: likewise.
-      weights: ``[..., S]``, how often each seed is there.
+      weights: ``[..., S]``, how often each seed counts.
 
     Returns:
       ``[...]``; NaN where one of the two is constant.
@@ -51,7 +51,7 @@ def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks of ``[n]`` values, each there ``[..., n]`` times; those of equal values are their mean."""
+    """Ranks of ``[n]`` values that each count ``[..., n]`` times; equal values have their mean rank."""
     order = np.argsort(values)
     new = np.append(True, np.diff(values[order]) > 0)
     many = np.add.reduceat(weights[..., order], np.flatnonzero(new), axis=-1)
@@ -61,21 +61,21 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Of ``[S, ...]``; seeds are resampled whole."""
+    """Of values ``[S, ...]``; the bootstrap resamples whole seeds."""
     ends = bootstrap(lambda weights: spearman(x, y, weights), len(x), resamples=RESAMPLES, size=x.size)
     return Correlation(*ends, x.size)
 
 
 def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
-    """Correlation of two quantities: of each arm, of all methods together, and together but within methods.
+    """Correlation of two quantities: for each arm, and pooled over all, with and without differences between arms.
 
     Args:
       x: (arm, seed, task).
-      y: likewise. Tasks that an arm lacks in either are left out for it, and for all in what is together.
+      y: likewise. A task that an arm lacks in either is left out for that arm, and from the pooled correlations.
 
     Returns:
-      Method, ``all methods, pooled`` or ``all methods, within each`` -> its correlation. The last takes each arm's
-      values minus their mean, so that differences between methods do not count.
+      Arm, ``all methods, pooled`` or ``all methods, within each`` -> its correlation. The last is of each arm's values
+      minus their mean, so that differences between arms do not count.
     """
     names = x.arm.values.tolist()
     mine, its = (v.transpose("seed", "arm", "task").values.astype(float) for v in (x, y))
@@ -83,7 +83,7 @@ def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
     found = {}
     for m in range(len(names)):
         one = mine[:, m : m + 1, there[m]], its[:, m : m + 1, there[m]]
-        # Of constants and of three points there is no correlation.
+        # Constants have no correlation, and three points no meaningful one.
         if one[0].size > 3 and np.ptp(one[0]) and np.ptp(one[1]):
             found[m] = _correlation(*one)
     out = {names[m]: one for m, one in found.items()}
@@ -97,7 +97,7 @@ def correlations(x: xr.DataArray, y: xr.DataArray) -> dict[str, Correlation]:
 
 
 def pairs(data: xr.Dataset) -> list[tuple[str, str, xr.DataArray, Quantity, xr.DataArray]]:
-    """What is set against the score: key, label and values at task start; then the score and its values."""
+    """The charts: key, label and values at task start of a measure of curvature; then the score and its values."""
     score = score_of(data)
     values = None if score is None else task_values(data, score.main)
     if score is None or values is None:
@@ -144,13 +144,15 @@ def section(data: xr.Dataset) -> Section:
         return Section("relation", "Curvature and performance")
     table = pd.DataFrame(columns)
     text = [
-        "A point is a seed in a task: what was measured at its start, before any training on it, against what was "
-        f"reached in it. Of more than {POINTS:,} points, some tasks stand for all, evenly evenly. Spearman's "
-        "correlation with its 95 % bootstrap interval; seeds are resampled whole, and of few seeds it is too short. "
-        "Pooled, methods that differ in both make a correlation by themselves; within methods that is taken out. "
-        "Both may still only share a trend over tasks: correlation is not cause."
+        "A point is a seed in a task: the measure at the task's start, before any training on it, against the score "
+        f"in it. Charts of more than {POINTS:,} points show evenly spread tasks. Correlations are Spearman's, with 95 "
+        "% bootstrap intervals over whole seeds, which are too short for few seeds. The pooled correlation may come "
+        "from differences between methods alone; the one within each method does not. Both may come from a shared "
+        "trend over tasks: correlation is not causation."
     ]
-    return Section("relation", "Does curvature go with performance?", text, charts, [("Spearman's correlation", table)])
+    return Section(
+        "relation", "Is curvature correlated with performance?", text, charts, [("Spearman's correlation", table)]
+    )
 
 
 def _text(one: Correlation) -> str:

@@ -1,4 +1,4 @@
-"""Spectral density over tasks: with a slider, as a ridgeline, as heat maps; eigenvalues above eps, against eps."""
+"""Spectral density over tasks: a slider, a ridgeline, heat maps; number of eigenvalues above eps, against eps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from plastax.report.statistics import over_seeds
 from plastax.report.values import layer_mean, middle_eps, rank_at
 
 ROWS = 8
-"""Tasks in the ridgeline, at most."""
+"""The most tasks in the ridgeline."""
 
 NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton"}
 
 
 class Density(NamedTuple):
-    """Spectral densities, ready to be drawn.
+    """Spectral densities for charts.
 
     Attributes:
-      counts: (arm, task, bin): eigenvalues in each bin, or their share if the size of the network is not known.
-      unit: what they are.
-      middle: ``[bin]``, places of the bins on the symmetric-log axis; edges ``[bin + 1]``.
-      edges: of the bins, likewise.
+      counts: (arm, task, bin), see `plastax.report.spectra.counts`.
+      unit: of the counts, in words.
+      middle: ``[bin]``, of the bins, on the symmetric-log axis.
+      edges: ``[bin + 1]``, of the bins, likewise.
       axis: settings of that axis.
-      least: counts below this are rounding of the quadrature.
+      least: smaller counts are rounding errors of the quadrature.
     """
 
     counts: xr.DataArray
@@ -44,7 +44,7 @@ class Density(NamedTuple):
 
 
 def densities(data: xr.Dataset, operator: str, per_decade: int) -> Density | None:
-    """What `plastax.report.spectra.density` finds, in numbers of eigenvalues; None without spectra."""
+    """The densities of one operator; None without spectra."""
     shares, unit = counts(data, operator, per_decade)
     if shares is None:
         return None
@@ -63,7 +63,7 @@ def _measured(shown: Density) -> list[int]:
 
 
 def slider(shown: Density, name: str) -> go.Figure:
-    """All arms' densities in one task; the slider goes from task to task."""
+    """The densities of all arms in the task that the slider chooses."""
     of = styles(shown.counts.arm.values.tolist())
     tasks = evenly(_measured(shown), TASKS)
     top = np.log10(float(shown.counts.max()))
@@ -78,7 +78,7 @@ def slider(shown: Density, name: str) -> go.Figure:
             drawn.append(
                 go.Scatter(
                     x=small(shown.middle),
-                    # Empty bins are drawn below the axis, so that a line comes down instead of breaking off.
+                    # Empty bins are drawn below the axis, so that lines do not break.
                     y=small(np.fmax(counts, floor)),
                     customdata=small(counts),
                     name=style["name"],
@@ -103,7 +103,7 @@ def slider(shown: Density, name: str) -> go.Figure:
 
 
 def ridgeline(shown: Density, name: str) -> go.Figure:
-    """A row a task, from the first below to the last on top, each with all arms' densities."""
+    """One row for each task, the first at the bottom, with the densities of all arms."""
     of = styles(shown.counts.arm.values.tolist())
     tasks = evenly(_measured(shown), ROWS)
     counts = shown.counts.where(shown.counts > shown.least, 0.0)
@@ -111,7 +111,7 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
     height = 1.3 * height / float(height.max())
     made = figure(f"{name} eigenvalue (symmetric-log)", "task")
     x = np.concatenate([shown.middle, shown.middle[::-1]])
-    # From the last task to the first: rows in front are drawn over those behind.
+    # From the last task to the first: lower rows are drawn over upper ones.
     for row, task in reversed(list(enumerate(tasks))):
         for arm, style in of.items():
             y = height.sel({"arm": arm, "task": task}).values
@@ -136,7 +136,7 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
 
 
 def heat_map(shown: Density, name: str, arm: str, eps: float | None) -> go.Figure:
-    """One arm's density over tasks; lines at +-eps."""
+    """One arm's density over tasks, with lines at +-eps."""
     one = fewer_tasks(shown.counts.sel(arm=arm).dropna("task", how="all"))
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
@@ -165,7 +165,7 @@ def heat_map(shown: Density, name: str, arm: str, eps: float | None) -> go.Figur
 
 
 def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
-    """How many eigenvalues are larger than eps, against eps: in the first and in the last third of the tasks."""
+    """Number of eigenvalues above eps against eps, in the first and in the last third of the tasks."""
     if f"probe/{operator}/nodes" not in data or f"probe/{operator}/dim" not in data:
         return None
     nodes, weights, dim = (data[f"probe/{operator}/{part}"].sel(mark="init") for part in ("nodes", "weights", "dim"))
@@ -173,9 +173,9 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     if not 0.0 < largest < np.inf:
         return None
     eps = np.logspace(np.log10(largest) - 6, np.log10(largest), 49)
-    # A loop over eps: all at once would be a hundred times the record.
-    # Not by name: where two operators have spectra of different sizes, the second one's axes are its own.
+    # Two operators with spectra of different sizes have axes of different names.
     probe, node = map(str, nodes.dims[-2:])
+    # One eps at a time: all at once would take a hundred times the memory of the record.
     above = [(weights.where(np.abs(nodes) > e, 0.0)).sum(node).mean(probe).where(dim.notnull()) for e in eps]
     ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose("arm", "seed", "task", "eps")
     first, last = thirds(data.sizes["task"])
@@ -199,13 +199,13 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
 
 
 def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:
-    """The eps of the eps-rank in all other charts; None if it is not known."""
+    """The eps of the eps-rank in all other charts; None if unknown."""
     rank = rank_at(data, operator=operator)
     return float(rank.eps) if rank is not None and "eps" in rank.coords else None
 
 
 def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:
-    """Functionals of the spectrum at each task's start, with error bars, beside the score."""
+    """Numbers that describe the spectrum at each task's start, with error bars."""
     name, eps = NAMES[operator], threshold(data, operator)
     eps_text = "" if eps is None else f" (eps = {eps:g})"
     relative = data.get(f"probe/{operator}/relative_rank")
@@ -223,7 +223,7 @@ def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:
     }.items():
         shown[f"{operator}-{value}"] = f"{name} {label}", layer_mean(data, f"probe/{operator}/{value}", "init")
     if operator == "ggn":
-        # It has none.
+        # The Gauss-Newton matrix has no negative eigenvalues.
         del shown["ggn-negative_mass"]
     charts = []
     for key, (title, values) in shown.items():
@@ -234,7 +234,7 @@ def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:
 
 
 def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
-    """The Lanczos estimate's own error, which the bars over seeds contain only in part."""
+    """A note on the error of the Lanczos estimate, of which bars over seeds show only a part."""
     value = key.removeprefix(f"{operator}-").replace("-", "_")
     error = data.get(f"probe/{operator}/{value}_se")
     if error is None:
@@ -244,7 +244,7 @@ def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
 
 
 def section(data: xr.Dataset, operator: str) -> Section:
-    """Everything about one operator's spectrum."""
+    """The section on one operator's spectrum."""
     name, shown, fine = NAMES[operator], densities(data, operator, 4), densities(data, operator, 8)
     charts, text = [], []
     if shown is not None and fine is not None and _measured(shown):
@@ -252,7 +252,7 @@ def section(data: xr.Dataset, operator: str) -> Section:
         charts.append(
             Chart(
                 f"{operator}-slider", "The spectrum at each task's start: move the slider", slider(shown, name),
-                "Pooled over seeds and probe vectors. A click on a name hides it, a double click hides the others.",
+                "Pooled over seeds and probe vectors. Click on a name to hide it, double-click to hide the others.",
                 460, wide=True,
             )
         )  # fmt: skip
@@ -266,7 +266,9 @@ def section(data: xr.Dataset, operator: str) -> Section:
             made = heat_map(fine, name, arm, eps)
             charts.append(Chart(f"{operator}-heat-{i}", arm, made, "" if eps is None else f"Dashed: +-{eps:g}"))
     if (made := rank_curve(data, operator)) is not None and made.data:
-        note = "Solid: last third of the tasks; dotted: first. Where solid lies below dotted the spectrum has shrunk."
+        note = (
+            "Solid: last third of the tasks; dotted: first third. Where solid is below dotted, the spectrum has shrunk."
+        )
         charts.append(Chart(f"{operator}-eps", "How many eigenvalues exceed eps", made, note, 400))
     charts += scalar_charts(data, operator)
     return Section(operator, f"{name} spectrum over tasks", text, charts)

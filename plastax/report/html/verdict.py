@@ -1,7 +1,7 @@
-"""The first thing on the page: which method keeps its plasticity, and does its spectrum collapse first?
+"""The findings at the top of the page: which method keeps its plasticity, and does its spectrum collapse first?
 
-Everything said here is computed, and hedged by its interval: "losing" where the 95 % interval of the paired change
-lies on the worse side of zero, "no clear change" where it contains zero.
+Every statement depends on an interval: "worse" if the 95 % interval of the paired change lies on the worse side of
+zero, "no clear change" if it contains zero.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _THIRDS = (
 
 
 FEW = 3
-"""Methods up to which sentences have all the numbers; of more, the table does."""
+"""Sentences about more arms than this leave the numbers to the table."""
 
 
 class Measure(NamedTuple):
-    """What stands for the spectrum: its label, and values (arm, seed, task) at the start of each task."""
+    """The measure of the spectrum: its label, and values (arm, seed, task) at the start of each task."""
 
     label: str
     values: xr.DataArray
 
 
 def spectrum(data: xr.Dataset) -> Measure | None:
-    """The Hessian's eps-rank; without one the Gauss-Newton matrix's; without spectra the rank of the features."""
+    """The eps-rank of the Hessian, or else of the Gauss-Newton matrix, or else the rank of the features."""
     for operator, name in (("hessian", "Hessian"), ("ggn", "Gauss-Newton")):
         rank = rank_at(data, operator=operator)
         if rank is not None and bool(rank.notnull().any()):
@@ -50,21 +50,21 @@ def spectrum(data: xr.Dataset) -> Measure | None:
 
 
 def windows(score: Score) -> tuple[TaskWindow, TaskWindow]:
-    """The early and the late tasks: the score's own, else the first and the last third."""
+    """The early and the late tasks: those of the score, or else the first and the last third."""
     return score.change[0] if score.change else _THIRDS
 
 
 def first_drop(values: xr.DataArray, higher_is_better: bool = True) -> dict[str, int | None]:
-    """The first task of each arm from which a value lies clearly below where it started.
+    """The first task of each arm in which a value is clearly below its start.
 
     Args:
       values: (arm, seed, task).
-      higher_is_better: otherwise above.
+      higher_is_better: otherwise above its start.
 
     Returns:
-      Method -> the first task in which, and in the next measured one too, the 95 % interval of the change since the
-      arm's first measured task (paired by seed) lies below zero; None if there is none. Two in a row, because of
-      many intervals that are looked at some miss zero by chance.
+      Arm -> the first of two successive measured tasks in which the 95 % interval of the change since the arm's first
+      measured task (paired by seed) lies below zero; None without such a task. Two, because some of many intervals
+      miss zero by chance.
     """
     sign = 1.0 if higher_is_better else -1.0
     out: dict[str, int | None] = {}
@@ -81,17 +81,17 @@ def first_drop(values: xr.DataArray, higher_is_better: bool = True) -> dict[str,
 
 
 class Findings(NamedTuple):
-    """What the study found, one row an arm.
+    """The findings of a study.
 
     Attributes:
-      frame: index ``arm``; ``late``, ``change`` and ``rank_change`` with their ends, ``minus`` (late, minus the
-        reference's), ``lead`` (late, the best arm's minus this one's); ``drop`` and ``rank_drop``, the first task
-        below the start.
-      score: what the study is judged by.
-      measure: what stands for the spectrum, None if there is nothing.
+      frame: one row for each arm, index ``arm``: ``late``, ``change``, ``rank_change``, ``minus`` (late, minus the
+        reference's) and ``lead`` (late, the best arm's minus this one's), each with its interval; ``drop`` and
+        ``rank_drop``, the first task below the start.
+      score: of the study.
+      measure: of the spectrum; None without one.
       tasks: numbers of early and of late tasks.
-      reference: what methods are compared with.
-      best: the arm with the best late score, ``reset`` left out.
+      reference: the arm that others are compared with.
+      best: the arm with the best late score, except ``reset``.
       seeds: number of seeds.
     """
 
@@ -105,7 +105,7 @@ class Findings(NamedTuple):
 
 
 def findings(data: xr.Dataset) -> Findings | None:
-    """None if no late task is finished, or nothing is recorded that a study could be judged by."""
+    """The findings; None if no late task is finished, or no score is recorded."""
     score = score_of(data)
     values = None if score is None else task_values(data, score.main)
     if score is None or values is None or not bool(values.notnull().any()):
@@ -146,21 +146,19 @@ _ENDS = {"mean": "", "low": "_low", "high": "_high"}
 
 
 def _reference(data: xr.Dataset) -> str | None:
-    """The reference; of several runs side by side, that of the first."""
+    """The reference; for several runs side by side, that of the first."""
     names = data.arm.values.tolist()
     return reference(data) or next((m for r in ("reset", "backprop") for m in names if base(m) == r), None)
 
 
 def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
-    """Questions, and what the study says to them; ``why`` it has nothing to say where that is not for lack of tasks."""
+    """Questions and the study's answers; ``why`` it has none, if not for lack of finished tasks."""
     if found is None:
-        return [
-            ("", f"{why[:1].upper()}{why[1:]}." if why else "No late task is finished yet: there is nothing to say.")
-        ]
+        return [("", f"{why[:1].upper()}{why[1:]}." if why else "No late task is finished yet.")]
     frame, score = found.frame, found.score
     if found.seeds < FEWEST:
         many = "One seed has" if found.seeds == 1 else f"{found.seeds} seeds have"
-        return [("", f"{many} no interval: nothing here tells a difference from chance. Run more (--seeds 8).")]
+        return [("", f"{many} no interval, so a difference may be chance. Run more seeds (--seeds 8).")]
     learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
     kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, score, found.tasks)]
     return [
@@ -170,14 +168,14 @@ def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
 
 
 def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
-    """The best of the methods but ``reset``, by how much, and how far each is from starting anew."""
+    """The best arm except ``reset``, its lead, and the distance of each arm to ``reset``."""
     if frame.empty:
         return []
     score, best = found.score, found.best
     text = f"In the last {found.tasks[1]} tasks {best} has the best {score.main.label}: {cell(frame.loc[best], 'late')}"
     ahead: dict[bool, list[str]] = {True: [], False: []}
     for arm, row in frame.drop(best).iterrows():
-        # Of many methods the numbers would hide the sentence.
+        # The numbers of many arms would hide the sentence.
         number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
         ahead[_side(row, "lead", score) > 0].append(f"{arm}{number}")
     text += f" ({found.reference} left out)" if found.reference and base(found.reference) == "reset" else ""
@@ -188,12 +186,12 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
         verbs = {-1: "worse", 0: "not clearly different", 1: "better"}
         rows = frame.drop(found.reference, errors="ignore").dropna(subset=["minus_low"])
         each = _grouped(rows, "minus", verbs, score)
-        said += [f"Compared with starting anew in every task ({found.reference}): {each}."] if each else []
+        said += [f"Compared with a new network in every task ({found.reference}): {each}."] if each else []
     return said
 
 
 def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Score) -> str:
-    """``worse: a (-3), b (-2); better: c (+1)``; the table has the intervals."""
+    """``worse: a (-3), b (-2); better: c (+1)``, without intervals, which the table has."""
     groups: dict[int, list[str]] = {}
     for arm, row in rows.iterrows():
         groups.setdefault(_side(row, name, score), []).append(f"{arm} ({_signed(row[[name]], name)})")
@@ -201,7 +199,7 @@ def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Sco
 
 
 def _side(row: pd.Series, name: str, score: Score) -> int:
-    """1 where an interval lies on the better side of zero, -1 on the worse, 0 where it contains zero."""
+    """1 if an interval lies on the better side of zero, -1 if on the worse, 0 if it contains zero."""
     ends = (row[f"{name}_low"], row[f"{name}_high"])
     low, high = ends if score.higher_is_better else (-ends[1], -ends[0])
     return int(low > 0) - int(high < 0)
@@ -212,7 +210,7 @@ def _signed(row: pd.Series, name: str) -> str:
 
 
 def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[str]:
-    """How each arm's score changes over the stream."""
+    """The change of each arm's score over the stream."""
     if "change" not in frame:
         return []
     said = _grouped(
@@ -222,7 +220,7 @@ def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[
 
 
 def _order(frame: pd.DataFrame, found: Findings) -> str:
-    """Which fell first, performance or spectrum."""
+    """Whether performance or spectrum fell first."""
     if found.measure is None:
         return "Not measured: add --probes hessian."
     score, groups = found.score.name, dict[str, list[str]]()
@@ -236,7 +234,7 @@ def _order(frame: pd.DataFrame, found: Findings) -> str:
 
 
 def _reading(row: pd.Series, score: str) -> tuple[str, str]:
-    """Which of the two fell first, and in which tasks."""
+    """Whether performance or spectrum of an arm fell first, and in which tasks."""
     drop, rank = row["drop"], row["rank_drop"]
     if pd.isna(drop) and pd.isna(rank):
         return "neither falls", ""
@@ -252,7 +250,7 @@ def _reading(row: pd.Series, score: str) -> tuple[str, str]:
 
 
 def table(found: Findings) -> pd.DataFrame:
-    """The findings for the page, one row an arm."""
+    """The findings for the page, one row for each arm."""
     label = found.score.main.label
     headings = {
         "late": f"{label}, last {found.tasks[1]} tasks",
@@ -277,8 +275,8 @@ def table(found: Findings) -> pd.DataFrame:
 
 
 NOTE = (
-    "Means over seeds with 95 % t intervals (of three seeds or more); changes and differences are paired by "
+    "Means over seeds with 95 % t intervals (for three seeds or more); changes and differences are paired by "
     "seed. Tasks are numbered from 0. Below start: the interval of the change since task 0 lies on the worse side of "
-    "zero, in that and in the next measured task. The rank of task 0 is that of the network before any training. An "
-    "order in time is no cause."
+    "zero in that task and in the next measured one. The rank of task 0 is that of the untrained network. An order in "
+    "time is not a cause."
 )
