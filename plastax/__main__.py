@@ -35,7 +35,7 @@ REGISTRIES: dict[str, dict[str, tuple[str, str]]] = {
     "methods": {"": ("plastax.methods", "METHODS")},
     "streams": {"rl": ("plastax.rl", "STREAMS"), "supervised": ("plastax.streams", "STREAMS")},
     "probes": {"": ("plastax.probes", "PROBES")},
-    "models": {"rl": ("plastax.models", "MODELS"), "supervised": ("plastax.models", "SUPERVISED")},
+    "models": {"rl": ("plastax.models", "ACTOR_CRITICS"), "supervised": ("plastax.models", "SUPERVISED")},
     "data": {"": ("plastax.data", "DATA")},
 }
 """What `list` lists -> for which experiments -> module and name of the registry."""

@@ -1,7 +1,16 @@
-"""Networks: flax linen modules given out as pure functions (`plastax.types.Model`).
+"""Networks: Flax modules given out as pure functions (`plastax.types.Model`).
 
-`SUPERVISED` names what an experiment on images or regression can select, `MODELS` what one in reinforcement learning
-can; each entry is the frozen configuration whose `build` makes the model.
+`SUPERVISED` has what experiments on images or regression select by ``--model``, `ACTOR_CRITICS` what those in
+reinforcement learning do. Each entry is a frozen configuration, whose `build` makes the model. `tapped` and `roles`
+take other Flax modules.
+
+Examples:
+  >>> import jax, jax.numpy as jnp
+  >>> from plastax.models import MLP
+  >>> model = MLP(hidden=(4,)).build((3,), 2)
+  >>> outputs, features = model.apply(model.init(jax.random.key(0)), jnp.ones((5, 3)))
+  >>> outputs.shape, features["dense_0"].shape
+  ((5, 2), (5, 4))
 """
 
 from plastax.models.actor_critic import ActorCritic, ConvActorCritic
@@ -12,13 +21,13 @@ from plastax.models.resnet import ResNet18
 from plastax.models.taps import tapped
 from plastax.models.traced import roles
 
-MODELS = {"mlp": ActorCritic(), "conv": ConvActorCritic()}
+ACTOR_CRITICS = {"mlp": ActorCritic(), "conv": ConvActorCritic()}
 SUPERVISED = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 
 __all__ = [
+    "ACTOR_CRITICS",
     "CNN",
     "MLP",
-    "MODELS",
     "SUPERVISED",
     "ActivationName",
     "ActorCritic",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plastax.errors import ConfigError
-from plastax.models import MODELS
+from plastax.models import ACTOR_CRITICS
 from plastax.program import segments
 from plastax.rl import STREAMS, ppo
 from plastax.rl.environment import EnvironmentStream
@@ -48,7 +48,7 @@ def experiment(
         name,
         config,
         with_defaults(defaults, presets),
-        {"stream": STREAMS, "model": MODELS},
+        {"stream": STREAMS, "model": ACTOR_CRITICS},
         prepare,
         share,
         rate="ppo.learning_rate",

@@ -25,11 +25,21 @@ from tests.methods.test_contract import CONFIGS
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(0)
 STEPS, EXAMPLES = 3, 8
-# Noise is drawn in the order of a tree; power iterations start from vectors of a kernel's shape, and converge.
-SETTINGS: dict[str, dict[str, Any]] = {"upgd": {"noise": 0.0}, "spectral_norm": {"iterations": 200}}
+# Noise is drawn in the order of a tree; power iterations start from vectors of a kernel's shape, and converge here.
+# The others have an effect within a few steps, and beyond the rounding of bfloat16.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "upgd": {"noise": 0.0},
+    "spectral_norm": {"iterations": 200},
+    "hare_tortoise": {"period": 2},
+    "l2_init": {"strength": 0.5},
+    "shrink_and_perturb": {"shrink": 0.1, "perturb": 0.1},
+    "wasserstein_init": {"strength": 0.5},
+    "weight_clipping": {"kappa": 0.5},
+    "weight_decay": {"decay": 0.1},
+}
 OF_ADAM = {"adam_rel", "moment_reset"}
 UNITS = {"continual_backprop", "redo", "regrama", "self_normalized_resets", "plasticity_injection"}
-REFUSED = {"one dense": {"parseval", "isometry"}}
+REFUSED = {"one dense": {"parseval", "isometry", "effective_rank", "l2_er"}}
 # The others are options of the model.
 NAMES = ["backprop", *(name for name, config in METHODS.items() if type(config).build is not Settings.build)]
 

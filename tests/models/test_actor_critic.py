@@ -14,7 +14,7 @@ import pytest
 from plastax import tree
 from plastax.curvature.kronecker import rows
 from plastax.errors import ConfigError
-from plastax.models import MODELS, ActorCritic, ConvActorCritic
+from plastax.models import ACTOR_CRITICS, ActorCritic, ConvActorCritic
 from plastax.types import Model
 
 # These tests compile much and compute little.
@@ -224,9 +224,9 @@ def test_settings_that_cannot_be_used(make: Any, setting: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ACTOR_CRITICS)
 def test_registered_models_build_for_minatar(name: str) -> None:
-    model = MODELS[name].build((10, 10, 4), 6, continuous=False)
+    model = ACTOR_CRITICS[name].build((10, 10, 4), 6, continuous=False)
     params = jax.eval_shape(model.init, jax.random.key(0))
     outputs, _ = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((2, 10, 10, 4), jnp.float32))
     assert outputs["policy"].shape == (2, 6)

@@ -223,6 +223,9 @@ SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {
 
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_registered_models_have_the_documented_sizes(name: str) -> None:
+    assert name in SIZES, f"give {name} an entry in SIZES: shape of an example, outputs, number of parameters"
+    tested = {type(getattr(config, "config", config)) for config, _ in CASES.values()}
+    assert type(SUPERVISED[name]) in tested, f"give {name} an entry in CASES: small settings, shape of an example"
     shape, outputs, size = SIZES[name]
     model = SUPERVISED[name].build(shape, outputs)
     params = jax.eval_shape(model.init, jax.random.key(0))
