@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,6 +114,62 @@ def _network(model: Model, loss_name: str) -> tuple[Network, Callable[[Params, T
     return learner.network(model, loss, with_metrics, lambda batch: batch.x, masked), evaluate
 
 
+class _Evaluation(NamedTuple):
+    """Means over evenly spaced examples of a task, ``evaluation/<part>_<metric>``.
+
+    Attributes:
+      stream: has the examples.
+      metrics: ``(params, running statistics, batch) -> metrics``.
+      examples: the most to take.
+    """
+
+    stream: Stream
+    metrics: Callable[[Params, Tree, Examples], dict[str, Array]]
+    examples: int
+
+    def train(self, state: State, data: Tree, task: Tree, key: Key) -> dict[str, Array]:
+        """On training examples."""
+        return self._means("train", state, self.stream.examples, lambda i, k: self.stream.train(task, data, i, k), key)
+
+    def test(self, state: State, data: Tree, task: Tree, key: Key) -> dict[str, Array]:
+        """On held-out examples; nothing if the stream has none."""
+        if not self.stream.held_out:
+            return {}
+        return self._means("test", state, self.stream.held_out, lambda i, _: self.stream.test(task, data, i), key)
+
+    def validation(self, state: State, data: Tree, task: Tree) -> dict[str, Array]:
+        """On validation examples; nothing if the stream keeps none."""
+        if (take := self.stream.validation) is None:
+            return {}
+        return self._means("validation", state, self.stream.validated, lambda i, _: take(task, data, i), state.key)
+
+    def _means(
+        self, part: str, state: State, available: int, take: Callable[[Array, Key], Examples], key: Key
+    ) -> dict[str, Array]:
+        index = spread(available, self.examples, CHUNK)
+        chunks = index.reshape(-1, min(index.size, CHUNK))
+
+        def chunk(x: tuple[Array, Key]) -> dict[str, Array]:
+            return self.metrics(state.params, state.stats, take(*x))
+
+        means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
+        return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
+
+
+def _check(config: Training, stream: Stream, model: Model) -> None:
+    """Refuses settings that the stream or the model cannot serve."""
+    if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
+        raise ConfigError(
+            f"training.restore_best: True is not allowed for {stream.description}: no images are kept for validation; "
+            "give False, or stream.validation_per_class where there is that"
+        )
+    if config.kronecker_every and config.kronecker_kind == "exact" and model.train is not None:
+        raise ConfigError(
+            "training.kronecker_kind: 'exact' is not allowed for a network with batch normalisation, whose examples "
+            "share their backward pass; give sampled, whose factors have the same mean"
+        )
+
+
 def program(
     config: Training,
     stream: Stream,
@@ -149,20 +204,10 @@ def program(
       ConfigError: batches and updates do not fit the task, see `Training.blocks`; ``restore_best`` without validation
         examples; exact Kronecker factors of a network with batch normalisation; probes that label an axis differently.
     """
-    if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
-        message = (
-            f"training.restore_best: True is not allowed for {stream.description}: no images are kept for validation; "
-            "give False, or stream.validation_per_class where there is that"
-        )
-        raise ConfigError(message)
-    if config.kronecker_every and config.kronecker_kind == "exact" and model.train is not None:
-        message = (
-            "training.kronecker_kind: 'exact' is not allowed for a network with batch normalisation, whose examples "
-            "share their backward pass; give sampled, whose factors have the same mean"
-        )
-        raise ConfigError(message)
+    _check(config, stream, model)
     blocks = config.blocks(stream.examples)
-    network, evaluate = _network(model, stream.loss)
+    network, metrics_of = _network(model, stream.loss)
+    evaluation = _Evaluation(stream, metrics_of, config.evaluation_examples)
     learns = Learner(
         model, network, method, config, batch_like(config, stream), Purpose.FACTORS,
         needs_boundary=needs_boundary, restarts_statistics=restarts_statistics,
@@ -219,7 +264,7 @@ def program(
 
     def keep_best(state: State, best: Best, data: Tree, task: Tree, clock: Array) -> State:
         """Keeps the task's best weights so far; after its last update, restores them."""
-        score = validation(state, data, task)["evaluation/validation_accuracy"]
+        score = evaluation.validation(state, data, task)["evaluation/validation_accuracy"]
         now = Best(state.params, state.stats, score)
         best = jax.tree.map(lambda a, b: jnp.where(score > best.score, a, b), now, best)
         params, stats = jax.lax.cond(
@@ -245,10 +290,9 @@ def program(
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         train_key, test_key, probe_key = jax.random.split(fold(state.key, Purpose.PROBE, border), 3)
-        values = evaluation("train", state, stream.examples, lambda i, k: stream.train(task, data, i, k), train_key)
-        if stream.held_out:
-            values |= evaluation("test", state, stream.held_out, lambda i, _: stream.test(task, data, i), test_key)
-        values |= validation(state, data, task)
+        values = evaluation.train(state, data, task, train_key)
+        values |= evaluation.test(state, data, task, test_key)
+        values |= evaluation.validation(state, data, task)
         if not probes:
             return values
 
@@ -257,25 +301,6 @@ def program(
 
         nothing = segments.missing(jax.eval_shape(look, state))
         return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
-
-    def validation(state: State, data: Tree, task: Tree) -> dict[str, Array]:
-        """The evaluation on validation examples; nothing if the stream keeps none."""
-        if stream.validation is None:
-            return {}
-        take = functools.partial(stream.validation, task, data)
-        return evaluation("validation", state, stream.validated, lambda i, _: take(i), state.key)
-
-    def evaluation(
-        part: str, state: State, available: int, take: Callable[[Array, Key], Examples], key: Key
-    ) -> dict[str, Array]:
-        index = spread(available, config.evaluation_examples, CHUNK)
-        chunks = index.reshape(-1, min(index.size, CHUNK))
-
-        def chunk(x: tuple[Array, Key]) -> dict[str, Array]:
-            return evaluate(state.params, state.stats, take(*x))
-
-        means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
-        return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
 
     def measure_probes(state: State, data: Tree, task: Tree, border: Array, key: Key) -> dict[str, Array]:
         batch_key, key = jax.random.split(key)
