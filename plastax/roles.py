@@ -1,9 +1,8 @@
-"""What every parameter of a network is: kernel (and with which axes), bias, normalisation; of a hidden or output layer.
+"""What each parameter of a network is: kernel (with which axes), bias or normalisation; of a hidden or output layer.
 
-Methods and probes ask here and never go by a layer's name. The answer comes from the model where it knows
-(`Model.roles`), else from the structure of the tree: what lies beside what, in which shapes. What structure cannot tell
-is declared by `Roles`, or seen in a Flax module by `plastax.models.roles`. Whoever needs what nobody says refuses, see
-`axes`, `kernels` and `outputs`.
+Methods and probes ask here and never go by a layer's name. A model that knows says it (`Model.roles`). Otherwise the
+structure of the tree says it: which arrays lie side by side, and their shapes. Users declare the rest by `Roles`, or
+let `plastax.models.roles` find it in a linen module. `axes`, `kernels` and `outputs` refuse what remains unknown.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ class Role(NamedTuple):
       kind: ``bias`` of a layer with a kernel; ``scale`` and ``offset`` of a normalisation; ``other``: of no layer.
       layer: the name of its layer; empty where the network is one layer.
       shape: of the parameter.
-      readings: of a kernel: all that its axes may be.
-      stacks: of another parameter: how many leading axes may stack layers.
-      output: whether the layer is an output layer; None: nobody says.
-      normalized: whether a normalisation follows the layer; None: nobody says.
+      readings: of a kernel: all meanings that its axes may have.
+      stacks: of another parameter: the numbers of leading axes that may stack layers.
+      output: whether the layer is an output layer; None: unknown.
+      normalized: whether a normalisation follows the layer; None: unknown.
     """
 
     kind: Kind
@@ -52,9 +51,9 @@ class Role(NamedTuple):
 
 
 class RolesOf(Protocol):
-    """What says what every parameter is: `Roles`, or a model's own.
+    """Knows what each parameter is: `Roles`, or a model's own.
 
-    No function: `optax.inject_hyperparams` takes those of a method's arguments for schedules.
+    It is not callable: `optax.inject_hyperparams` takes a method's callable arguments for schedules.
     """
 
     def of(self, params: Params) -> dict[str, Role]:
@@ -62,22 +61,30 @@ class RolesOf(Protocol):
 
 
 _MASKED = {"kernel": (0, 0), "w": (0, 0)}
-"""Shapes of arrays that `optax.masked` hides: they are there, and no more is known."""
+"""Stand-ins for the shapes of arrays that `optax.masked` hides."""
 
 
-@dataclass(frozen=True, eq=False)  # Hashable, as what compiled functions are told: by identity.
+@dataclass(frozen=True, eq=False)  # Hashable by identity, as a static argument of compiled functions must be.
 class Roles:
-    """What of a network its parameters' structure does not say.
+    """Declares what the structure of a network's parameters leaves open.
 
     Layers and parameters are named by their paths, ``encoder/Dense_0`` and ``encoder/Dense_0/kernel``, or by patterns
-    with ``*``. A name without one has to be there.
+    with ``*``. A name without ``*`` must exist.
 
-    Understood as they are: layers of Flax linen and nnx, Haiku and Equinox, attention, and stacks of layers, wherever
-    shapes admit one reading only. A kernel of three axes or more without a bias admits several.
+    Layers of Flax linen and nnx, Haiku and Equinox, attention, and stacks of layers are understood without declaration
+    if their shapes admit one reading. A kernel of three or more axes without a bias admits several.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax.roles import Roles
+      >>> params = {"body": {"w": jnp.ones((4, 8)), "b": jnp.ones(8)}, "head": {"w": jnp.ones((8, 2))}}
+      >>> found = Roles(output=("head",)).of(params)
+      >>> {name: (role.kind, role.output) for name, role in found.items()}
+      {'body/b': ('bias', False), 'body/w': ('kernel', False), 'head/w': ('kernel', True)}
     """
 
     output: tuple[str, ...] | None = None
-    """The output layers; empty: there are none; None: not said."""
+    """The output layers; empty: the network has none; None: unknown."""
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     """Parameters that are kernels, and their axes, from the left or, negative, from the right."""
     norms: tuple[str, ...] = ()
@@ -87,13 +94,13 @@ class Roles:
     stacked: Mapping[str, int] = field(default_factory=dict)
     """Layers whose arrays hold several layers of one kind, and along how many leading axes."""
     normalized: tuple[str, ...] | None = None
-    """Layers that a normalisation follows; None: not said."""
+    """Layers that a normalisation follows; None: unknown."""
 
     def of(self, params: Params) -> dict[str, Role]:
-        """The role of every array.
+        """The role of each array, by path name.
 
         Raises:
-          ConfigError: a declared name is not there, or axes do not fit.
+          ConfigError: a declared name does not exist, or axes do not fit.
         """
         masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
         layers: dict[str, dict[str, tuple[str, Any]]] = {}
@@ -125,10 +132,10 @@ class Roles:
             "kernels": (self.kernels, names),
             "others": (self.others, names),
         }
-        for setting, (patterns, there) in declared.items():
+        for setting, (patterns, known) in declared.items():
             for pattern in patterns:
-                if "*" not in pattern and pattern not in there:
-                    raise ConfigError.unknown(f"roles.{setting}", pattern, there)
+                if "*" not in pattern and pattern not in known:
+                    raise ConfigError.unknown(f"roles.{setting}", pattern, known)
 
     def _of_layer(
         self, layer: str, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], types: Mapping[str, str]
@@ -163,18 +170,18 @@ class Roles:
             found[part] = Role(kind, layer, shape, readings, stacks, output, normalized)
         kernels = [role for role in found.values() if role.kind == "kernel"]
         if len(kernels) == 1:
-            # A bias is stacked as its kernel is.
+            # A bias is stacked like its kernel.
             depth = {len(shape_of(kernels[0], reading)[0]) for reading in kernels[0].readings}
             found = {p: r._replace(stacks=tuple(sorted(depth))) if r.kind == "bias" else r for p, r in found.items()}
         return found
 
 
 STRUCTURE = Roles()
-"""What structure alone says."""
+"""The roles that structure alone shows."""
 
 
 def of_model(model: Model | None) -> RolesOf:
-    """What a model says of its parameters; their structure where it says nothing."""
+    """The roles of a model's parameters: those that it declares, else those that structure shows."""
     return STRUCTURE if model is None or model.roles is None else model.roles  # type: ignore[no-any-return]
 
 
@@ -184,11 +191,11 @@ def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:
     Args:
       name: of the parameter.
       role: its role.
-      asks: who wants to know.
-      places: whether it matters which axes are the window of a convolution.
+      asks: the method or probe that asks, for the message.
+      places: whether the window of a convolution must be known apart from its inputs.
 
     Raises:
-      ConfigError: shapes admit several readings, which differ in what matters.
+      ConfigError: shapes admit several readings that differ.
     """
 
     def seen(reading: Kernel) -> Any:
@@ -206,36 +213,45 @@ def axes(name: str, role: Role, asks: str, *, places: bool = False) -> Kernel:
 
 
 def shape_of(role: Role, kernel: Kernel) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The axes that stack layers, those of a unit's inputs (places too), and those of the units."""
+    """The axes that stack layers, those of a unit's inputs (with the window), and those of the units."""
     rows = tuple(sorted(kernel.inputs + kernel.places))
     return tuple(i for i in range(len(role.shape)) if i not in rows + kernel.outputs), rows, kernel.outputs
 
 
 def matrices(x: Array, role: Role, kernel: Kernel) -> Array:
-    """A kernel as ``[*stack, inputs, units]``; a convolution's inputs are those of all its places."""
+    """A kernel as ``[*stack, inputs, units]``; the inputs of a convolution are those of its whole window.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import roles
+      >>> params = {"conv": {"kernel": jnp.ones((3, 3, 2, 8)), "bias": jnp.ones(8)}}
+      >>> role = roles.STRUCTURE.of(params)["conv/kernel"]
+      >>> roles.matrices(params["conv"]["kernel"], role, roles.axes("conv/kernel", role, "an example")).shape
+      (18, 8)
+    """
     stack, rows, units = shape_of(role, kernel)
     sizes = [math.prod(role.shape[i] for i in group) for group in (rows, units)]
     return x.transpose(stack + rows + units).reshape(*(role.shape[i] for i in stack), *sizes)
 
 
 def from_matrices(x: Array, role: Role, kernel: Kernel) -> Array:
-    """Back from `matrices`."""
+    """The inverse of `matrices`."""
     order = sum(shape_of(role, kernel), ())
     return x.reshape([role.shape[i] for i in order]).transpose([order.index(i) for i in range(len(order))])
 
 
 def kernels(found: Mapping[str, Role], asks: str, *, hidden: bool = False) -> dict[str, Role]:
-    """The kernels of a network, or those of hidden layers alone, by name.
+    """The kernels of a network by name; with ``hidden`` those of hidden layers only.
 
     Raises:
-      ConfigError: there are none; or they are to be hidden ones, and nobody says which layers are output layers.
+      ConfigError: the network has none, or hidden ones are asked for and the output layers are unknown.
     """
     named = {name: role for name, role in found.items() if role.kind == "kernel"}
     if hidden:
         heads = outputs(found, asks, none_allowed=True)
         named = {name: role for name, role in named.items() if name not in heads}
         if not named and heads:
-            raise ConfigError(f"{asks}: there is no hidden layer, only output layers ({_listed(heads)})")
+            raise ConfigError(f"{asks}: the network has no hidden layer, only output layers ({_listed(heads)})")
     if not named:
         raise ConfigError(
             f"{asks}: none of the parameters is a kernel (they are {_listed(found)}); name the kernels by "
@@ -248,17 +264,17 @@ def outputs(found: Mapping[str, Role], asks: str, *, none_allowed: bool = False)
     """The parameters of output layers, by name.
 
     Raises:
-      ConfigError: nobody says which layers are output layers, or there are none.
+      ConfigError: the output layers are unknown, or the network has none.
     """
     layers = dict.fromkeys(role.layer for role in found.values() if role.kind == "kernel")
     if any(role.output is None for role in found.values()):
         raise ConfigError(
-            f"{asks}: nothing says which layers are output layers (there are {_listed(layers)}); give "
+            f"{asks}: nothing says which layers are output layers (of {_listed(layers)}); give "
             f"roles=Roles(output=({next(reversed(layers), 'head')!r},)), or a model with roles"
         )
     heads = {name: role for name, role in found.items() if role.output}
     if not heads and not none_allowed:
-        raise ConfigError(f"{asks}: there is no output layer (layers: {_listed(layers)}); name it in Roles(output=...)")
+        raise ConfigError(f"{asks}: no output layer is known (of {_listed(layers)}); name it in Roles(output=...)")
     return heads
 
 
@@ -266,7 +282,7 @@ def norms(found: Mapping[str, Role], asks: str) -> frozenset[str]:
     """The scales and offsets of normalisations, by name.
 
     Raises:
-      ConfigError: for a parameter that may be one and may be none.
+      ConfigError: a parameter may or may not be one.
     """
     for name, role in found.items():
         if role.kind == "unknown":
@@ -293,7 +309,7 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
 
 
 def _match(declared: Mapping[str, Any], name: str) -> Any:
-    """The value of the first pattern that fits a name; None: none does."""
+    """The value of the first pattern that fits a name; None if none fits."""
     return next((value for pattern, value in declared.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 
@@ -310,7 +326,7 @@ def _owner(params: Params, name: str) -> str:
     """The name of the type that holds an array as its attribute; empty in trees of dicts and lists."""
     for key in name.split("/")[:-1]:
         if isinstance(params, Mapping):
-            # A dict's own keys may have slashes; then it is one of arrays, as Haiku's.
+            # Keys with slashes, as Haiku's, are not found: such a dict holds arrays.
             params = params.get(key, {})
             continue
         params = params[int(key)] if isinstance(params, list | tuple) and key.isdigit() else getattr(params, key, None)

@@ -1,4 +1,4 @@
-"""What the parameters of a layer are, by what lies beside what and in which shapes: the reading of `plastax.roles`."""
+"""Reads from the names and shapes of a layer's arrays what they are; for `plastax.roles`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Kind = Literal["kernel", "bias", "scale", "offset", "embedding", "other", "unkno
 
 
 class Kernel(NamedTuple):
-    """Which axes of a kernel are what; every other axis stacks layers of one kind (`nn.scan`, `nn.vmap`).
+    """The meaning of a kernel's axes; every other axis stacks layers of one kind (`nn.scan`, `nn.vmap`).
 
     Attributes:
-      inputs: what a unit reads at one place.
-      outputs: the units.
-      places: the window of a convolution.
+      inputs: axes of what a unit reads at one place.
+      outputs: axes of the units.
+      places: axes of a convolution's window.
     """
 
     inputs: tuple[int, ...]
@@ -26,7 +26,12 @@ DENSE = Kernel((-2,), (-1,))
 
 
 def convolution(axes: int) -> Kernel:
-    """The kernel ``[*window, inputs, outputs]`` of a convolution over so many axes."""
+    """The kernel ``[*window, inputs, outputs]`` of a convolution over ``axes`` axes.
+
+    Examples:
+      >>> convolution(2)
+      Kernel(inputs=(-2,), outputs=(-1,), places=(-4, -3))
+    """
     return Kernel((-2,), (-1,), tuple(range(-2 - axes, -2)))
 
 
@@ -43,7 +48,15 @@ def kinds_of(
     stacked: int,
     declared: frozenset[str],
 ) -> dict[str, Kind]:
-    """What the parameters of one layer are, by what lies beside what."""
+    """What the parameters of one layer are.
+
+    Args:
+      layer: its path.
+      parts: parameter -> shape.
+      types: parameter -> name of the type that holds it, empty in trees of dicts.
+      stacked: leading axes that stack layers.
+      declared: parameters declared as kernels.
+    """
 
     def is_matrix(part: str) -> bool:
         return part in declared or len(parts[part]) - stacked >= 2
@@ -62,7 +75,7 @@ def kinds_of(
         elif part == "scale" or normalizes:
             found[part] = "offset" if part in SHIFTS else "scale"
         elif part in known:
-            # Without a bias, of a type that nobody knows, a table of embeddings looks the same.
+            # A lone `weight` of unknown type may be a table of embeddings.
             sure = part != "weight" or len(parts) > 1 or types[part]
             found[part] = "kernel" if sure else "unknown"
         elif is_matrix(part) and not known and part not in SHIFTS:
@@ -79,7 +92,7 @@ def kinds_of(
 
 
 def is_attention(layer: str, shapes: Mapping[str, Any]) -> bool:
-    """Whether a layer is one of the four of an attention, as Flax has them side by side."""
+    """Whether a layer is one of the four of an attention in Flax, ``query``, ``key``, ``value`` and ``out``."""
     above, _, last = layer.rpartition("/")
     return last in _ATTENTION and all((f"{above}/{one}" if above else one) in shapes for one in _ATTENTION)
 
@@ -87,7 +100,7 @@ def is_attention(layer: str, shapes: Mapping[str, Any]) -> bool:
 def readings_of(
     part: str, owner: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, stacked: int | None, attention: str
 ) -> tuple[Kernel, ...]:
-    """All that the axes of a kernel may be, given its bias."""
+    """All readings of a kernel's axes that its bias's shape allows."""
     size = len(shape)
     if attention and size >= 3:
         first = size - 3
@@ -111,6 +124,6 @@ def readings_of(
             ends = (shape[: depth + 1], shape[: depth + 1] + (1,) * len(rest))
             if depth + 1 < size and (bias is None or bias in ends):
                 found.append(Kernel((depth + 1,), (depth,), rest))
-    if part == "weight" and not owner:  # A dict's, in either order.
+    if part == "weight" and not owner:  # In a dict either order is possible.
         found += readings_of("kernel", owner, shape, bias, stacked, attention)
     return tuple(dict.fromkeys(found))

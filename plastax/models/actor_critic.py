@@ -27,7 +27,7 @@ class ActorCritic(ModelConfig):
     hidden: tuple[int, ...] = (64, 64)
     """Units of each hidden layer, in both networks."""
     initial_log_std: float = 0.0
-    """Continuous actions only: start of the policy's log standard deviation, one parameter an action dimension."""
+    """Continuous actions only: initial log standard deviation of the policy, one parameter per action dimension."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class ConvActorCritic(ActorCritic):
     hidden: tuple[int, ...] = (128,)
     """Units of each dense hidden layer, in both networks."""
     channels: tuple[int, ...] = (16,)
-    """Channels of each 3x3 convolution (stride 1, no padding); MinAtar's reference networks use one of 16."""
+    """Channels of each 3x3 convolution (stride 1, no padding); MinAtar's reference networks have one of 16."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +87,7 @@ class ConvActorCritic(ActorCritic):
 
 
 class _Network(nn.Module):
-    """Convolutions, hidden dense layers and an output layer; gives the features out too."""
+    """Convolutions, hidden dense layers and an output layer; returns its features too."""
 
     config: ActorCritic
     channels: tuple[int, ...]

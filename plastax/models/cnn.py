@@ -28,8 +28,8 @@ class CNN(ModelConfig):
 
     References:
       The defaults are the network of Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024,
-      for Continual ImageNet. Theirs has no padding: 512 features behind the last maximum for 32x32 inputs. With padding
-      there are 2048, and 373,826 parameters for 32x32x3 inputs and 2 outputs.
+      for Continual ImageNet. Theirs has no padding, and 512 features after the last maximum for 32x32 inputs. With
+      padding it has 2048, and 373,826 parameters for 32x32x3 inputs and 2 outputs.
     """
 
     channels: tuple[int, ...] = (32, 64, 128)
@@ -39,7 +39,7 @@ class CNN(ModelConfig):
     hidden: tuple[int, ...] = (128, 128)
     """Units of each dense hidden layer."""
     padding: Padding = "SAME"
-    """SAME: zeros around keep an image's size; VALID: none, and it loses a kernel's size less one."""
+    """SAME: zeros around an image keep its size; VALID: no zeros, a side loses the kernel's size less one."""
     initializer: InitializerName = "lecun_normal"
     """How all kernels are drawn, the output layer's too (orthogonal: gain sqrt(2))."""
 
@@ -58,7 +58,7 @@ class CNN(ModelConfig):
           outputs: number of logits.
 
         Raises:
-          ConfigError: if inputs are no images or too small, or ``outputs`` is not positive.
+          ConfigError: inputs are no images or too small, ``outputs`` is not positive, or heads cannot be injected.
         """
         layers.check_image("cnn", input_shape)
         side = min(input_shape[:2])

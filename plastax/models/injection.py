@@ -1,4 +1,4 @@
-"""Further heads for plasticity injection: a network whose prediction grows by a new head less a copy of it."""
+"""Further heads for plasticity injection: a new head is added to a network's outputs and its frozen copy subtracted."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Taps = dict[str, Array]
 def with_injections(model: Model, injections: int, depth: int) -> Model:
     """``h(x) + sum_i (new_i(x) - frozen_i(x))``: pairs of heads beside the network's own head h.
 
-    A head is the last ``depth`` layers of every branch that ends in an output layer (actor and critic each have one),
-    with the normalisations between them; what comes before is shared by all. The two heads of a pair start equal, to
-    the last bit, so that the sum is h until one of them is trained; which are is up to the method
-    (`plastax.methods.plasticity_injection`). Their parameters are ``injection_<i>/new/<layer>/...`` and
-    ``injection_<i>/frozen/<layer>/...``, and so are their layers named.
+    A head is the last ``depth`` layers of each branch that ends in an output layer (actor and critic are two), with
+    the normalisations between them. All heads share the layers before. The two heads of a pair start equal to the last
+    bit, so the sum is h until one of them is trained. The method `plastax.methods.plasticity_injection` decides which
+    heads are trained. Their parameters are ``injection_<i>/new/<layer>/...`` and ``injection_<i>/frozen/<layer>/...``;
+    their layers are named alike.
 
-    The forward pass of the shared part is written once for every head, and the compiler merges them; the backward pass
-    it does not merge. Features are those of the network itself and of the new heads. Units are declared of the shared
-    layers only: the others have copies.
+    The forward pass of the shared layers is traced once for each head. The compiler merges these forward passes, but
+    not the backward passes. Features are those of the network itself and of the new heads. Only shared layers have
+    units: the others have copies.
 
     Args:
       model: the network.
@@ -35,7 +35,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
       depth: layers of a head, the output layer included.
 
     Raises:
-      ConfigError: a negative number of pairs, or heads that are no more than the output layer or more than there is.
+      ConfigError: a head would be the output layer alone, or have more layers than the network.
     """
     if not injections:
         return model
@@ -53,7 +53,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
         return unflatten_dict(flat, sep="/")
 
     def pick(prefix: str, params: Params) -> Params:
-        """The network with the head of this prefix in place of its own; with its own for the empty one."""
+        """The network with the head of this prefix in place of its own; the empty prefix is its own head."""
         flat = flatten_dict(params, sep="/")
         own = {name: x for name, x in flat.items() if not name.startswith("injection_")}
         if prefix:
@@ -62,10 +62,10 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
 
     def pick_taps(prefix: str, taps: Taps) -> Taps:
         named = {name: prefix + name if name in head else name for name in model.layers}
-        return {name: taps[there] for name, there in named.items() if there in taps}
+        return {name: taps[given] for name, given in named.items() if given in taps}
 
     def total(base: Tree, others: list[Tree]) -> Tree:
-        # A pair's difference first: of equal heads it is zero, and the sum exactly the network's own output.
+        # A pair's difference first: for equal heads it is zero, and the sum is exactly the network's own output.
         for new, frozen in zip(others[::2], others[1::2]):
             base = jax.tree.map(lambda out, a, b: out + (a - b), base, new, frozen)
         return base
@@ -78,7 +78,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
         return base | {p + name: seen[name] for (p, _), seen in zip(heads, others) for name in head}
 
     def all_of(run: Callable[[Params, Taps], tuple[Any, ...]], params: Params, taps: Taps) -> tuple[Any, ...]:
-        """What ``run`` gives for the network itself and for all heads: (outputs, features, inputs, what else)."""
+        """``run`` summed over the network itself and all heads: (outputs, features, inputs, *rest of the network)."""
         outputs, features, inputs, *rest = run(pick("", params), pick_taps("", taps))
         seen = [run(pick(prefix, params), pick_taps(prefix, taps)) for prefix, _ in heads]
         outs, feats, ins = ([one[k] for one in seen] for k in range(3))
@@ -125,13 +125,13 @@ def _head(layers: tuple[str, ...], injections: int, depth: int) -> tuple[str, ..
     for branch in branches:
         own = [n for n in layers if n.startswith(f"{branch}dense_") or n == f"{branch}output"]
         if len(own) < 2:
-            message = f"model.injections: {injections} is not allowed without dense hidden layers; give 0, or layers"
-            raise ConfigError(message)
+            raise ConfigError(
+                f"model.injections: {injections} is not allowed without dense hidden layers; give 0, or layers"
+            )
         if not 2 <= depth <= len(own):
-            message = (
+            raise ConfigError(
                 f"model.head_layers: {depth} is not allowed; give 2 (a hidden layer and the output layer) to {len(own)}"
             )
-            raise ConfigError(message)
         found += own[-depth:]
     return tuple(found)
 

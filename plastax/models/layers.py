@@ -40,8 +40,8 @@ def smooth_leaky(z: Array) -> Array:
 def deep_fourier(z: Array) -> Array:
     """Deep Fourier features, ``[sin(z), cos(z)]`` along the last axis, which doubles.
 
-    A layer's width counts its units, as with `crelu`. The paper keeps the number of features instead: to compare as it
-    does, give half the width.
+    A layer's width counts its units, as with `crelu`. The paper keeps the number of features: give half the width to
+    compare as it does.
 
     References:
       Lewandowski, Schuurmans and Machado, "Plastic learning with deep Fourier features", ICLR 2025, arXiv 2410.20634.
@@ -86,9 +86,9 @@ def norm_name(layer: str) -> str:
 
 
 class OwnRoles:
-    """What every parameter of the networks here is: output layers are called ``output``, convolutions have two axes.
+    """The roles in plastax's networks: output layers are called ``output``, convolutions have two axes.
 
-    Further heads (`plastax.models.injection`) have the layers of the first, and their names behind a prefix.
+    The layers of further heads (`plastax.models.injection`) have the names of the first head's, with a prefix.
     """
 
     def of(self, params: Params) -> dict[str, Role]:
@@ -108,16 +108,16 @@ ROLES = OwnRoles()
 
 
 def activate(name: str, z: Array, activation: str, layer_norm: bool) -> Array:
-    """A hidden layer's features from its pre-activations; to be called within a compact Flax module.
+    """A hidden layer's features from its pre-activations; called within a compact Flax module.
 
     Args:
       name: the layer's, within the module.
       z: ``[B, ..., width]``.
       activation: a name of `ACTIVATIONS`.
-      layer_norm: normalise each example (at each place of an image) over its units before, with scale and bias.
+      layer_norm: whether to normalise each example, at each place of an image, over its units first.
 
     Returns:
-      ``[B, ..., width]``, twice as wide where the activation doubles.
+      ``[B, ..., width]``; twice as wide if the activation doubles.
     """
     if layer_norm:
         z = nn.LayerNorm(name=norm_name(name))(z)
@@ -130,7 +130,7 @@ def units(layer: str, width: int, readers: Sequence[str], *, norm: bool, activat
     Args:
       layer: its name.
       width: its number of units, before an activation that doubles.
-      readers: the layers that get its features, and nothing else in between but pooling and flattening.
+      readers: the layers that read its features, with nothing but pooling and flattening in between.
       norm: whether it is normalised.
       activation: its nonlinearity, a name of `ACTIVATIONS`.
     """

@@ -17,9 +17,9 @@ from plastax.types import Array, Features, Model
 class MLP(ModelConfig):
     """Fully connected layers on the flattened inputs; biases start at zero.
 
-    The features are ``dense_0``, ``dense_1``, ... With layer normalisation the units of a layer see one another through
-    its mean and variance: where a unit's outgoing kernel is zero its own feature has no effect, but a change of its
-    kernel still moves the layer's other features.
+    The features are ``dense_0``, ``dense_1``, ... With layer normalisation the units of a layer interact through its
+    mean and variance. A unit whose outgoing kernel is zero then has no direct effect, but its kernel still moves the
+    layer's other features.
 
     References:
       The defaults are the network of Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024,
@@ -44,7 +44,7 @@ class MLP(ModelConfig):
           outputs: logits or regression targets.
 
         Raises:
-          ConfigError: if ``outputs`` is not positive, or heads cannot be injected.
+          ConfigError: ``outputs`` is not positive, or heads cannot be injected.
         """
         units = self.chain({f"dense_{i}": width for i, width in enumerate(self.hidden)})
         return self.as_model(_MLP(self, outputs), input_shape, units)

@@ -23,16 +23,16 @@ _DENSE_INIT = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal
 class ResNet18(ModelConfig):
     """ResNet-18 for small images: a 3x3 stem without pooling, four stages of residual blocks, two more dense layers.
 
-    Every convolution has a bias and batch normalisation behind it. The first block of every stage but the first halves
-    the image. Where a block changes the shape of what it is given, a 1x1 convolution is its shortcut (in every block,
-    if the activation doubles the features). Behind the last block come the mean over all places and the dense layers.
+    Every convolution has a bias, and batch normalisation follows it. The first block of every stage but the first
+    halves the image. The shortcut of a block that changes its input's shape is a 1x1 convolution (in every block, if
+    the activation doubles the features). After the last block come the mean over all places and the dense layers.
     Kernels are drawn from truncated normal distributions of variance 2 / fan out (convolutions) and 1 / fan out (dense
     layers); biases start at zero.
 
     Features: ``stem``; ``block_<stage>_<i>/conv_0``, inside a block; ``block_<stage>_<i>/conv_1``, a block's output,
     which is the nonlinearity of its second convolution plus its shortcut; ``dense_0``, ... Only ``conv_0`` of the
     blocks and the dense layers have units. The channels of the stem and of the blocks' outputs are sums that several
-    layers write and that later blocks pass on, so no layer's parameters are theirs alone.
+    layers write and later blocks pass on, so no layer's parameters are theirs alone.
 
     `Model.apply` and `Model.tapped` normalise by the batch they are given, never by the running statistics, so an
     example's outputs depend on the others. `Model.train` does the same and moves the statistics on:
@@ -53,7 +53,7 @@ class ResNet18(ModelConfig):
     hidden: tuple[int, ...] = (512, 512)
     """Units of each dense hidden layer."""
     momentum: float = 0.9
-    """Of the running statistics of batch normalisation: what they keep of themselves in a step."""
+    """Share of the running statistics of batch normalisation that a step keeps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class ResNet18(ModelConfig):
           outputs: number of logits.
 
         Raises:
-          ConfigError: if inputs are no images, or ``outputs`` is not positive.
+          ConfigError: inputs are no images, ``outputs`` is not positive, or heads cannot be injected.
         """
         layers.check_image("resnet18", input_shape)
         units, hidden = {}, ["stem"]

@@ -1,4 +1,4 @@
-"""What every parameter of a Flax module is, seen while the module is called."""
+"""What each parameter of a linen module is, seen while the module is traced."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm)
 def roles(module: nn.Module, *inputs: Tree, **arguments: Any) -> Roles:
     """The roles of a `flax.linen` module's parameters, for the methods' argument ``roles``.
 
-    The module is traced, not run. Known are kernels of `nn.Dense`, `nn.DenseGeneral` (attention) and convolutions,
-    whatever their layers are called and however they are stacked; normalisations; which layers a normalisation follows;
-    and the output layers: those whose results are the module's. What is done to them behind (a division, a softmax)
-    hides them: then say ``dataclasses.replace(found, output=(...))``.
+    The module is traced, not run. Found are the kernels of `nn.Dense`, `nn.DenseGeneral` (attention) and convolutions,
+    whatever their layers are called and however they are stacked; normalisations; the layers that a normalisation
+    follows; and the output layers. An output layer is one whose result the module returns. If the module changes that
+    result first (by a division, a softmax), the layer is not found: then give
+    ``dataclasses.replace(found, output=(...))``.
 
     Args:
       module: of which outputs may come first in a tuple with features.
@@ -32,12 +33,19 @@ def roles(module: nn.Module, *inputs: Tree, **arguments: Any) -> Roles:
 
     Raises:
       ConfigError: layers are stacked along other axes than the first.
+
+    Examples:
+      >>> import flax.linen as nn, jax.numpy as jnp
+      >>> from plastax import models
+      >>> found = models.roles(nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.relu, nn.Dense(2)]), jnp.ones((1, 3)))
+      >>> found.output, found.normalized, found.norms
+      (('layers_3',), ('layers_0',), ('layers_1',))
     """
     kernels: dict[str, Kernel] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # within whatever stacks the layer
     norms: list[str] = []
     followed: list[str] = []
-    results: list[tuple[str, Array]] = []  # held, so that no other array gets an old one's identity
+    results: list[tuple[str, Array]] = []  # kept alive: they are told apart by identity
 
     def layers_of(x: Tree) -> list[str]:
         return [name for leaf in jax.tree.leaves(x) for name, out in results if out is leaf]
@@ -85,7 +93,7 @@ def roles(module: nn.Module, *inputs: Tree, **arguments: Any) -> Roles:
 
 
 def _kernel(layer: nn.Module) -> Kernel | None:
-    """The axes of a layer's kernel, from the right; None: it has none that is known."""
+    """The axes of a layer's kernel, from the right; None where they are unknown."""
     if isinstance(layer, nn.Dense):
         return DENSE
     if isinstance(layer, nn.DenseGeneral):
