@@ -1,4 +1,4 @@
-"""Adam with a step count for every parameter entry, for methods that restart some of them."""
+"""Adam with one step count for each parameter entry, for methods that restart some entries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plastax.types import Array, Params, Tree
 
 
 class AdamPerParameterState(NamedTuple):
-    """State of `adam_per_parameter`, three trees like the parameters.
+    """State of `adam_per_parameter`: three trees like the parameters.
 
     Attributes:
       count: int32, steps since the entry was last cleared.
-      mu: decaying mean of its gradient.
-      nu: decaying mean of its squared gradient; both in single precision at least.
+      mu: decaying mean of its gradient, in single precision at least.
+      nu: decaying mean of its squared gradient, likewise.
     """
 
     count: Tree
@@ -29,17 +29,25 @@ class AdamPerParameterState(NamedTuple):
 def adam_per_parameter(
     learning_rate: float | Array | optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose bias correction counts the steps of every entry by itself: ``mhat = m / (1 - b1^t_i)``.
+    """Adam whose bias correction counts the steps of each entry: ``mhat = m / (1 - b1^t_i)``.
 
-    `optax.adam` until a method clears the moments of some entries, as replacing units does. From there, a shared count
-    corrects nothing any more, while the moments start from zero again: the squared gradient's lags behind the mean, and
-    steps are too long, by ``(1 - b1^k) / sqrt(1 - b2^k)`` in the k-th (3.2 in the first, at most 6.6 with the usual
-    constants). With a count of its own an entry starts anew. It costs the memory of a third moment. A schedule of the
-    learning rate counts the steps of all.
+    It equals `optax.adam` until a method clears the moments of some entries, as replacing units does. After that a
+    shared count corrects nothing, although the cleared moments start from zero again. The mean of squared gradients
+    then lags behind the mean, and the k-th step is too long by ``(1 - b1^k) / sqrt(1 - b2^k)``: 3.2 in the first, at
+    most 6.6 with the usual constants. The counts cost as much memory as a third moment. A schedule of the learning
+    rate counts the optimiser's steps.
 
     References:
-      Kingma and Ba, arXiv 1412.6980, algorithm 1; the count of each entry is that of Dohare et al., Nature 632, 2024
+      Kingma and Ba, arXiv 1412.6980, algorithm 1; the count for each entry is that of Dohare et al., Nature 632, 2024
       (their AdamGnT).
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = methods.adam_per_parameter(0.1)
+      >>> params = {"w": jnp.ones(1)}
+      >>> updates, _ = tx.update({"w": jnp.full(1, 5.0)}, tx.init(params), params)
+      >>> print(jnp.round(updates["w"], 3))
+      [-0.1]
     """
     if callable(learning_rate):
         return optax.chain(adam_per_parameter(1.0, b1, b2, eps), optax.scale_by_schedule(learning_rate))

@@ -1,4 +1,4 @@
-"""Adam on local time, and the reset of moments: what the optimiser knows starts anew, the weights do not."""
+"""Adam on local time, and the reset of moments: the optimiser forgets at a switch, the weights do not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_moments(node: Any) -> bool:
 
 
 def restart_count(state: Tree) -> Tree:
-    """The state of an optimiser with the step counts of every Adam in it at zero, and its moments kept."""
+    """An optimiser's state with all of Adam's step counts at zero; moments stay."""
 
     def restart(node: Any) -> Any:
         return node._replace(count=jnp.zeros_like(node.count)) if isinstance(node, optax.ScaleByAdamState) else node
@@ -39,7 +39,7 @@ def restart_count(state: Tree) -> Tree:
 
 
 def restart_moments(state: Tree) -> Tree:
-    """The state of an optimiser with moments and step counts of every Adam in it at zero, and momenta of SGD."""
+    """An optimiser's state with Adam's moments and step counts, and SGD's momenta, at zero."""
 
     def restart(node: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, node) if _is_moments(node) else node
@@ -48,12 +48,12 @@ def restart_moments(state: Tree) -> Tree:
 
 
 def restart_every(inner: optax.GradientTransformation, restart: Callable[[Tree], Tree], every: int) -> Method:
-    """Restarts the optimiser's state before every ``every``-th step, or, where that is 0, at task switches.
+    """Restarts the optimiser's state before each ``every``-th step, or at task switches if ``every`` is 0.
 
     Args:
-      inner: the optimiser, or a method around it; chains and methods are searched through.
+      inner: the optimiser, or a method around it; Adam and momentum are found inside chains and methods.
       restart: `restart_count` or `restart_moments`.
-      every: gradient steps; 0: at task switches.
+      every: gradient steps.
     """
     if not every:
         return at_boundary(inner, lambda params, state, **_: (params, restart(state)))
@@ -73,28 +73,39 @@ def restart_every(inner: optax.GradientTransformation, restart: Callable[[Tree],
 def _check(
     inner: optax.GradientTransformation, model: Model | None, kinds: type | tuple[type, ...], method: str, what: str
 ) -> None:
-    """Refuses an optimiser that has nothing to restart."""
+    """Refuses an optimiser with nothing to restart."""
     if model is None:
         return
     state = jax.eval_shape(lambda key: inner.init(model.init(key)), tree.key_like())
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
     if not any(isinstance(node, kinds) for node in nodes):
-        message = f"methods: {method} restarts {what}, and the optimiser has none; give another optimiser or method"
-        raise ConfigError(message)
+        raise ConfigError(
+            f"methods: {method} restarts {what}, and the optimiser has none; give another optimiser or method"
+        )
 
 
 @dataclass(frozen=True)
 class AdamRel(Settings):
-    """Adam-Rel: Adam's step count, not its moments, starts anew at every task switch.
+    """Adam-Rel: restarts Adam's step count, not its moments, at every task switch.
 
-    With the count t at zero, ``m / (1 - b1^t)`` and ``v / (1 - b2^t)`` treat what is left of the old task as if it had
-    been seen since the switch, which keeps the first steps on a much larger gradient small. Adam's state is found in
-    whatever chain or method is around it.
+    With the count t at zero, ``m / (1 - b1^t)`` and ``v / (1 - b2^t)`` treat the moments of the old task as if they had
+    been collected since the switch. That keeps the first steps small if the gradient is suddenly much larger. Adam's
+    state is found inside any chain or method.
 
     References:
       Ellis et al., "Adam on local time: addressing nonstationarity in RL with relative Adam timesteps", NeurIPS 2024,
       arXiv 2412.17113, algorithm 1. There, PPO restarts with every batch of experience and DQN with every update of the
-      target network, switches that a task's are not: set ``every`` to an update's gradient steps.
+      target network. These are not task switches: for PPO set ``every`` to the gradient steps of an update.
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = methods.AdamRel().build(optax.adam(0.1))
+      >>> params = {"w": jnp.ones(1)}
+      >>> args = {"key": jax.random.key(0), "clock": 0}
+      >>> _, state = tx.update(params, tx.init(params), params, boundary=False, **args)
+      >>> _, state = tx.update(params, state, params, boundary=True, **args)
+      >>> print(state[0].count, state[0].mu["w"])
+      0 [0.1]
     """
 
     off: ClassVar[None] = None
@@ -115,11 +126,13 @@ class AdamRel(Settings):
 
 @dataclass(frozen=True)
 class MomentReset(AdamRel):
-    """Moment reset: the optimiser's moments and step count start anew at every task switch, the weights go on.
+    """Moment reset: clears the optimiser's moments and step count at every task switch; the weights stay.
 
-    Adam's and the momentum of SGD; the state of methods around them (an initial network, a running mean) stays. The
-    comparison arm of Adam-Rel, and what Asadi et al. ("Resetting the optimizer in deep RL", NeurIPS 2023, arXiv
-    2306.17833) propose for target networks.
+    It clears Adam's moments and SGD's momentum. The state of methods around them (an initial network, a running mean)
+    stays. It is the comparison arm of Adam-Rel.
+
+    References:
+      Asadi et al., "Resetting the optimizer in deep RL", NeurIPS 2023, arXiv 2306.17833 (at target networks' updates).
     """
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:

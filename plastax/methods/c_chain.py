@@ -1,4 +1,4 @@
-"""C-CHAIN: what the network says of examples that it is not being trained on shall not change with every step."""
+"""C-CHAIN: reduces churn, the change of outputs on examples that a step was not taken on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,37 @@ from plastax.methods.base import (
     add_scaled,
     batch_like_of,
     empty_ring,
-    keep,
+    push,
+    require_whole,
     transformation,
-    whole,
 )
 from plastax.types import Array, Method, Model, Params, Tree
 
 EPS = 1e-8
-"""Added to the running churn that is divided by."""
+"""Added to the running mean of the churn before a division."""
+
+
+@dataclass(frozen=True)
+class CChain(Settings):
+    """C-CHAIN: reduces churn, the change of outputs on examples that a step was not taken on."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"target": 0.0, "least": 0.0}
+
+    target: float = 0.05
+    """Size of the churn term as a share of the loss (authors: 0.02 to 0.05 of the policy's loss on DeepMind control,
+    1e4 on Gym control)."""
+    least: float = 1.0
+    """Smallest coefficient of the churn (authors: 1)."""
+    decay: float = 0.98
+    """Of the running means of loss and churn, for one gradient step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("decay", below=1)
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(c_chain, inner)``."""
+        return optax.chain(c_chain(**vars(self), batch_like=batch_like_of(model, "c_chain")), inner)
 
 
 class CChainState(NamedTuple):
@@ -33,9 +56,9 @@ class CChainState(NamedTuple):
     Attributes:
       previous: parameters before the last step.
       batches: the last two batches; the older one is the reference.
-      loss: running mean of the loss's magnitude, not yet corrected for its start at zero.
-      churn: that of the churn.
-      weight: what the two sum up to of their weights: the correction.
+      loss: running mean of the loss's magnitude, not corrected for its start at zero.
+      churn: running mean of the churn, likewise.
+      weight: sum of the weights in both means: the correction.
     """
 
     previous: Params
@@ -46,12 +69,12 @@ class CChainState(NamedTuple):
 
 
 def churn(new: Tree, old: Tree, batch: Tree) -> Array:
-    """How far outputs are from what they were, a mean over the batch whose gradient is that of a divergence.
+    """How far outputs have moved: a mean over the batch whose gradient is that of a divergence.
 
-    Of policies (outputs with an entry ``policy``): the cross-entropy of old against new action distribution,
-    categorical from logits, or of a diagonal Gaussian with ``log_std`` its divergence KL(old | new); values take no
-    part, as in the authors' agents. Of classifiers (a batch with integer ``y``): the cross-entropy of the class
-    distributions. Else half the squared change, summed over outputs.
+    - Policies (outputs with an entry ``policy``): the cross-entropy of the old and new action distributions if they are
+      categorical, KL(old | new) if they are Gaussian with ``log_std``. Values are ignored, as in the authors' agents.
+    - Classifiers (a batch with integer ``y``): the cross-entropy of the class distributions.
+    - Others: half the squared change, summed over outputs.
     """
     new, old = tree.wide((new, old))
     if isinstance(new, dict) and "log_std" in new:
@@ -67,26 +90,42 @@ def churn(new: Tree, old: Tree, batch: Tree) -> Array:
 
 
 def c_chain(
-    target: float | Array = 0.05, least: float | Array = 1.0, decay: float | Array = 0.98, batch_like: Tree = None
+    target: float | Array = CChain.target,
+    least: float | Array = CChain.least,
+    decay: float | Array = CChain.decay,
+    batch_like: Tree = None,
 ) -> Method:
     """Adds the gradient of ``c * churn(f_theta(x_ref), f_before(x_ref))`` to the gradient, before the optimiser.
 
-    ``f_before`` has the parameters before the last step, and ``x_ref`` is the batch before the last one: of the three
-    batches that the last step, this step and the churn are taken on no two are the same (within an epoch they share no
-    example). The coefficient keeps the term at a share of the loss:
-    ``c = max(target * mean |loss| / (mean churn + 1e-8), least)``, both means exponential with ``decay`` and corrected
-    for their start. The first two steps have no reference and are the optimiser's.
+    ``f_before`` has the parameters before the last step, and ``x_ref`` is the batch before the last one. So the last
+    step, this step and the churn use three different batches (without a common example within an epoch). The
+    coefficient keeps the term at a share of the loss: ``c = max(target * mean |loss| / (mean churn + 1e-8), least)``.
+    Both means are exponential with ``decay`` and corrected for their start. The first two steps have no reference and
+    are the optimiser's.
 
-    Takes a forward and backward pass on the reference batch and a forward pass with the earlier parameters at every
-    step, and keeps those parameters and two batches.
+    Each step costs a forward and a backward pass on the reference batch and a forward pass with the earlier parameters.
+    The state keeps those parameters and two batches.
 
-    Differs from the authors' code: there the reference is another shuffle of the same rollout, which may hold the
-    training batch's examples; the loss is the policy's alone and the means are over up to 50 rollouts, forgotten at
-    every task switch, with c = 1 for the first ten; here it is the whole loss, step by step, and no switch is needed.
+    The authors' code differs. Its reference is another shuffle of the same rollout, which may hold examples of the
+    training batch. Its loss is the policy's alone. Its means are over up to 50 rollouts and are cleared at every task
+    switch, with c = 1 for the first ten. Here it is the whole loss, step by step, and no switch is needed.
+
+    The settings are those of `CChain`; ``batch_like`` is a minibatch, or its shapes.
 
     References:
       Tang et al., "Mitigating plasticity loss in continual reinforcement learning by reducing churn", ICML 2025, arXiv
       2506.00592 (eq. 8: values and regression).
+
+    Examples:
+      >>> from plastax import methods
+      >>> params, batch = {"w": jnp.ones(1)}, jnp.ones((2, 1))
+      >>> tx = methods.c_chain(batch_like=batch)
+      >>> args = {"batch": batch, "value": 1.0, "outputs_fn": lambda p, x: x @ p["w"]}
+      >>> state = tx.init(params)
+      >>> for clock, w in enumerate([1.0, 1.0, 3.0]):
+      ...     updates, state = tx.update({"w": jnp.zeros(1)}, state, {"w": jnp.full(1, w)}, clock=clock, **args)
+      >>> print(updates["w"])  # outputs rose from 1 to 3
+      [2.]
     """
 
     def init(params: Params) -> CChainState:
@@ -105,9 +144,9 @@ def c_chain(
         every_step: bool = False,
         **_: object,
     ) -> tuple[Tree, CChainState]:
-        whole(params, "c_chain")
+        require_whole(params, "c_chain")
         place = clock if every_step else state.batches.put
-        there = state.batches.put >= 2
+        ready = state.batches.put >= 2
         reference = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, place % 2, keepdims=False), state.batches.batches
         )
@@ -115,33 +154,13 @@ def c_chain(
         amount, slope = jax.value_and_grad(lambda p: churn(outputs_fn(p, reference), before, reference))(params)
 
         def mean(old: Array, new: Array | float) -> Array:
-            return jnp.where(there, decay * old + (1 - decay) * new, old)
+            return jnp.where(ready, decay * old + (1 - decay) * new, old)
 
         loss, moved, weight = mean(state.loss, jnp.abs(value)), mean(state.churn, amount), mean(state.weight, 1.0)
-        corrected = jnp.where(there, weight, 1)
+        corrected = jnp.where(ready, weight, 1)
         c = jnp.maximum(target * (loss / corrected) / (moved / corrected + EPS), least)
-        slope = jax.tree.map(lambda g: jnp.where(there, g, 0), slope)
-        kept = CChainState(params, keep(state.batches, batch, place), loss, moved, weight)
-        return add_scaled(updates, jnp.where(there, c, 0), slope), kept
+        slope = jax.tree.map(lambda g: jnp.where(ready, g, 0), slope)
+        kept = CChainState(params, push(state.batches, batch, place), loss, moved, weight)
+        return add_scaled(updates, jnp.where(ready, c, 0), slope), kept
 
     return transformation("c_chain", init, update, target=target, least=least, decay=decay)
-
-
-@dataclass(frozen=True)
-class CChain(Settings):
-    """C-CHAIN: reduces churn, the change of outputs on examples that a step was not taken on."""
-
-    off: ClassVar[Mapping[str, Any] | None] = {"target": 0.0, "least": 0.0}
-    below_one: ClassVar[tuple[str, ...]] = ("decay",)
-
-    target: float = 0.05
-    """Share of the loss that the churn's term is held at (authors: 0.02 to 0.05 of the policy's loss on DeepMind
-    control, 1e4 on Gym control)."""
-    least: float = 1.0
-    """Smallest coefficient of the churn (authors: 1)."""
-    decay: float = 0.98
-    """Of the running means of loss and churn, a gradient step."""
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(c_chain, inner)``."""
-        return optax.chain(c_chain(self.target, self.least, self.decay, batch_like_of(model, "c_chain")), inner)

@@ -21,7 +21,7 @@ class Composed:
     parts: tuple[MethodConfig, ...]
     """From the innermost to the outermost."""
     model_options: Mapping[str, Any]
-    """What the parts ask of the model, together."""
+    """Those of all parts."""
 
     @property
     def needs_boundary(self) -> bool:
@@ -45,7 +45,7 @@ class Composed:
 
     @property
     def off(self) -> None:
-        """Set the parts' own."""
+        """None: switch off the parts instead."""
         return None
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
@@ -57,13 +57,13 @@ class Composed:
 
 
 def _with_own_key(inner: optax.GradientTransformation) -> Method:
-    """``inner`` with random draws of its own, where what goes around it draws from the same key."""
+    """``inner`` with a key of its own, so that its random draws are not those of the method around it."""
     inner = optax.with_extra_args_support(inner)
 
     def update(updates: Tree, state: Tree, params: Params, *, key: Key, **extra: Any) -> tuple[Tree, Tree]:
         return inner.update(updates, state, params, key=jax.random.fold_in(key, 2), **extra)
 
-    # Of the same type: `base.at_boundary` knows by it what acts at switches.
+    # The type tells `base.at_boundary` what acts at switches.
     kind = AtBoundary if isinstance(inner, AtBoundary) else optax.GradientTransformationExtraArgs
     return kind(inner.init, update)
 
@@ -71,12 +71,18 @@ def _with_own_key(inner: optax.GradientTransformation) -> Method:
 def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     """One method of several: each wraps those before it, so the last one acts on what the others have done.
 
-    Whatever the order, those that act at task switches go around the others (see `base.at_boundary`), then come those
-    that replace units, so that nothing is added to a new unit's parameters, and one that is an optimiser itself goes
-    below all. Every part draws from a key of its own.
+    Three kinds have fixed places, whatever the order. Methods that act at task switches are outermost (see
+    `base.at_boundary`). Next are methods that replace units, so that nothing is added to a new unit's parameters. A
+    method that is an optimiser itself is innermost. Every part draws from its own key.
 
     Raises:
-      ConfigError: two of them ask for different values of one option of the model, or both replace the optimiser.
+      ConfigError: two of them need different values of one option of the model, or both replace the optimiser.
+
+    Examples:
+      >>> from plastax.methods import METHODS, compose
+      >>> both = compose([METHODS["reset"], METHODS["l2"]])
+      >>> [type(part).__name__ for part in both.parts]
+      ['L2', 'Reset']
     """
     if len(configs) == 1:
         return configs[0]
@@ -84,11 +90,9 @@ def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     for config in configs:
         for name, value in config.model_options.items():
             if options.setdefault(name, value) != value:
-                message = f"methods: one of them needs the model's {name} {options[name]!r}, another {value!r}"
-                raise ConfigError(message)
+                raise ConfigError(f"methods: one of them needs the model's {name} {options[name]!r}, another {value!r}")
     if sum(config.replaces_optimizer for config in configs) > 1:
-        message = "methods: two of them replace the optimiser; give one"
-        raise ConfigError(message)
+        raise ConfigError("methods: two of them replace the optimiser; give one")
     order = sorted(
         configs, key=lambda config: (config.needs_boundary, config.replaces_units, not config.replaces_optimizer)
     )

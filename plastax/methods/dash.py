@@ -1,4 +1,4 @@
-"""Direction-aware shrinking: what the new data does not ask for is shrunk."""
+"""Direction-aware shrinking: shrinks the weights that the new data does not ask for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,30 @@ from plastax.roles import STRUCTURE, RolesOf, of_model
 from plastax.types import Array, Method, Model, Params, Tree
 
 
+@dataclass(frozen=True)
+class Dash(Settings):
+    """DASH: at a task switch shrinks each unit's weights, the more the less the new data asks for them.
+
+    See `dash`.
+    """
+
+    needs_boundary: ClassVar[bool] = True
+    off: ClassVar[Mapping[str, Any] | None] = {"batches": 0}
+
+    floor: float = 0.3
+    """Smallest factor that a weight is multiplied by: the paper's lambda (the authors on CIFAR-10: 0.3)."""
+    alpha: float = 0.3
+    """Weight of the newest batch in the running mean of the gradients (the authors on CIFAR-10: 0.3)."""
+    batches: int = 10
+    """Batches of the new data that are looked at and not trained on."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``dash`` around ``inner``."""
+        return dash(inner, **vars(self), roles=of_model(model))
+
+
 class DashState(NamedTuple):
-    """State of the optimiser, running mean of the gradients since the switch, and batches that are still to come."""
+    """State of the optimiser, running mean of the gradients since the switch, and number of batches still to come."""
 
     inner: Tree
     mean: Params
@@ -25,14 +47,14 @@ class DashState(NamedTuple):
 
 
 def factors(params: Params, mean: Params, floor: float | Array, roles_of: RolesOf = STRUCTURE) -> Params:
-    """What each weight is multiplied by, broadcastable to it: ``max(floor, cos(w, -mean))``, unit by unit.
+    """The factor of each weight, in a shape that broadcasts to it: ``max(floor, cos(w, -mean))``, unit by unit.
 
-    The weights that are compared as one vector: all that a unit reads (dense kernels ``[in, out]``: a column), of a
-    convolution ``[h, w, in, out]`` those of one input channel to one output channel, a bias vector as a whole.
-    Normalisation layers and parameters of no layer are left alone (1).
+    These weights are compared as one vector: all that a unit reads (a column of a dense kernel ``[in, out]``); of a
+    convolution ``[h, w, in, out]`` those of one input channel to one output channel; a whole bias vector. Normalisation
+    layers and parameters of no layer have the factor 1.
 
     Raises:
-      ConfigError: there is no kernel, or the axes of one cannot be told.
+      ConfigError: there is no kernel, or a kernel's axes are unclear.
     """
     found = roles_of.of(params)
     kernels = roles.kernels(found, "dash")
@@ -56,24 +78,37 @@ def factors(params: Params, mean: Params, floor: float | Array, roles_of: RolesO
 
 def dash(
     inner: optax.GradientTransformation,
-    floor: float | Array = 0.3,
-    alpha: float | Array = 0.3,
-    batches: int = 10,
+    floor: float | Array = Dash.floor,
+    alpha: float | Array = Dash.alpha,
+    batches: int = Dash.batches,
     roles: RolesOf = STRUCTURE,
 ) -> AtBoundary:
-    """After a task switch looks at some batches of the new data, and then shrinks the weights that point elsewhere.
+    """After a task switch looks at some batches of the new data, then shrinks the weights that point elsewhere.
 
-    A method sees one batch at a time, so this is what happens: in the first ``batches`` calls after a switch the
-    network and the optimiser's state stand still while ``mean <- (1 - alpha) mean + alpha g``; with the last of them
-    the weights are multiplied by `factors`, and training goes on with the next batch. The gradients are thus all of the
-    weights from before the switch, as in the paper; those batches are not trained on. Between switches it is ``inner``,
-    and at the next one the mean starts from zero.
+    A method sees one batch at a time. In the first ``batches`` calls after a switch the network and the optimiser's
+    state therefore stand still while ``mean <- (1 - alpha) mean + alpha g``. In the last of these calls the weights are
+    multiplied by `factors`; training continues with the next batch. So all gradients are those of the weights before
+    the switch, as in the paper, and these batches are not trained on. Between switches it is ``inner``. At the next
+    switch the mean starts from zero.
+
+    The authors' code goes once through all data so far. At alpha = 0.3 all batches but the last 10 have a weight of
+    0.7^10 = 3 % together, so the default looks at 10. The optimiser's state stays, as there.
+
+    The settings are those of `Dash`; ``roles`` says what the parameters are.
 
     References:
       Shin et al., "DASH: warm-starting neural network training in stationary settings without loss of plasticity",
-      NeurIPS 2024, arXiv 2410.23495, algorithm 1. Their code goes once through all data so far; of more than 10 batches
-      the first have a weight of 0.7^10 = 3 % together at alpha = 0.3, so the default looks at 10. The optimiser's state
-      stays, as there.
+      NeurIPS 2024, arXiv 2410.23495, algorithm 1.
+
+    Examples:
+      >>> from plastax import methods
+      >>> params = {"dense": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+      >>> grads = {"dense": {"kernel": -jnp.array([[1.0, 1.0], [0.0, 0.0]]), "bias": jnp.zeros(2)}}
+      >>> tx = methods.dash(optax.sgd(0.1), batches=1)
+      >>> _, state = tx.update(grads, tx.init(params), params, key=jax.random.key(0), boundary=True)
+      >>> updates, _ = tx.update(grads, state, params, key=jax.random.key(0), boundary=False)
+      >>> print(jnp.diag(optax.apply_updates(params, updates)["dense"]["kernel"]))
+      [1.  0.3]
     """
     optimiser = optax.with_extra_args_support(inner)
 
@@ -99,22 +134,3 @@ def dash(
         )
 
     return at_boundary(around(inner, init, step), look)
-
-
-@dataclass(frozen=True)
-class Dash(Settings):
-    """DASH: at a task switch shrinks each unit's weights, the more the less the new data asks for them; see `dash`."""
-
-    needs_boundary: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = {"batches": 0}
-
-    floor: float = 0.3
-    """Least that a weight is multiplied by: the paper's lambda (the authors on CIFAR-10: 0.3)."""
-    alpha: float = 0.3
-    """Weight of the newest batch in the running mean of the gradients (the authors on CIFAR-10: 0.3)."""
-    batches: int = 10
-    """Batches of the new data that are looked at, and not trained on."""
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``dash`` around ``inner``."""
-        return dash(inner, self.floor, self.alpha, self.batches, of_model(model))

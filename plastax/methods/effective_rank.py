@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,101 +16,146 @@ from plastax.methods.base import (
     Periodic,
     Ring,
     add_scaled,
-    at_least_one,
+    apply_if,
     batch_like_of,
     chain,
     check_numbers,
     due,
     empty_ring,
-    given,
-    keep,
     never,
+    push,
     recent,
-    when,
-    whole,
+    require_params,
+    require_whole,
 )
 from plastax.types import Array, Features, Method, Model, Moving, Params, Tree
 
 Form = Literal["step", "loss"]
 
 
+@dataclass(frozen=True)
+class EffectiveRank(Periodic):
+    """ER: gradient ascent on the effective rank of every hidden layer's features."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0}
+
+    er_lr: float = 1e-3
+    """Step size of the ascent (paper: PPO 1e-5 to 1e-7, supervised 1e-2 to 1e-5; 1e-3 was the best of 1e-3 and 1e-2 on
+    cartpole_chain, four seeds that are not reported)."""
+    window: int = 1
+    """Number of last minibatches whose features it looks at (paper: 100 of one example on MNIST, 12 of 100 on ImageNet,
+    5 on CIFAR); batches of one example need two or more."""
+    form: Form = "step"
+    """step: after the optimiser (the paper's code); loss: a term of the loss, through the optimiser (its text)."""
+    max_step: float = 0.01
+    """Largest length of such a step, as a share of the norm of all weights: its gradient grows without bound as
+    features vanish. inf: no bound, the paper's code."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("window", least=1)
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(inner, effective_rank)``; as a term of the loss ``chain(effective_rank, inner)``."""
+        like = batch_like_of(model, "effective_rank with a window") if self.window > 1 else None
+        rank = effective_rank(self.er_lr, self.period, self.window, like, self.form, self.max_step)
+        return optax.chain(rank, inner) if self.form == "loss" else chain(inner, rank)
+
+
 class EffectiveRankState(NamedTuple):
-    """The clock of the last call that was applied, and the last batches; None where it looks at one only."""
+    """The clock of the last call that was applied, and the last batches; None for a window of one."""
 
     last: Array
     ring: Ring | None
 
 
-def mean_effective_rank(features: Features, there: Array | None = None) -> Array:
+def mean_effective_rank(features: Features, mask: Array | None = None) -> Array:
     """Mean over layers of the effective rank of the uncentred features, a scalar; see `linalg.effective_rank`.
 
     Convolutional features ``[B, h, w, c]`` count as ``B h w`` rows of ``c`` columns.
 
     Args:
       features: of the layers.
-      there: bool ``[B]``, the examples that count; None: all.
+      mask: bool ``[B]``, the examples that count; None: all.
 
     Raises:
       ConfigError: there are no features.
+
+    Examples:
+      >>> from plastax import methods
+      >>> print(methods.mean_effective_rank({"dense_0": jnp.eye(4)}))
+      4.0
     """
     if not features:
         raise ConfigError("effective_rank: the network gives no features; give it hidden layers")
 
     def rank(h: Array) -> Array:
-        if there is not None:
+        if mask is not None:
             # Rows of zeros change no singular value.
-            h = jnp.where(there.reshape(-1, *[1] * (h.ndim - 1)), h, 0)
+            h = jnp.where(mask.reshape(-1, *[1] * (h.ndim - 1)), h, 0)
         return linalg.effective_rank(tree.wide(h.reshape(-1, h.shape[-1])))
 
     return sum(map(rank, features.values()), jnp.zeros(())) / len(features)
 
 
 def effective_rank(
-    er_lr: float | Array = 1e-3,
-    period: int = 16,
-    window: int = 1,
+    er_lr: float | Array = EffectiveRank.er_lr,
+    period: int = EffectiveRank.period,
+    window: int = EffectiveRank.window,
     batch_like: Tree = None,
-    form: Form = "step",
-    max_step: float | Array = 0.01,
+    form: Form = EffectiveRank.form,
+    max_step: float | Array = EffectiveRank.max_step,
 ) -> Method:
     """Gradient ascent on the mean effective rank ``E(w) = mean_l erank(H_l(w))``, every ``period`` gradient steps.
 
-    As a step, behind the optimiser in a chain, it is one of its own that touches no moments, the form of the paper's
-    code, taken from where the optimiser's step has led::
+    As a step, after the optimiser in a chain, it touches no moments and starts where the optimiser's step has led. This
+    is the form of the paper's code::
 
         w' = w + update        w'' = w' + s grad E(w'),  s = min(er_lr, max_step |w'| / |grad E(w')|)
 
-    Where the step size falls within a task, by `MethodArgs.rate`, both steps fall.
+    If the step size falls within a task (`MethodArgs.rate`), both steps fall.
 
     The bound is not the paper's. The effective rank does not depend on the features' scale, so its gradient grows as
-    one over them: on a network whose features have all but vanished a single step threw PPO's weights to 3e8. With
-    ``max_step`` infinite there is no bound.
+    one over that scale: on a network whose features had almost vanished, a single step threw PPO's weights to 3e8. An
+    infinite ``max_step`` is no bound.
 
-    As a term of the loss, ``-er_lr E(w)`` before the optimiser, the form of the paper's third version, its gradient is
-    taken where the loss's is and goes through momentum, Adam and the learning rate.
+    As a term of the loss, ``-er_lr E(w)`` before the optimiser, its gradient is taken at the same parameters as the
+    loss's, and goes through momentum, Adam and the learning rate. This is the form of the paper's third version.
 
-    With a window of one it acts before each ``period`` steps, on the current minibatch; else at their ends, on the last
-    ``window`` minibatches together, seen through the current parameters. Since the start, or since a method has drawn
-    the network anew, there may have been fewer: then on these. Unlike in the paper's code, value and gradient share one
-    decomposition (`linalg.effective_rank`), the step comes behind the optimiser's also where it sees the same
-    minibatch (there, behind it on MNIST and before it elsewhere), and the actor's and critic's layers are averaged, not
-    added network by network.
+    With a window of one it acts at the start of each period, on the current minibatch. With a larger one it acts at the
+    ends, on the last ``window`` minibatches together, seen through the current parameters; or on fewer, if there have
+    been fewer since the start, or since a method drew the network again.
+
+    The paper's code differs. There, value and gradient do not share one decomposition (`linalg.effective_rank`); the
+    step comes after the optimiser's on MNIST and before it elsewhere; and the layers of actor and critic are added
+    network by network, not averaged.
 
     Args:
       er_lr: step size of the ascent, or strength of the term.
       period: gradient steps from one action to the next.
-      window: minibatches that the features are taken of. Its state keeps as many: ``window * B`` examples a network.
-      batch_like: shapes of a minibatch; needed for a window of two or more.
+      window: minibatches that features are taken of. The state keeps as many: ``window * B`` examples a network.
+      batch_like: a minibatch, or its shapes; needed for a window of two or more.
       form: ``"step"`` or ``"loss"``.
-      max_step: most that a step may be long, of the norm of all parameters.
+      max_step: largest length of a step, as a share of the norm of all parameters.
 
     References:
       arXiv 2509.22335, section 7 (the regulariser); Roy and Vetterli, EUSIPCO 2007 (effective rank).
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = optax.chain(optax.sgd(0.1), methods.effective_rank(0.1))
+      >>> features_fn = lambda p, x: {"dense_0": x @ p["w"]}
+      >>> params, x = {"w": jnp.array([[1.0, 0.0], [0.0, 0.5]])}, jnp.eye(2)
+      >>> args = {"clock": 0, "batch": x, "features_fn": features_fn}
+      >>> updates, _ = tx.update({"w": jnp.zeros((2, 2))}, tx.init(params), params, **args)
+      >>> new = optax.apply_updates(params, updates)
+      >>> print([round(float(methods.mean_effective_rank(features_fn(p, x))), 3) for p in (params, new)])
+      [1.89, 1.897]
     """
     check_numbers("effective_rank", er_lr=er_lr, max_step=max_step)
 
     def init(params: Params) -> EffectiveRankState:
-        whole(params, "effective_rank")
+        require_whole(params, "effective_rank")
         return EffectiveRankState(never(), empty_ring(batch_like, window) if window > 1 else None)
 
     def look(
@@ -123,14 +168,14 @@ def effective_rank(
         """The state after this step, whether to act, and the gradient of the mean rank."""
         ring = state.ring
         now = due(period, clock, state.last, every_step, ends=ring is not None)
-        examples, there = batch, None
+        examples, mask = batch, None
         if ring is not None:
             place = clock if every_step else ring.put
-            ring = keep(ring, batch, place)
-            examples, there = recent(ring, place)
+            ring = push(ring, batch, place)
+            examples, mask = recent(ring, place)
 
         def slope(at: Params) -> Params:
-            return jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), there))(at)
+            return jax.grad(lambda p: mean_effective_rank(features_fn(p, examples), mask))(at)
 
         return EffectiveRankState(jnp.asarray(clock, jnp.int32), ring), now, slope
 
@@ -152,11 +197,11 @@ def effective_rank(
         every_step: bool = False,
         **_: object,
     ) -> tuple[Tree, EffectiveRankState]:
-        params = given(params, "effective_rank")
+        params = require_params(params, "effective_rank")
         state, now, slope = look(state, clock, batch, features_fn, every_step)
         if form == "loss":
-            return when(now, lambda g: tree.cast(add_scaled(g, -er_lr, slope(params)), g), updates), state
-        return when(now, lambda u: ascend(u, tree.cast(add_scaled(params, rate, u), params), slope), updates), state
+            return apply_if(now, lambda g: tree.cast(add_scaled(g, -er_lr, slope(params)), g), updates), state
+        return apply_if(now, lambda u: ascend(u, tree.cast(add_scaled(params, rate, u), params), slope), updates), state
 
     def move(
         updates: Tree,
@@ -170,37 +215,6 @@ def effective_rank(
         **_: object,
     ) -> tuple[Params, EffectiveRankState]:
         state, now, slope = look(state, clock, batch, features_fn, every_step)
-        return when(now, lambda p: ascend(p, p, slope), optax.apply_updates(params, updates)), state
+        return apply_if(now, lambda p: ascend(p, p, slope), optax.apply_updates(params, updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update) if form == "loss" else Moving(init, update, move)
-
-
-@dataclass(frozen=True)
-class EffectiveRank(Periodic):
-    """ER: gradient ascent on the effective rank of every hidden layer's features."""
-
-    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0}
-
-    er_lr: float = 1e-3
-    """Step size of the ascent (paper: PPO 1e-5 to 1e-7, supervised 1e-2 to 1e-5; 1e-3 was the best of 1e-3 and 1e-2 on
-    cartpole_chain, four seeds that are not reported)."""
-    window: int = 1
-    """Minibatches, the last ones, whose features it looks at (paper: 100 of one example on MNIST, 12 of 100 on
-    ImageNet, 5 on CIFAR); batches of one example need two or more."""
-    form: Form = "step"
-    """step: behind the optimiser (the paper's code); loss: a term of the loss, through the optimiser (its text)."""
-    max_step: float = 0.01
-    """Most that such a step may be long, of the norm of all weights: its gradient grows without bound as features
-    vanish. inf: no bound, the paper's code."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "window")
-        if self.form not in get_args(Form):
-            raise ConfigError.unknown(f"{type(self).__name__}.form", self.form, get_args(Form))
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(inner, effective_rank)``; as a term of the loss ``chain(effective_rank, inner)``."""
-        like = batch_like_of(model, "effective_rank with a window") if self.window > 1 else None
-        rank = effective_rank(self.er_lr, self.period, self.window, like, self.form, self.max_step)
-        return optax.chain(rank, inner) if self.form == "loss" else chain(inner, rank)

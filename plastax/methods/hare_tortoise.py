@@ -15,6 +15,22 @@ from plastax.methods.base import Periodic, due, never, transformation
 from plastax.types import Array, Method, Model, Params, Tree
 
 
+@dataclass(frozen=True)
+class HareTortoise(Periodic):
+    """Hare and Tortoise: once in a while the network is set back to its own slow running mean."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+
+    period: int = 1000
+    """Gradient steps from one return to the tortoise to the next."""
+    mu: float = 0.999
+    """Decay of the running mean; 1: always back to the initial network."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(inner, hare_tortoise)``."""
+        return optax.chain(inner, hare_tortoise(**vars(self)))
+
+
 class HareTortoiseState(NamedTuple):
     """The slow network's parameters, in single precision at least, and the clock of the last call applied."""
 
@@ -22,16 +38,24 @@ class HareTortoiseState(NamedTuple):
     last: Array
 
 
-def hare_tortoise(mu: float | Array = 0.999, period: int = 1000) -> Method:
+def hare_tortoise(mu: float | Array = HareTortoise.mu, period: int = HareTortoise.period) -> Method:
     """Keeps ``tortoise <- mu tortoise + (1 - mu) hare`` and sets ``hare <- tortoise`` every ``period`` steps.
 
-    The hare is the network that is trained, and here also the one that acts and is evaluated. To be chained behind the
-    optimiser; its state is left as it is when the hare is set back. Where the step size falls within a task
-    (`MethodArgs.rate`), the hare is what the shorter steps make of it, and the return is whole all the same.
+    The hare is the network that is trained; here it also acts and is evaluated. Chain this after the optimiser, whose
+    state stays as it is when the hare is set back. If the step size falls within a task (`MethodArgs.rate`), the hare
+    takes the shorter steps, but still returns all the way.
 
     References:
       Lee et al., "Slow and steady wins the race: maintaining plasticity with hare and tortoise networks", ICML 2024,
       arXiv 2406.02596. There the tortoise is evaluated (in reinforcement learning it is also the target network).
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = optax.chain(optax.sgd(1.0), methods.hare_tortoise(mu=0.5, period=1))
+      >>> params = {"w": jnp.array([4.0])}
+      >>> updates, _ = tx.update({"w": jnp.ones(1)}, tx.init(params), params, clock=0)
+      >>> print(optax.apply_updates(params, updates)["w"])  # half of the way from 4 to 3
+      [3.5]
     """
 
     def init(params: Params) -> HareTortoiseState:
@@ -59,19 +83,3 @@ def hare_tortoise(mu: float | Array = 0.999, period: int = 1000) -> Method:
         return updates, HareTortoiseState(tortoise, jnp.asarray(clock, jnp.int32))
 
     return transformation("hare_tortoise", init, update, mu=mu)
-
-
-@dataclass(frozen=True)
-class HareTortoise(Periodic):
-    """Hare and Tortoise: every so often the network starts again from its own slow running mean."""
-
-    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
-
-    period: int = 1000
-    """Gradient steps from one return to the tortoise to the next."""
-    mu: float = 0.999
-    """Decay of the running mean; 1: always back to the initial network."""
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(inner, hare_tortoise)``."""
-        return optax.chain(inner, hare_tortoise(self.mu, self.period))

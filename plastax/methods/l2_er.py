@@ -10,7 +10,7 @@ import optax
 
 from plastax.methods.base import chain
 from plastax.methods.effective_rank import EffectiveRank
-from plastax.methods.l2 import l2
+from plastax.methods.l2 import L2, l2
 from plastax.roles import of_model
 from plastax.types import Method, Model
 
@@ -22,11 +22,15 @@ class L2ER(EffectiveRank):
     References:
       arXiv 2509.22335, section 7: ER raises the input factor of the Kronecker-factored Hessian, L2 keeps the output
       factor from collapsing under growing weights.
+
+    Examples:
+      >>> from plastax import methods
+      >>> method = methods.L2ER(er_lr=1e-4).build(optax.adam(1e-3))
     """
 
     off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0, "l2": 0.0}
 
-    l2: float = 1e-3
+    l2: float = L2.l2
     """Strength of the L2 term (paper: 1e-3), see `L2`."""
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:

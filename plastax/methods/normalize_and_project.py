@@ -17,8 +17,38 @@ from plastax.roles import STRUCTURE, RolesOf, of_model
 from plastax.types import Array, Method, Model, Params, Tree
 
 
+@dataclass(frozen=True)
+class NormalizeAndProject(Periodic):
+    """Normalize-and-Project (NaP): LayerNorm before every nonlinearity, and layers of constant norm.
+
+    If a normalisation follows a layer, only the layer's direction counts, so growing weights act as a falling step
+    size. Here they cannot grow: let the step size fall by a schedule if it should (``training.drops``). The scale and
+    bias of a normalisation are projected jointly, one of the paper's two ways; the other is to decay them, by
+    ``norms=False`` and a decay of your choice. For layers that no normalisation follows, such as the output layer, the
+    method is an approximation.
+
+    References:
+      Lyle et al., "Normalization and effective learning rates in reinforcement learning", NeurIPS 2024, arXiv
+      2407.01800, algorithm 1. Plasticine's method of that name projects every tenth rollout and adds no normalisation.
+    """
+
+    model_options: ClassVar[Mapping[str, Any]] = {"layer_norm": True}
+    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+
+    period: int = 1
+    """Gradient steps from one projection to the next."""
+    norms: bool = True
+    """Also project scales and biases of the normalisations."""
+    output: bool = True
+    """Also project layers that no normalisation follows (the output layer)."""
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(inner, project)``."""
+        return optax.chain(inner, project(**vars(self), roles=of_model(model)))
+
+
 class ProjectionState(NamedTuple):
-    """Name of a group of arrays -> the Euclidean norm of all its entries at the start, for every layer of a stack.
+    """Name of a group of arrays -> the norm of all its entries at the start, for each layer of a stack.
 
     ``last`` is the clock of the last call that was applied.
     """
@@ -28,16 +58,16 @@ class ProjectionState(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """The group that a parameter is scaled with, and its axes but those that stack layers."""
+    """The group that a parameter is scaled with, and its axes except those that stack layers."""
 
     group: str
     axes: tuple[int, ...]
 
 
 def _groups(params: Params, roles_of: RolesOf, norms: bool, output: bool) -> dict[str, _Member]:
-    """Parameter -> group that is scaled together: a layer's kernel and bias, or the scale and bias of a normalisation.
+    """Parameter -> the group that it is scaled with; parameters that are not projected are left out.
 
-    Parameters that are not projected are left out.
+    A group is a layer's kernel and bias, or the scale and bias of a normalisation.
     """
     found = roles_of.of(params)
     kernels = roles.kernels(found, "project")
@@ -46,7 +76,6 @@ def _groups(params: Params, roles_of: RolesOf, norms: bool, output: bool) -> dic
             "project: nothing says which layers a normalisation follows; give roles=Roles(normalized=(...)), or "
             "output=True to project all"
         )
-    there = sorted({role.layer for role in kernels.values()})
     layers = {role.layer for role in kernels.values() if output or role.normalized}
     members = {}
     for name, role in found.items():
@@ -57,7 +86,8 @@ def _groups(params: Params, roles_of: RolesOf, norms: bool, output: bool) -> dic
             stack = roles.stack_of(name, role, "project")
             members[name] = _Member(role.layer, tuple(range(stack, len(role.shape))))
     if not members:
-        raise ConfigError(f"project: no normalisation follows any of the layers {', '.join(map(repr, there))}")
+        every = sorted({role.layer for role in kernels.values()})
+        raise ConfigError(f"project: no normalisation follows any of the layers {', '.join(map(repr, every))}")
     return members
 
 
@@ -70,18 +100,36 @@ def _norms(params: Params, members: dict[str, _Member]) -> dict[str, Array]:
     return {group: jnp.sqrt(square) for group, square in squares.items()}
 
 
-def project(period: int = 1, *, norms: bool = True, output: bool = True, roles: RolesOf = STRUCTURE) -> Method:
+def project(
+    period: int = NormalizeAndProject.period,
+    *,
+    norms: bool = NormalizeAndProject.norms,
+    output: bool = NormalizeAndProject.output,
+    roles: RolesOf = STRUCTURE,
+) -> Method:
     """Every ``period`` steps scales each layer back to its initial norm: ``w <- w ||w_0|| / ||w||``.
 
-    A layer's kernel and bias are one vector, because with a normalisation behind it the network does not change if both
-    are scaled by one number. To be chained behind the optimiser, whose state it leaves alone. A layer that starts at
-    zero is free.
+    A layer's kernel and bias are one vector, because scaling both by one number does not change a network that
+    normalises after the layer. Chain this after the optimiser, whose state it leaves alone. A layer that starts at zero
+    is free.
 
     Args:
       period: gradient steps from one projection to the next.
-      norms: scale and bias of every normalisation, one vector too, are projected as well; otherwise they are free.
-      output: layers without a normalisation behind them are projected too.
-      roles: which layers there are, and, without ``output``, behind which there is a normalisation.
+      norms: whether to project the scale and bias of every normalisation as well, as one vector.
+      output: whether to project layers that no normalisation follows.
+      roles: which layers there are; without ``output``, also which of them a normalisation follows.
+
+    References:
+      Lyle et al., arXiv 2407.01800, algorithm 1; see `NormalizeAndProject`.
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = optax.chain(optax.sgd(1.0), methods.project())
+      >>> params = {"dense": {"kernel": jnp.array([[3.0], [4.0]])}}
+      >>> grads = {"dense": {"kernel": -jnp.array([[3.0], [4.0]])}}
+      >>> updates, _ = tx.update(grads, tx.init(params), params, clock=0)
+      >>> print(updates["dense"]["kernel"].ravel())  # the step would only have doubled the norm
+      [0. 0.]
     """
 
     def init(params: Params) -> ProjectionState:
@@ -121,32 +169,3 @@ def project(period: int = 1, *, norms: bool = True, output: bool = True, roles: 
         return jax.lax.cond(now, projected, lambda: updates), state
 
     return transformation("project", init, update)
-
-
-@dataclass(frozen=True)
-class NormalizeAndProject(Periodic):
-    """Normalize-and-Project (NaP): LayerNorm before every nonlinearity, and layers of constant norm.
-
-    Behind a normalisation only a layer's direction counts, so growing weights are falling step sizes; here they cannot
-    grow. The step size then has to fall by a schedule, if it should (``training.drops``). Scale and bias of a
-    normalisation are projected jointly, one of the paper's two ways; the other, to decay them, is ``norms=False`` with
-    a decay of your choice. It is an approximation where a layer has no normalisation behind it, as the output layer.
-
-    References:
-      Lyle et al., "Normalization and effective learning rates in reinforcement learning", NeurIPS 2024, arXiv
-      2407.01800, algorithm 1. Plasticine's method of that name projects every tenth rollout and adds no normalisation.
-    """
-
-    model_options: ClassVar[Mapping[str, Any]] = {"layer_norm": True}
-    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
-
-    period: int = 1
-    """Gradient steps from one projection to the next."""
-    norms: bool = True
-    """Project scales and biases of the normalisations, too."""
-    output: bool = True
-    """Project layers without a normalisation behind them (the output layer), too."""
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(inner, project)``."""
-        return optax.chain(inner, project(self.period, norms=self.norms, output=self.output, roles=of_model(model)))

@@ -1,4 +1,4 @@
-"""Parseval regularisation: the units of every hidden layer are kept orthogonal to one another."""
+"""Parseval regularisation: keeps the units of every hidden layer orthogonal to one another."""
 
 from __future__ import annotations
 
@@ -9,30 +9,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import optax
 
-from plastax.methods.base import Settings, check_numbers, on_hidden_kernels
+from plastax.methods.base import Settings, check_numbers, kernel_penalty
 from plastax.roles import STRUCTURE, RolesOf, of_model
 from plastax.types import Array, Method, Model
-
-
-def parseval(strength: float | Array = 1e-3, scale: float | Array = 1.0, roles: RolesOf = STRUCTURE) -> Method:
-    """Adds the gradient of ``strength * sum_l |W_l^T W_l - scale I|_F^2`` to the gradient, before the optimiser.
-
-    ``W_l`` ``[inputs, units]`` is the kernel of hidden layer l (which are hidden says ``roles``), a convolution's as
-    ``[h * w * c_in, c_out]``: the
-    vectors of weights into different units are to be orthogonal, of squared length ``scale``. Layer l's gradient is
-    ``4 W (W^T W - scale I)``. Where a layer has more units than inputs that cannot hold; `isometry` takes the other
-    side there. The paper adds a learnable scale of every layer's inputs, and orthogonal initialisation, which are
-    options of the model.
-
-    References:
-      Chung et al., "Parseval regularization for continual reinforcement learning", arXiv 2412.07224.
-    """
-
-    def slope(w: Array) -> Array:
-        return 4 * (w @ (w.T @ w - scale * jnp.eye(w.shape[1], dtype=w.dtype)))
-
-    check_numbers("parseval", scale=scale)
-    return on_hidden_kernels("parseval", slope, strength, roles)
 
 
 @dataclass(frozen=True)
@@ -49,4 +28,37 @@ class Parseval(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(parseval, inner)``."""
-        return optax.chain(parseval(self.strength, self.scale, of_model(model)), inner)
+        return optax.chain(parseval(**vars(self), roles=of_model(model)), inner)
+
+
+def orthonormality_slope(w: Array, scale: float | Array = 1.0) -> Array:
+    """The gradient ``4 W (W^T W - scale I)`` of ``|W^T W - scale I|_F^2``."""
+    return 4 * (w @ (w.T @ w - scale * jnp.eye(w.shape[1], dtype=w.dtype)))
+
+
+def parseval(
+    strength: float | Array = Parseval.strength, scale: float | Array = Parseval.scale, roles: RolesOf = STRUCTURE
+) -> Method:
+    """Adds the gradient of ``strength * sum_l |W_l^T W_l - scale I|_F^2`` to the gradient, before the optimiser.
+
+    ``W_l`` ``[inputs, units]`` is the kernel of hidden layer l, a convolution's as ``[h * w * c_in, c_out]``. The
+    weight vectors of different units become orthogonal, with squared length ``scale``. That is impossible in a layer
+    with more units than inputs; `isometry` takes the other side there. The paper adds a learnable scale of every
+    layer's inputs, and orthogonal initialisation, which is an option of the model.
+
+    ``roles`` says which layers are hidden.
+
+    References:
+      Chung et al., "Parseval regularization for continual reinforcement learning", arXiv 2412.07224.
+
+    Examples:
+      >>> from plastax import methods
+      >>> from plastax.roles import Roles
+      >>> tx = optax.chain(methods.parseval(0.1, roles=Roles(output=())), optax.sgd(1.0))
+      >>> params = {"dense": {"kernel": jnp.diag(jnp.array([1.0, 2.0]))}}
+      >>> updates, _ = tx.update({"dense": {"kernel": jnp.zeros((2, 2))}}, tx.init(params), params)
+      >>> print(updates["dense"]["kernel"][1, 1])
+      -2.4
+    """
+    check_numbers("parseval", scale=scale)
+    return kernel_penalty("parseval", lambda w: orthonormality_slope(w, scale), strength, roles)

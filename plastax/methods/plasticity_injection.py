@@ -1,4 +1,4 @@
-"""Plasticity injection: the head is frozen, and a new one learns what is to be added to it."""
+"""Plasticity injection: freezes the head, and trains a new one that is added to it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,36 @@ from plastax.methods.base import AtBoundary, Settings, around, at_boundary
 from plastax.types import Array, Method, Model, Params, Tree
 
 
+@dataclass(frozen=True)
+class PlasticityInjection(Settings):
+    """Plasticity injection: freezes the head at a task switch, and trains a fresh one that is added to it.
+
+    It is also a diagnosis: if it helps, plasticity was lost. The heads are in the network from the start, so that
+    shapes stay fixed: n injections cost the forward passes of 1 + 2 n heads, even before the first injection.
+    """
+
+    needs_boundary: ClassVar[bool] = True
+    off: ClassVar[None] = None
+
+    injections: int = 1
+    """It acts at that many switches, the first ones; then the last head keeps learning."""
+    head_layers: int = 2
+    """Layers of the head, the output layer included: at least 2, because a linear layer would learn as before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("injections", least=1)
+
+    @property
+    def model_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The heads."""
+        return {"injections": self.injections, "head_layers": self.head_layers}
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``plasticity_injection`` around ``inner``."""
+        return plasticity_injection(inner, self.injections)
+
+
 class InjectionState(NamedTuple):
     """State of the optimiser, and the number of injections so far."""
 
@@ -26,7 +56,7 @@ class InjectionState(NamedTuple):
 def trained(params: Params, head: tuple[str, ...], done: Array) -> Params:
     """A boolean for each array: whether it is trained after ``done`` injections.
 
-    The shared layers always are; of the heads only the newest: the network's own before the first injection, then
+    Shared layers always are. Of the heads only the newest is: the network's own before the first injection, then
     ``injection_<done - 1>/new``.
     """
 
@@ -39,18 +69,31 @@ def trained(params: Params, head: tuple[str, ...], done: Array) -> Params:
     return tree.map_named(active, params)
 
 
-def plasticity_injection(inner: optax.GradientTransformation, injections: int = 1) -> AtBoundary:
-    """At each of the first ``injections`` task switches freezes the head and lets a fresh one learn beside it.
+def plasticity_injection(
+    inner: optax.GradientTransformation, injections: int = PlasticityInjection.injections
+) -> AtBoundary:
+    """At each of the first ``injections`` task switches freezes the head and trains a fresh one beside it.
 
-    The network is ``h(x) + sum_i (new_i(x) - frozen_i(x))`` (`plastax.models.injection`), the heads of a pair equal and
-    fresh. An injection is therefore nothing but a change of what is trained: from then on h is frozen and ``new_i``
-    learns; the output at that moment does not change by a bit, and the number of trained parameters never does. Frozen
-    parameters get neither gradient nor step, whatever the methods inside do; methods around this one can move them.
+    The network is ``h(x) + sum_i (new_i(x) - frozen_i(x))`` (`plastax.models.injection`), where the two heads of a pair
+    start equal and fresh. An injection therefore only changes what is trained: from then on h is frozen and ``new_i``
+    learns. The output at that moment does not change by a bit, and the number of trained parameters never changes.
+    Frozen parameters get neither gradient nor step, whatever the methods inside do; methods around this one can move
+    them.
 
     References:
       Nikishin et al., "Deep reinforcement learning with plasticity injection", NeurIPS 2023, arXiv 2305.15555,
-      expression 1. They inject once (and grow the network by further injections in one experiment); their encoder is
-      the convolutional part and the head all behind it.
+      expression 1. They inject once (and grow the network by further injections in one experiment). Their encoder is
+      the convolutional part, and the head is everything after it.
+
+    Examples:
+      >>> from plastax import methods, models
+      >>> model = models.MLP(hidden=(4, 4), injections=1, head_layers=2).build((3,), 2)
+      >>> tx, params = methods.plasticity_injection(optax.sgd(1.0)), model.init(jax.random.key(0))
+      >>> args = {"params": params, "key": jax.random.key(1)}
+      >>> _, state = tx.update(params, tx.init(params), boundary=True, **args)
+      >>> updates, _ = tx.update(params, state, boundary=False, **args)
+      >>> print(bool(jnp.any(updates["output"]["kernel"])))  # the old head is frozen
+      False
     """
     optimiser = optax.with_extra_args_support(inner)
 
@@ -74,35 +117,3 @@ def plasticity_injection(inner: optax.GradientTransformation, injections: int = 
         return params, state._replace(done=jnp.minimum(state.done + 1, injections))
 
     return at_boundary(around(inner, init, step), inject)
-
-
-@dataclass(frozen=True)
-class PlasticityInjection(Settings):
-    """Plasticity injection: at a task switch the head is frozen, and a fresh one learns what is added to it.
-
-    Also a diagnosis: where it helps, plasticity was lost. The heads are in the network from the start, so that shapes
-    stay fixed: with n injections it costs the forward passes of 1 + 2 n heads, before the first one, too.
-    """
-
-    needs_boundary: ClassVar[bool] = True
-    off: ClassVar[None] = None
-
-    injections: int = 1
-    """Switches at which it acts, the first ones; after them the last head goes on learning."""
-    head_layers: int = 2
-    """Layers of the head, the output layer included: at least 2, as a linear layer would learn as before."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.injections < 1:
-            message = f"{type(self).__name__}.injections: {self.injections} is not allowed; give 1 or more"
-            raise ConfigError(message)
-
-    @property
-    def model_options(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The heads."""
-        return {"injections": self.injections, "head_layers": self.head_layers}
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``plasticity_injection`` around ``inner``."""
-        return plasticity_injection(inner, self.injections)

@@ -11,29 +11,42 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import AtBoundary, Settings, at_boundary, drawn, whole
+from plastax.methods.base import AtBoundary, Settings, at_boundary, fresh_params, require_whole
 from plastax.roles import STRUCTURE, RolesOf, of_model, outputs
 from plastax.types import Key, Method, Model, Params, Tree
 
 
 def reset_head(inner: optax.GradientTransformation, roles: RolesOf = STRUCTURE) -> Method:
-    """At a boundary, replaces the output layers' parameters by a fresh draw and their moments by the optimiser's start.
+    """At a task switch, replaces the output layers' parameters by a fresh draw and clears their moments.
 
-    Which are output layers says ``roles``: of an actor-critic both; a policy's ``log_std`` stays. The step counts that
-    parameters share stay, too; see `surgery`.
+    An actor-critic has two output layers; a policy's ``log_std`` stays. Step counts that parameters share stay too; see
+    `surgery`.
 
-    Dohare et al. set the new head to zero and keep the optimiser's state of the old one (``training.head`` of the
-    supervised experiments keeps it as well); here, as with `reset`, both are new.
+    Dohare et al. set the new head to zero and keep the optimiser's state of the old one, as does ``training.head`` of
+    the supervised experiments. Here, as with `reset`, both are new.
+
+    ``roles`` says which layers are output layers.
 
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024 (a new head for every task of
       Continual ImageNet).
+
+    Examples:
+      >>> import jax
+      >>> from plastax import methods
+      >>> from plastax.roles import Roles
+      >>> tx = methods.reset_head(optax.adam(0.1), Roles(output=("head",)))
+      >>> ones = {name: {"kernel": jnp.ones((1, 1))} for name in ("hidden", "head")}
+      >>> args = {"key": jax.random.key(0), "init_fn": lambda key: jax.tree.map(lambda x: 7 * x, ones)}
+      >>> updates, _ = tx.update(ones, tx.init(ones), ones, boundary=True, **args)
+      >>> print(updates["hidden"]["kernel"], updates["head"]["kernel"])
+      [[0.]] [[6.]]
     """
 
     def act(
         params: Params, state: Tree, *, key: Key, init_fn: Callable[[Key], Params], **_: Any
     ) -> tuple[Params, Tree]:
-        fresh = drawn(init_fn, key, whole(params, "reset_head"))
+        fresh = fresh_params(init_fn, key, require_whole(params, "reset_head"))
         leaves = tree.named_leaves(params)
         head = {name: jnp.ones_like(leaves[name], bool) for name in outputs(roles.of(params), "reset_head")}
         new = tree.map_named(lambda name, old, drawn: drawn if name in head else old, params, fresh)
@@ -50,7 +63,7 @@ def reset_head(inner: optax.GradientTransformation, roles: RolesOf = STRUCTURE) 
 
 @dataclass(frozen=True)
 class ResetHead(Settings):
-    """A new output layer at every task: how much of the loss of plasticity is the old head's."""
+    """A new output layer at every task: shows how much of the loss of plasticity is the old head's."""
 
     needs_boundary: ClassVar[bool] = True
 

@@ -1,22 +1,47 @@
-"""Spectral regularisation: the largest singular value of every kernel is held near one."""
+"""Spectral regularisation: holds the largest singular value of every kernel near one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.errors import ConfigError
-from plastax.methods.base import Matrices, Settings, add_scaled, at_least_one, mapped, matrices_of, transformation
+from plastax.methods.base import Matrices, Settings, add_scaled, matrices_of, transformation, vmapped
 from plastax.roles import STRUCTURE, RolesOf, from_matrices, matrices, of_model, stack_of
 from plastax.types import Array, Method, Model, Params, Tree
 
 Variant = Literal["warm", "lop_jax"]
+
+
+@dataclass(frozen=True)
+class SpectralNorm(Settings):
+    """Spectral regularisation: keeps the largest singular value of every kernel near a target, biases near zero."""
+
+    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+
+    strength: float = 1e-3
+    """The loss gains this times the penalty (paper: 1e-2 to 1e-4)."""
+    target: float = 1.0
+    """Target of the largest singular value to the power of the exponent (lop_jax: 2)."""
+    exponent: int = 2
+    """Power k that the singular value and the biases' norm are raised to (paper: 2)."""
+    iterations: int = 1
+    """Power iterations for a kernel at each step (lop_jax: 10, from scratch)."""
+    variant: Variant = "warm"
+    """warm: singular vectors are carried along | lop_jax: as in the code of arXiv 2509.22335, see `spectral_norm`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("exponent", "iterations", least=1)
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``chain(spectral_norm, inner)``."""
+        return optax.chain(spectral_norm(**vars(self), roles=of_model(model)), inner)
 
 
 class SpectralNormState(NamedTuple):
@@ -26,7 +51,7 @@ class SpectralNormState(NamedTuple):
 
 
 def _start(params: Params, found: Matrices) -> dict[str, Array]:
-    """Unit vectors to iterate from, the same for every network."""
+    """Unit vectors to start the iterations from, the same for every network."""
     leaves = tree.named_leaves(params)
     starts = {}
     for key, (name, (role, kernel)) in zip(jax.random.split(jax.random.key(0), len(found)), found.items()):
@@ -37,47 +62,58 @@ def _start(params: Params, found: Matrices) -> dict[str, Array]:
 
 def _unit(v: Array) -> Array:
     size = jnp.sqrt(jnp.sum(jnp.square(v), -1, keepdims=True))
-    # A kernel of zeros has no leading vector; its gradient is zero whatever stands here.
+    # A kernel of zeros has no leading vector; its gradient is zero for any vector.
     return v / jnp.where(size > 0, size, 1)
 
 
 def _iterate(w: Array, v: Array, iterations: int) -> tuple[Array, Array]:
-    """Leading (left, right) singular vectors of ``[d, c]`` after so many power iterations."""
+    """Leading (left, right) singular vectors of ``[d, c]`` after that many power iterations."""
 
     def turn(_: int, vectors: tuple[Array, Array]) -> tuple[Array, Array]:
         u = _unit(w @ vectors[1])
         right = u @ w
-        # A kernel of zeros leaves the vector as it is, to go on from when it has entries.
+        # A kernel of zeros leaves the vector as it is, so that iterations can start once it has other entries.
         return u, jnp.where(jnp.any(right != 0), _unit(right), vectors[1])
 
     return jax.lax.fori_loop(0, iterations, turn, (jnp.zeros_like(w[:, 0]), v))
 
 
 def spectral_norm(
-    strength: float | Array = 1e-3,
-    target: float | Array = 1.0,
-    exponent: int = 2,
-    iterations: int = 1,
-    variant: Variant = "warm",
+    strength: float | Array = SpectralNorm.strength,
+    target: float | Array = SpectralNorm.target,
+    exponent: int = SpectralNorm.exponent,
+    iterations: int = SpectralNorm.iterations,
+    variant: Variant = SpectralNorm.variant,
     roles: RolesOf = STRUCTURE,
 ) -> Method:
     """Adds the gradient of a penalty on the scale of every layer to the gradient, before the optimiser.
 
-    ``strength * [sum_W (sigma(W)^k - target)^2 + sum_b |b|^k + sum_g |g - 1|^2]`` with ``sigma`` the largest singular
-    value, over all kernels (the output's too; of convolutions as ``[h * w * c_in, c_out]``), biases (normalisations'
-    too) and scales of normalisations, as ``roles`` has them; other parameters are left alone. ``k`` is ``exponent``.
+    The penalty is ``strength * [sum_W (sigma(W)^k - target)^2 + sum_b |b|^k + sum_g |g - 1|^2]``, where ``sigma`` is
+    the largest singular value and ``k`` is ``exponent``. The sums are over all kernels W (the output's too;
+    convolutions as ``[h * w * c_in, c_out]``), biases b (normalisations' too) and scales g of normalisations. Other
+    parameters are left alone.
 
-    warm: the leading singular vectors u, v are carried from step to step and moved on by ``iterations`` power
-    iterations, and the gradient ``2 (sigma^k - target) k sigma^(k-1) u v^T`` takes them as they are; right where they
-    have converged, which small steps of the weights keep them close to.
+    warm: the leading singular vectors u, v are carried from step to step and improved by ``iterations`` power
+    iterations. The gradient ``2 (sigma^k - target) k sigma^(k-1) u v^T`` takes them as constants. It is exact once they
+    have converged, and small steps of the weights keep them close to that.
 
-    lop_jax: as the code of arXiv 2509.22335 has it: iterations from one fixed random start at every step, through which
-    the gradient is taken, and biases always squared. There ``target`` is 2 (``sigma`` goes to ``sqrt(2)``), with
-    10 iterations and ``k`` 2. Its start vectors are other random ones.
+    lop_jax: the form of arXiv 2509.22335's code. At every step it iterates from one fixed random start and takes the
+    gradient through the iterations; biases are always squared. There ``target`` is 2 (``sigma`` goes to ``sqrt(2)``),
+    with 10 iterations and ``k`` 2. Its random start vectors are others.
+
+    The settings are those of `SpectralNorm`; ``roles`` says what the parameters are.
 
     References:
       Lewandowski et al., "Learning continually by spectral regularization", arXiv 2406.06811; the term of the biases as
       in the survey of Klein et al., arXiv 2411.04832 (at k = 2 also that code's).
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx = methods.spectral_norm(0.1, iterations=20)
+      >>> params = {"dense": {"kernel": jnp.diag(jnp.array([1.0, 2.0]))}}
+      >>> updates, _ = tx.update({"dense": {"kernel": jnp.zeros((2, 2))}}, tx.init(params), params)
+      >>> print(jnp.round(jnp.diag(updates["dense"]["kernel"]), 3))
+      [0.  2.4]
     """
 
     def penalty(w: Array, v: Array) -> Array:
@@ -111,49 +147,18 @@ def spectral_norm(
             if name in found:
                 role, kernel = found[name]
                 w = tree.wide(matrices(x, role, kernel))
-                slope, v = mapped(of_kernel, w.ndim - 2)(w, start[name])
+                slope, v = vmapped(of_kernel, w.ndim - 2)(w, start[name])
                 if name in vectors:
                     vectors[name] = v
                 return from_matrices(slope, role, kernel)
             if known[name].kind == "scale":
                 return 2 * (x - 1)
             if known[name].kind in ("bias", "offset"):
-                # At k = 2 it makes no difference whose entry it is.
+                # At k = 2 the gradient of an entry does not depend on the others.
                 stacked = 0 if exponent == 2 else stack_of(name, known[name], "spectral_norm")
-                return mapped(of_bias, stacked)(tree.wide(x))
+                return vmapped(of_bias, stacked)(tree.wide(x))
             return jnp.zeros_like(x)
 
         return add_scaled(updates, strength, tree.map_named(slope, params)), SpectralNormState(vectors)
 
     return transformation("spectral_norm", init, update, strength=strength, target=target)
-
-
-@dataclass(frozen=True)
-class SpectralNorm(Settings):
-    """Spectral regularisation: keeps the largest singular value of every kernel near a target, biases near zero."""
-
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
-
-    strength: float = 1e-3
-    """The loss gains this times the penalty (paper: 1e-2 to 1e-4)."""
-    target: float = 1.0
-    """Of the largest singular value to the power of the exponent (lop_jax: 2)."""
-    exponent: int = 2
-    """Power k that the singular value and the biases' norm are raised to (paper: 2)."""
-    iterations: int = 1
-    """Power iterations a kernel and step (lop_jax: 10, from scratch)."""
-    variant: Variant = "warm"
-    """warm: singular vectors are carried along | lop_jax: as the code of arXiv 2509.22335, see `spectral_norm`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "exponent", "iterations")
-        if self.variant not in get_args(Variant):
-            raise ConfigError.unknown("SpectralNorm.variant", self.variant, get_args(Variant))
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``chain(spectral_norm, inner)``."""
-        penalty = spectral_norm(
-            self.strength, self.target, self.exponent, self.iterations, self.variant, of_model(model)
-        )
-        return optax.chain(penalty, inner)

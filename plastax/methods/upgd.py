@@ -1,17 +1,16 @@
-"""Utility-based perturbed gradient descent: useful weights move little, useless ones are shaken."""
+"""Utility-based perturbed gradient descent: useful weights move little, useless ones get noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from plastax import tree
-from plastax.errors import ConfigError
 from plastax.methods.base import Settings, transformation
 from plastax.roles import STRUCTURE, Role, RolesOf, axes, of_model, shape_of, stack_of
 from plastax.types import Array, Key, Method, Model, Params, Tree
@@ -19,8 +18,39 @@ from plastax.types import Array, Key, Method, Model, Params, Tree
 Variant = Literal["global", "local", "released"]
 
 
+@dataclass(frozen=True)
+class UPGD(Settings):
+    """UPGD: gates the optimiser's steps by each weight's utility and adds noise to useless weights.
+
+    The paper's settings: SGD, one example a step; step sizes 1e-2 to 1e-5, beta .999 or .9999, sigma .01 to 1, weight
+    decay 0 to 0.1. The default noise is that of a step size of 1e-2 with the sigma of 1e-3 of the authors' one-file
+    version.
+    """
+
+    off: ClassVar[Mapping[str, Any] | None] = {"noise": 0.0, "decay": 0.0, "protecting": False}
+
+    noise: float = 1e-5
+    """Standard deviation of the noise: the paper's step size x sigma."""
+    decay: float = 0.0
+    """Share of every weight lost in a step: the paper's step size x weight decay."""
+    beta: float = 0.999
+    """Decay of the running mean of the utilities."""
+    variant: Variant = "global"
+    """global | local (utilities compared within a unit) | released (global, as the authors' code has it)."""
+    protecting: bool = True
+    """Gate the step as well as the noise; otherwise only the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("beta", below=1)
+
+    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
+        """``upgd`` around ``inner``."""
+        return upgd(inner, **vars(self), roles=of_model(model))
+
+
 class UPGDState(NamedTuple):
-    """State of the optimiser, running mean of the utilities, and the number of steps in it."""
+    """State of the optimiser, running mean of the utilities, and its number of steps."""
 
     inner: Tree
     utility: Params
@@ -29,15 +59,15 @@ class UPGDState(NamedTuple):
 
 def upgd(
     inner: optax.GradientTransformation,
-    noise: float | Array = 1e-5,
-    decay: float | Array = 0.0,
-    beta: float | Array = 0.999,
+    noise: float | Array = UPGD.noise,
+    decay: float | Array = UPGD.decay,
+    beta: float | Array = UPGD.beta,
     *,
-    variant: Variant = "global",
-    protecting: bool = True,
+    variant: Variant = UPGD.variant,
+    protecting: bool = UPGD.protecting,
     roles: RolesOf = STRUCTURE,
 ) -> Method:
-    """Gates the steps of the optimiser ``inner`` by how useful each weight is, and adds noise where it is not.
+    """Gates the steps of the optimiser ``inner`` by the utility of each weight, and adds noise to useless weights.
 
     With g the gradient, w the weight, u the step of ``inner`` and n standard normal, for every parameter::
 
@@ -46,28 +76,35 @@ def upgd(
         s = sigmoid(U' / max U')                 the largest of all parameters; local: see below
         w <- w - decay w + (1 - s) (u + noise n)
 
-    With plain SGD below, u = -lr g, that is the paper's UPGD-W exactly, with ``noise`` for its lr * sigma and ``decay``
-    for lr * weight decay (the sign of the noise is of no account). With another optimiser its step is gated in place of
-    the gradient's, and its state sees the gradient alone.
-
-    Where no utility is positive, s is 1/2 everywhere: the formula has no meaning there.
+    With plain SGD, u = -lr g, this is exactly the paper's UPGD-W, with ``noise`` for its lr * sigma and ``decay`` for
+    lr * weight decay (the sign of the noise does not matter). Another optimiser's step is gated in place of the
+    gradient's, and its state sees only the gradient. If no utility is positive, the formula has no meaning, and s is
+    1/2 everywhere.
 
     Args:
       inner: the optimiser, or a method around it.
       noise: standard deviation of the noise.
-      decay: share of every weight lost a step, whatever its utility.
+      decay: share of every weight lost in a step, whatever its utility.
       beta: decay of the running mean of the utilities.
-      variant: global, as above; local: U' is divided by its Euclidean norm over a unit's incoming weights (a bias
-        vector's over all of it), each kernel by itself; released: as global, but the largest utility is taken before
-        the bias correction, as the authors' code does, which makes s steeper by 1 / (1 - beta^t) early on.
-      roles: the parameters' roles; local: which axes of a kernel are a unit's.
+      variant: global, as above; local: U' is divided by its Euclidean norm over a unit's incoming weights in one kernel
+        (or over a whole bias vector); released: as global, but the largest utility is taken before the bias correction,
+        as in the authors' code, which makes s steeper by 1 / (1 - beta^t) early on.
       protecting: False: the paper's non-protecting form, w <- w - decay w + u + (1 - s) noise n.
+      roles: for local: which axes of a kernel are a unit's.
 
     References:
       Elsayed and Mahmood, "Addressing loss of plasticity and catastrophic forgetting in continual learning", ICLR 2024,
       arXiv 2404.00781, algorithm 1. In the authors' code the local form normalises the last axis, which for
       convolutions is a row of the kernel; here it is all that a unit reads. Their one-file version takes steps of twice
       the step size.
+
+    Examples:
+      >>> from plastax import methods
+      >>> tx, params = methods.upgd(optax.sgd(1.0), noise=0.0), {"w": jnp.array([1.0, 1.0])}
+      >>> grads = {"w": jnp.array([-1.0, 1.0])}  # only the first weight is useful
+      >>> updates, _ = tx.update(grads, tx.init(params), params, key=jax.random.key(0))
+      >>> print([round(float(u), 2) for u in updates["w"]])
+      [0.27, -0.73]
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -77,7 +114,7 @@ def upgd(
         return UPGDState(inner.init(params), zeros, jnp.zeros((), jnp.int32))
 
     def together(name: str, role: Role) -> tuple[int, ...]:
-        """The axes along which the utilities of one unit lie: of a vector, all."""
+        """The axes along which the utilities of one unit lie; all axes of a vector."""
         size = len(role.shape)
         if role.kind == "kernel":
             return shape_of(role, axes(name, role, "upgd"))[1]
@@ -94,7 +131,7 @@ def upgd(
                 axes = together(name, found[name])
                 return u / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True)), 1e-12)
 
-            # The bias correction is one factor of all and leaves the direction as it is.
+            # The bias correction is the same factor for all, so it does not change the direction.
             scaled_utility = tree.map_named(scaled, utility)
         else:
             top = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, utility))
@@ -108,7 +145,7 @@ def upgd(
         count = optax.safe_increment(state.steps)
         gate = gates(utility, 1 - beta**count)
         steps, inner_state = inner.update(updates, state.inner, params, key=key, **extra)
-        # A key of its own: the optimiser may be a method that draws too.
+        # A key of its own, because the optimiser may be a method that draws too.
         drawn = tree.normal_like(jax.random.fold_in(key, 1), params)
 
         def moved(u: Array, w: Array, n: Array, open_: Array) -> Array:
@@ -118,44 +155,3 @@ def upgd(
         return jax.tree.map(moved, steps, params, drawn, gate), UPGDState(inner_state, utility, count)
 
     return transformation("upgd", init, update, noise=noise, decay=decay, beta=beta)
-
-
-@dataclass(frozen=True)
-class UPGD(Settings):
-    """UPGD: gates the optimiser's steps by each weight's utility and adds noise to useless weights; see `upgd`.
-
-    The paper's settings: SGD, one example a step; step sizes 1e-2 to 1e-5, beta .999 or .9999, sigma .01 to 1, weight
-    decay 0 to 0.1. The default noise is that of a step size of 1e-2 with
-    the sigma of 1e-3 of the authors' one-file version.
-    """
-
-    off: ClassVar[Mapping[str, Any] | None] = {"noise": 0.0, "decay": 0.0, "protecting": False}
-    below_one: ClassVar[tuple[str, ...]] = ("beta",)
-
-    noise: float = 1e-5
-    """Standard deviation of the noise: the paper's step size x sigma."""
-    decay: float = 0.0
-    """Share of every weight lost a step: the paper's step size x weight decay."""
-    beta: float = 0.999
-    """Decay of the running mean of the utilities."""
-    variant: Variant = "global"
-    """global | local (utilities compared within a unit) | released (global, as the authors' code has it)."""
-    protecting: bool = True
-    """Gate the step as well as the noise; otherwise only the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in get_args(Variant):
-            raise ConfigError.unknown(f"{type(self).__name__}.variant", self.variant, get_args(Variant))
-
-    def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """``upgd`` around ``inner``."""
-        return upgd(
-            inner,
-            self.noise,
-            self.decay,
-            self.beta,
-            variant=self.variant,
-            protecting=self.protecting,
-            roles=of_model(model),
-        )

@@ -13,7 +13,7 @@ import pytest
 from experiments import random_label, rl_gymnax
 from plastax import methods
 from plastax.errors import ConfigError
-from plastax.methods.base import Ring, empty_ring, keep, recent
+from plastax.methods.base import Ring, empty_ring, push, recent
 from plastax.program import parallel
 from plastax.types import Array, Examples
 
@@ -25,15 +25,15 @@ def test_recent_are_the_last_and_only_those(start: int) -> None:
     @jax.jit
     def run(clocks: Array) -> Any:
         def body(ring: Ring, clock: Array) -> Any:
-            ring = keep(ring, {"x": jnp.stack([10 * clock, 10 * clock + 1])}, clock)
+            ring = push(ring, {"x": jnp.stack([10 * clock, 10 * clock + 1])}, clock)
             return ring, recent(ring, clock)
 
         return jax.lax.scan(body, empty_ring({"x": jax.ShapeDtypeStruct((2,), jnp.int32)}, 3), clocks)[1]
 
-    examples, there = run(jnp.arange(start, start + 7))
+    examples, mask = run(jnp.arange(start, start + 7))
     for i in range(7):
         last = range(max(0, i - 2) + start, i + start + 1)
-        assert sorted(examples["x"][i][there[i]]) == [10 * clock + j for clock in last for j in (0, 1)]
+        assert sorted(examples["x"][i][mask[i]]) == [10 * clock + j for clock in last for j in (0, 1)]
 
 
 def rings(state: Any) -> list[Ring]:

@@ -219,7 +219,7 @@ class Dormant:
         clock, self.clock = self.clock, self.clock + 1
         if clock == 0 or clock % self.config.period:
             return 0
-        redo = isinstance(self.config, methods.ReDo)
+        redo = type(self.config) is methods.ReDo
         new = {}
         for layer, width in self.net.widths.items():
             x = abs((h if redo else taps)[layer]).reshape(-1, (h if redo else taps)[layer].shape[-1]).mean(0)
@@ -309,12 +309,16 @@ def cases() -> Iterator[Any]:
 
 
 CASES = list(cases())
+SLOW = ("zero_contribution", "weight", "adaptation", "feature_by_input")
+RUNS = [
+    pytest.param(*case, marks=pytest.mark.slow) if getattr(case[1], "utility", "") in SLOW else case for case in CASES
+]
 NAMES = {name for name, method in methods.METHODS.items() if any(type(method) is type(c) for _, c, *_ in CASES)}
 """Of the methods that have a reference here; `reset_head` has its own in test_surgery.py."""
 NAMES |= {"reset_head"}
 
 
-@pytest.mark.parametrize(("network", "config", "reference", "optimiser"), CASES)
+@pytest.mark.parametrize(("network", "config", "reference", "optimiser"), RUNS)
 def test_steps_equal_numpy(network: Any, config: Any, reference: Any, optimiser: Any) -> None:
     net, opt = network(), optimiser()
     expected = reference(net, config)

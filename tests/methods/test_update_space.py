@@ -21,7 +21,7 @@ from plastax.methods.trac import erfi
 from plastax.models import CNN, MLP
 from plastax.models.layers import ROLES
 from plastax.types import MethodArgs, Model
-from tests.methods.reference import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
+from tests.methods.scheme import NORMS, RATE, Adam, Flat, Sgd, features_fn, flat, init_fn, random_tree
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -292,9 +292,6 @@ for label, fields, reference in (
 ):
     CASES[f"upgd {label}"] = (methods.UPGD(RATE * 0.2, RATE * 0.3, 0.8, **fields), reference, Sgd)
 CASES["upgd of adam"] = (methods.UPGD(RATE * 0.2, RATE * 0.3, 0.8), AdamUpgd, Adam)
-# Options of the model alone: the optimiser is what it is without them.
-for name in ("crelu", "deep_fourier", "smooth_leaky", "orthogonal"):
-    CASES[name] = (methods.METHODS[name], Reference, Adam)
 
 MODEL = Model(init_fn, *[None] * 3, (), (), roles=ROLES)
 NAMES = {label.partition(" ")[0] for label in CASES} | {"plasticity_injection"}
@@ -306,7 +303,11 @@ class PlainSgd(Sgd):
     transform = optax.sgd(RATE)
 
 
-@pytest.mark.parametrize("label", CASES)
+# The same rule with another part around it or in it.
+SLOW = ("upgd released", "upgd of adam", "adam_rel every", "moment_reset sgd", "normalize_and_project layers")
+
+
+@pytest.mark.parametrize("label", [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in CASES])
 def test_steps_equal_numpy(label: str) -> None:
     config, reference, inner = CASES[label]
     inner = PlainSgd if inner is Sgd and "moment" not in label else inner
@@ -365,23 +366,28 @@ def test_erfi_is_scipys() -> None:
 
 
 def test_projection_without_a_normalisation_has_nothing_to_project() -> None:
-    model = CNN((4,), (3,), (6,)).build((6, 6, 2), 3)
-    with pytest.raises(ConfigError, match="project: no normalisation follows any of the layers 'conv_0'"):
-        methods.project(norms=False, output=False, roles=model.roles).init(model.init(jax.random.key(0)))
+    model = MLP((4,)).build((3,), 2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match="project: no normalisation follows any of the layers 'dense_0'"):
+        methods.project(norms=False, output=False, roles=model.roles).init(params)
 
 
 def test_projection_leaves_a_normalised_network_as_it_is() -> None:
     """What is behind a normalisation does not change when its layer is scaled as a whole."""
     model = CNN((4,), (3,), (6,), layer_norm=True).build((6, 6, 2), 3)
-    params = model.init(jax.random.key(0))
     method = methods.project(norms=False, output=False, roles=model.roles)
-    state = method.init(params)
-    grown = jax.tree.map(lambda x: x + 0.3, params)
-    moves = jax.tree.map(jnp.subtract, grown, params)
-    moves, _ = method.update(moves, state, params, clock=jnp.int32(0))
-    projected = optax.apply_updates(params, moves)
-    x = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
-    before, after = (model.apply(p, x)[0] for p in (grown, projected))
+
+    @jax.jit
+    def step() -> Any:
+        params = model.init(jax.random.key(0))
+        grown = jax.tree.map(lambda x: x + 0.3, params)
+        moves = jax.tree.map(jnp.subtract, grown, params)
+        moves, _ = method.update(moves, method.init(params), params, clock=jnp.int32(0))
+        projected = optax.apply_updates(params, moves)
+        x = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
+        return grown, projected, *(model.apply(p, x)[0] for p in (grown, projected))
+
+    grown, projected, before, after = step()
     assert not np.allclose(projected["conv_0"]["kernel"], grown["conv_0"]["kernel"])
     # LayerNorm's epsilon, 1e-6, is all that sees the scale.
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plastax import methods
-from tests.methods.reference import (
+from tests.methods.scheme import (
     NORMS,
     Flat,
     Reference,
@@ -214,7 +214,6 @@ class Churn:
 # By method.
 CASES: dict[str, tuple[Any, Any]] = {
     "l2": (methods.L2(l2=0.3), reference_l2),
-    "layernorm_l2": (methods.LayerNormL2(l2=0.3), reference_l2),
     "weight_decay": (methods.WeightDecay(decay=0.07), reference_weight_decay),
     "l2_init": (methods.L2Init(strength=0.3), reference_l2_init),
     "wasserstein_init": (methods.WassersteinInit(strength=0.3), reference_wasserstein),
