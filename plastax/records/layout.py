@@ -178,8 +178,6 @@ def write_segment(
       RecordError: a host scalar is missing, or an array has the wrong shape or is not numeric.
     """
     path = pathlib.Path(directory) / f"{index:06d}.npz"
-    if missing := [name for name in REQUIRED_HOST if name not in host]:
-        raise RecordError(f"{path}: host scalars {missing} are missing")
     arrays = {f"train/{name}": _as_float(name, value) for name, value in record.train.items()}
     arrays |= {f"probe/{name}": _as_float(name, value) for name, value in record.probe.items()}
     # float64 holds every count exactly, float32 only up to 2**24.

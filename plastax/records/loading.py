@@ -110,7 +110,7 @@ def join(runs: Sequence[xr.Dataset], configs: Sequence[Mapping[str, Any]], paths
     of_arms = _coords_of_arms(runs)
     bare = [run.drop_vars(["update_task", *(name for name in of_arms if name in run.coords)]) for run in runs]
     # Axes without labels get numbers, so that shorter ones can be padded.
-    counted = [run.assign_coords({d: range(n) for d, n in _unlabelled(run)}) for run in bare]
+    counted = [run.assign_coords({d: range(n) for d, n in run.sizes.items() if d not in run.coords}) for run in bare]
     labels: dict[Hashable, list[Any]] = {}
     for run in counted:
         for dim in run.dims:
@@ -145,10 +145,6 @@ def _coords_of_arms(runs: Sequence[xr.Dataset]) -> dict[Hashable, dict[str, Any]
                     if value == value and value != ""
                 }
     return found
-
-
-def _unlabelled(run: xr.Dataset) -> Iterator[tuple[Hashable, int]]:
-    return ((dim, size) for dim, size in run.sizes.items() if dim not in run.coords)
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
     from plastax.report.compare import Statistic
 
-__all__ = [
-    "LoadedRun", "Run", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
-    "write_side_by_side",
-]  # fmt: skip
+__all__ = ["LoadedRun", "Run", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print"]
 
 
 def read(run: Run) -> xr.Dataset:
@@ -47,12 +44,15 @@ def write_and_print(
       plastax.errors.ConfigError: the runs cannot be compared.
       plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
+    drawing.import_matplotlib()
+    from plastax.report import html
+
     studies = [load_run(run) for run in runs]
     if len(studies) == 1:
         made = write(studies[0], page)
         print_table(studies[0], console)
     else:
-        made = write_side_by_side(studies, page or "comparison.html")
+        made = html.write(studies, page or "comparison.html")
         print_comparison(studies, console=console)
     return made
 
@@ -86,14 +86,6 @@ def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
         write_table(best, page.with_name("selection.csv"))
     figures.write(study.data, page.with_name("figures"))
     return html.write([study], page)
-
-
-def write_side_by_side(runs: Sequence[Run], page: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes one HTML report of several runs; see `plastax.report.html.write`."""
-    drawing.import_matplotlib()
-    from plastax.report import html
-
-    return html.write([load_run(run) for run in runs], page)
 
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:

@@ -1,9 +1,11 @@
 """Means over seeds, and how sure we are of them.
 
-Means and paired differences have Student's t intervals. Interquartile means have t intervals with the bootstrap's
-standard error: the jackknife's is too small where seeds are of two kinds. Correlations and probabilities, which have
-bounds, have BCa bootstrap intervals (Efron, "Better bootstrap confidence intervals", JASA 82, 1987).
-`experiments.bench.intervals` measures what each of them covers. Fewer than `FEWEST` seeds have no interval.
+Means have Student's t intervals. Interquartile means have t intervals with the bootstrap's standard error: the
+jackknife's is too small where seeds are of two kinds. Correlations and probabilities, which have bounds, have BCa
+bootstrap intervals (Efron, "Better bootstrap confidence intervals", JASA 82, 1987). `experiments.bench.intervals`
+measures what each of them covers. Fewer than `FEWEST` seeds have no interval.
+
+Seed k of every arm sees the same tasks. So differences are taken seed by seed, where what tasks and seeds add cancels.
 """
 
 from __future__ import annotations
@@ -109,22 +111,6 @@ def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset
     return xr.Dataset({name: (kept.dims, array) for name, array in zip(names, interval)}, kept.coords)
 
 
-def paired_difference(a: xr.DataArray, b: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset:
-    """Mean of ``a - b`` over the seeds that both have, and its interval.
-
-    Seed k of every arm sees the same tasks, so the effects of tasks and seeds on both cancel.
-
-    Args:
-      a: has the dimension ``seed``, among others.
-      b: has the same dimensions.
-      confidence: of the interval.
-
-    Returns:
-      As `over_seeds`.
-    """
-    return over_seeds(a - b, confidence)
-
-
 def jackknife(
     statistic: Callable[..., np.ndarray], *seeds: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
@@ -139,12 +125,6 @@ def jackknife(
 
     Returns:
       The statistic, and the ends of its interval; NaN with fewer than `FEWEST` seeds in a sample.
-
-    Examples:
-      >>> values = np.array([1.0, 2.0, 3.0, 4.0])
-      >>> mean, low, high = jackknife(lambda weights: weights @ values / weights.sum(-1), len(values))
-      >>> print(f"{mean} [{low:.2f}, {high:.2f}]")
-      2.5 [0.45, 4.55]
     """
     value = float(statistic(*map(np.ones, seeds)))
     if min(seeds) < FEWEST:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from plastax.report import notes
 from plastax.report.score import Quantity, Score, score_of, thirds
-from plastax.report.statistics import over_seeds, paired_difference
+from plastax.report.statistics import over_seeds
 from plastax.report.values import finished, frozen_seeds, layer_mean, rank_at, reference, task_values
 
 
@@ -43,7 +43,7 @@ def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], va
     common = values.notnull() & other.notnull()
     mine, its = values.where(common), other.where(common)
     different = values.arm != base
-    difference = paired_difference(mine.mean("task"), its.mean("task"))
+    difference = over_seeds(mine.mean("task") - its.mean("task"))
     _add_interval(columns, names[0], difference.where(different))
     if names[1]:
         mine, its = mine.mean(["seed", "task"]), its.mean(["seed", "task"])
@@ -62,7 +62,7 @@ def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score)
             _add(columns, f"{quantity.name}{window.suffix}", mean)
         # In a study of one task, the early and the late tasks are the same.
         for start, stop in score.change if tasks > 1 else ():
-            _add_interval(columns, f"{quantity.name}_change", paired_difference(means[stop], means[start]))
+            _add_interval(columns, f"{quantity.name}_change", over_seeds(means[stop] - means[start]))
         for window in score.compared if base is not None else ():
             names = _difference_names(score, quantity, str(base), window.suffix)
             _add_difference(columns, names, values.isel(task=window.tasks(tasks)), str(base))

@@ -21,21 +21,9 @@ if TYPE_CHECKING:
     from plastax.records.layout import PathLike
 
 __all__ = [
-    "Background",
-    "ConsoleSink",
-    "Guarded",
-    "Histogram",
-    "Metric",
-    "Mode",
-    "Sink",
-    "WandbSink",
-    "publish",
-    "publish_safely",
-    "reduce_segment",
-    "replay",
-    "sinks",
-    "upload_command",
-]
+    "Background", "ConsoleSink", "Guarded", "Histogram", "Metric", "Mode", "Sink", "WandbSink", "publish",
+    "publish_safely", "reduce_segment", "replay", "sinks", "upload_command",
+]  # fmt: skip
 
 
 def sinks(mode: Mode, console: rich.console.Console | None = None) -> list[Sink]:

@@ -280,7 +280,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     write_json(other / "config.json", config | {"run_id": "s1", "settings": config["settings"] | {"er_lr": 0.1}})
     data, _ = pages.side_by_side([report.load_run(run) for run in (study, other)])
     assert data.arm.values.tolist() == [f"{letter}: {method}" for letter in "AB" for method in METHODS]
-    path = report.write_side_by_side([study, other], tmp_path / "both.html")
+    path = pages.write([report.load_run(study), report.load_run(other)], tmp_path / "both.html")
     text = path.read_text()
     assert "2 runs side by side" in text
     assert "A: synthetic s0; B: synthetic s1" in text
@@ -290,7 +290,7 @@ def test_several_runs_side_by_side(study: pathlib.Path, tmp_path: pathlib.Path) 
     longer = config["settings"] | {"updates_per_task": 99}
     write_json(tmp_path / "longer" / "config.json", config | {"settings": longer})
     with pytest.raises(ConfigError, match=r"A: 40, B: 99\) have no common axis"):
-        report.write_side_by_side([study, tmp_path / "longer"], tmp_path / "longer.html")
+        pages.write([report.load_run(study), report.load_run(tmp_path / "longer")], tmp_path / "longer.html")
 
 
 def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, page: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import scipy.stats
 import xarray as xr
 
 from plastax.report.compare import iqm
-from plastax.report.statistics import bootstrap, jackknife, mean_interval, over_seeds, paired_difference
+from plastax.report.statistics import bootstrap, jackknife, mean_interval, over_seeds
 
 
 def test_coverage() -> None:
@@ -139,10 +139,10 @@ def test_paired_difference_is_over_common_seeds_and_removes_what_seeds_share() -
     own = np.array([1.0, 1.2, 0.8, 1.1, np.nan])
     a = xr.DataArray(shared + own, dims="seed", coords={"seed": np.arange(5)})
     b = xr.DataArray(shared[::-1], dims="seed", coords={"seed": np.arange(5)[::-1]})
-    difference = paired_difference(a, b)
+    difference = over_seeds(a - b)
     assert float(difference["mean"]) == pytest.approx(1.025)
     assert int(difference["seeds"]) == 4
     ends = scipy.stats.ttest_1samp(own[:4], 0.0).confidence_interval()
     assert [float(difference["low"]), float(difference["high"])] == pytest.approx(list(ends))
-    fewer = paired_difference(a, b.sel(seed=[1, 2]))
+    fewer = over_seeds(a - b.sel(seed=[1, 2]))
     assert float(fewer["mean"]) == pytest.approx(1.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from plastax.records.loading import differing
 from plastax.report import drawn
 from plastax.report.drawn import base
 from plastax.report.html.page import Section
@@ -135,7 +136,5 @@ def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataF
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    from plastax.records.loading import differing
-
     rows = differing(list(configs.values()))
     return pd.DataFrame({name: [str(v) for v in values] for name, values in rows.items()}, index=list(configs)).T

@@ -15,7 +15,7 @@ import xarray as xr
 
 from plastax.report.drawn import base
 from plastax.report.score import Score, TaskWindow, score_of, thirds
-from plastax.report.statistics import FEWEST, over_seeds, paired_difference
+from plastax.report.statistics import FEWEST, over_seeds
 from plastax.report.table import cell
 from plastax.report.values import frozen_seeds, layer_mean, rank_at, reference, task_values
 
@@ -113,25 +113,22 @@ def findings(data: xr.Dataset) -> Findings | None:
     count = data.sizes["task"]
     early, late = (window.tasks(count) for window in windows(score))
     measure, name = spectrum(data), _reference(data)
-    parts = {"late": over_seeds(values.isel(task=late).mean("task"))}
+    at_end = values.isel(task=late).mean("task")
+    parts = {"late": over_seeds(at_end)}
     if count > 1:
-        parts["change"] = paired_difference(values.isel(task=late).mean("task"), values.isel(task=early).mean("task"))
+        parts["change"] = over_seeds(at_end - values.isel(task=early).mean("task"))
     if name is not None:
-        other = values.sel(arm=name, drop=True)
-        parts["minus"] = paired_difference(values.isel(task=late).mean("task"), other.isel(task=late).mean("task"))
+        parts["minus"] = over_seeds(at_end - at_end.sel(arm=name, drop=True))
     means = parts["late"]["mean"].to_series().dropna()
     if means.empty:
         return None
     ranked = means[[m for m in means.index if base(m) != "reset"] or means.index]
     best = ranked.idxmax() if score.higher_is_better else ranked.idxmin()
-    ours = values.sel(arm=best, drop=True).isel(task=late).mean("task")
-    parts["lead"] = paired_difference(ours, values.isel(task=late).mean("task"))
+    parts["lead"] = over_seeds(at_end.sel(arm=best, drop=True) - at_end)
     drops: dict[str, Any] = {"drop": first_drop(values, score.higher_is_better)}
     if measure is not None:
         ranks = measure.values
-        parts["rank_change"] = paired_difference(
-            ranks.isel(task=late).mean("task"), ranks.isel(task=early).mean("task")
-        )
+        parts["rank_change"] = over_seeds(ranks.isel(task=late).mean("task") - ranks.isel(task=early).mean("task"))
         drops["rank_drop"] = first_drop(ranks)
     columns = {f"{key}{end}": part[name_].values for key, part in parts.items() for name_, end in _ENDS.items()}
     frame = pd.DataFrame(columns | {"arm": data.arm.values}).set_index("arm")
