@@ -196,14 +196,15 @@ def compare(
       statistic: ``mean`` or ``iqm`` (interquartile mean), of all seeds and tasks of the window.
       quantity: name of one of the score's quantities; "": the main one.
       reference: name of the arm to compare with (``reset``, of several runs ``A:reset``); "": see `against`.
-      window: tasks; by default the last of the score's windows. Of them, those that all arms have finished.
+      window: tasks; by default the last of the score's windows. Of them, those that all arms have finished and have a
+        value in.
 
     Returns:
       Columns ``run``, ``arm``, ``seeds`` (with a value), ``frozen_seeds``, ``missing`` (values of seeds in tasks),
-      ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds`` (0: no seed in common, the difference is
-      unpaired), ``difference``, ``improves`` (the probability that a seed of this arm does better than one of the other
-      in the same task). Value, difference and probability have ``_low`` and ``_high``, the ends of the 95 % interval
-      (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
+      ``tasks`` (their number), ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds`` (0: no seed in
+      common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of this arm does
+      better than one of the other in the same task). Value, difference and probability have ``_low`` and ``_high``, the
+      ends of the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -215,7 +216,9 @@ def compare(
     # Of runs of different lengths, the tasks that all have.
     tasks = min(arm.values.shape[1] for arm in found)
     chosen = np.arange(tasks)[(window or score.windows[-1]).tasks(tasks)]
-    chosen = chosen[np.all([arm.finished[chosen] for arm in found], axis=0)]
+    # A task in which some seed of every arm has a value: one that no seed was measured in says nothing.
+    known = [arm.finished[chosen] & np.isfinite(arm.values[:, chosen]).any(axis=0) for arm in found]
+    chosen = chosen[np.all(known, axis=0)]
     if not len(chosen):
         raise RecordError(f"no task of the window is finished by all of {', '.join(arm.name for arm in found)}")
     of, sign = STATISTICS[statistic], 1.0 if score.higher_is_better else -1.0
@@ -224,7 +227,8 @@ def compare(
         mine = arm.values[:, chosen]
         there = _seen(mine)
         row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(there), "frozen_seeds": arm.frozen}
-        row |= {"missing": int(np.isnan(mine).sum()), "first_task": chosen[0], "last_task": chosen[-1]}
+        row |= {"missing": int(np.isnan(mine).sum()), "tasks": len(chosen)}
+        row |= {"first_task": chosen[0], "last_task": chosen[-1]}
         row |= _interval("value", statistic, functools.partial(of, there), len(there))
         if (other := against(arm, found, reference)) is not None:
             its = other.values[:, chosen]
@@ -242,7 +246,7 @@ def compare(
             row |= _interval("improves", "", wins(sign * mine, sign * its), *ranked)
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
-    columns = ["run", "arm", "seeds", "frozen_seeds", "missing", "first_task", "last_task", *names[:3]]
+    columns = ["run", "arm", "seeds", "frozen_seeds", "missing", "tasks", "first_task", "last_task", *names[:3]]
     return pd.DataFrame(rows, columns=[*columns, "against", "paired_seeds", *names[3:]])
 
 
@@ -301,7 +305,9 @@ def render(
       statistic: as of `compare`.
     """
     row = frame.iloc[0]
-    title = f"{title}: {task_numbers(range(row['first_task'], row['last_task'] + 1))}"
+    tasks = range(row["first_task"], row["last_task"] + 1)
+    some = f"{row['tasks']} of " if row["tasks"] < len(tasks) else ""
+    title = f"{title}: {some}{task_numbers(tasks)}"
     table = rich.table.Table(title=title, caption_justify="left")
     several = bool(frame["run"].any())
     for name in [*(["run"] if several else []), "arm"]:
@@ -318,7 +324,7 @@ def render(
     about = about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip()
     first = f"{about}; P(better): in the same task, ties count half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
     if missing := frame["missing"].sum():
-        lines = [f"{missing} values are missing, because no episode ended: {MISSING}", *lines]
+        lines = [f"values that are missing, because no episode ended: {missing}; {MISSING}", *lines]
     if frame["frozen_seeds"].any():
         lines = ["a frozen seed counts as the worst of all compared seeds in each task from then on", *lines]
     table.caption = "\n".join([first, f"over the tasks that all arms have finished; {NUMBERED}", *lines])

@@ -158,7 +158,19 @@ def test_a_seed_without_an_episode_in_a_task_costs_nobody_a_task(tmp_path: pathl
     assert quartiles.loc["l2", "value"] == pytest.approx(iqm(mine[np.isfinite(mine)]))
     console = rich.console.Console(file=io.StringIO(), width=140)
     report.print_comparison([run], console=console)
-    assert "1 values are missing, because no episode ended" in console.file.getvalue()
+    text = " ".join(console.file.getvalue().split())
+    assert "values that are missing, because no episode ended: 1; a seed's value is of its other tasks" in text
+
+
+def test_a_task_in_which_an_arm_has_no_value_counts_for_none(tmp_path: pathlib.Path) -> None:
+    run = make(tmp_path / "a", ("reset", "l2"), 9, 0)
+    empty = Record({"episode_return": np.full((SEEDS, UPDATES), np.nan)}, {})
+    write_segment(run / "records" / "l2", 7, empty, {"clock": 42, "length": 6, "task": 7})
+    frame = compare.compare([report.read(run)])
+    assert (frame[["first_task", "last_task", "tasks", "missing"]] == [6, 8, 2, 0]).all(axis=None)
+    console = rich.console.Console(file=io.StringIO(), width=140)
+    report.print_comparison([run], console=console)
+    assert "last third of tasks: 2 of tasks 6 to 8" in " ".join(console.file.getvalue().split())
 
 
 def test_a_frozen_seed_counts_as_the_worst_of_all_compared_runs(tmp_path: pathlib.Path) -> None:
