@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
-        hidden = nn.relu(nn.DenseGeneral((2, HIDDEN // 2), name="query")(x))
+        hidden = nn.relu(nn.DenseGeneral((2, HIDDEN // 2), name="heads")(x))
         return nn.DenseGeneral(CLASSES, axis=(-2, -1), name="out")(hidden), {
             "dense_0": hidden.reshape(*x.shape[:-1], HIDDEN)
         }
@@ -154,7 +154,7 @@ def batch_normalised() -> Model:
 def of_attention(own: Any) -> Any:
     kernel, bias = own["dense_0"]["kernel"], own["dense_0"]["bias"]
     return {
-        "query": {"kernel": kernel.reshape(INPUTS, 2, -1), "bias": bias.reshape(2, -1)},
+        "heads": {"kernel": kernel.reshape(INPUTS, 2, -1), "bias": bias.reshape(2, -1)},
         "out": {"kernel": own["output"]["kernel"].reshape(2, -1, CLASSES), "bias": own["output"]["bias"]},
     }
 

@@ -25,6 +25,17 @@ CHOSEN = (
     "features", "weights", "gradient", "movement", Hessian(order=64, probes=1), GGN(order=4, examples=4),
     NTKProbe(examples=4), TrainabilityProbe(learning_rate=0.1, steps=10, examples=4),
 )  # fmt: skip
+# A stack of layers is one layer, after the output layer in the order of the tree.
+OF_STACKS = {
+    "weights/norm": np.linalg.norm,
+    "weights/mean_magnitude": np.mean,
+    "weights/spectral_norm": np.max,
+    "gradient/layer_norm": np.linalg.norm,
+    "gradient/layer_l1": np.sum,
+    "gradient/layer_zero_fraction": np.mean,
+    "movement/from_init": np.linalg.norm,
+    "movement/change": np.linalg.norm,
+}
 OWN = MODEL
 PARAMS = OWN.init(KEY)
 
@@ -59,13 +70,13 @@ def test_every_probe_has_the_numbers_of_plastax_own_form(form: str) -> None:
     assert found.keys() == expected.keys()
     # All eigenvalues are found, by other probe vectors: those of the tree's own order.
     chance = {name for name in expected if name.endswith(("residual", "residuals", "breakdowns"))}
-    # A stack is one layer.
-    stacked = {name for name in expected if form == "scanned" and name.startswith(("weights/", "movement/"))}
-    for name in expected.keys() - chance - stacked:
+    if form == "scanned":
+        expected |= {name: np.array([expected[name][2], of(expected[name][:2])]) for name, of in OF_STACKS.items()}
+    for name in expected.keys() - chance:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-3, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("form", ["nnx", "equinox"])
+@pytest.mark.parametrize("form", ["nnx", pytest.param("equinox", marks=pytest.mark.slow)])
 def test_weights_are_found_whatever_they_are_called(form: str) -> None:
     params, apply = FORMS[form].to(PARAMS), FORMS[form].apply
     found = measure(params, apply, ("weights",))
