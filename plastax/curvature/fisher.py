@@ -1,7 +1,7 @@
 """Second moments of per-example gradients: the empirical Fisher matrix, and the Fisher matrix by sampled labels.
 
-Both are ``J^T C J`` like the Gauss-Newton matrix, with outer products of cotangents of the outputs for C: a product
-takes one forward and one backward linear pass over all examples, never a backward pass an example.
+Both are ``J^T C J`` like the Gauss-Newton matrix, with outer products of cotangents of the outputs for C. A product
+takes one forward and one backward linear pass over all examples, never one backward pass per example.
 """
 
 from __future__ import annotations
@@ -46,19 +46,18 @@ def empirical_fisher(
 ) -> Operator:
     """Empirical Fisher matrix ``1/B sum_i g_i g_i^T``, ``g_i`` the gradient of example i's own loss at its own label.
 
-    It is the uncentred covariance of the gradient noise, and that is what it should be used for. It is *not* an
-    approximation of the Fisher or the Gauss-Newton matrix: it vanishes where the network fits every label, its scale
-    has the unit of a squared loss, and far from a minimum its eigenvectors can be anything. For the mean squared error
-    it is not invariant to the loss's scale either; see the reference.
+    It is the uncentred covariance of the gradient noise: use it for that. It does *not* approximate the Fisher or the
+    Gauss-Newton matrix: it vanishes where the network fits every label, its scale has the unit of a squared loss, and
+    far from a minimum its eigenvectors can be anything. For the mean squared error it also depends on the loss's scale;
+    see the reference.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
-      loss: a `Loss` whose value is known, or one of the names in `losses.LOSSES`. Given all outputs, the value must be
-        a mean of one term an example; weights computed from ``data`` alone (PPO's normalised advantages) are allowed
-        if it is not chunked.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      loss: a `Loss` with a value, or a name in `losses.LOSSES`. Given all outputs, the value must be a mean of one term
+        per example. Weights computed from ``data`` alone (PPO's normalised advantages) are allowed without chunks.
       params: where the gradients are taken: any tree of real floating arrays.
       data: the batch of B examples.
-      chunk_size: examples that are looked at together, see `plastax.curvature.operators`. Static.
+      chunk_size: examples to process together, see `plastax.curvature.operators`. Static.
 
     Returns:
       A positive semi-definite operator over trees like ``params``, of rank at most B.
@@ -95,19 +94,19 @@ def fisher(
     """Fisher matrix by labels drawn from the network's own distribution: a Monte-Carlo estimate of the `ggn`.
 
     ``1/(B R) sum_ir g_ir g_ir^T``, ``g_ir`` the gradient of example i's loss at draw r. Its mean over keys is the
-    Gauss-Newton matrix; one draw is a matrix of rank at most ``B R``, whose trace is within a few percent but whose
-    spectrum is not that of the mean: its rank counts draws. For spectra take `ggn`, which costs the same a product.
-    Draws are made here (chunk by chunk: again in every product, the same ones), and the cost of a product does not
-    grow with ``samples`` but in the output layer.
+    Gauss-Newton matrix. One draw is a matrix of rank at most ``B R``: its trace is within a few percent, but its
+    spectrum is not that of the mean, and its rank counts draws. For spectra take `ggn`, whose products cost the same.
+    Labels are drawn here, once; with chunks, again in every product, with the same result. Beyond the output layer the
+    cost of a product does not grow with ``samples``.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
-      loss: a `Loss` with ``sample``, or one of the names in `losses.LOSSES`.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      loss: a `Loss` with ``sample``, or a name in `losses.LOSSES`.
       params: where the gradients are taken: any tree of real floating arrays.
       data: the batch of B examples.
       key: for the draws; those of an example depend on its place alone, not on ``chunk_size``.
-      samples: draws R an example. Static.
-      chunk_size: examples that are looked at together, see `plastax.curvature.operators`. Static.
+      samples: draws R per example. Static.
+      chunk_size: examples to process together, see `plastax.curvature.operators`. Static.
 
     Returns:
       A positive semi-definite operator over trees like ``params``.
@@ -118,6 +117,15 @@ def fisher(
     References:
       Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, sections 5 and 9. Kunstner
       et al. 2019, eq. 2, on how it differs from `empirical_fisher`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> batch, w, apply = (jnp.eye(2), jnp.zeros(2)), jnp.ones(2), lambda w, batch: batch[0] @ w
+      >>> fisher = curvature.fisher(apply, "mse", w, batch, jax.random.key(0), samples=1000)
+      >>> ggn = curvature.ggn(apply, "mse", w, batch)
+      >>> bool(jnp.allclose(fisher.mv(w), ggn.mv(w), atol=0.1))
+      True
     """
     loss = losses.get(loss)
     sample = loss.sample
@@ -134,7 +142,7 @@ def fisher(
         return jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda k: sample(single, given, k))(keys))
 
     def metric(outputs: Tree, part: tuple[Tree, Array]) -> Product:
-        jax.eval_shape(lambda o: sample(o, part[0], key), outputs)  # where labels can still be looked at
+        jax.eval_shape(lambda o: sample(o, part[0], key), outputs)  # where labels are still known
         drawn = jax.vmap(draws)(outputs, *part)
         return _outer(jax.tree.map(lambda s: s / math.sqrt(samples * checks.examples(outputs)), drawn))
 

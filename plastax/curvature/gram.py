@@ -1,16 +1,16 @@
 """Exact spectra without Lanczos, from Gram matrices of per-example output gradients: as large as the data, not the net.
 
 With the output Jacobian J and a square root of the loss's block-diagonal curvature, ``C = R R^T``, the Gauss-Newton
-matrix is ``A^T A`` for ``A = R^T J``, and the Gram matrix ``A A^T`` has the same eigenvalues but for zeros. It has B K
-rows, for B examples of K roots each (C - 1 for the cross-entropy of C classes, D for the mean squared error of D
-outputs). No loss and R the identity give the neural tangent kernel.
+matrix is ``A^T A`` for ``A = R^T J``, and the Gram matrix ``A A^T`` has the same eigenvalues except for zeros. It has
+B K rows, for B examples of K roots each (C - 1 for the cross-entropy of C classes, D for the mean squared error of D
+outputs). Without a loss and with R the identity it is the neural tangent kernel.
 
 Rows of A, P numbers each, are never held together: one at a time is pulled back through its example and pushed forward
 through all of them. That is B K half products of the operator for any P, K/2 times fewer operations than multiplying
-the rows out, and the memory is that of the Gram matrix, one example's K rows, and the linearised network.
+the rows out. The memory is that of the Gram matrix, one example's K rows, and the linearised network.
 
 With batch normalisation an example's outputs depend on the other examples. J is then the Jacobian of the outputs of
-this batch, and rows are pulled back through all of it, for twice the operations. `coupling` measures which way it is.
+this batch, and rows are pulled back through all of it, for twice the operations. `coupling` tells the two cases apart.
 
 References:
   Golub and Van Loan, "Matrix computations", section 2.4 (``A^T A`` and ``A A^T`` share the squared singular values).
@@ -45,7 +45,7 @@ DECOMPOSITION_COST = 8.0
 """Operations of a decomposition over the cube of the matrix's rows, at the speed of a matrix product (measured on CPU:
 6 to 10 from 500 to 2,000 rows)."""
 ORTHOGONALISATION_COST = 20.0
-"""How much slower an operation of Lanczos' orthogonalisation, bound by memory, is than one of a matrix product."""
+"""How much slower an operation of Lanczos' orthogonalisation is, bound by memory, than one of a matrix product."""
 MAX_GRAM_BYTES = 2**30
 """Largest Gram matrix that `ggn_spectrum` chooses by itself; its decomposition takes two more of its size."""
 
@@ -66,7 +66,7 @@ def _gram(
     if checks.concrete((params, data)):
         outputs = apply_fn(params, data)
         checks.finite({"outputs": finite(outputs)})
-        jax.eval_shape(lambda o: root(o, data), outputs)  # where labels can still be looked at
+        jax.eval_shape(lambda o: root(o, data), outputs)  # where labels are still known
     together = size == examples
     apart = jnp.zeros(()) if together else independent(apply_fn, params, data, size, f"chunk_size={size}")
 
@@ -74,7 +74,7 @@ def _gram(
         """The products of the rows of all examples with those of some, ``[B, K, B' K]``."""
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
         roots = jax.vmap(lambda o, d: jax.tree.map(lambda r: r[:, 0], root(_one(o), _one(d))))(outputs, part)
-        # Rows one after another on CPU, where batches of them are slower; the K of an example together elsewhere.
+        # On CPU rows run one by one, since batches of them are slower; elsewhere the K of an example together.
         against = linalg.sequential(lambda row: weights(roots, push(row)).ravel())
         pull_all = jax.linear_transpose(push, params)
 
@@ -114,12 +114,12 @@ def _gram(
 def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, chunk_size: int | None = None) -> Array:
     """The loss-weighted Gram matrix ``A A^T`` of the Gauss-Newton matrix ``A^T A``.
 
-    Row ``i K + k`` of A is ``J_i^T r_ki / sqrt(B)``: the gradient of example i along the k-th root of its curvature, in
-    this batch where its outputs depend on the other examples.
+    Row ``i K + k`` of A is ``J_i^T r_ki / sqrt(B)``: the gradient of example i along the k-th root of its curvature. If
+    its outputs depend on the other examples, it is the gradient in this batch.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
-      loss: a `Loss` with ``root``, or one of the names in `losses.LOSSES`.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
       params: where the matrix is taken: any tree of real floating arrays.
       data: the batch of B examples.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
@@ -130,7 +130,7 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
     Raises:
       ValueError: if ``loss`` is unknown or has no ``root``, ``params`` has no leaf or one that is not real floating
         point, the leaves of ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or
-        there are chunks of examples that depend on one another (inside, the matrix is NaN).
+        chunked examples depend on one another (inside, the matrix is NaN).
     """
     loss = losses.get(loss)
     if loss.root is None:
@@ -143,13 +143,13 @@ def gram_spectrum(
 ) -> Spectrum:
     """The exact spectrum of the Gauss-Newton matrix: every eigenvalue, without probes or standard errors.
 
-    Exact up to rounding: eigenvalues below a few rounding errors of the largest are none (and counts leave them out).
-    B K half products, and a decomposition of ``[B K, B K]``, which needs three times that memory: 2,000 rows take about
-    a second on one core, 10,000 about two minutes and 1.2 GB. Seeds under `vmap` run one after another on CPU.
+    Exact up to rounding: eigenvalues below a few rounding errors of the largest mean nothing, and counts leave them
+    out. It takes B K half products and a decomposition of ``[B K, B K]``, which needs three times that memory: 2,000
+    rows take about a second on one core, 10,000 about two minutes and 1.2 GB. Seeds under `vmap` run in turn on CPU.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
-      loss: a `Loss` with ``root``, or one of the names in `losses.LOSSES`.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
       params: where the matrix is taken: any tree of P real floating scalars.
       data: the batch of B examples.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
@@ -159,9 +159,17 @@ def gram_spectrum(
 
     Raises:
       ValueError: as `gram_matrix` does.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> batch = jnp.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), jnp.zeros(2)
+      >>> s = jax.jit(lambda w: curvature.gram_spectrum(lambda w, b: b[0] @ w, "mse", w, batch))(jnp.ones(3))
+      >>> s.nodes.round(3).tolist(), bool(s.complete), int(s.dim)  # and a third eigenvalue, zero
+      ([[1.0, 4.0]], True, 3)
     """
     values = linalg.eigvalsh(gram_matrix(apply_fn, loss, params, data, chunk_size))
-    # There are no negative ones; a maximum keeps NaN.
+    # None is negative but by rounding; a maximum keeps NaN.
     return from_eigenvalues(jnp.maximum(values, 0.0), tree.size(params))
 
 
@@ -170,21 +178,19 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
 
     Not divided by the number of examples or outputs: for the mean ``1/B sum_i |f_i - y_i|^2 / 2``, gradient flow
     shrinks the residual along an eigenvector of eigenvalue ``lambda`` at the rate ``lambda / B``. Under batch
-    normalisation J is that of the outputs of this batch, and the kernel belongs to it as a whole.
+    normalisation J is that of the outputs of this batch, and the kernel belongs to the batch as a whole.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
       params: where the kernel is taken: any tree of real floating arrays.
       data: B examples.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
 
     Returns:
-      A complete spectrum of dimension ``B K``, for K scalar outputs an example; NaN where the network gives NaN.
+      A complete spectrum of dimension ``B K``, for K scalar outputs per example; NaN where the network gives NaN.
 
     Raises:
-      ValueError: if ``params`` has no leaf or one that is not real floating point, the leaves of ``data`` do not share
-        their leading axis, or, outside `jit`, outputs are not finite or there are chunks of examples that depend on
-        one another (inside, the spectrum is NaN).
+      ValueError: as `gram_matrix` does, but for the loss.
 
     References:
       Jacot, Gabriel and Hongler, "Neural tangent kernel: convergence and generalization in neural networks", NeurIPS
@@ -218,7 +224,7 @@ def ggn_spectrum(
     method: Way = "auto",
     chunk_size: int | None = None,
 ) -> Spectrum:
-    """Spectrum of the Gauss-Newton matrix, by `gram_spectrum` where that is the cheaper way, by Lanczos otherwise.
+    """Spectrum of the Gauss-Newton matrix: by `gram_spectrum` where that is cheaper, by Lanczos otherwise.
 
     The choice is made from shapes when the function is traced, by the operations of a dense network, ``8 B P`` a
     product. The Gram matrix of ``n = B K`` rows takes ``n / 2`` products and ``DECOMPOSITION_COST n^3`` operations.
@@ -227,15 +233,15 @@ def ggn_spectrum(
     at most `MAX_GRAM_BYTES`. It is exact, so ``method="gram"`` may be worth more than it costs.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, a tree with the examples in front.
-      loss: a `Loss`, or one of the names in `losses.LOSSES`.
+      apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       params: where the matrix is taken: any tree of real floating arrays.
       data: the batch of B examples.
       key: for the Lanczos probes.
       order: Lanczos steps, see `spectrum`. Static.
       probes: Lanczos probes, see `spectrum`. Static.
       method: ``"auto"``, ``"gram"`` or ``"lanczos"``. Static.
-      chunk_size: examples that are looked at together, see `plastax.curvature.operators`. Static.
+      chunk_size: examples to process together, see `plastax.curvature.operators`. Static.
 
     Returns:
       A spectrum; its ``complete`` says which way was taken, unless the order reached P.

@@ -1,4 +1,4 @@
-"""How much memory a spectrum will take, and so how many Lanczos runs go side by side."""
+"""How much memory a spectrum will take, and hence how many Lanczos runs go side by side."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def memory(
 ) -> int:
     """Bytes of device memory that `spectrum` will take beside the operator's own: mostly the Lanczos bases.
 
-    What the operator needs, the parameters, the data and the activations of a product, comes on top; it is what one
-    Hessian product takes, and as many times as runs go side by side.
+    The operator's own memory (parameters, data, activations of a product) comes on top: that of one Hessian product, as
+    many times as runs go side by side.
 
     Args:
       params: what the operator acts on, ``op.like``: a tree of arrays or of shape structs.
@@ -49,7 +49,16 @@ def memory(
       The estimate, within 25 % of what XLA reserves.
 
     Raises:
-      ValueError: if ``reorthogonalise`` is none of its values.
+      ValueError: for another value of ``reorthogonalise``.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+      >>> curvature.memory(params, order=100) / 1e6  # on CPU, where one run follows another
+      448.0
+      >>> curvature.memory(params, order=100, basis="host") / 1e6
+      28.0
     """
     one = run_bytes(params, order, reorthogonalise, basis_dtype, basis)
     return one * min(batch or at_once(one, jax.default_backend(), device_memory()), probes * seeds)
@@ -69,7 +78,7 @@ def run_bytes(
 
 
 def device_memory() -> int | None:
-    """Bytes of the default device's memory, None if it does not tell; on CPU, those that are free."""
+    """Bytes of the default device's memory, None if unknown; on CPU, those that are free."""
     if jax.default_backend() == "cpu":
         return machine.free_memory()
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -1,18 +1,18 @@
-"""Symmetric operators over parameter trees: Hessian, Gauss-Newton matrices, plain matrices, and what is made of them.
+"""Symmetric operators over parameter trees: Hessian, Gauss-Newton matrices, plain matrices, and their combinations.
 
-Every product runs at full float32 precision: recent accelerators otherwise multiply float32 matrices in TF32 or
-bfloat16, whose errors exceed the small eigenvalues that these operators are looked at for.
+Every product runs at full float32 precision. Recent accelerators otherwise multiply float32 matrices in TF32 or
+bfloat16, whose errors exceed the small eigenvalues that these operators are used for.
 
-All of them can be jitted, and mapped over seeds by `jax.vmap`. Where arguments are known at once (outside `jit`), a
-loss, gradient or output that is not finite is refused with the name of its leaf. Inside `jit` nobody can look: where
-the loss or an output is not finite, every product is NaN, and the same call outside `jit` tells where it comes from.
+All operators can be jitted, and mapped over seeds by `jax.vmap`. Outside `jit`, a loss, gradient or output that is not
+finite is refused with the name of its leaf. Inside `jit` the values are unknown: every product is then NaN, and the
+same call outside `jit` names the leaf.
 
 ``chunk_size`` streams the examples, the leading axis of every leaf of ``data``, through a loop, so that memory does not
-grow with their number. Products are then means over the chunks, weighted by their sizes (the last may be smaller),
-equal to those of all examples at once up to rounding. What it costs: every product evaluates the network again, which
-otherwise happens once for all. What it presumes: the loss is a mean over examples that do not see one another. Outputs
-that do (batch statistics) are refused, outside `jit`, and make every product NaN inside. A Hessian has no outputs to
-look at: a loss that normalises over its batch (batch statistics, PPO's advantages) is another function chunk by chunk.
+grow with their number. Products are means over the chunks, weighted by their sizes (the last may be smaller), and equal
+those of all examples at once up to rounding. The cost: every product evaluates the network again, which otherwise
+happens once for all. The assumption: the loss is a mean over examples that do not see one another. Outputs that do
+(batch statistics) are refused outside `jit`, and make every product NaN inside. A Hessian has no outputs to check: a
+loss that normalises over its batch (batch statistics, PPO's advantages) becomes another function chunk by chunk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Linearised = Callable[[Tree], tuple[Product, Tree]]
 
 
 def chunks(data: Tree, size: int) -> tuple[int, int]:
-    """How many whole chunks there are and how many examples are left; raises ValueError unless there can be chunks."""
+    """How many whole chunks, and how many examples are left; raises ValueError for a size that makes no chunks."""
     if size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {size}")
     return divmod(checks.examples(data), size)
@@ -47,7 +47,7 @@ def chunk(data: Tree, index: int | Array, size: int) -> Tree:
 
 
 def rest(data: Tree, size: int) -> Tree:
-    """The examples behind the last whole chunk."""
+    """The examples after the last whole chunk."""
     return jax.tree.map(lambda x: x[x.shape[0] - x.shape[0] % size :], data)
 
 
@@ -56,23 +56,23 @@ def _mean(fn: Callable[[Tree], Tree], data: Tree, size: int) -> Tree:
     whole, left = chunks(data, size)
     examples = checks.examples(data)
 
-    def share(part: Tree) -> Tree:
+    def weighted(part: Tree) -> Tree:
         weight = checks.examples(part) / examples
         return jax.tree.map(lambda x: weight * x.astype(jnp.promote_types(x.dtype, jnp.float32)), fn(part))
 
     def step(index: Array, total: Tree) -> Tree:
-        return jax.tree.map(jnp.add, total, share(chunk(data, index, size)))
+        return jax.tree.map(jnp.add, total, weighted(chunk(data, index, size)))
 
     if left:
-        start = share(rest(data, size))
+        start = weighted(rest(data, size))
     else:
-        shapes = jax.eval_shape(lambda: share(chunk(data, 0, size)))
+        shapes = jax.eval_shape(lambda: weighted(chunk(data, 0, size)))
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.fori_loop(0, whole, step, start)
 
 
 def _visible(product: Product, values: Tree) -> Product:
-    """The product, NaN if one of the values is not finite: their derivatives can be finite all the same."""
+    """The product, NaN unless all values are finite; derivatives can be finite all the same."""
     return _plus(checks.nan_unless_finite(values), product)
 
 
@@ -106,10 +106,10 @@ def hessian(
     The gradient is linearised here, once: a product costs its linear part alone.
 
     Args:
-      loss_fn: ``(params) -> scalar``, or ``(params, data) -> scalar`` where ``data`` is given.
+      loss_fn: ``(params) -> scalar``, or ``(params, data) -> scalar`` if ``data`` is given.
       params: where the Hessian is taken: any tree of real floating arrays.
       data: second argument of ``loss_fn``, not differentiated.
-      chunk_size: examples of ``data`` that are looked at together, see the module; all at once by default. Static.
+      chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
 
     Returns:
       An operator over trees like ``params``, of their dtypes.
@@ -120,6 +120,13 @@ def hessian(
 
     References:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> op = curvature.hessian(lambda w: w[0] ** 2 + 3.0 * w[1] ** 2, jnp.ones(2))
+      >>> op.mv(jnp.array([1.0, 1.0])).tolist()
+      [2.0, 6.0]
     """
     params = checks.parameters(params)
     if chunk_size is not None:
@@ -197,27 +204,35 @@ def ggn(
 ) -> Operator:
     """Generalised Gauss-Newton matrix ``J^T C J``: J of the outputs, C the loss's Hessian in the outputs.
 
-    Positive semi-definite; for cross-entropy it is the Fisher information matrix of the network's own distribution.
+    Positive semi-definite. For cross-entropy it is the Fisher information matrix of the network's own distribution.
     The network is linearised here, once, unless it is chunked.
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree.
-      loss: a `Loss`, or one of the names in `losses.LOSSES`.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       params: where the matrix is taken: any tree of real floating arrays.
       data: the batch, second argument of ``apply_fn`` and of the loss.
-      chunk_size: examples of ``data`` that are looked at together, see the module; all at once by default. Static.
+      chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
 
     Returns:
       An operator over trees like ``params``, of their dtypes.
 
     Raises:
-      ValueError: if ``loss`` is a name that `losses.LOSSES` does not have, ``params`` has no leaf or one that is not
-        real floating point, outputs have no examples, or not those that the loss takes, the leaves of ``data`` cannot
-        be chunked, or, outside `jit`, outputs are not finite or labels no classes (inside, products are NaN).
+      ValueError: if ``loss`` is an unknown name, ``params`` has no leaf or one that is not real floating point, outputs
+        have no examples, or not those that the loss takes, the leaves of ``data`` cannot be chunked, or, outside `jit`,
+        outputs are not finite or labels no classes (inside, products are NaN).
 
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation 14,
       2002. Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020, section 8.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> batch = jnp.eye(2), jnp.zeros(2)
+      >>> op = curvature.ggn(lambda w, batch: batch[0] @ w, "mse", jnp.ones(2), batch)
+      >>> curvature.dense(op).tolist()  # 2/N X^T X
+      [[1.0, 0.0], [0.0, 1.0]]
     """
     loss = losses.get(loss)
 
@@ -250,12 +265,12 @@ def from_matrix(a: Array) -> Operator:
 def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
     """The diagonal block of some parameters, usually those of a layer.
 
-    A product costs one of the whole operator. The block of a late layer is cheaper to take from a loss that closes over
-    the other parameters.
+    A product costs as much as one of the whole operator. For the block of a late layer it is cheaper to take the
+    operator of a loss that closes over the other parameters.
 
     Args:
       op: over a tree with path names, see `plastax.tree.path_name`.
-      select: the first parts of the leaves' path names (``"actor/dense_0"``, which does not mean
+      select: the first parts of the leaves' path names (``"actor/dense_0"``, which does not match
         ``actor/dense_01/kernel``), or a predicate of a path name.
 
     Returns:
@@ -263,6 +278,14 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
 
     Raises:
       ValueError: if no leaf is selected.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> params = {"first": jnp.ones(1), "second": jnp.ones(2)}
+      >>> op = curvature.hessian(lambda p: jnp.sum(p["first"]) ** 2 + jnp.sum(p["second"] ** 2), params)
+      >>> curvature.dense(curvature.block(op, "second")).tolist()
+      [[2.0, 0.0], [0.0, 2.0]]
     """
 
     def chosen(name: str) -> bool:
@@ -275,7 +298,7 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
         raise ValueError(f"no parameter is selected by {select!r}; their names are {list(tree.named_leaves(op.like))}")
 
     def product(tangent: Tree) -> Tree:
-        # None is what stands in the tangent where the operator has a leaf.
+        # The tangent has None in place of the leaves that are not selected.
         full = jax.tree.map(lambda x, t: jnp.zeros(x.shape, x.dtype) if t is None else t, op.like, tangent)
         return keep(op.mv(full))
 
@@ -285,7 +308,7 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
 def add(*ops: Operator) -> Operator:
     """The sum of operators over trees of one structure, shapes and dtypes; raises ValueError for others.
 
-    A product costs one of each. Together with `scale` and `shift`: a loss of several parts, weight decay, damping.
+    A product costs one product of each. With `scale` and `shift`: a loss of several parts, weight decay, damping.
     """
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), op.like) for op in ops]
     if not ops or any(other != shapes[0] for other in shapes):
