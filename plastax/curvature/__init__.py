@@ -1,11 +1,17 @@
 """Curvature of any function: operators, Lanczos spectra with error bars, Kronecker factors. Knows no experiment.
 
-```
-op = curvature.hessian(loss_fn, params, data=batch)
-s = curvature.spectrum(op, key, order=64, probes=4)
-s.rank(1e-3)            # Estimate(value, standard_error)
-s.effective_rank()
-```
+Examples:
+  >>> import jax, jax.numpy as jnp
+  >>> from plastax import curvature
+  >>> def loss_fn(params, batch):
+  ...     return jnp.mean((batch @ params["w"]) ** 2)
+  >>> params, batch = {"w": jnp.ones(6)}, jnp.array([[3.0, 0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0, 0]])
+  >>> @jax.jit
+  ... def rank(params, batch):
+  ...     op = curvature.hessian(loss_fn, params, data=batch)
+  ...     return curvature.spectrum(op, jax.random.key(0), order=6, probes=1).rank(1e-3)
+  >>> rank(params, batch)
+  Estimate(value=Array(2., dtype=float32), standard_error=Array(0., dtype=float32))
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What curvature cannot be taken of, said by name, before anything is compiled."""
+"""Refusals of bad arguments by name, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plastax.types import Array, Operator, Params, Tree
 
 
 def parameters(params: Params) -> Params:
-    """The parameters as arrays; raises ValueError unless there are some and all are real floating point."""
+    """The parameters as arrays; raises ValueError unless they have entries, all real floating point."""
     leaves = tree.named_leaves(params)
     if not any(np.size(leaf) for leaf in leaves.values()):
         raise ValueError("params has no parameters: it is a tree without arrays, or with empty ones only")
@@ -22,18 +22,20 @@ def parameters(params: Params) -> Params:
     wrong = {name: dtype for name, dtype in wrong.items() if not jnp.issubdtype(dtype, jnp.floating)}
     if wrong:
         listed = ", ".join(f"{name!r} ({dtype})" for name, dtype in wrong.items())
-        raise ValueError(f"params must be real floating point, but not so: {listed}; close over what is no parameter")
+        raise ValueError(
+            f"params must be real floating point, but these are not: {listed}; close over what is no parameter"
+        )
     return jax.tree.map(jnp.asarray, params)
 
 
 def operator(op: object) -> None:
-    """Raises ValueError unless it is an `Operator`: functions and trees of parameters are often given in its place."""
+    """Raises ValueError for anything but an `Operator`, such as a function or a tree of parameters."""
     if not isinstance(op, Operator):
         raise ValueError(f"op must be an Operator, such as curvature.hessian(loss_fn, params), got {type(op).__name__}")
 
 
 def key(key: Any) -> None:
-    """Raises ValueError unless it is one PRNG key, typed or as its raw words."""
+    """Raises ValueError unless this is one PRNG key, typed or as raw words."""
     array = isinstance(key, jax.Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not array or key.shape != (() if typed else (2,)) or not (typed or key.dtype == jnp.uint32):
@@ -41,7 +43,7 @@ def key(key: Any) -> None:
 
 
 def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:
-    """Raises ValueError unless the function returns one number for these arguments, which are not computed with."""
+    """Raises ValueError unless the function returns one number for these arguments; computes nothing."""
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(loss_fn, *args))
     if shapes != ():
         raise ValueError(f"the loss must be a scalar, got shape {shapes}")
@@ -57,18 +59,18 @@ def examples(data: Tree, what: str = "data") -> int:
 
 
 def concrete(values: Tree) -> bool:
-    """Whether all leaves are known now, that is, not traced by `jit`, `vmap` or `grad`."""
+    """Whether all leaves are known now, not traced by `jit`, `vmap` or `grad`."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def nan_unless_finite(values: Tree) -> Array:
-    """A scalar to add to what is derived from the values: zero if all are finite, NaN otherwise."""
+    """A scalar to add to a result: zero if all these values are finite, NaN otherwise."""
     every = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)])
     return jnp.where(jnp.all(every), 0.0, jnp.nan)
 
 
 def finite(values: Tree) -> None:
-    """Raises ValueError naming the leaves with NaN or infinite entries; says nothing of traced values."""
+    """Raises ValueError naming the leaves with NaN or infinite entries; does nothing for traced values."""
     if not concrete(values):
         return
     named = tree.named_leaves(values).items()

@@ -1,6 +1,6 @@
-"""How many eigenvalues each quadrature node stands for, and how well a quadrature knows a count: exact where it can be.
+"""How many eigenvalues each quadrature node stands for, and how well a quadrature knows a count: exactly, if it can.
 
-The functions here serve `plastax.curvature.Spectrum`, which says what is done and why.
+These functions implement the methods of `plastax.curvature.Spectrum`, whose docstrings give the reasons.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from plastax.types import Array
 COUNTABLE = 0.4
 """Ritz values beyond a threshold count eigenvalues one by one if they are at most this share of the order."""
 CONVERGED_RESIDUAL = 1e-3
-"""Relative residual below which a Ritz value counts as an eigenvalue whatever the number of others."""
+"""Relative residual below which a Ritz value counts as an eigenvalue, however many others there are."""
 AGREEMENT_DEVIATIONS = 4.0
 """Standard deviations by which the quadrature weight of counted eigenvalues may differ from their number."""
 LEFTOVER_MARGIN = 10.0
-"""How many times larger than what a fresh vector after a breakdown saw a counted eigenvalue must be; the fresh vector
-misses an eigenvalue that large with a probability of 8 %, and every probe has one of its own."""
+"""How many times larger than what a fresh vector after a breakdown saw a counted eigenvalue must be. The fresh vector
+misses an eigenvalue that large with a probability of 8 %, and every probe has its own fresh vector."""
 LEAST_LEAK_RATIO = 0.1
-"""A node says nothing about thresholds further away than its residual by one over this; see `_leak`."""
+"""A node says nothing about thresholds farther away than its residual over this; see `_leak`."""
 INTERPOLATION_ERROR = 0.1
-"""What interpolation between two nodes of a smooth density leaves uncertain, in units of their multiplicity."""
+"""Uncertainty of interpolating between two nodes of a smooth density, in units of their multiplicity."""
 PRODUCT_ROUNDINGS = 4.0
-"""An eigenvalue at most this many rounding errors of narrow products, in units of the norm, may be one of them."""
+"""Eigenvalues up to this many rounding errors of narrow products, in units of the norm, may be rounding themselves."""
 DISAGREEMENT_MARGIN = 4.0
-"""Eigenvalues of rounding alone are at most this many times what they differ by from probe to probe."""
+"""Eigenvalues that are rounding alone are at most this many times as large as their spread over probes."""
 UNIFORM_WIDTH = math.sqrt(12.0)
 """Width of a uniform distribution in units of its standard deviation."""
 KINK_ERROR = 0.125
@@ -70,7 +70,7 @@ class Quadrature(NamedTuple):
 
 
 def disagreement(s: Quadrature) -> Array:
-    """By how much the eigenvalues that complete probes found differ, where that is more than the vectors' rounding."""
+    """How far the eigenvalues that complete probes found differ; zero if only by the rounding of vectors."""
     found = jnp.max(jnp.max(s.nodes, axis=0) - jnp.min(s.nodes, axis=0))
     return jnp.where(s.complete & (found > BREAKDOWN_ROUNDINGS * jnp.finfo(s.nodes.dtype).eps * s.norm()), found, 0.0)
 
@@ -85,7 +85,7 @@ def rounding(s: Quadrature) -> Array:
 
 
 def doubtful(size: Array, residuals: Array, eps: Array, small: Array) -> Array:
-    """Whether the eigenvalue that belongs to a node could be on the other side of ``eps`` than the node."""
+    """Whether a node's eigenvalue could be on the other side of ``eps`` than the node."""
     return ~(jnp.abs(size - eps) > residuals + small / 4.0)
 
 
@@ -96,7 +96,7 @@ class Counts(NamedTuple):
       multiplicities: ``[R, K]``, one where counted.
       counted: bool ``[R, K]``.
       threshold: scalar; every eigenvalue beyond it, in absolute value, is counted.
-      differ: bool scalar, whether probes that are complete have found different eigenvalues.
+      differ: bool scalar, whether complete probes found different eigenvalues.
     """
 
     multiplicities: Array
@@ -158,11 +158,11 @@ def counts(s: Quadrature) -> Counts:
 
 
 def _leak(residuals: Array, distance: Array, gap: Array) -> Array:
-    """Share of a node's multiplicity that may lie as far away as ``distance``, in a cell of width ``gap``.
+    """Share of a node's multiplicity that may lie ``distance`` away, in a cell of width ``gap``.
 
-    The residual of a Ritz pair is the standard deviation of the eigenvalues in its vector: by Chebyshev's inequality
-    ``(residual / d)^2`` of it, at most, is a distance d or more away. What is nearer than half the cell is taken to be
-    there, or else the node would have moved. Counts below one per cent (`LEAST_LEAK_RATIO`) are not followed up.
+    The residual of a Ritz pair is the standard deviation of the eigenvalues in its vector. By Chebyshev's inequality at
+    most ``(residual / d)^2`` of it lies a distance d or more away. What is nearer than half the cell is assumed to be
+    there; otherwise the node would have moved. Shares below one percent (`LEAST_LEAK_RATIO`) are ignored.
     """
     distance = jnp.maximum(distance, jnp.where(jnp.isinf(gap), 0.0, gap) / 2.0)
     ratio = residuals / jnp.maximum(distance, jnp.finfo(distance.dtype).tiny)
@@ -201,11 +201,11 @@ def _cells(s: Quadrature, known: Counts) -> Cells:
 
 
 def _edge(cells: Cells, t: Array) -> tuple[Array, Array, Array]:
-    """For thresholds ``[E, 1, 1]``: which cell, what interpolation adds above it, and the error of that."""
+    """For thresholds ``[E, 1, 1]``: their cell, what interpolation adds above them, and the error of that."""
     low, high, low_n, high_n, low_r, high_r = cells
     tiny, gap = jnp.finfo(low.dtype).tiny, high - low
     light = jnp.minimum(low_n, high_n)
-    # Of a cell without width, both ends in one place, nothing is asked.
+    # A cell without width holds no threshold.
     up = jnp.clip(1.0 - (t - low) / jnp.maximum(jnp.minimum(low_r, gap), tiny), 0.0, 1.0)
     down = jnp.clip(1.0 - (high - t) / jnp.maximum(jnp.minimum(high_r, gap), tiny), 0.0, 1.0)
     heavy = jnp.maximum(low_n * _leak(low_r, t - low, gap), high_n * _leak(high_r, high - t, gap))
@@ -216,33 +216,33 @@ def _edge(cells: Cells, t: Array) -> tuple[Array, Array, Array]:
 def beyond(s: Quadrature, eps: Array) -> tuple[Array, Array]:
     """Number of eigenvalues of absolute value above each of ``eps`` ``[E]``, and its standard error, ``[E]`` each.
 
-    A quadrature knows how many eigenvalues lie below a node up to the node's own multiplicity. The step through the
-    middle of that uncertainty is off by up to half a node where the spectrum is dense, the same way for every probe. So
-    between two nodes of similar multiplicity the count is interpolated, as far as their residuals reach. Of two unequal
-    nodes only as much as the lighter is spread: the heavier, like the zeros of a collapsed network, is not what a
-    smooth density would have there.
+    A quadrature knows how many eigenvalues lie below a node up to the node's own multiplicity. Where the spectrum is
+    dense, the step through the middle of that uncertainty is off by up to half a node, the same way for every probe. So
+    between two nodes of similar multiplicity the count is interpolated, as far as their residuals reach. Between two
+    unequal nodes only the lighter one's multiplicity is spread: the heavier one, like the zeros of a collapsed network,
+    is not what a smooth density would have there.
     """
     small, size, known = rounding(s), jnp.abs(s.nodes), counts(s)
     cells = _cells(s, known)
     eps = eps[:, None, None]
     upper, added, upper_error = _edge(cells, eps)
     lower, removed, lower_error = _edge(cells, -eps)
-    # Both thresholds in one cell: what its two nodes stand for may all lie between them, or nothing.
+    # If both thresholds are in one cell, anything from none to all of its nodes may lie between them.
     gap = cells.high - cells.low
     between = cells.low_n * _leak(cells.low_r, -eps - cells.low, gap)
     between += cells.high_n * _leak(cells.high_r, cells.high - eps, gap)
-    # One node at zero is next to both thresholds, and can only be on one side once.
+    # A node at zero is next to both thresholds, but can cross only one of them.
     parts = (upper & lower, between / 2.0), (upper, upper_error), (lower, lower_error)
     both, above, below = (jnp.sum(jnp.where(inside, part, 0.0), axis=-1) for inside, part in parts)
     error = jnp.where(jnp.any(upper & lower, axis=-1), both, jnp.maximum(above, below))
     far = size[None] > eps
     moved = jnp.where(upper, added, 0.0) - jnp.where(lower, removed, 0.0)
     value = known.sum(far.astype(size.dtype)) + jnp.mean(jnp.sum(moved, axis=-1), axis=-1)
-    # Above the last counted eigenvalue nothing is uncertain but those whose own residual reaches across.
+    # Above the last counted eigenvalue only those are uncertain whose own residual reaches across.
     resolution = jnp.where(eps[:, 0, 0] < known.threshold, jnp.mean(error, axis=-1), 0.0)
     unsure = known.counted[None] & doubtful(size[None], s.residuals[None], eps, small) & ~s.complete
     resolution += jnp.mean(jnp.sum(unsure, axis=-1), axis=-1) / UNIFORM_WIDTH
-    # A small number that happens to be estimated as zero would look exact; half an eigenvalue in the variance does not.
+    # A small number may be estimated as zero, and would look exact without this term.
     estimated = jnp.any(far & ~known.counted[None], axis=(-1, -2)) | (resolution > 0)
     least = jnp.where(estimated, 1.0 / s.nodes.shape[0], 0.0)
     probes = known.error(far.astype(size.dtype))
@@ -250,10 +250,10 @@ def beyond(s: Quadrature, eps: Array) -> tuple[Array, Array]:
 
 
 def kink(s: Quadrature, known: Counts, f: Callable[[Array], Array]) -> Array:
-    """Standard error of a quadrature's sum over ``f``, which has a kink at zero and is zero there: a scalar.
+    """Standard error of a quadrature's sum over ``f``, which is zero at zero and has a kink there: a scalar.
 
-    Gauss quadratures are exact for polynomials of degree ``2 K - 1``, and a kink is far from any. The nodes on both
-    sides of zero may stand for eigenvalues as far from them as their residuals and neighbours.
+    Gauss quadratures are exact for polynomials of degree ``2 K - 1``, which a kink is far from. The nodes on both sides
+    of zero may stand for eigenvalues as far away as their residuals and neighbours.
     """
     low, high, low_n, high_n, low_r, high_r = _cells(s, known)
     reach = jnp.minimum(high - low, s.norm())

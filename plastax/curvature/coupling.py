@@ -1,4 +1,4 @@
-"""Whether the outputs of an example depend on the other examples, as those of batch-normalised networks do."""
+"""Whether the outputs of an example depend on the other examples, as in batch-normalised networks."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from plastax.curvature import checks
 from plastax.types import Array, Params, Tree
 
 ROUNDING = 1e-3
-"""Differences up to this share are rounding."""
+"""Relative differences up to this are rounding."""
 ROUNDING_16_BITS = 3e-2
-"""Likewise, also of what was computed in 16 bits."""
+"""Likewise if 16-bit numbers may have been involved."""
 
 
 def coupling(apply_fn: Callable[[Params, Tree], Tree], params: Params, data: Tree, size: int = 1) -> Array:
-    """How much outputs change if the examples come ``size`` at a time instead of all together.
+    """How much the outputs change if the examples come ``size`` at a time instead of all together.
 
-    The outputs are compared, and their derivative along one random direction: a normalisation whose scale is still zero
-    hides the other examples from the former. Where both agree, all derivatives do, with probability one.
+    Compares the outputs, and their derivative along one random direction: a normalisation whose scale is still zero
+    hides the other examples from the outputs alone. If both agree, all derivatives agree, with probability one.
 
     Args:
-      apply_fn: ``(params, data) -> outputs``, trees with the examples in front.
+      apply_fn: ``(params, data) -> outputs``, trees with a leading axis of examples.
       params: real floating arrays.
-      data: the examples, a multiple of ``size`` of them.
+      data: the examples, a multiple of ``size``.
       size: how many come at a time. Static.
 
     Returns:
@@ -49,9 +49,10 @@ def coupling(apply_fn: Callable[[Params, Tree], Tree], params: Params, data: Tre
 
 
 def independent(apply_fn: Callable[[Params, Tree], Tree], params: Params, data: Tree, size: int, what: str) -> Array:
-    """A scalar to add to what is right for independent examples alone: zero, or NaN if they are not.
+    """A scalar to add to a result that holds for independent examples only: zero, or NaN if they are not.
 
-    Looks at the first ``2 size`` examples. Raises ValueError, which ``what`` begins, where all values are known.
+    Compares the first ``2 size`` examples. If all values are known, raises ValueError instead, with a message that
+    begins with ``what``.
     """
     size = min(size, checks.examples(data) // 2)
     if not size:

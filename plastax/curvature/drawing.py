@@ -1,4 +1,4 @@
-"""Smoothed spectral densities, for drawing only: never count on them."""
+"""Smoothed spectral densities, for drawing only: do not count with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def density(
     high = jnp.where(zeros > 0, jnp.maximum(high, 0.0), high)
     if bandwidth is None:
         span = high - low
-        # One point has no range; its size, or one, has to do.
+        # One point has no range: take its size, or one.
         span = jnp.where(span > 0, span, jnp.where(high == 0, 1.0, jnp.abs(high)))
         bandwidth = span / 100.0
     if grid is None:

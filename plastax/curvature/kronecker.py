@@ -4,14 +4,14 @@ A layer with inputs ``a`` (and a one for the bias) and gradients ``g`` of its pr
 ``E[a a^T (x) g g^T]``, approximated by ``A (x) G`` with ``A = E[a a^T]`` and ``G = E[g g^T]``. The eigenvalues of the
 product are the products of eigenvalues, so its whole spectrum costs two small decompositions.
 
-Whose gradients g are makes the kind of factors: ``empirical``, of the loss at the data's labels, which a training step
+The kind of factors says whose gradients g are: ``empirical``, of the loss at the data's labels, which a training step
 has anyway; ``sampled``, at labels drawn from the network, for one more backward pass; ``exact``, the expectation over
-these draws, for one backward pass an output. The last two approximate the Fisher matrix, which for the usual losses is
+these draws, for one backward pass per output. The last two approximate the Fisher matrix, which for the usual losses is
 the generalised Gauss-Newton matrix; the first does not. With batch normalisation every example's pre-activations act on
 all outputs. Gradients are then those of the whole batch's loss, and ``exact``, whose backward passes hold one output of
 every example at once, is refused.
 
-Where a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens), ``a_t`` and
+If a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens), ``a_t`` and
 ``g_t`` being a place's, there are two approximations. ``expand`` takes places as further examples:
 ``A = E[1/T sum_t a_t a_t^T]``, ``G = E[sum_t g_t g_t^T]``; exact if every place has a loss of its own in a linear
 network. ``reduce`` takes means and sums first: ``A = E[m m^T]`` with ``m = 1/T sum_t a_t``, ``G = E[s s^T]`` with
@@ -77,8 +77,8 @@ def kronecker(
     """Kronecker factors of every tapped layer, from one forward pass and the backward passes of ``kind``.
 
     Args:
-      network: what `plastax.models.tapped` makes of a module.
-      loss: a `Loss`, or one of the names in `losses.LOSSES`.
+      network: made of a module by `plastax.models.tapped`.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       params: where the factors are taken.
       data: the batch, third argument of ``network.apply`` and second of the loss; leading axis ``B``.
       kind: whose gradients, see the module. ``exact`` holds a cotangent of all outputs for each output of an example:
@@ -90,9 +90,19 @@ def kronecker(
       Layer name -> factors, in the order of the forward pass.
 
     Raises:
-      ValueError: if ``kind`` or ``sharing`` is none of the names, if a key is missing, if the loss cannot give what
-        ``kind`` needs, or, outside `jit`, if ``kind`` is exact and examples depend on one another (inside: NaN).
+      ValueError: for an unknown ``kind`` or ``sharing``, if a key is missing, if the loss cannot give what ``kind``
+        needs, or, outside `jit`, if ``kind`` is exact and examples depend on one another (inside: NaN).
       MemoryError: if ``kind`` is exact, and its cotangents alone do not fit the device.
+
+    Examples:
+      >>> import flax.linen as nn, jax.numpy as jnp
+      >>> from plastax import curvature, models
+      >>> network = models.tapped(nn.Dense(2), inputs=lambda batch: batch[0])
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+      >>> batch = jnp.ones((4, 3)), jnp.ones((4, 2))
+      >>> factors = curvature.kronecker(network, "mse", params, batch, kind="empirical")[""]
+      >>> factors.a.shape, factors.g.shape  # with a row for the bias
+      ((4, 4), (2, 2))
     """
     inputs, pull, pulled = backward(network, loss, params, data, kind, key)
     return fisher_factors(inputs, pull, pulled, sharing)
@@ -144,7 +154,7 @@ def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key
 
 
 def check(kind: Kind, loss: Loss, keyed: bool = True) -> None:
-    """Raises a ValueError unless ``loss`` has what factors of this ``kind`` need; ``keyed``: there is a key."""
+    """Raises a ValueError unless ``loss`` and a key (``keyed``) allow factors of this ``kind``."""
     needs = {"empirical": True, "sampled": loss.sample is not None, "exact": loss.root is not None}
     if kind not in needs:
         raise ValueError(f"kind is {kind!r}; kinds are {get_args(Kind)}")
@@ -159,12 +169,12 @@ def check(kind: Kind, loss: Loss, keyed: bool = True) -> None:
 def factors(
     inputs: Mapping[str, LayerInputs | Array], tap_grads: Mapping[str, Array], sharing: Sharing = "expand"
 ) -> dict[str, Factors]:
-    """Factors of the empirical Fisher matrix, from what one backward pass of a mean loss leaves.
+    """Factors of the empirical Fisher matrix, from one backward pass of a mean loss.
 
     An example's own gradient is ``B`` times its row of ``tap_grads``.
 
     Args:
-      inputs: layer name -> inputs; a plain array ``[B, ..., d_in]`` is a dense layer's that has a bias.
+      inputs: layer name -> inputs; a plain array ``[B, ..., d_in]`` belongs to a dense layer with a bias.
       tap_grads: layer name -> gradient of the *mean* loss with respect to the pre-activations, ``[B, ..., d_out]``.
       sharing: of weights between places, see the module.
 
@@ -172,7 +182,7 @@ def factors(
       Layer name -> factors, in the order of ``inputs``.
 
     Raises:
-      ValueError: if the two have different layers, arrays that do not fit, or ``sharing`` is neither.
+      ValueError: for different layers, arrays that do not fit, or an unknown ``sharing``.
     """
     rows = _all_rows(inputs, tap_grads)
     return {
@@ -189,7 +199,7 @@ def fisher_factors(
 ) -> dict[str, Factors]:
     """Factors of the matrix ``sum_ki (J_i^T c_ki) (J_i^T c_ki)^T`` of `cotangents`.
 
-    Backward passes run one after another: the memory is that of one.
+    Backward passes run in turn, in the memory of one.
 
     Args:
       inputs: layer name -> inputs, as for `factors`.
@@ -209,7 +219,7 @@ def fisher_factors(
 
 
 def sum_over(fn: Callable[[Tree], Tree], xs: Tree) -> Tree:
-    """Sum of ``fn(x)`` over the leading axis of ``xs``, one after another."""
+    """Sum of ``fn(x)`` over the leading axis of ``xs``, one by one."""
     first = jax.tree.map(lambda x: x[0], xs)
     if jax.tree.leaves(xs)[0].shape[0] == 1:
         return fn(first)
@@ -276,7 +286,7 @@ def merged(sharing: Sharing) -> bool:
 
 
 MIN_HALF_COLUMNS = 256
-"""Fewest columns of a half that is worth a product of its own: smaller ones cost in copies what they save."""
+"""Fewest columns of a half that is worth a product of its own: copies of smaller ones cost what they save."""
 
 
 @jax.default_matmul_precision("highest")
@@ -288,7 +298,7 @@ def _gram(x: Array) -> Array:
         return x.T @ x
     left, right = x[:, :half], x[:, half:]
     across = left.T @ right
-    # Concatenations: writing the blocks into zeros, or one triangle and its mirror image, XLA takes minutes to compile.
+    # Concatenations: blocks written into zeros, or a triangle and its mirror image, take XLA minutes to compile.
     return jnp.concatenate(
         [jnp.concatenate([_gram(left), across], axis=1), jnp.concatenate([across.T, _gram(right)], axis=1)]
     )
@@ -311,7 +321,7 @@ def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
     That of the Kronecker product is the product of the two. A zero factor has rank zero.
 
     Args:
-      pair: a layer's factors, or their eigenvalues if those are at hand.
+      pair: a layer's factors, or their eigenvalues.
 
     Returns:
       The two effective ranks, scalars, under the factors' names.
@@ -325,11 +335,11 @@ def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
 def total_effective_rank(pairs: Mapping[str, Factors | Eigenvalues]) -> Array:
     """Effective rank of the block-diagonal matrix of all layers' Kronecker products, a scalar.
 
-    By the chain rule of entropy: that of the layers' shares of the trace, plus the shares' mean of the layers' own,
-    which is the sum of their factors'.
+    By the chain rule, the entropy is that of the layers' shares of the trace, plus the mean of the layers' entropies by
+    these shares. A layer's entropy is the sum of its factors'.
 
     Args:
-      pairs: layer name -> factors, or their eigenvalues if those are at hand.
+      pairs: layer name -> factors, or their eigenvalues.
 
     References:
       Cover and Thomas, "Elements of information theory", 2006, theorem 2.2.1 (the chain rule).
@@ -346,11 +356,11 @@ def total_effective_rank(pairs: Mapping[str, Factors | Eigenvalues]) -> Array:
 def rank(pair: Factors | Eigenvalues, eps: float | Array) -> Array:
     """Number of eigenvalues above ``eps`` of the Kronecker product, without forming it.
 
-    For every eigenvalue of A, those of G above ``eps`` over it are counted: ``d_a log(d_out)`` steps a threshold. The
-    ranks of several layers add up to that of their block-diagonal matrix.
+    For every eigenvalue of A, counts those of G above ``eps`` over it: ``d_a log(d_out)`` steps per threshold. The
+    layers' ranks add up to that of their block-diagonal matrix.
 
     Args:
-      pair: a layer's factors, or their eigenvalues if those are at hand.
+      pair: a layer's factors, or their eigenvalues.
       eps: threshold, not negative, a scalar or ``[E]``.
 
     Returns:

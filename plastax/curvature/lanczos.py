@@ -1,17 +1,16 @@
-"""Lanczos tridiagonalisation for operators that may be singular: what a collapsed network has.
+"""Lanczos tridiagonalisation for operators that may be singular, as those of collapsed networks are.
 
-A Hessian of rank r exhausts its Krylov space after r + 1 steps. What is left then is rounding, and dividing by its norm
-puts copies of eigenvalues ("ghosts") or NaN into the spectrum. Here every new vector is orthogonalised against all
-earlier ones, breakdown is tested relative to the size of the operator, and after one it goes on from a fresh random
-vector, uncoupled from the earlier ones. Eigenvalues of any multiplicity are so found, and none twice.
+A Hessian of rank r exhausts its Krylov space after r + 1 steps. The rest is rounding, and dividing by its norm puts
+copies of eigenvalues ("ghosts") or NaN into the spectrum. Here every new vector is orthogonalised against all earlier
+ones, and breakdown is tested relative to the size of the operator. After a breakdown the recurrence restarts from a
+fresh random vector, uncoupled from the earlier ones. So it finds eigenvalues of any multiplicity, and none twice.
 
-In exact arithmetic an image has components along the last two vectors alone. These are taken out first, by the
-three-term recurrence; what a sweep over the whole basis then finds is the rounding that was lost. So one sweep is as
-good as two from the start, and a second one follows only where the first took out much of the vector ("twice is
-enough").
+In exact arithmetic an image has components along the last two vectors alone. The three-term recurrence removes these
+first; what a sweep over the whole basis then finds is the rounding that was lost. So one sweep is as good as two from
+the start, and a second one follows only if the first removed much of the vector ("twice is enough").
 
-The basis is most of the memory and sweeps are most of what a step costs beside the product. `Reorthogonalise` and the
-type of the basis trade them for trust; `tridiagonalise_on_host` keeps the basis in the host's memory.
+The basis takes most of the memory, and the sweeps most of the time beside the product. `Reorthogonalise` and the type
+of the basis trade them for accuracy; `tridiagonalise_on_host` keeps the basis in the host's memory.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from plastax.types import Array, Key
 
 BREAKDOWN_ROUNDINGS = 32.0
 """A coupling at most this many rounding errors of the operator's norm ends a Krylov space. Dropping a coupling moves
-no eigenvalue by more than it, so the guard must be of that order; sqrt(eps) would cut legitimate couplings."""
+no eigenvalue by more than it, so the bound must be of that order; sqrt(eps) would cut legitimate couplings."""
 CANCELLATION = 0.7
 """A sweep that leaves less than this share of a vector's norm is followed by another."""
 MAX_SWEEPS = 4
-"""Most sweeps over one vector; a bound for vectors that are rounding alone, not a setting."""
+"""Most sweeps over one vector: a bound for vectors that are rounding alone, not a setting."""
 FRESH_SWEEPS = 2
 """Least number of sweeps over a fresh vector, which has components along the whole basis."""
 MAX_BLOCKS, MIN_BLOCK_ROWS = 5, 16
-"""The basis is kept in at most this many blocks of at least that many rows; a sweep skips the blocks that are empty."""
+"""The basis is kept in at most this many blocks of at least that many rows; a sweep skips the empty blocks."""
 
 NEEDS_VALUES = "a basis on the host needs values: call it outside of jit, vmap and grad, or use basis='device'"
 
 Reorthogonalise: TypeAlias = Literal["full", "none"] | int
-"""Against what a new vector is orthogonalised beyond the three-term recurrence: ``"full"``, all earlier vectors;
+"""What a new vector is orthogonalised against, beyond the three-term recurrence: ``"full"``, all earlier vectors;
 ``"none"``; or a number w, the last w vectors. Only these are kept."""
 
 
@@ -78,7 +77,7 @@ class Tridiagonal(NamedTuple):
 
 
 def kept_rows(order: int, reorthogonalise: Reorthogonalise = "full") -> int:
-    """Number of basis vectors that are kept, from 0 to ``order``; raises ValueError for other modes."""
+    """Number of basis vectors that are kept, from 0 to ``order``; raises ValueError for an unknown mode."""
     if reorthogonalise in ("full", "none"):
         return order if reorthogonalise == "full" else 0
     if isinstance(reorthogonalise, str | bool) or reorthogonalise < 1:
@@ -89,7 +88,7 @@ def kept_rows(order: int, reorthogonalise: Reorthogonalise = "full") -> int:
 
 
 def block_sizes(rows: int) -> list[int]:
-    """Numbers of rows of the blocks that a basis of so many rows is kept in."""
+    """Numbers of rows of the blocks that hold a basis of ``rows`` rows."""
     if not rows:
         return []
     number = min(MAX_BLOCKS, max(1, rows // MIN_BLOCK_ROWS))
@@ -138,9 +137,9 @@ class _Basis(NamedTuple):
         return _Basis(tuple(blocks))
 
     def sweep(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Takes the kept vectors, among them vector k, out of v; gives the component along vector k too.
+        """Removes from v its components along the kept vectors, among them vector k; returns also that along vector k.
 
-        By classical Gram-Schmidt within a block and modified between blocks.
+        Classical Gram-Schmidt within a block, modified between blocks.
         """
 
         def through(block: Array, start: int, v: Array, found: Array) -> tuple[Array, Array]:
@@ -151,13 +150,13 @@ class _Basis(NamedTuple):
 
         found = jnp.zeros((), v.dtype)
         for start, block in zip(self.starts, self.blocks):
-            # Rows that are not filled yet are zero and take nothing out.
+            # Rows that are not filled yet are zero and remove nothing.
             v, found = jax.lax.cond(k >= start, through, lambda _, __, v, found: (v, found), block, start, v, found)
         return v, found
 
 
 class _Sweeping(NamedTuple):
-    """A vector on its way to be orthogonal: itself, its norm, its component along the last basis vector so far."""
+    """A vector while it is orthogonalised: itself, its norm, its component along the last basis vector so far."""
 
     vector: Array
     norm: Array
@@ -186,6 +185,30 @@ def _checked(start: Array, order: int) -> None:
         raise ValueError(f"order must be between 1 and the dimension {dim}, got {order}")
 
 
+def _orthogonalised(basis: _Basis, k: Array, rest: Array, component: Array, least: Array, key: Key) -> _Sweeping:
+    """What is left of an image outside the basis, or a fresh vector if its norm is at most ``least``."""
+
+    def sweep(s: _Sweeping) -> _Sweeping:
+        swept, found = basis.sweep(k, s.vector)
+        norm = _norm(swept)
+        # `<=`, for the zero operator; NaN compares false and stays NaN.
+        ends = ~s.broken & (norm <= least)
+        cancelled = (norm < CANCELLATION * s.norm) & (s.sweeps < MAX_SWEEPS - 1)
+        swept = jax.lax.cond(ends, lambda: _fresh(key, k, rest), lambda: swept)
+        return _Sweeping(
+            swept,
+            jnp.where(ends, jnp.sqrt(1.0 * rest.size), norm).astype(rest.dtype),
+            s.component + jnp.where(s.broken, 0.0, found),
+            s.broken | ends,
+            jnp.where(ends, 0, s.sweeps + 1),
+            jnp.where(ends, FRESH_SWEEPS, jnp.maximum(s.due - 1, cancelled.astype(jnp.int32))),
+        )
+
+    # A loop, not branches: `vmap` turns branches into both of their sides, but a loop ends when no one needs it.
+    one, no = jnp.ones((), jnp.int32), jnp.zeros((), bool)
+    return jax.lax.while_loop(lambda s: s.due > 0, sweep, _Sweeping(rest, _norm(rest), component, no, 0 * one, one))
+
+
 @jax.default_matmul_precision("highest")
 def tridiagonalise(
     mv: Callable[[Array], Array],
@@ -196,15 +219,15 @@ def tridiagonalise(
     reorthogonalise: Reorthogonalise = "full",
     basis_dtype: Any = None,
 ) -> Tridiagonal:
-    """Runs ``order`` Lanczos steps from ``start``: one product and about one sweep each, one compiled loop.
+    """Runs ``order`` Lanczos steps from ``start``: one product and about one sweep each, in one compiled loop.
 
-    With ``"full"`` the basis is orthonormal to a few rounding errors. Kept whole it takes ``order * P`` numbers; a step
-    reads what has been filled of it twice.
+    With ``"full"`` the basis is orthonormal to a few rounding errors. It takes ``order * P`` numbers, and a step reads
+    its filled part twice.
 
-    * ``"none"`` keeps four vectors. As soon as an eigenvalue has converged, rounding brings it back, and T gets copies
-      of it ("ghosts"). They share its weight: sums by weight stay right, counting Ritz values does not. A breakdown
-      is noticed only by chance.
-    * A window of w vectors costs what w vectors cost and delays the ghosts, but does not prevent them.
+    * ``"none"`` keeps four vectors. Once an eigenvalue has converged, rounding brings it back, and T gets copies of it
+      ("ghosts"). They share its weight: sums by weight stay right, counts of Ritz values do not. Breakdowns are noticed
+      only by chance.
+    * A window of w vectors costs what w vectors cost. It delays the ghosts, but does not prevent them.
     * A basis in bfloat16 takes half the memory. It leaves two vectors orthogonal to about ``2e-3 / sqrt(P)``, the
       random part of its rounding, instead of 1e-7. T errs by some such units of the operator's norm; no ghosts. A fresh
       vector after a breakdown sees as much of what was found before, which ``leftover`` shows. The rows of `basis`
@@ -222,7 +245,7 @@ def tridiagonalise(
       The tridiagonal matrix and its basis. NaN where the operator gives NaN.
 
     Raises:
-      ValueError: if ``order`` is not between 1 and P, or ``reorthogonalise`` is none of its values.
+      ValueError: if ``order`` is not between 1 and P, or for an unknown ``reorthogonalise``.
 
     References:
       Lanczos, "An iteration method for the solution of the eigenvalue problem", 1950. Golub and Van Loan, "Matrix
@@ -245,31 +268,13 @@ def tridiagonalise(
         image = mv(q)
         image_norm = _norm(image)
         size = jnp.maximum(size, image_norm)
-        # In this order, the component after the first subtraction, the recurrence is Paige's stable one. The coupling
-        # before the first is the last, which is still zero.
+        # In this order, the component after the first subtraction, the recurrence is Paige's stable one. At k = 0 the
+        # coupling is the last one, which is still zero.
         rest = image - couplings[k - 1] * previous
         component = jnp.sum(q * rest)
         rest = rest - component * q
 
-        def sweep(s: _Sweeping) -> _Sweeping:
-            swept, found = basis.sweep(k, s.vector)
-            norm = _norm(swept)
-            # `<=`, for the zero operator; NaN compares false and goes on as NaN.
-            ends = ~s.broken & (norm <= tolerance * size)
-            cancelled = (norm < CANCELLATION * s.norm) & (s.sweeps < MAX_SWEEPS - 1)
-            swept = jax.lax.cond(ends, lambda: _fresh(key, k, q), lambda: swept)
-            return _Sweeping(
-                swept,
-                jnp.where(ends, jnp.sqrt(1.0 * dim), norm).astype(dtype),
-                s.component + jnp.where(s.broken, 0.0, found),
-                s.broken | ends,
-                jnp.where(ends, 0, s.sweeps + 1),
-                jnp.where(ends, FRESH_SWEEPS, jnp.maximum(s.due - 1, cancelled.astype(jnp.int32))),
-            )
-
-        # A loop, not branches: `vmap` turns branches into both of their sides, but a loop ends when no one needs it.
-        one, no = jnp.ones((), jnp.int32), jnp.zeros((), bool)
-        s = jax.lax.while_loop(lambda s: s.due > 0, sweep, _Sweeping(rest, _norm(rest), component, no, 0 * one, one))
+        s = _orthogonalised(basis, k, rest, component, tolerance * size, key)
         return (
             basis,
             s.vector / s.norm,
@@ -302,7 +307,7 @@ def tridiagonalise(
 
 
 def compiled(mv: Callable[[Array], Array], like: Any) -> Callable[[Array], Array]:
-    """The map as one program, called with values; raises ValueError if it closes over anything traced."""
+    """The map as one program, called with values; raises ValueError if it closes over traced arrays."""
     # What it closes over becomes arguments: constants of the program would be copied into it.
     traced = jax.make_jaxpr(mv)(like)
     if not checks.concrete(traced.consts):
@@ -369,6 +374,6 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
         q = rest / norm
     if order == start.size:
         couplings[-1] *= 0.0
-    # NumPy's arrays as they are: as JAX's they would go back to the device.
+    # NumPy arrays, as JAX arrays would go back to the device.
     found: Any = (diagonal, couplings, (basis,), np.int32(breakdowns), dtype.type(leftover))
     return Tridiagonal(*found)

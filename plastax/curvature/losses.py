@@ -24,12 +24,12 @@ PolicyHead = Literal["categorical", "gaussian"]
 
 
 def _examples(outputs: Array) -> int:
-    """Over how many softmaxes a mean runs: all axes but the last."""
+    """How many softmaxes the mean runs over: all axes but the last."""
     return outputs.size // outputs.shape[-1]
 
 
 def _places_apart(roots: Array) -> Array:
-    """``[K, B, *M, D] -> [K M, B, *M, D]``: roots of every place of an example in columns of their own."""
+    """``[K, B, *M, D] -> [K M, B, *M, D]``: columns of its own for every place of an example."""
     columns, examples, *middle, width = roots.shape
     if not middle:
         return roots
@@ -46,7 +46,7 @@ def _array(name: str, outputs: Tree, takes: str) -> None:
 
 
 def _answers(batch: Tree) -> Array | None:
-    """The labels or targets of ``(x, y)``; None where there are none, which only a loss's value needs."""
+    """The labels or targets of ``(x, y)``, which only a loss's value needs; None if the batch has none."""
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and hasattr(batch[1], "shape") else None
 
 
@@ -65,7 +65,7 @@ def _times(one: Array, x: Array) -> Array:
 
 
 def _logits(logits: Tree, batch: Tree) -> Array:
-    """One, or NaN where labels are no classes; raises ValueError for outputs that are no logits."""
+    """One, or NaN if labels are no classes; raises ValueError for outputs that are no logits."""
     _array("cross_entropy", logits, "logits [B, ..., C]")
     if logits.ndim < 2 or logits.shape[-1] < 2:
         raise ValueError(
@@ -79,10 +79,10 @@ def _logits(logits: Tree, batch: Tree) -> Array:
 
 
 def _classes(logits: Tree, batch: Tree) -> Array:
-    """As `_logits`; raises ValueError where labels are known to be no classes, too."""
+    """As `_logits`; also raises ValueError for labels that are known to be no classes."""
     one, labels, classes = _logits(logits, batch), _answers(batch), logits.shape[-1]
     if labels is not None and checks.concrete(labels) and jnp.issubdtype(labels.dtype, jnp.integer) and labels.size:
-        # In NumPy: inside a trace JAX would only note the comparison down.
+        # In NumPy: inside a trace JAX would only record the comparison.
         known = np.asarray(labels)
         if known.min() < 0 or known.max() >= classes:
             raise ValueError(
@@ -100,12 +100,12 @@ def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
             f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
         )
     log_p = jax.nn.log_softmax(tree.wide(logits))
-    # A factor, and of a class that there is: what is added, or filled in, would have a gradient of zero.
+    # A factor, at a class that exists: the gradient of a NaN that is added, or filled in, would be zero.
     return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")) * one
 
 
 def _unmasked(logits: Array) -> Array:
-    """Logits of minus infinity leave classes out, which is no fault; a row of them alone is NaN as a softmax."""
+    """Logits of minus infinity leave classes out: zero here. A whole row of them is NaN as a softmax."""
     _array("cross_entropy", logits, "logits [B, ..., C]")
     return jnp.where(jnp.isneginf(logits), 0.0, logits)
 
@@ -113,8 +113,8 @@ def _unmasked(logits: Array) -> Array:
 def softmax_curvature(logits: Array, tangent: Array) -> Array:
     """``(diag(p) - p p^T) t`` for ``p = softmax(logits)``, over the last axis: the Fisher information of one draw.
 
-    The tangent is taken relative to its entry at the likeliest class, which changes nothing but rounding: of a
-    confident classifier ``1 - p`` of that class would lose its digits, and the matrix would not be positive.
+    The tangent is taken relative to its entry at the likeliest class, which changes only rounding: otherwise ``1 - p``
+    of a confident classifier's class would lose its digits, and the matrix would not be positive.
     """
     p, t = jax.nn.softmax(tree.wide(logits)), tree.wide(tangent)
     likeliest = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
@@ -125,8 +125,8 @@ def softmax_curvature(logits: Array, tangent: Array) -> Array:
 def softmax_root(logits: Array) -> Array:
     """``[C - 1, ..., C]``: columns whose outer products add up to ``diag(p) - p p^T``, a matrix of rank C - 1.
 
-    With ``q_k`` the probability of all classes behind k, column k is zero before k, ``sqrt(p_k q_k / q_{k-1})`` at k,
-    and ``-p_j sqrt(p_k / (q_k q_{k-1}))`` behind. Nothing is subtracted, so a saturated softmax loses no digits.
+    With ``q_k`` the probability of all classes after k, column k is zero before k, ``sqrt(p_k q_k / q_{k-1})`` at k,
+    and ``-p_j sqrt(p_k / (q_k q_{k-1}))`` after it. Nothing is subtracted, so a saturated softmax loses no digits.
 
     References:
       Tanabe and Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance matrix
@@ -134,13 +134,13 @@ def softmax_root(logits: Array) -> Array:
     """
     p = jax.nn.softmax(tree.wide(logits))
     classes = logits.shape[-1]
-    # q_{k-1}, from k on, and q_k, behind k: [..., C - 1].
+    # q_{k-1}, from k on, and q_k, after k: [..., C - 1].
     tails = jnp.flip(jnp.cumsum(jnp.flip(p, -1), axis=-1), -1)
-    here, rest, behind = p[..., :-1], tails[..., :-1], tails[..., 1:]
+    here, rest, after = p[..., :-1], tails[..., :-1], tails[..., 1:]
     tiny = jnp.finfo(p.dtype).tiny
-    # What is too small for the type has no curvature: zero, instead of zero over zero.
-    at = jnp.sqrt(here / jnp.maximum(rest, tiny)) * jnp.sqrt(behind)
-    factor = jnp.sqrt(here / jnp.maximum(rest, tiny)) / jnp.sqrt(jnp.maximum(behind, tiny))
+    # Probabilities too small for the type have no curvature: zero, instead of zero over zero.
+    at = jnp.sqrt(here / jnp.maximum(rest, tiny)) * jnp.sqrt(after)
+    factor = jnp.sqrt(here / jnp.maximum(rest, tiny)) / jnp.sqrt(jnp.maximum(after, tiny))
     index = jnp.arange(classes).reshape(*(1,) * (p.ndim - 1), 1, classes)
     column = jnp.arange(classes - 1).reshape(*(1,) * (p.ndim - 1), classes - 1, 1)
     later = jnp.where(index > column, -factor[..., None] * p[..., None, :], 0.0)
@@ -148,13 +148,13 @@ def softmax_root(logits: Array) -> Array:
 
 
 def softmax_sample(logits: Array, key: Key) -> Array:
-    """``p - e_y`` with y drawn from ``p``: the gradient of the loss at a label of the network's own."""
+    """``p - e_y`` with y drawn from ``p``: the gradient of the loss at the network's own label."""
     drawn = jax.random.categorical(key, logits)
     return jax.nn.softmax(logits) - jax.nn.one_hot(drawn, logits.shape[-1], dtype=logits.dtype)
 
 
 def _scalars(outputs: Tree, batch: Tree) -> int:
-    """Over how many numbers the mean of squares runs; raises ValueError for targets of another shape."""
+    """Number of scalars in the mean of squares; raises ValueError for targets of another shape."""
     _array("mse", outputs, "outputs [B, ...]")
     targets = _answers(batch)
     if targets is not None and outputs.shape != targets.shape:
@@ -205,8 +205,8 @@ LOSSES: dict[str, Loss] = {
 """Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, ..., C]`` and integer labels ``[B, ...]``;
 ``mse``, the mean of ``(outputs - y)**2`` over all entries (no factor of one half) for outputs ``[B]`` or ``[B, ...]``.
 Only values need ``y``. Logits of minus infinity leave classes out. All raise ValueError for outputs or targets of
-another shape. Labels that are no classes (-1 or -100 of padding) make values and their gradients NaN, and the rest too
-inside `jit`; outside, that raises ValueError."""
+another shape. Labels that are no classes (-1 or -100 of padding) raise ValueError in curvature, roots and draws outside
+`jit`; inside, and in values and their gradients everywhere, the result is NaN."""
 
 
 def actor_critic(
@@ -214,18 +214,18 @@ def actor_critic(
 ) -> Loss:
     """Policy and value heads, for the natural-gradient metric of an actor-critic.
 
-    The block of the policy is the Fisher information of its distribution, which is the Hessian of KL(old, new) at new =
-    old (surrogates of policy gradients are not convex in the outputs); that of the value is the Hessian of
-    ``value_weight * mean(1/2 (V - target)^2)``.
+    The policy's block is the Fisher information of its distribution: the Hessian of KL(old, new) at new = old
+    (surrogates of policy gradients are not convex in the outputs). The value's block is the Hessian of ``value_weight *
+    mean(1/2 (V - target)^2)``.
 
     Args:
       policy: ``categorical``, for outputs ``policy`` ``[B, A]``, the logits; or ``gaussian``, for outputs ``policy``
-        ``[B, A]``, the means, and ``log_std`` ``[B, A]``. Both have ``value`` ``[B]`` beside.
+        ``[B, A]``, the means, and ``log_std`` ``[B, A]``. Both also have ``value`` ``[B]``.
       value_weight: weight of the value loss.
-      value: ``(outputs, batch) -> scalar``, the loss itself, where it is wanted too.
+      value: ``(outputs, batch) -> scalar``, the loss itself, if needed.
 
     Raises:
-      ValueError: if ``policy`` is no such head.
+      ValueError: for another ``policy``.
 
     References:
       Kakade, "A natural policy gradient", NeurIPS 2001. Wu et al., "Scalable trust-region method for deep reinforcement
@@ -266,7 +266,7 @@ def actor_critic(
             }
         ones = jnp.ones_like(outputs["value"])
         blocks["value"] = jnp.sqrt(jnp.asarray(value_weight, ones.dtype)) * ones[None]
-        # One block of cotangents a head, zero in the others.
+        # One block of cotangents per head, zero in the others.
         total = sum(x.shape[0] for x in blocks.values())
         placed, start = {}, 0
         for name, block in blocks.items():
@@ -294,7 +294,7 @@ def actor_critic(
 
 
 def get(loss: Loss | str) -> Loss:
-    """A loss by its name in `LOSSES`, or the one given; raises ValueError for a name that is not there."""
+    """The loss of this name in `LOSSES`, or the given one; raises ValueError for an unknown name."""
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str) or loss not in LOSSES:

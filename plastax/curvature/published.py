@@ -1,4 +1,4 @@
-"""The smoothed epsilon-rank of the literature, to compare with: not a measurement of anything."""
+"""The smoothed epsilon-rank of the literature, for comparison: it measures nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plastax.types import Array
 GRID_POINTS = 10_000
 """Points of the published grid."""
 GRID_MARGIN = 0.01
-"""How far the published grid goes beyond the spectrum."""
+"""How far the published grid extends beyond the spectrum."""
 KERNEL_VARIANCE = 1e-5
 """Variance of the published kernel, in units of the larger of one and the spectrum's range."""
 
@@ -30,7 +30,7 @@ def published_epsilon_rank(s: Spectrum, eps: float | Array) -> Array:
       ``eps (density(-eps) + density(eps))``.
 
     On an over-trained network of 3,122 parameters with 9 eigenvalues beyond 1e-3 the recipe counts 3,097; without the
-    bridge it would be 2,347. It also grows with the largest eigenvalue alone, through the kernel.
+    bridge it would count 2,347. Its result also grows with the largest eigenvalue alone, through the kernel.
 
     Args:
       s: the spectrum; the first probe is used, with its weights as they are.
@@ -43,6 +43,13 @@ def published_epsilon_rank(s: Spectrum, eps: float | Array) -> Array:
       "Spectral Collapse Drives Loss of Plasticity in Deep Continual Learning", arXiv 2509.22335 (the recipe, from its
       released code). Ghorbani, Krishnan and Xiao, "An investigation into neural net optimization via Hessian
       eigenvalue density", ICML 2019 (the smoothed density, there for drawing).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> s = curvature.from_eigenvalues(jnp.zeros(100).at[:3].set(jnp.array([1.0, 0.5, 0.2])), 100)
+      >>> bool(jax.jit(curvature.published_epsilon_rank)(s, 1e-3) > 70)  # of three eigenvalues
+      True
     """
     nodes, weights = s.nodes[0], s.weights[0]
     low, high = jnp.min(nodes), jnp.max(nodes)
@@ -56,9 +63,9 @@ def published_epsilon_rank(s: Spectrum, eps: float | Array) -> Array:
     def share(eps: Array) -> Array:
         left, right = grid < -eps, grid > eps
         sides = jnp.sum(jnp.where((left[1:] & left[:-1]) | (right[1:] & right[:-1]), slices, 0.0))
-        # The last point before the hole and the first one behind it, if there are both.
-        before, behind = jnp.sum(left) - 1, GRID_POINTS - jnp.sum(right)
-        bridge = (grid[behind] - grid[before]) * (density[behind] + density[before]) / 2.0
+        # The last point before the hole and the first one after it, if both exist.
+        before, after = jnp.sum(left) - 1, GRID_POINTS - jnp.sum(right)
+        bridge = (grid[after] - grid[before]) * (density[after] + density[before]) / 2.0
         return sides + jnp.where(jnp.any(left) & jnp.any(right), bridge, 0.0)
 
     eps = jnp.asarray(eps, nodes.dtype)

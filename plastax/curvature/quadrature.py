@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: the measurement that makes a `Spectrum` of an operator."""
+"""Stochastic Lanczos quadrature: makes a `Spectrum` of an operator."""
 
 from __future__ import annotations
 
@@ -37,40 +37,41 @@ def spectrum(
 ) -> Spectrum:
     """Measures an operator's spectrum with ``order * probes`` products.
 
-    Jittable and vmappable. On CPU probes run one after another, and so do seeds under `vmap`, which is faster there and
-    takes the memory of one basis, ``order * P`` numbers. On accelerators as many go side by side as half of the memory
-    holds. `memory` says beforehand how much it will be.
+    Jittable and vmappable. On CPU probes run in turn, and so do seeds under `vmap`: it is faster there, and takes the
+    memory of one basis, ``order * P`` numbers. On accelerators as many run side by side as fit half of the memory.
+    `memory` tells beforehand how much that is.
 
-    For models whose basis does not fit:
+    If the basis does not fit:
 
     * ``basis_dtype=jnp.bfloat16`` halves it (on CPU less: blocks of it are widened to be used). Nodes err by about
-      ``5e-3 / sqrt(P)`` of the largest, which residuals do not hold. Eigenvalues are still counted, but where Krylov
+      ``5e-3 / sqrt(P)`` of the largest, which residuals do not include. Eigenvalues are still counted, but where Krylov
       spaces are exhausted (collapsed networks) only those above some percent of the largest; the others are estimated
       by weight.
-    * ``basis="host"`` keeps it in the host's memory and loses nothing but time. Not under `jit` or `vmap`.
-    * ``reorthogonalise="none"``, or the number of last vectors to orthogonalise against, keeps no more than that. Ritz
-      values then come in several copies. Nothing is counted one by one, all estimates are by weight, with the standard
-      errors of weights; a residual still says that there is *an* eigenvalue so close (Paige: within 2.5 times it), but
-      the second of `Spectrum.extreme` may be a copy of the first.
+    * ``basis="host"`` keeps it in the host's memory and costs only time. Not under `jit` or `vmap`.
+    * ``reorthogonalise="none"``, or a number of last vectors to orthogonalise against, keeps only these. Ritz values
+      then
+      come in several copies. Nothing is counted one by one: all estimates are by weight, with the standard errors of
+      weights. A residual still says that *an* eigenvalue is that close (Paige: within 2.5 times it), but the second
+      value of `Spectrum.extreme` may be a copy of the first.
 
     Args:
       op: a symmetric operator over P scalars.
-      key: for the probe vectors; probe r of a key is the same whatever the number of probes.
-      order: Lanczos steps K a probe: resolution. At most P, where the spectrum is complete; what is more is clamped,
-        with a warning. Static.
+      key: for the probe vectors; probe r of a key is the same for any number of probes.
+      order: Lanczos steps K per probe: resolution. Clamped to P, with a warning; at P the spectrum is complete. Static.
       probes: number of probe vectors R: precision of sums over many eigenvalues. Static.
       reorthogonalise: ``"full"``, ``"none"`` or a number of vectors. Static.
       basis_dtype: of the stored basis; by default that of the vectors. Static.
       basis: where it is kept. Static.
-      batch: probes, then seeds, that run side by side; see above for the default. Static.
+      batch: how many probes, and then seeds, run side by side; see above for the default. Static.
 
     Returns:
       The spectrum, in float32 or the operator's wider type; NaN where the operator gives NaN.
 
     Raises:
-      ValueError: if ``op`` is no operator or ``key`` no PRNG key, ``order``, ``probes`` or ``batch`` is not positive,
-        ``reorthogonalise`` or ``basis`` is none of its values, or anything is traced where ``basis`` is ``"host"``.
-      MemoryError: if not one basis fits the device.
+      ValueError: if ``op`` is no operator or ``key`` no PRNG key, if ``order``, ``probes`` or ``batch`` is not
+      positive,
+        for other values of ``reorthogonalise`` or ``basis``, or if anything is traced with ``basis="host"``.
+      MemoryError: if one basis does not fit the device.
 
     References:
       Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl.
@@ -78,6 +79,15 @@ def spectrum(
       approximation", ICML 2021 (how many steps and probes). Chen, Trogdon and Ubaru, "Randomized matrix-free quadrature
       for spectrum and spectral sum approximation", 2022, section 5 (weights survive without reorthogonalisation).
       Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980, equation 3.48.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> diagonal = jnp.zeros(100).at[:3].set(jnp.array([5.0, 3.0, -1.0]))
+      >>> op = curvature.hessian(lambda w: jnp.vdot(diagonal, w**2) / 2, jnp.ones(100))
+      >>> s = jax.jit(lambda key: curvature.spectrum(op, key, order=16, probes=2))(jax.random.key(0))
+      >>> s.nodes.shape, [round(float(x), 3) for x in s.extreme(2).largest]
+      ((2, 16), [5.0, 3.0])
     """
     checks.operator(op)
     checks.key(key)
@@ -94,7 +104,7 @@ def spectrum(
     if basis == "host":
         mv = compiled(mv, jax.ShapeDtypeStruct((dim,), dtype))
     ghosts = kept_rows(order, reorthogonalise) < order
-    # Rounded vectors do not fill the space to rounding.
+    # Vectors rounded to a narrower type do not span the space up to rounding.
     complete = order == dim and not ghosts and jnp.dtype(basis_dtype or dtype).itemsize >= dtype.itemsize
 
     def tridiagonal(key: Key) -> Tridiagonal:
@@ -107,9 +117,9 @@ def spectrum(
     def probe(key: Key) -> tuple[Array, ...]:
         t = tridiagonal(key)
         nodes, vectors = linalg.eigh(t.matrix())
-        # A complete basis has every eigenvalue once, which no quadrature can better.
+        # A complete basis has every eigenvalue once: weights by count beat those of the quadrature.
         weights = jnp.full_like(nodes, 1.0 / dim) if complete else jnp.square(vectors[0])
-        # With ghosts any number of eigenvalues may have been missed or found twice: nothing may be counted.
+        # With ghosts, eigenvalues may be missing or found twice: nothing may be counted.
         leftover = jnp.full_like(t.leftover, jnp.inf) if ghosts else t.leftover
         residuals = t.couplings[-1] * jnp.abs(vectors[-1])
         return nodes, weights, residuals, t.breakdowns, leftover

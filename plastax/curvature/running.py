@@ -22,16 +22,16 @@ class Running(NamedTuple):
     weight: Array
 
     def mean(self) -> Tree:
-        """The bias-corrected average; NaN where no value has come yet."""
+        """The bias-corrected average; NaN before the first value."""
         return jax.tree.map(lambda x: x / self.weight, self.total)
 
 
 def start(like: Tree) -> Running:
-    """No values yet, of the shapes of ``like`` (arrays or shape structs)."""
+    """An average without values, of the shapes of ``like`` (arrays or shape structs)."""
     return Running(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), jnp.zeros(()))
 
 
 def update(running: Running, value: Tree, decay: float | Array) -> Running:
-    """Adds a value: ``decay`` of what was, ``1 - decay`` of what comes."""
+    """Adds a value: ``decay`` times the old total plus ``1 - decay`` times the value."""
     total = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, running.total, value)
     return Running(total, decay * running.weight + (1 - decay))

@@ -1,7 +1,7 @@
 """Spectra of operators by stochastic Lanczos quadrature: counts, effective rank and trace, each with its error.
 
 Nothing is smoothed before it is counted. A density smoothed by a kernel of width s leaks the bulk at zero past every
-threshold of a few s, which makes thousands of large eigenvalues out of nothing.
+threshold of a few s, and makes thousands of large eigenvalues out of nothing.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ class Extremes(NamedTuple):
 
 
 class Spectrum(Quadrature):
-    """Gauss quadratures of one operator's spectral density, one a probe vector, of R probes and K nodes.
+    """Gauss quadratures of one operator's spectral density, one per probe vector: R probes of K nodes.
 
     For a probe q, uniform on the sphere, and any function f, ``sum_k w_k f(node_k)`` approximates ``q^T f(A) q``, whose
     mean is ``tr f(A) / P`` and whose variance is ``2 / (P + 2)`` times the variance of f over the eigenvalues. One
     eigenvalue has a weight of ``1 / P`` with a standard deviation of 140 %: weights are good for many eigenvalues, bad
-    for few. The few outermost ones, though, Lanczos finds one by one. The methods therefore work with *multiplicities*:
-    one for every Ritz value that is known to be an eigenvalue, ``P - C`` shared out by weight to the rest, C being the
-    number of the former. See `counts` for the conditions.
+    for few. But Lanczos finds the few outermost eigenvalues one by one. So the methods work with *multiplicities*: one
+    for every Ritz value that is known to be an eigenvalue. The remaining ``P - C`` eigenvalues, with C known ones, are
+    shared out by weight. See `counts` for the conditions.
 
-    Standard errors use the variance above on the rest, with all probes' nodes for its eigenvalues, so one probe is
-    enough to have one. The quadrature itself is exact for polynomials. Functions with a step (`rank`) or a kink at zero
-    (`effective_rank`, `negative_mass`) have a second part for it, from the residuals and multiplicities of the nodes
-    there: it falls with K alone, and is the same for every probe. What the operator's own rounding does is in
-    none. Standard errors are zero where all that matters is counted, and if the spectrum is complete.
-    Methods are for one spectrum: `vmap` them over many.
+    Standard errors use the variance above on the remaining part, with all probes' nodes for its eigenvalues, so one
+    probe is enough. The quadrature itself is exact for polynomials. Functions with a step (`rank`) or a kink at zero
+    (`effective_rank`, `negative_mass`) add a second part to the error, from the residuals and multiplicities of the
+    nodes there. It falls with K alone, and is the same for every probe. No standard error contains the operator's own
+    rounding. All are zero if everything that matters is counted, and if the spectrum is complete. Methods are for one
+    spectrum: `vmap` them over many. `Quadrature` describes the fields.
     """
 
     __slots__ = ()
 
     def rounding(self) -> Array:
-        """Size below which an eigenvalue may be none, a scalar.
+        """Size below which an eigenvalue may be rounding, a scalar.
 
-        A few rounding errors of the norm, of the vectors' type or of products in 16 bits. Probes that are complete and
-        disagree have found rounding that no type tells of, as of a network that computes in 16 bits inside: nothing
-        smaller than four times that is told from zero, and their spread is part of all standard errors.
+        A few rounding errors of the norm, in the vectors' type or in that of 16-bit products. If complete probes
+        disagree, they have found rounding that no type reveals, as of a network that computes in 16 bits inside. Then
+        nothing below four times their spread is told from zero, and the spread is part of all standard errors.
         """
         return counting.rounding(self)
 
     def counts(self) -> Counts:
-        """How many eigenvalues every node stands for, and how many nodes are eigenvalues counted one by one.
+        """How many eigenvalues every node stands for, and which nodes are eigenvalues counted one by one.
 
-        The largest C nodes in absolute value count one each, for the largest C for which, at the threshold halfway to
-        the next node,
+        The largest C nodes in absolute value count one each, for the largest C that meets these conditions at the
+        threshold halfway to the next node:
 
         * every probe has C nodes beyond it, and no residual reaches across it,
         * they are at most `COUNTABLE` of the order, or have all converged to `CONVERGED_RESIDUAL`,
@@ -77,14 +77,15 @@ class Spectrum(Quadrature):
         * no two of them are equal, or every probe's Krylov space was exhausted and the last fresh vectors saw nothing
           of that size left (`LEFTOVER_MARGIN`).
 
-        Ritz values never outnumber the eigenvalues beyond a threshold (interlacing), but a Krylov space holds only one
-        copy of a multiple eigenvalue, and what rounding adds, until it is exhausted. The last two conditions notice
-        missing copies if they are many, if some were found, or if the space was exhausted; in an operator of full rank,
-        an exactly double eigenvalue can pass as one. So can, with a single probe, an eigenvalue whose vector the probe
-        is almost orthogonal to go unnoticed: once in ten thousand counts of networks' Hessians, never seen with two.
+        Ritz values never outnumber the eigenvalues beyond a threshold (interlacing). But until it is exhausted, a
+        Krylov space holds only one copy of a multiple eigenvalue, and those that rounding adds. The last two conditions
+        notice missing copies if they are many, if some were found, or if the space was exhausted. In an operator of
+        full rank, an exactly double eigenvalue can pass as one. With a single probe, an eigenvalue whose vector is
+        almost orthogonal to the probe can go unnoticed: once in ten thousand counts of networks' Hessians, never seen
+        with two probes.
 
         Returns:
-          ``multiplicities`` ``[R, K]``, which sum to P for every probe, ``counted``, bool ``[R, K]``, C a probe, and
+          ``multiplicities`` ``[R, K]``, which sum to P for every probe, ``counted``, bool ``[R, K]``, C per probe, and
           the ``threshold`` beyond which all are counted.
 
         References:
@@ -96,17 +97,18 @@ class Spectrum(Quadrature):
     def rank(self, eps: float | Array, relative: bool = False) -> Estimate:
         """Number of eigenvalues of absolute value above ``eps``.
 
-        Few eigenvalues beyond ``eps`` are counted: exact, with standard error zero. Many are estimated by weight, and
-        between nodes by interpolation. The standard error then has
+        If few eigenvalues are beyond ``eps`` they are counted: exact, with standard error zero. Many are estimated by
+        weight, and between nodes by interpolation. The standard error then has three parts:
 
         * the probes' part, about ``sqrt(2 N / R)`` for N of many eigenvalues,
-        * the resolution's: what the nodes next to ``eps`` and ``-eps`` may stand for on the other side, as far as their
-          residuals reach, as a uniform uncertainty. More probes do not reduce it, a higher order does,
+        * the resolution's part: what the nodes next to ``eps`` and ``-eps`` may stand for on the other side, as far as
+          their
+          residuals reach, as a uniform uncertainty. A higher order reduces it, more probes do not,
         * ``1 / sqrt(R)``, so that no small number looks exact.
 
-        Where the first dominates, the exact rank is within two standard errors in about 95 % of cases. Where the
-        second does, which is for thresholds closer to zero than the nodes next to zero, the error is the same in every
-        case and the standard error is a bound of it rather than a spread.
+        Where the first part dominates, the exact rank is within two standard errors in about 95 % of cases. The second
+        part dominates for thresholds closer to zero than the nodes next to zero: the error is then the same in every
+        case, and the standard error is a bound on it rather than a spread.
 
         Args:
           eps: threshold, a scalar or ``[E]``. Thresholds below `rounding` are raised to it: 0 asks for the numerical
@@ -153,7 +155,7 @@ class Spectrum(Quadrature):
         return self._sum(self.nodes)
 
     def frobenius(self) -> Estimate:
-        """Frobenius norm, the root of the sum of the squared eigenvalues."""
+        """Frobenius norm: the root of the sum of the squared eigenvalues."""
         scale = jnp.where(self.norm() == 0, 1.0, self.norm())
         value, error = self._sum(jnp.square(self.nodes / scale))
         root = jnp.sqrt(value)
@@ -162,7 +164,7 @@ class Spectrum(Quadrature):
     def stable_rank(self) -> Estimate:
         """Squared Frobenius norm over the squared largest absolute eigenvalue; zero for the zero operator.
 
-        Between one and the rank. It counts eigenvalues by their squares: not to be mistaken for the *intrinsic
+        Between one and the rank. It counts eigenvalues by their squares. Do not confuse it with the *intrinsic
         dimension* (trace over norm), which some call by the same name.
 
         References:
@@ -174,17 +176,24 @@ class Spectrum(Quadrature):
     def condition_number(self, eps: float | Array = 0.0) -> Estimate:
         """Largest absolute eigenvalue over the smallest one above ``eps``, both in absolute value.
 
-        Where all eigenvalues above ``eps`` are counted, it is known up to their residuals and the standard error is
-        zero. Where they are estimated by weight, the smallest is only known to lie above ``eps``, and not beyond the
-        first node whose residual keeps it above ``eps`` too. The value is then the middle of what that allows, with the
-        standard error of a uniform uncertainty.
+        If all eigenvalues above ``eps`` are counted, it is known up to their residuals, with standard error zero. If
+        they are estimated by weight, the smallest is only known to lie between ``eps`` and the first node whose
+        residual keeps it above ``eps``. The value is then the middle of that range, with the standard error of a
+        uniform uncertainty.
 
         Args:
           eps: threshold, a scalar; raised to rounding if it is below, as by default.
 
         Returns:
-          The condition number, at least one, and by default at most about 3e5 in float32: near that it says "singular
-          to working precision". NaN where no eigenvalue is above ``eps``.
+          The condition number, at least one. With the default ``eps`` it is at most about 3e5 in float32, which means
+          "singular to working precision". NaN if no eigenvalue is above ``eps``.
+
+        Examples:
+          >>> import jax, jax.numpy as jnp
+          >>> from plastax import curvature
+          >>> s = curvature.from_eigenvalues(jnp.array([8.0, 2.0, 0.0]), 3)
+          >>> float(jax.jit(lambda s: s.condition_number().value)(s))
+          4.0
         """
         norm, size, counts = self.norm(), jnp.abs(self.nodes), self.counts()
         eps = jnp.maximum(jnp.asarray(eps, size.dtype), self.rounding())
@@ -200,8 +209,8 @@ class Spectrum(Quadrature):
         """Exponential of the entropy of ``p_i = |lambda_i| / sum_j |lambda_j|``.
 
         With multiplicities n and ``S = sum_k n_k |x_k|``, ``L = sum_k n_k |x_k| log |x_k|``, means over the probes, it
-        is ``S exp(-L / S)``; the standard error is that of its linearisation in the two sums, with what the quadrature
-        may err by at their kink at zero. Eigenvalues below rounding count as zero. Zero for the zero operator.
+        is ``S exp(-L / S)``. The standard error is that of its linearisation in the two sums, plus the quadrature's
+        error at their kink at zero. Eigenvalues below rounding count as zero. Zero for the zero operator.
 
         References:
           Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
@@ -258,7 +267,7 @@ class Spectrum(Quadrature):
     def extreme(self, k: int) -> Extremes:
         """The k largest and the k smallest eigenvalues, with bounds on their errors.
 
-        Of the probes' Ritz values, each of which lies inside the corresponding eigenvalue, the outermost is taken.
+        A probe's Ritz values never lie outside the corresponding eigenvalues; of all probes the outermost is taken.
 
         Args:
           k: how many at each end, at most the order. Static.
@@ -286,11 +295,11 @@ class Spectrum(Quadrature):
         *,
         linear: float | Array | None = None,
     ) -> tuple[Array, Array]:
-        """Gaussian-smoothed density, for drawing only: never count on it.
+        """Gaussian-smoothed density, for drawing only: do not count with it.
 
         Args:
-          grid: ``[G]`` eigenvalues where to evaluate; by default 1,000 points over the spectrum and five bandwidths
-            around it, even on the axis.
+          grid: ``[G]`` eigenvalues to evaluate it at; by default 1,000 points over the spectrum and five bandwidths
+            around it, evenly spaced on the axis.
           bandwidth: standard deviation of the kernel on the axis; a hundredth of the spectrum's range by default.
           linear: for a symmetric-logarithmic axis ``y = arcsinh(x / linear)``: the eigenvalue below which it is about
             linear. None for a linear axis, ``y = x``.
@@ -305,12 +314,12 @@ class Spectrum(Quadrature):
 
 
 def from_eigenvalues(values: Array, dim: int) -> Spectrum:
-    """The spectrum of an operator whose eigenvalues are known.
+    """The spectrum of an operator with known eigenvalues.
 
     Args:
-      values: ``[n]``, in any order, among them all that are not zero.
-      dim: number P of eigenvalues. Zeros fill up what is missing; if there are more values than P, those of the least
-        absolute value, which can only be zeros, are left out.
+      values: ``[n]``, in any order, with all that are not zero among them.
+      dim: number P of eigenvalues. Missing ones are zeros. If there are more values than P, those of the least absolute
+        value, which can only be zeros, are left out.
 
     Returns:
       A complete spectrum of one probe with ``min(n, P)`` nodes of weight ``1 / P`` each.

@@ -5,9 +5,9 @@ error, with the Jacobian frozen. There the residual r (outputs minus targets, N 
 
     r_{t+1} = (I - lr G) r_t,    G = 2/N J J^T,    loss_t = |r_t|^2 / N,
 
-so the part of it along an eigenvector of G shrinks by ``1 - lr lambda`` a step. G has the non-zero eigenvalues of the
-Gauss-Newton matrix of ``"mse"``. A network that moves far from where its spectrum was taken, Adam, minibatches and the
-cross-entropy are outside of this model: there these numbers compare networks, they predict nothing.
+so its part along an eigenvector of G shrinks by ``1 - lr lambda`` per step. G has the non-zero eigenvalues of the
+Gauss-Newton matrix of ``"mse"``. A network that moves far from where its spectrum was taken, Adam, mini-batches and the
+cross-entropy are outside of this model: there these numbers compare networks, but predict nothing.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Trainability(NamedTuple):
     Attributes:
       eps_star: ``1 / (lr steps)``, the eigenvalue that the budget just resolves. Modes below keep more than a share of
         ``(1 - 1 / steps)^steps``, about ``1 / e``, of their residual.
-      rank: number of eigenvalues above it. Says how many directions of the output space the budget reaches; not whether
-        the task needs them.
-      unstable: number of eigenvalues above ``2 / lr``. With any, linearised descent diverges; a real network may leave
-        for a flatter place instead (the "edge of stability"), so this is a warning, not a verdict.
+      rank: number of eigenvalues above it: how many directions of the output space the budget reaches, not whether the
+        task needs them.
+      unstable: number of eigenvalues above ``2 / lr``. With any, linearised descent diverges. A real network may move
+        to a flatter place instead (the "edge of stability"), so this is a warning, not a verdict.
       reachable: ``rank`` over the N entries of the residual.
       loss: expected loss after the steps if the residual is isotropic, as with random labels. Real residuals lie mostly
         along large eigenvalues and fall faster at first; what a saturated network cannot fit may lie elsewhere.
         Infinite if any mode is unstable.
-      floor: what the rank alone implies, a lower bound of ``loss``: modes that the budget does not reach keep theirs.
+      floor: what the rank alone implies, a lower bound of ``loss``: modes out of the budget's reach keep theirs.
       required: rank below which no budget of these steps reaches ``tau`` in expectation: necessary, not sufficient,
         since modes just above ``eps_star`` have not vanished either.
-      trainable: the tau-trainability indicator: 1 where ``rank`` reaches ``required``, 0 where it does not, NaN where
-        the spectrum or the residual has NaN. 1 implies only that the *count* of directions does not forbid it.
+      trainable: the tau-trainability indicator: 1 if ``rank`` reaches ``required``, 0 if it does not, NaN if the
+        spectrum or the residual has NaN. 1 means only that the *count* of directions does not forbid it.
     """
 
     eps_star: Array
@@ -57,7 +57,7 @@ class Trainability(NamedTuple):
 def _decay(values: Array, lr: float | Array, steps: int | Array) -> Array:
     """``(1 - lr lambda)^(2 steps)``, without losing the digits of a small ``lr lambda``."""
     x = lr * values
-    # After no step everything is kept, also where one step would leave nothing.
+    # After no step everything is kept, even if one step would leave nothing.
     return jnp.exp(jnp.where(steps == 0, 0.0, 2.0 * steps * jnp.log1p(-jnp.minimum(x, 2.0 - x))))
 
 
@@ -93,7 +93,15 @@ def trainability(
       2018, section 5 (modes decay at the rate of their eigenvalue). LeCun, Simard and Pearlmutter, "Automatic learning
       rate maximization by on-line estimation of the Hessian's eigenvectors", NeurIPS 1992 (the limit ``2 / lr``).
       Lewandowski, Tanaka, Schuurmans and Machado, "Directions of curvature as an explanation for loss of plasticity",
-      2023 (that plasticity goes when the Hessian's rank does).
+      2023 (plasticity is lost with the Hessian's rank).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> s = curvature.from_eigenvalues(jnp.array([1.0, 0.1, 1e-4]), 10)
+      >>> t = jax.jit(curvature.trainability)(s, jnp.ones(4), lr=0.5, steps=100, tau=0.01)
+      >>> float(t.rank.value), round(float(t.required), 1), float(t.trainable)
+      (2.0, 3.7, 0.0)
     """
     if residual.size == 0:
         raise ValueError(f"residual must have entries, got shape {residual.shape}")
@@ -131,10 +139,10 @@ def trainability(
 
 @jax.default_matmul_precision("highest")
 def linear_loss(gram: Array, residual: Array, lr: float | Array, steps: int | Array) -> Array:
-    """Loss after each of some numbers of linearised gradient steps, for one residual: exact up to rounding.
+    """Loss after these numbers of linearised gradient steps, for one residual: exact up to rounding.
 
-    ``loss_t = 1/N sum_i (1 - lr lambda_i)^(2 t) (u_i^T r)^2`` over the eigenpairs of G. No assumption on r is needed,
-    at the price of the eigenvectors of an ``[N, N]`` matrix.
+    ``loss_t = 1/N sum_i (1 - lr lambda_i)^(2 t) (u_i^T r)^2`` over the eigenpairs of G. It assumes nothing about r, and
+    takes the eigenvectors of an ``[N, N]`` matrix.
 
     Args:
       gram: ``[N, N]``, ``2/N J J^T`` with its rows in the order of the residual's entries: `gram_matrix` of ``"mse"``.
@@ -150,6 +158,12 @@ def linear_loss(gram: Array, residual: Array, lr: float | Array, steps: int | Ar
 
     References:
       As `trainability`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> curvature.linear_loss(jnp.eye(2), jnp.ones(2), 0.5, jnp.array([0, 1, 2])).tolist()
+      [1.0, 0.25, 0.0625]
     """
     if gram.shape != (residual.size, residual.size):
         raise ValueError(f"gram must be [N, N] for the residual's N = {residual.size} entries, got {gram.shape}")
@@ -167,8 +181,8 @@ def dead_unit_rank_bound(widths: Sequence[int], dead: Sequence[int] | Array) -> 
     ``fan_out`` outgoing weights out of the Hessian: the loss does not depend on the former, and its derivative with
     respect to the latter is zero whatever the other parameters. So
     ``rank <= P - sum over dead units of (fan_in + 1 + fan_out) + overlaps``, where the weights between two dead units,
-    which are in both their sums, are given back once. That is ``sum over layers of (live inputs + 1) * live outputs``.
-    What lies before a layer without any live unit cannot reach the loss and does not count either.
+    which both sums contain, are added back once. That is ``sum over layers of (live inputs + 1) * live outputs``.
+    Layers before one without any live unit cannot reach the loss and do not count either.
 
     It holds for the Gauss-Newton matrix too. A live network is mostly far below it: the bound says what is lost for
     certain, not what is left.
@@ -181,7 +195,12 @@ def dead_unit_rank_bound(widths: Sequence[int], dead: Sequence[int] | Array) -> 
       int32 scalar.
 
     Raises:
-      ValueError: if there is not one number a hidden layer.
+      ValueError: unless there is one number per hidden layer.
+
+    Examples:
+      >>> from plastax import curvature
+      >>> int(curvature.dead_unit_rank_bound((3, 4, 2), (1,)))  # of 26 parameters
+      20
     """
     counts = jnp.asarray(dead, jnp.int32)
     if counts.shape != (len(widths) - 2,):
