@@ -262,7 +262,7 @@ def test_a_job_is_requeued_as_what_it_was(tmp_path):
     [
         ("tests.nothing", ("'tests.nothing'", "no module")),
         ("tests.tiny_experiment --shards 2", ("shards: 2", "--shard i/2")),
-        ("tests.tiny_experiment --launcher local --shard 0/2", ("shards: 0/2",)),
+        ("tests.tiny_experiment --launcher local --shard 0/2", ("shard: 0/2",)),
     ],
 )
 def test_refusals(line, names, capsys):

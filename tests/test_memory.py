@@ -53,7 +53,7 @@ def test_the_program_that_does_not_fit_is_explained(tmp_path):
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        "out of memory in greedy", "GiB", "are free", "seed_chunk (6 of 6 seeds side by side; --auto-chunk",
+        "out of memory in greedy", "GiB", "are free", "seed_chunk (6 of 6 seeds at once; --auto-chunk",
         "seeds (6)", "probes (hessian)", "hessian.order (64)",
     ):  # fmt: skip
         assert part in message
@@ -69,7 +69,7 @@ def test_the_largest_chunk_that_fits():
         assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[chunk]) == chunk
     assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[6]) == 0
     assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS) == 0
-    with pytest.raises(memory.OutOfMemory, match=r"seed_chunk \(1 of 6 seeds side by side"):
+    with pytest.raises(memory.OutOfMemory, match=r"seed_chunk \(1 of 6 seeds at once"):
         memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[1] - 1)
 
 
@@ -162,6 +162,6 @@ def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write", lambda directory: None)
     printed = io.StringIO()
     experiment.run(config, Console(file=printed, width=200))
-    assert "3 of 6 seeds fit side by side" in printed.getvalue()
+    assert "3 of 6 seeds fit at once" in printed.getvalue()
     (directory,) = (tmp_path / "tiny").iterdir()
     assert json.loads((directory / "config.json").read_text())["settings"]["seed_chunk"] == 3

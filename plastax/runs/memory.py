@@ -173,7 +173,7 @@ def _sizes(needed: Need) -> str:
 
 def _advice(subject: str, settings: Mapping[str, Any], sizes: str, *, chunks: bool = True) -> str:
     seeds, chunk = settings.get("seeds", 1), settings.get("seed_chunk", 0)
-    lower = [f"seed_chunk ({chunk or seeds} of {seeds} seeds side by side; --auto-chunk finds one that fits)"] * chunks
+    lower = [f"seed_chunk ({chunk or seeds} of {seeds} seeds at once; --auto-chunk finds one that fits)"] * chunks
     lower += [f"seeds ({seeds})"]
     if probes := settings.get("probes"):
         lower.append(f"probes ({' '.join(probes)})")

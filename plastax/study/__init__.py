@@ -1,1 +1,1 @@
-"""What is asked for: settings, sweeps and shards of a study, and the study that they make."""
+"""What a user asks for: experiments, their settings, sweeps, and shards as jobs."""

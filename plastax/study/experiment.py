@@ -1,13 +1,13 @@
-"""An experiment: what a study may be told, and how that becomes compiled programs, a run and its report.
+"""An experiment: its settings, and how they become compiled programs, a run and a report.
 
-`Experiment.main` is the way from a command line to a report, and reads from top to bottom::
+`Experiment.main` goes from a command line to a report in four steps::
 
-    parse   command line -> configuration                                 (settings.parse)
-    share   what all arms have in common: data, streams                   (supervised, reinforcement)
-    build   configuration -> arms -> one program for all that are alike   (sweep, Experiment.prepare, parallel.batch)
-    run     programs -> records, checkpoints, report                      (loop.study, report.write)
+    parse   command line -> configuration                          (settings.parse)
+    share   configuration -> what all arms share: data, streams    (supervised, reinforcement)
+    build   configuration -> arms -> compiled programs             (sweep, Experiment.prepare, parallel.batch)
+    run     programs -> records, checkpoints, report               (loop.study, report.write)
 
-`README.md` beside this file follows one setting along it.
+`README.md` beside this file follows one setting through them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Prepared(NamedTuple):
     """The training of one method.
 
     Attributes:
-      plan: how the run is cut.
-      make: ``(dotted setting -> value, maybe traced) -> program`` of one network.
-      probes: what the programs measure.
+      plan: the segments of the run.
+      make: ``{dotted setting: value} -> program`` of one network; the values may be traced.
+      probes: what the program measures.
     """
 
     plan: loop.Plan
@@ -52,13 +52,13 @@ class Prepared(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all arms of a study have in common, made once.
+    """What all arms of a study share; it is made once.
 
     Attributes:
-      value: for `Experiment.prepare`: a data set, streams.
-      recorded: what ``config.json`` says of it beside the settings.
-      said: what the console says of it.
-      style: of that, for `rich`.
+      value: a data set or streams, for `Experiment.prepare`.
+      recorded: its entries in the settings of ``config.json``.
+      said: a text about it for the console.
+      style: the `rich` style of that text.
     """
 
     value: Any
@@ -71,10 +71,10 @@ class Built(NamedTuple):
     """A study that is ready to be compiled.
 
     Attributes:
-      arms: all of them, those of other shards too.
-      own: labels of those that this shard trains.
-      batches: the programs over all networks; those of this shard come first, and none is of two shards.
-      plan: the same for all.
+      arms: all arms, those of other shards too.
+      own: labels of the arms that this shard trains.
+      batches: the programs of all arms. Those of this shard come first; no program is of two shards.
+      plan: the segments of every arm.
     """
 
     arms: Sequence[sweep.Arm]
@@ -84,26 +84,26 @@ class Built(NamedTuple):
 
 
 def _nothing(config: Any) -> None:
-    """Nothing is fetched, so nothing stands in for it."""
+    """For experiments that download nothing."""
 
 
 @dataclass(frozen=True)
 class Experiment(Generic[C]):
-    """An experiment, by its name.
+    """An experiment.
 
     Attributes:
-      name: of its runs' folder.
-      config: its settings.
+      name: the folder of its runs.
+      config: the class of its settings.
       presets: name -> dotted setting -> value, over the defaults; see `settings.parse`.
       choices: field -> registry of which it names one entry.
-      prepare: ``(config, method, shared) -> training``, where ``shared`` is `Shared.value`; raises `ConfigError` and
-        compiles nothing.
-      share: ``config -> Shared``; raises `ConfigError` where something cannot be had.
-      stand_in: ``config -> value`` that is of the same shape as what ``share`` would have to fetch, so that settings
-        are refused before a download; None: nothing has to be fetched.
-      rate: the setting that is the step size. The probe ``trainability`` counts the eigenvalues that exceed what the
-        step size allows, so with that probe it is a constant of the program.
-      fixed: groups of settings that no sweep may change.
+      prepare: ``(config, method, shared) -> Prepared``, where ``shared`` is `Shared.value`. It compiles nothing and
+        raises `ConfigError` for settings that do not fit together.
+      share: ``config -> Shared``; raises `ConfigError` if data cannot be loaded.
+      stand_in: ``config -> value`` of the shapes of `Shared.value`, so that settings can be refused before a download;
+        None if there is nothing to download.
+      rate: the setting that is the step size. The probe ``trainability`` compares eigenvalues with it, so with that
+        probe it is a constant of the program and cannot be traced.
+      fixed: groups of settings that cannot be swept.
     """
 
     name: str
@@ -117,34 +117,34 @@ class Experiment(Generic[C]):
     fixed: Sequence[str] = ()
 
     def parse(self, args: Sequence[str] | None = None) -> C:
-        """The configuration that a command line asks for, `sys.argv[1:]` by default; see `settings.parse`."""
+        """Parses a command line, `sys.argv[1:]` by default; see `settings.parse`."""
         return settings.parse(self.config, self.presets, self.choices, args)
 
     def main(self, args: Sequence[str] | None = None) -> None:
-        """Runs the study that a command line asks for; see `settings.main` on how it may end."""
+        """Runs the study of a command line; see `settings.main` for the exit status."""
         settings.main(lambda: self.run(self.parse(args)))
 
     def build(self, config: C, value: Any = None) -> Built:
-        """The programs of all arms: one for all those that differ only in numbers which may be traced.
+        """Builds the programs of all arms: one for all arms that differ in traced settings only.
 
         Args:
           config: from `parse`.
-          value: `Shared.value`, or what stands in for it; None: it is made.
+          value: `Shared.value` or a stand-in for it; by default, call `share`.
 
         Raises:
-          ConfigError: from ``prepare``; or arms that cannot lie in one record.
+          ConfigError: ``prepare`` refuses an arm, or arms do not fit into one record.
         """
         value = self.share(config).value if value is None else value
         arms = sweep.arms(config, self.fixed)
         own = frozenset(arm.label for arm in settings.of_shard(arms, config.shard))
         static = (self.rate,) if "trainability" in config.probes else ()
-        # Arms of other shards are built too, for the names of the record's axes; who trains them compiles them.
+        # Arms of other shards are built too, for the axes of the record, but not compiled.
         both = ([arm for arm in arms if (arm.label in own) is mine] for mine in (True, False))
         groups = [group for part in both for group in sweep.together(part, static)]
         prepared = [self.prepare(group[0].config, group[0].method, value) for group in groups]
         _check_one_record(groups, prepared)
         seeds = range(config.first_seed, config.first_seed + config.seeds)
-        devices = 0 if config.dry_run else config.devices  # Those of another machine than this one, maybe.
+        devices = 0 if config.dry_run else config.devices  # A dry run may be for another machine.
         batches = [
             parallel.batch(
                 one.make,
@@ -158,19 +158,19 @@ class Experiment(Generic[C]):
         return Built(arms, own, batches, prepared[0].plan)
 
     def run(self, config: C, console: output.Console | None = None) -> Path | None:
-        """Carries out the study of a configuration and reports it.
+        """Runs the study of a configuration and reports it.
 
         Args:
           config: from `parse`.
           console: where to print; by default a new one.
 
         Returns:
-          The run directory; None of a dry run.
+          The run directory; None for a dry run.
 
         Raises:
-          ConfigError: a setting cannot be used; nothing was compiled.
+          ConfigError: a setting is refused; nothing was compiled.
           RunError: see `loop.study`.
-          Stopped: it was asked to.
+          Stopped: a signal asked it to stop.
         """
         console = console or output.Console()
         machine.check()
@@ -238,40 +238,40 @@ class Experiment(Generic[C]):
         return directory
 
     def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:
-        """The configuration with the largest ``seed_chunk`` that fits into the device's memory."""
+        """The configuration with the largest ``seed_chunk`` that fits into device memory."""
         chunk = memory.fitting_chunk(
             lambda chunk: self.build(dataclasses.replace(config, seed_chunk=chunk), shared.value).batches,
             config.seeds,
             built.plan.updates_per_segment,
             settings.to_json(config),
         )
-        output.say(console, f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit side by side")
+        output.say(console, f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit at once")
         return dataclasses.replace(config, seed_chunk=chunk)
 
 
 def with_defaults(
     defaults: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """Presets over an experiment's defaults: name -> dotted setting -> value."""
+    """Presets laid over the defaults of an experiment: name -> dotted setting -> value."""
     return {name: {**defaults, **changes} for name, changes in presets.items()}
 
 
 def method_of(config: Study, name: str) -> MethodConfig:
-    """The method of this name, or composed of these names, under its settings in a configuration."""
+    """The method of a name, or the composition of several, with its settings in a configuration."""
     return compose([settings.entry(config, METHODS, member) for member in settings.members(name)])
 
 
 def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> list[Probe]:
-    """The chosen probes of a model.
+    """The chosen probes, built for a model.
 
     Args:
       config: from `settings.parse`.
-      model: what they will look at.
+      model: the network they measure.
       learning_rate: for the probe ``trainability``.
-      steps: gradient steps of a task, for the same.
+      steps: gradient steps of a task, for the same probe.
 
     Raises:
-      ConfigError: a spectrum of more nodes, or from more probe vectors, than the network has parameters.
+      ConfigError: a spectrum has more nodes or probe vectors than the network has parameters.
     """
     size = tree.size(jax.eval_shape(model.init, tree.key_like()))
     found = {name: settings.entry(config, PROBES, name) for name in config.probes}
@@ -283,7 +283,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
 
 
 def rare(config: Study) -> list[str]:
-    """Which of the chosen probes are due in too few tasks to show a course over tasks, in lines."""
+    """A line for every chosen probe that is due in fewer than three tasks."""
     lines = []
     for name in config.probes:
         every = math.lcm(config.probe_every, settings.entry(config, PROBES, name).every)
@@ -295,17 +295,17 @@ def rare(config: Study) -> list[str]:
 
 
 def cut(config: Study, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:
-    """How a run is cut into segments.
+    """Cuts a run into segments.
 
     Args:
       config: from `settings.parse`.
-      segments_per_task: calls of the compiled program a task.
-      updates: of a task.
-      examples: of a seed in an update, or its environment steps.
-      steps: gradient steps in an update.
+      segments_per_task: calls of the compiled program per task.
+      updates: updates per task.
+      examples: examples, or environment steps, of a seed per update.
+      steps: gradient steps per update.
 
     Raises:
-      ConfigError: the segments do not divide a task, or there are more gradient steps than an optimiser counts.
+      ConfigError: the segments do not divide a task, or a run has more gradient steps than 32 bits count.
     """
     if config.tasks * updates * steps > settings.INT:
         raise ConfigError(
@@ -318,7 +318,7 @@ def cut(config: Study, segments_per_task: int, updates: int, examples: int, step
 
 
 def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[Prepared]) -> None:
-    """Refuses arms whose records have other lengths or labels than those of the first."""
+    """Refuses arms whose records have other lengths or axes than the first arm."""
     first: dict[str, tuple[str, Any]] = {}
     for (arm, *_), (plan, _, probes) in zip(groups, prepared):
         coords = segments.labels(probes)[1]
@@ -326,12 +326,12 @@ def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[
         if plan != prepared[0].plan or coords != others:
             what, than = ("updates", groups[0][0].label) if coords == others else ("axes", other)
             raise ConfigError(
-                f"sweep: {arm.label} has other {what} than {than}, and a record has them once; make it a run of its own"
+                f"sweep: {arm.label} has other {what} than {than}, and all arms share one record; run it on its own"
             )
 
 
 def _used(config: Study) -> list[object]:
-    """What a configuration is made of, for `environment.own_sources`."""
+    """The classes and entries that a configuration uses, for `environment.own_sources`."""
     entries = [
         registry[member]
         for field, registry in settings.GROUPS.items()
@@ -344,5 +344,5 @@ def _used(config: Study) -> list[object]:
 
 
 def _devices(config: Study, arms: int) -> int | None:
-    """How many devices networks are spread over, None where each trains chunks of the same size anyway."""
+    """The devices that networks are spread over; None with ``seed_chunk``, which alone decides what runs together."""
     return None if config.seed_chunk else min(config.devices or len(jax.devices()), arms * config.seeds)

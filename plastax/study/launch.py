@@ -1,8 +1,8 @@
-"""Shards of a study as jobs: on this machine, or by SLURM, through submitit; the only module that knows it.
+"""Shards of a study as jobs, on this machine or on SLURM, through submitit.
 
-A job is the command ``python -m <experiment> <settings> --shard i/n``. It may be killed and started again at any
-moment, because a shard continues what its run directory holds; so pre-emption is nothing but SIGTERM, which leaves a
-checkpoint behind the segment under way, and the same command once more.
+A job is the command ``python -m <experiment> <settings> --shard i/n``. It may be killed and started again at any time,
+because a shard continues what its run directory holds. Pre-emption is a SIGTERM, after which the command ends with a
+checkpoint, and the same command again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from plastax import ranges
 from plastax.errors import ConfigError, RunError, Stopped
 
 if TYPE_CHECKING:
@@ -28,42 +29,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Jobs:
-    """How a study's shards are run. All other settings are the experiment's own, see its --help."""
+    """How the shards of a study are run. All other settings are the experiment's: see its --help."""
 
     shard: str = ""
-    """i/n: run this shard here; without a launcher. All arms by default, 0/1."""
+    """i/n: run this shard in this process, without a launcher. By default 0/1: all arms."""
     launcher: Literal["none", "local", "slurm"] = "none"
-    """none: in this process; local: a process a shard on this machine; slurm: a job array."""
+    """none: in this process; local: one process per shard on this machine; slurm: a job array."""
     shards: int = 1
-    """Number of jobs of a launcher, among which the arms are divided."""
+    """Number of jobs to divide the arms among."""
     at_once: int = 256
-    """Jobs of the array that may run at the same time."""
+    """The most jobs that run at the same time."""
     minutes: int = 1440
-    """Time limit of a job; what is left then is requeued, as after a pre-emption."""
+    """Time limit of a job, in minutes. A job that reaches it is requeued and continues."""
     grace: int = 90
-    """Seconds before the end of a job at which it is told: those of a segment and a checkpoint."""
+    """Seconds of warning before a job ends; long enough for a segment and a checkpoint."""
     partition: str = ""
     """SLURM partition."""
     gpus: int = 0
-    """GPUs of a job; 0: none are asked for."""
+    """GPUs per job."""
     cpus: int = 2
-    """Cores of a job."""
+    """Cores per job."""
     memory_gb: int = 8
-    """Memory of a job; 0: what the cluster gives. An option mem... in slurm takes its place."""
+    """Memory per job, in GB. 0: the default of the cluster. An option mem... in slurm overrides it."""
     slurm: tuple[str, ...] = ()
-    """More sbatch options, name=value or a name alone (account=lab constraint=a100 exclusive)."""
+    """More options of sbatch: name=value, or a name alone (account=lab constraint=a100 exclusive)."""
     runs_dir: Path | None = None
-    """Where runs go; by default as the experiment has it."""
+    """Directory of all runs; by default the experiment's."""
     logs: Path | None = None
-    """Where the jobs' files and logs go, each into a folder of its number; by default <runs-dir>/jobs."""
+    """Directory of the files and logs of jobs, in a folder per job id; by default <runs-dir>/jobs."""
 
     def check(self) -> None:
-        """Raises `ConfigError` for what no launcher takes."""
-        least_of = {"shards": 1, "at_once": 1, "minutes": 1, "grace": 1, "cpus": 1, "gpus": 0, "memory_gb": 0}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; give {least} or more")
-        # A value with an end of line would be a line of its own in the batch script.
+        """Raises `ConfigError` for values that a launcher would refuse."""
+        ranges.check(self, "", "shards", "at_once", "minutes", "grace", "cpus", least=1)
+        ranges.check(self, "", "gpus", "memory_gb", least=0)
+        # A newline in a value would add a line to the batch script.
         if self.partition and not re.fullmatch(r"\w[\w,.-]*", self.partition):
             raise ConfigError(f"partition: {self.partition!r} is not allowed; give the name of one, or several: a,b")
         for option in self.slurm:
@@ -72,7 +71,7 @@ class Jobs:
 
 
 class Shard:
-    """A shard's command as a job of submitit's: started again wherever it was interrupted."""
+    """The command of a shard as a submitit job, which can be interrupted and requeued."""
 
     def __init__(self, command: Sequence[str], grace: int) -> None:
         self.command = list(command)
@@ -80,13 +79,13 @@ class Shard:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
-        """Runs the command to its end, again and again if it is asked to stop."""
+        """Runs the command until it is finished; raises `RunError` if it fails."""
         status = Stopped.status
         while status == Stopped.status:
-            # Only the first start obeys --fresh: a later one would throw away what the job has done.
+            # Only the first start obeys --fresh: a later one would start the job's own run again.
             command, self.command = self.command, [word for word in self.command if word != "--fresh"]
-            # SLURM sends the signal that is meant for submitit to all processes of the job. The shell becomes the
-            # command: Python's own hook would fork a process that JAX may have given threads.
+            # SLURM sends the signal for submitit to all processes of the job, so the command must ignore it. A shell
+            # sets that up: Popen's preexec_fn is unsafe in a process with threads.
             self._process = subprocess.Popen(["sh", "-c", 'trap "" USR2; exec "$@"', "sh", *command])
             try:
                 status = self._process.wait()
@@ -96,7 +95,7 @@ class Shard:
             raise RunError(f"{shlex.join(self.command)} ended with status {status}")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Called by submitit before it requeues: lets the process leave a checkpoint, if there is time."""
+        """Stops the process after a checkpoint, if there is time. submitit calls this before it requeues the job."""
         import submitit
 
         if self._process is not None and self._process.poll() is None:
@@ -104,7 +103,7 @@ class Shard:
             try:
                 self._process.wait(max(1, self.grace - 15))
             except subprocess.TimeoutExpired:
-                # What it had saved before is whole.
+                # Its earlier checkpoints are intact.
                 self._process.kill()
         return submitit.helpers.DelayedSubmission(Shard(self.command, self.grace))
 
@@ -115,10 +114,10 @@ def commands(experiment: str, settings: Sequence[str], shards: int) -> list[list
 
 
 def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
-    """The executor of submitit with the settings of the jobs.
+    """A submitit executor with the settings of the jobs.
 
     Raises:
-      ConfigError: a setting is not allowed, or this machine has no such launcher.
+      ConfigError: a setting is refused, or this machine does not have the launcher.
     """
     import submitit
 
@@ -127,8 +126,8 @@ def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
     try:
         made = submitit.AutoExecutor(folder=logs / "%j", cluster=jobs.launcher, slurm_max_num_timeout=1_000_000)
     except RuntimeError as error:
-        raise ConfigError(f"launcher: {jobs.launcher} is not here ({error})") from error
-    # An option without a value is a flag, which is True to submitit.
+        raise ConfigError(f"launcher: {jobs.launcher} is not available ({error})") from error
+    # submitit writes an option whose value is True as a flag.
     options = {name: value or True for name, _, value in (option.partition("=") for option in jobs.slurm)}
     if jobs.launcher == "slurm":
         options |= {"partition": jobs.partition} if jobs.partition else {}
@@ -148,37 +147,37 @@ def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
 
 
 def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submitit.Job[None]]:
-    """Runs a shard of an experiment here, or gives all of them to a launcher and returns the jobs.
+    """Runs a shard of an experiment in this process, or submits all shards to a launcher and returns the jobs.
 
     Args:
-      experiment: a module, ``experiments.rl_gymnax``.
-      jobs: how.
-      settings: the experiment's own, as on its command line.
+      experiment: its module, such as ``experiments.rl_gymnax``.
+      jobs: how the shards are run.
+      settings: the experiment's command line.
 
     Raises:
-      ConfigError: there is no such module, or no such number of shards.
-      SystemExit: the experiment refuses its settings, in a line of its own; nothing is submitted.
+      ConfigError: the module does not exist, or a setting of the jobs is refused.
+      SystemExit: the experiment refused its settings and said why; nothing was submitted.
     """
     try:
         found = importlib.util.find_spec(experiment)
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise ConfigError(f"experiment: {experiment!r} is no module; give experiments.rl_gymnax, say")
+        raise ConfigError(f"experiment: {experiment!r} is no module; give one such as experiments.rl_gymnax")
     if jobs.runs_dir is not None:
         settings = [*settings, "--runs-dir", str(jobs.runs_dir)]
     if jobs.launcher == "none":
         if jobs.shards != 1:
             raise ConfigError(
-                f"shards: {jobs.shards} is for launchers; give --shard i/{jobs.shards}, or --launcher local"
+                f"shards: {jobs.shards} needs a launcher; give --shard i/{jobs.shards}, or --launcher local"
             )
         sys.argv = [experiment, *settings, "--shard", jobs.shard or "0/1"]
         runpy.run_module(experiment, run_name="__main__", alter_sys=True)
         return []
     if jobs.shard:
-        raise ConfigError(f"shards: {jobs.shard} is not allowed with a launcher; give their number")
+        raise ConfigError(f"shard: {jobs.shard} is not allowed with a launcher; give --shards, their number")
     jobs.check()
-    # Not in this process, which holds no device; and where jobs are submitted there may be none.
+    # In a process of its own and on the CPU: a login node may have no accelerator.
     check = [sys.executable, "-m", experiment, *settings, "--dry-run"]
     if status := subprocess.run(check, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL).returncode:
         raise SystemExit(status)

@@ -1,4 +1,4 @@
-"""Runs in a directory, as a table: what has become of each, how far it is, and how well it does."""
+"""A table of the runs in a directory: state, progress and best method of each."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"} | dict.f
 
 
 def find(directory: Path) -> list[Path]:
-    """The runs in a directory of runs, of an experiment's runs, or in the directory of one; by experiment and age.
+    """The runs in a directory of runs, in that of an experiment, or a single run; sorted by experiment and age.
 
     Raises:
-      ConfigError: no such directory.
+      ConfigError: the directory does not exist.
     """
     if not directory.is_dir():
-        raise ConfigError(f"directory: {directory} is not there; give a directory of runs (<runs-dir>)")
+        raise ConfigError(f"directory: {directory} does not exist; give a directory of runs (<runs-dir>)")
     found = [path.parent for depth in ("", "*/", "*/*/") for path in directory.glob(f"{depth}config.json")]
     return sorted(found)
 
 
 def table(directory: Path) -> rich.table.Table:
-    """One line a run; see `lifecycle.Status` for the states.
+    """One row per run; see `lifecycle.Status` for the states.
 
-    "best" is the best method by the study's score (`plastax.report.score`), mean over seeds, in its newest record.
+    "best" is the method with the best score in its newest record (`plastax.report.score`; mean over seeds).
     """
     out = rich.table.Table()
     for heading in ("run", "state", "progress", "left", "best", ""):
-        # A run's name is there to be copied.
+        # Never cut a run's name: users copy it.
         out.add_column(heading, no_wrap=heading in ("run", "state", "left"), overflow="fold")
     for run in find(directory):
         name = run.name if run == directory else str(run.relative_to(directory))
@@ -54,7 +54,7 @@ def table(directory: Path) -> rich.table.Table:
 
 def _row(run: Path) -> tuple[str, str, str, str, str]:
     """State, progress, time left, best method and detail of one run."""
-    # Whatever a damaged run, or a stranger's, holds: the others are still listed.
+    # A damaged run, or a folder of something else, must not hide the other runs.
     try:
         config, status = read_config(run), lifecycle.status(run)
     except Exception as error:

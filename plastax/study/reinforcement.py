@@ -1,4 +1,4 @@
-"""Experiments on streams of environments: PPO, and what they share beside their defaults."""
+"""Experiments on streams of environments: what they share, and how PPO becomes a program."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from plastax.types import Program
 
 @dataclass(frozen=True)
 class Config(settings.Study):
-    """What every experiment on a stream of environments can be told."""
+    """Settings of all experiments on streams of environments."""
 
     stream: str = "cartpole_chain"
     """What changes from task to task (`python -m plastax list streams`)."""
     model: str = "mlp"
     """Network: mlp, or conv for image observations (minatar_chain)."""
     steps_per_task: int = 40_960
-    """Environment steps of one seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
+    """Environment steps of a seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
     segments_per_task: int = 1
-    """Calls of the compiled program a task: more show progress and checkpoint more often."""
+    """Calls of the compiled program per task. More calls show progress and save checkpoints more often."""
     ppo: ppo.PPO = field(default_factory=ppo.PPO)
     """The agent."""
 
@@ -39,10 +39,10 @@ def experiment(
     """An experiment on a stream of environments.
 
     Args:
-      name: of the experiment.
+      name: its name.
       config: its settings.
-      defaults: dotted setting -> value, over those of ``config``.
-      presets: name -> what it changes in the defaults.
+      defaults: dotted setting -> value, over the defaults of ``config``.
+      presets: name -> dotted setting -> value, over ``defaults``.
     """
     return Experiment(
         name,
@@ -55,14 +55,15 @@ def experiment(
     )
 
 
-def share(config: Any) -> Shared:
-    """What builds the stream of its settings, one for all arms that have the same."""
+def share(config: Config) -> Shared:
+    """Builds streams, one for all arms with the same stream settings."""
     return Shared(functools.cache(lambda stream: stream.build()))
 
 
-def prepare(config: Any, name: str, stream_of: Callable[[Any], EnvironmentStream]) -> Prepared:
-    """See `Experiment`. The stream is built by the programs, in the end: gymnax compiles as it makes environments."""
-    spaces, agent = config.stream_settings.spaces(), config.ppo
+def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStream]) -> Prepared:
+    """See `Experiment`. `make` builds the stream, after all checks: gymnax compiles as it makes environments."""
+    stream, agent = settings.choice(config, "stream"), config.ppo
+    spaces = stream.spaces()
     if config.steps_per_task < 1 or config.steps_per_task % agent.steps_per_update:
         raise ConfigError(
             f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {agent.steps_per_update} steps"
@@ -71,18 +72,19 @@ def prepare(config: Any, name: str, stream_of: Callable[[Any], EnvironmentStream
     plan = cut(config, config.segments_per_task, updates, agent.steps_per_update, steps)
     method = method_of(config, name)
     size, continuous = ppo.action_size(spaces)
-    options = settings.with_options(config.model_settings, config.model, name, method.model_options)
+    chosen = settings.choice(config, "model")
+    options = settings.with_options(chosen, config.model, name, method.model_options)
     model = options.build(spaces.observation_shape, size, continuous=continuous)
     model = model._replace(batch_like=ppo.batch_like(agent, spaces))
     probes = probes_of(config, model, agent.learning_rate, updates * steps)
-    method.build(agent.optimizer(), model)  # Refused now, if at all.
+    method.build(agent.optimizer(), model)  # Raises what it would raise in `make`.
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
         method = method_of(own, name)
         return ppo.program(
             own.ppo,
-            stream_of(config.stream_settings),
+            stream_of(stream),
             model,
             method.build(own.ppo.optimizer(), model),
             probes,

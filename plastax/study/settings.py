@@ -1,8 +1,8 @@
 """Settings of an experiment: from the command line and presets to one frozen, hashable, validated configuration.
 
-An experiment declares a frozen dataclass with the fields of `Study`; `parse` adds one group of settings for everything
-that a registry offers (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``), reads the command line by tyro, and
-checks what can be checked before anything is compiled.
+An experiment declares a frozen dataclass that extends `Study`. `parse` adds a group of settings for every entry of the
+registries (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``), reads the command line with tyro, and checks
+the values before anything is compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from plastax import output
+from plastax import output, ranges
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
 from plastax.methods import METHODS
 from plastax.probes import PROBES
@@ -27,76 +27,78 @@ from plastax.records.layout import read_config
 
 Registry = Mapping[str, Any]
 GROUPS: Mapping[str, Registry] = {"methods": METHODS, "probes": PROBES}
-"""Field -> registry of which it names several entries; each entry's settings are a group of the entry's name."""
+"""Field of `Study` -> the registry whose entries it names. The settings of an entry are a group of its name."""
 ALIASES: Mapping[str, str] = {"er": "effective_rank", "spectrum": "hessian"}
-"""Names that the literature uses -> the entries of `GROUPS` that are meant, wherever a name is taken."""
+"""Name in the literature -> entry of `GROUPS`. Either may be given wherever a name is taken."""
 INT = 2**31 - 1
-"""The largest whole number in a setting: programs count in 32 bits."""
+"""The largest integer in a setting: programs count in 32 bits."""
 SEED = 2**32 - 1
-"""The largest number of a seed: keys are made of 32 bits."""
+"""The largest seed: keys are made from 32 bits."""
 ENTRIES = 256
-"""The longest sequence in a setting: layers, methods and swept settings are compiled one by one."""
+"""The most entries of a sequence in a setting: layers and methods are compiled one by one."""
 Methods = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--method"])]
-"""Names of methods; an experiment that has others than `Study` by default declares its field so."""
+"""Names of methods, also given as ``--method``."""
 
 
 def aside(default: Any) -> Any:
-    """A field of a configuration that changes no number of a run, and so is no part of its identity."""
+    """A field that changes no number of a run, and so is not part of its identity."""
     return dataclasses.field(default=default, metadata={"aside": True})
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What every experiment can be told, whatever it studies."""
+    """The settings that all experiments have."""
 
     preset: str = aside("default")
-    """A set of defaults."""
+    """A set of defaults, over which the other settings are laid."""
     methods: Methods = ("backprop", "l2_er", "reset")
-    """Methods to compare, one compiled program each (`python -m plastax list methods`); l2+redo: both at once; all."""
+    """Methods to compare (`python -m plastax list methods`). `l2+redo` composes two; `all` selects every method."""
     probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
-    """What to measure at both ends of tasks (`python -m plastax list probes`); none: train only."""
+    """What to measure at the start and the end of tasks (`python -m plastax list probes`). `all` selects every probe,
+    `none` no probe."""
     probe_every: int = 1
-    """Tasks from one probed task to the next."""
+    """Probe every k-th task."""
     seeds: int = 8
-    """Independent networks of each method, trained at once; every method sees the same tasks."""
+    """Networks of each method, trained in parallel. Seed k has the same tasks under every method."""
     first_seed: int = 0
-    """Number of the first seed; seed k is the same network alone and among others."""
+    """The first seed. A network depends on its seed alone, not on how many others are trained."""
     seed_chunk: int = 0
-    """Seeds that run side by side, a divisor of the seeds; bounds memory. 0: all."""
+    """Seeds that are trained at once, to bound memory; a divisor of the number of seeds. 0: all."""
     auto_chunk: bool = aside(False)
-    """Find the largest seed-chunk that fits into the device's memory."""
+    """Find the largest seed-chunk that fits into device memory."""
     tasks: int = 12
     """Tasks in the stream."""
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A setting and values for it, method.er-lr=1e-2,1e-3; again and again for a grid. Every combination is an arm."""
+    """A setting and its values: method.er-lr=1e-2,1e-3. Repeat it for a grid; every combination of values is an arm."""
     shard: str = aside("")
-    """i/n, from 0/n to (n-1)/n: train the i-th of n shares of the arms, beside the processes that train the others, in
-    one run directory, whose name is then the settings' alone. Code, versions and device must be the same for all."""
+    """i/n, from 0/n to (n-1)/n: train the i-th of n parts of the arms. Other processes train the other parts, into the
+    same run directory, whose name then depends on the settings alone. All need the same code, versions and device."""
     devices: int = aside(0)
-    """Devices of this machine that networks (arms x seeds) are spread over; 0: all."""
+    """Devices of this machine to spread networks (arms x seeds) over. 0: all."""
     checkpoint_minutes: float = aside(5.0)
-    """Minutes between checkpoints, made at the next border of segments; 0: as checkpoint-every says."""
+    """Minutes between checkpoints, each made at the end of a segment. 0: see checkpoint-every."""
     checkpoint_every: int = aside(0)
-    """Segments between checkpoints; 0: as checkpoint-minutes says. None at all if both are 0."""
+    """Segments between checkpoints. 0: see checkpoint-minutes; if both are 0, no checkpoints are made."""
     checkpoint_keep: int = aside(2)
-    """Newest checkpoints of each method that are kept."""
+    """How many of the newest checkpoints of each method to keep."""
     runs_dir: Path = aside(Path("runs"))
-    """Where runs go: <runs-dir>/<experiment>/<run id>."""
+    """Directory of all runs: <runs-dir>/<experiment>/<run id>."""
     resume: Path | None = aside(None)
-    """A run directory to continue; its settings are used, and others are refused."""
+    """A run directory to continue, under its own settings; others are refused."""
     fresh: bool = aside(False)
-    """Start a new run. By default the same command continues an interrupted run of the same settings and code. A shard
-    of several that has begun cannot do so alone: move the directory that they share away first."""
+    """Start a new run. By default, the same command continues an interrupted run of the same settings and code. Where
+    one of several shards has begun, move the shared run directory away instead."""
     wandb: Literal["offline", "online", "disabled"] = aside("offline")
-    """W&B: offline files in the run directory (no account needed), online, or disabled."""
+    """Weights & Biases: offline (files in the run directory, no account needed), online, or disabled."""
     dry_run: bool = False
-    """Check the settings and the data and end, before anything is compiled or written."""
+    """Check settings and data, then stop: compile nothing, write nothing."""
     compilation_cache: bool = aside(True)
-    """Keep compiled programs in the user's cache directory, or where JAX_COMPILATION_CACHE_DIR says, at most 1 GiB of
-    them (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes): a second start compiles nothing."""
+    """Keep compiled programs, so that a second start compiles nothing: up to 1 GiB in the user's cache directory
+    (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes, and JAX_COMPILATION_CACHE_DIR change that)."""
 
 
 C = TypeVar("C", bound=Study)
+D = TypeVar("D")
 
 
 def parse(
@@ -110,21 +112,20 @@ def parse(
     Args:
       base: a frozen dataclass that extends `Study`.
       presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
-        The settings of a choice given whole (``{"model_settings": CNN(...)}``) hold where that choice is made.
-      choices: field -> registry of which it names one entry; the entry's settings are the group of the field's name.
-      args: the command line, `sys.argv[1:]` by default. ``--method.X`` stands for ``--<name>.X`` where one method is
-        chosen.
+        All settings of a choice at once (``{"model_settings": CNN(...)}``) apply only if that choice is made.
+      choices: field -> registry of which it names one entry. The settings of that entry are the group of the field's
+        name: ``--model.hidden``.
+      args: the command line, `sys.argv[1:]` by default. If one method is chosen, ``--method.X`` is its setting X.
 
     Returns:
-      The configuration. Its class extends ``base``: for every choice ``field`` it has a field ``<field>_settings``,
-      and for every entry of `GROUPS` a field of its name, see `entry`.
+      The configuration. Its class extends ``base`` with the groups: see `choice` and `entry`.
 
     Raises:
-      ConfigError: an unknown name or a value that a setting's own check refuses.
-      SystemExit: with status 2 where tyro refuses the line, 0 after ``--help``.
+      ConfigError: a name is unknown, or a value is out of range.
+      SystemExit: with status 2 if tyro refuses the line, 0 after ``--help``.
     """
     args = list(sys.argv[1:] if args is None else args)
-    # A resumed run is the run it was: its own settings are the defaults of this command line.
+    # A resumed run keeps its settings: they are the defaults of this command line.
     stored: Mapping[str, Any] = {}
     if path := _value_of(args, "--resume"):
         try:
@@ -136,8 +137,8 @@ def parse(
     overrides = {"preset": preset, **presets[preset]}
     chosen = {}
     for field, registry in choices.items():
-        default = next(f.default for f in dataclasses.fields(base) if f.name == field)
-        name = _value_of(args, f"--{field}") or stored.get(field) or overrides.get(field, default)
+        usual = next(f.default for f in dataclasses.fields(base) if f.name == field)
+        name = _value_of(args, f"--{field}") or stored.get(field) or overrides.get(field, usual)
         _known(field, name, registry)
         chosen[field] = registry[name]
         overrides = _of_choice(overrides, f"{field}_settings", registry[name])
@@ -151,7 +152,7 @@ def parse(
 
 
 def _of_choice(overrides: Mapping[str, Any], group: str, entry: Any) -> dict[str, Any]:
-    """What a preset says, without what it says of a choice that was not made: it speaks of one."""
+    """The overrides of a preset without those of a ``group`` that are for another entry than the chosen one."""
     own = {f"{group}.{setting.name}" for setting in dataclasses.fields(entry)}
 
     def holds(name: str, value: Any) -> bool:
@@ -161,7 +162,7 @@ def _of_choice(overrides: Mapping[str, Any], group: str, entry: Any) -> dict[str
 
 
 def _with_groups(base: type[C], presets: Iterable[str], chosen: Mapping[str, Any]) -> type[C]:
-    """``base`` with a group of settings for every choice and every entry of `GROUPS`, which tyro reads."""
+    """``base`` with a group of settings for every choice and every entry of `GROUPS`, as tyro reads them."""
     told = Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")]
     fields: list[Any] = [("preset", told, aside("default"))]
     for field, one in chosen.items():
@@ -173,7 +174,7 @@ def _with_groups(base: type[C], presets: Iterable[str], chosen: Mapping[str, Any
 
 
 def _names(field: str, given: tuple[str, ...], registry: Registry) -> tuple[str, ...]:
-    """The entries that a field names: ``all`` and ``none`` spelled out, each under its own name, none twice."""
+    """The entries that a field names, without aliases, ``all`` and ``none``; raises `ConfigError` for duplicates."""
     if given == ("all",):
         given = tuple(registry)
     elif field == "probes" and given == ("none",):
@@ -190,12 +191,21 @@ def _names(field: str, given: tuple[str, ...], registry: Registry) -> tuple[str,
 
 
 def entry(config: Study, registry: Registry, name: str) -> Any:
-    """The settings of an entry of a registry in a configuration."""
+    """The settings of a registry's entry in a configuration, such as ``config.l2_er``."""
     return getattr(config, name, registry[name])
 
 
+def choice(config: Study, field: str) -> Any:
+    """The settings of the entry that a field of a configuration names, such as those of ``config.model``."""
+    return getattr(config, f"{field}_settings")
+
+
 def members(name: str) -> tuple[str, ...]:
-    """The entries of a registry that a name stands for: several in ``l2+redo``, also written ``chain:l2,redo``."""
+    """The entries of a registry that a name stands for.
+
+    >>> members("l2+er"), members("chain:l2,redo")
+    (('l2', 'effective_rank'), ('l2', 'redo'))
+    """
     names = name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+")
     return tuple(ALIASES.get(one, one) for one in names)
 
@@ -204,9 +214,9 @@ def with_options(model: Any, name: str, method: str, options: Mapping[str, Any])
     """The settings of a model with the options that a method asks for.
 
     Args:
-      model: the settings, a frozen dataclass.
-      name: of the model.
-      method: as it was given, composed or not.
+      model: its settings.
+      name: its name.
+      method: the name of the method, composed or not.
       options: `types.MethodConfig.model_options`.
 
     Raises:
@@ -222,7 +232,7 @@ def with_options(model: Any, name: str, method: str, options: Mapping[str, Any])
 
 
 def _value_of(args: Sequence[str], flag: str) -> str | None:
-    """The value after ``flag``, in either spelling; None where it is not given; raises `ConfigError` if given twice."""
+    """The value of ``--flag value`` or ``--flag=value``, None if it is not given; raises `ConfigError` for two."""
     found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == flag]
     found += [arg.partition("=")[2] for arg in args if arg.startswith(flag + "=")]
     if len(found) > 1:
@@ -236,7 +246,7 @@ def _known(field: str, name: str, allowed: Registry) -> None:
 
 
 def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
-    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by what they stand for."""
+    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by names of entries."""
     for alias, name in ALIASES.items():
         flag = f"--{name.replace('_', '-')}."
         args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
@@ -259,13 +269,16 @@ def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
     return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
 
 
-def replaced(config: Any, values: Mapping[str, Any]) -> Any:
-    """``config`` with dotted settings replaced (``{"training.learning_rate": 0.1}``)."""
+def replaced(config: D, values: Mapping[str, Any]) -> D:
+    """``config``, a dataclass, with dotted settings replaced.
+
+    >>> replaced(Study(), {"seeds": 3}).seeds
+    3
+    """
     for name, value in values.items():
         head, _, rest = name.partition(".")
-        config = dataclasses.replace(
-            config, **{head: replaced(getattr(config, head), {rest: value}) if rest else value}
-        )
+        new = replaced(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
     return config
 
 
@@ -286,7 +299,7 @@ def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
 
 
 def check_sizes(config: Any, group: str = "") -> None:
-    """Raises `ConfigError` where an integer is too large to be counted to, or a sequence too long to be compiled."""
+    """Raises `ConfigError` for integers beyond `INT`, and for sequences longer than `ENTRIES`, in all groups."""
     for field in dataclasses.fields(config):
         name, value = group + field.name.removesuffix("_settings"), getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -307,16 +320,9 @@ def _check(config: Study) -> None:
             f"first_seed: {config.first_seed} is not allowed with {config.seeds} seeds; "
             f"give at most {SEED - config.seeds + 1}"
         )
-    for name in ("seeds", "tasks", "probe_every"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 1 or more")
-    for name in ("first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name}: {getattr(config, name)} is not allowed; give 0 or more")
-    if config.checkpoint_keep < 2:
-        raise ConfigError(
-            f"checkpoint_keep: {config.checkpoint_keep} is not allowed; give 2 or more: one may be damaged"
-        )
+    ranges.check(config, "", "seeds", "tasks", "probe_every", least=1)
+    ranges.check(config, "", "first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes", least=0)
+    ranges.check(config, "", "checkpoint_keep", least=2)  # The newest one may be damaged.
     if config.shard:
         lifecycle.shard_numbers(config.shard)
     if not config.methods:
@@ -326,10 +332,13 @@ def _check(config: Study) -> None:
 
 
 def of_shard(items: Sequence[Any], shard: str) -> Sequence[Any]:
-    """The share of a sequence that ``i/n`` stands for, a stretch of it: neighbours are alike. All of it for "".
+    """The part of a sequence that belongs to shard ``i/n``: neighbours, which are alike. All of it for "".
+
+    >>> of_shard(["a", "b", "c", "d", "e"], "1/2")
+    ['c', 'd', 'e']
 
     Raises:
-      ConfigError: that is no share.
+      ConfigError: ``shard`` is not of the form i/n.
     """
     if not shard:
         return items
@@ -338,30 +347,30 @@ def of_shard(items: Sequence[Any], shard: str) -> Sequence[Any]:
 
 
 def to_json(config: Study) -> dict[str, Any]:
-    """All settings as JSON types, without the groups of entries that were not chosen."""
+    """All settings as JSON values, without those of entries that were not chosen."""
     used = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
-    # Shards say the same of their run.
+    # All shards write the same config.json.
     unused = {name for registry in GROUPS.values() for name in registry} - used | {"shard", "dry_run"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 
 
 def asides(config: Study) -> list[str]:
-    """The settings of a configuration that change no number, see `aside`; and where the data lay."""
+    """The settings that change no number of a run, see `aside`, and the card of the data set."""
     return [field.name for field in dataclasses.fields(config) if field.metadata.get("aside")] + ["data_card"]
 
 
 def identity(settings: Mapping[str, Any], asides: Container[str] = ()) -> str:
-    """Eight hexadecimal digits that two configurations share if and only if they ask for the same numbers."""
+    """Eight hexadecimal digits: the hash of all settings but ``asides``. Runs of the same numbers have the same."""
     text = json.dumps({k: v for k, v in settings.items() if k not in asides}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def main(run: Callable[[], Any]) -> None:
-    """Runs an experiment's body; what ends it early is one line and a status.
+    """Runs an experiment; an error ends the process with one line and a status.
 
-    Status 2: a setting cannot be used. 75: it was asked to stop, and can be continued. 130: Ctrl-C before or after
-    the training. 1: everything else that a machine or a damaged file can do.
+    Status 2: a setting is refused. 75: the run was asked to stop, and can be continued. 130: Ctrl-C before or after
+    training. 1: every other failure of the machine, or a damaged file.
     """
     output.make_lossy()
     try:

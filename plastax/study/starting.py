@@ -1,4 +1,4 @@
-"""Where a run goes: into a directory of its own, or on in that of an interrupted one."""
+"""The directory of a run: a new one, or that of an interrupted run to continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plastax.study.settings import Study, asides, identity
 
 
 def check_writable(config: Study, experiment: str) -> None:
-    """Raises `ConfigError` unless the directory of a run could be made and written; makes none itself."""
+    """Raises `ConfigError` unless the directory of a run can be made and written; makes nothing."""
     setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     _check_room(there, setting, directory)
@@ -28,25 +28,25 @@ def check_writable(config: Study, experiment: str) -> None:
 def run_directory(
     config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
 ) -> tuple[Path, str, str]:
-    """The directory of this run, made: a new one, or that of an interrupted run to go on with.
+    """Makes and returns the directory of this run: a new one, or that of an interrupted run to continue.
 
-    Without ``resume`` and ``fresh``, it continues the interrupted run of these settings that was worked on last,
-    if code, versions and device are those that it began with, so that it ends as it would have ended. Where only the
-    report is missing, that does not matter. Shards share one directory, whose name is the settings' alone; `loop.study`
-    compares what they began with.
+    Without ``resume`` and ``fresh``, this is the interrupted run of the same settings that was worked on last, if code,
+    versions and device have not changed since it began: then its numbers are those of an uninterrupted run. If only its
+    report is missing, they may have changed. Shards share a directory whose name depends on the settings alone;
+    `loop.study` compares their environments.
 
     Args:
       config: from `settings.parse`.
       experiment: its name.
       settings: from `settings.to_json`.
-      here: what the run would begin with, by default `environment`.
+      here: the environment of the run, by default `environment`.
 
     Returns:
-      The directory; the run's id; what is to be said about the choice, "" for nothing.
+      The directory; the run's id; a note about the choice for the user, or "".
 
     Raises:
-      ConfigError: the directory cannot be written; the resumed run has other settings, which are named; a run has
-        records, and the file that says what they are is damaged; or a shard that has begun is to begin again.
+      ConfigError: the directory cannot be written; the resumed run has other settings; a run has records but its
+        ``config.json`` or ``environment.json`` is damaged; or ``fresh`` is set for a shard that has begun.
     """
     here = environment() if here is None else here
     folder, mark = config.runs_dir / experiment, identity(settings, asides(config))
@@ -68,7 +68,7 @@ def run_directory(
             return _writable(previous, "runs_dir"), _run_id(previous), note
         notes.append(f"starting a new run: {previous} was {state}, but since then {', '.join(other)} changed")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    # Two starts within a second are two runs.
+    # Two starts within a second are two runs, with two names.
     directory = next(path for path in _following(folder / f"{stamp}-{mark}") if not path.exists())
     return _writable(directory, "runs_dir"), directory.name, notes[0] if notes else ""
 
@@ -80,7 +80,7 @@ def _run_id(run: Path) -> str:
 
 
 def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
-    """The id of a run that ``--resume`` names, and what is to be said."""
+    """The id of the run that ``--resume`` names, and a note for the user."""
     run = config.resume
     assert run is not None
     try:
@@ -110,7 +110,7 @@ def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: 
 
 
 def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
-    """What differs from what an interrupted run began with, and what is to be said where that is not known."""
+    """What has changed since an interrupted run began, and a note for the user if that is unknown."""
     try:
         format_ = read_config(run).get("format", 0)
         then = read_environment(run)
@@ -131,12 +131,12 @@ def _changed(run: Path, here: Mapping[str, Any]) -> tuple[list[str], str]:
 
 
 def _following(path: Path) -> Iterator[Path]:
-    """A path, and further ones that are named after it."""
+    """A path, then the same path with -2, -3, ... appended."""
     return itertools.chain([path], (path.with_name(f"{path.name}-{k}") for k in itertools.count(2)))
 
 
 def _shared(first: Path, config: Study) -> Path:
-    """The directory of all shards: the newest one of these settings."""
+    """The directory that all shards share: the newest of these settings."""
     directory = first
     for new in _following(first):
         if not new.exists():
@@ -145,7 +145,7 @@ def _shared(first: Path, config: Study) -> Path:
     if not config.fresh or not lifecycle.begun(directory, config.shard):
         return directory
     if lifecycle.shard_numbers(config.shard)[1] > 1:
-        # Whether the other shards have already started anew, or are those of before, nobody could tell.
+        # Nobody could tell whether the other shards have started again too.
         raise ConfigError(
             f"fresh: shard {config.shard} has begun in {directory}, which all shards share; move that directory away, "
             "or name another --runs-dir"
@@ -165,15 +165,15 @@ def _writable(directory: Path, setting: str) -> Path:
 def _check_room(place: Path, setting: str, directory: Path) -> None:
     try:
         str(directory.absolute()).encode()
-    # orbax takes nothing but text for the name of a file.
+    # orbax takes paths as text only.
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{setting}: {directory} is no text in this system's encoding of names ({sys.getfilesystemencoding()}); "
+            f"{setting}: {directory} is not valid in this system's file name encoding ({sys.getfilesystemencoding()}); "
             "set a UTF-8 locale (LC_ALL=C.UTF-8), or name another directory"
         ) from error
     try:
         with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(2**20))  # any run leaves more: a full disk shows itself now
+            file.write(bytes(2**20))  # Any run writes more: find a full disk now.
     except OSError as error:
         raise _unwritable(setting, directory, error) from error
 

@@ -1,4 +1,4 @@
-"""Experiments on supervised streams: what they share beside their defaults."""
+"""Experiments on supervised streams: what they share, and how they become programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plastax import data
 from plastax.data import Dataset
@@ -23,45 +23,51 @@ from plastax.types import MethodConfig, Model, Program, Stream
 
 @dataclass(frozen=True)
 class Config(settings.Study):
-    """What every supervised experiment can be told; each adds ``stream`` and, where the stream needs them, ``data``."""
+    """Settings of all supervised experiments. Each adds a field ``stream``: the settings of its stream."""
 
     model: str = "mlp"
     """Network: mlp, cnn or resnet18."""
     segments_per_task: int = 1
-    """Calls of the compiled program a task: more show progress and checkpoint more often."""
+    """Calls of the compiled program per task. More calls show progress and save checkpoints more often."""
     training: Training = field(default_factory=Training)
     """Optimiser, batches, epochs."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def stream(self) -> Any:
+            """Of every experiment."""
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The images of the data set ``synthetic``, which `plastax.data.synthetic.read` draws."""
+    """Settings of the data set ``synthetic``, see `plastax.data.synthetic.read`."""
 
     classes: int = 10
     """Number of classes."""
     train_per_class: int = 600
-    """Training images a class."""
+    """Training images per class."""
     test_per_class: int = 100
-    """Held-out images a class."""
+    """Held-out images per class."""
     difficulty: float = 0.75
-    """0: all images of a class are the same; 1: very hard."""
+    """From 0 (all images of a class are the same) to 1 (very hard)."""
 
 
 @dataclass(frozen=True)
 class ImageConfig(Config):
-    """An experiment on a data set of images."""
+    """Settings of experiments on images."""
 
     data: str = "digits"
     """Data set (`python -m plastax list data`)."""
     data_path: str = settings.aside("")
-    """Folder or archive of its files; empty: PLASTAX_DATA, the cache, installed packages, then the network."""
+    """Folder or archive of its files. By default search PLASTAX_DATA, the cache and installed packages, or download."""
     data_verify: bool = settings.aside(True)
-    """Refuse files that are not the published ones, or not all of them."""
+    """Refuse files that are not the published ones, or incomplete."""
     synthetic: Synthetic = field(default_factory=Synthetic)
-    """The images of the data set synthetic; without effect on others."""
+    """The data set synthetic; no effect on others."""
 
     def __post_init__(self) -> None:
-        if self.data_path:  # Whoever resumes the run may be in another directory.
+        if self.data_path:  # The run may be resumed from another directory.
             object.__setattr__(self, "data_path", os.path.abspath(os.path.expanduser(self.data_path)))
 
 
@@ -71,10 +77,10 @@ def experiment(
     """An experiment on a supervised stream.
 
     Args:
-      name: of the experiment.
-      config: its settings, which have a field ``stream``: the settings of a stream.
-      defaults: dotted setting -> value, over those of ``config``.
-      presets: name -> what it changes in the defaults.
+      name: its name.
+      config: its settings, with a field ``stream``.
+      defaults: dotted setting -> value, over the defaults of ``config``.
+      presets: name -> dotted setting -> value, over ``defaults``.
     """
     return Experiment(
         name,
@@ -89,11 +95,11 @@ def experiment(
 
 
 class Streams(NamedTuple):
-    """What all arms share.
+    """The streams of a study.
 
     Attributes:
-      dataset: the data set; None where the stream needs none.
-      of: the stream of its settings, one for all arms that have the same, so that its data are there once.
+      dataset: the data set; None if the streams need none.
+      of: ``settings -> stream``. Equal settings give the same stream, so that its data are in memory once.
     """
 
     dataset: Dataset | None
@@ -105,33 +111,34 @@ def streams(dataset: Dataset | None) -> Streams:
     return Streams(dataset, functools.cache(lambda stream: stream.build(*[] if dataset is None else [dataset])))
 
 
-def share(config: Any) -> Shared:
-    """The data set of the stream; raises `ConfigError` where it cannot be had."""
-    if not config.stream.needs_data:
+def share(config: Config) -> Shared:
+    """Streams over the data set; raises `ConfigError` if it cannot be loaded."""
+    if not isinstance(config, ImageConfig):
         return Shared(streams(None))
     options = dataclasses.asdict(config.synthetic) if config.data == "synthetic" else {}
     dataset = data.load(config.data, config.data_path or None, verify=config.data_verify, **options)
     card = dataset.card
-    # The checksum says which images they are; the card also says where they lay, which changes no number.
+    # The card also has the path, which changes no number: only the checksum is part of the identity.
     recorded = {"data_checksum": card.checksum, "data_card": json.loads(json.dumps(card._asdict()))}
     return Shared(streams(dataset), recorded, f"{card}\n", "bold red" if card.synthetic else None)
 
 
-def stand_in(config: Any) -> Streams | None:
-    """Streams over blank images, where the data set would have to be fetched."""
-    if not config.stream.needs_data or config.data_path or (blank := data.blank(config.data)) is None:
+def stand_in(config: Config) -> Streams | None:
+    """Streams over blank images, if the data set has to be downloaded; else None."""
+    if not isinstance(config, ImageConfig) or config.data_path or (blank := data.blank(config.data)) is None:
         return None
     return streams(blank)
 
 
-def prepare(config: Any, name: str, shared: Streams) -> Prepared:
+def prepare(config: Config, name: str, shared: Streams) -> Prepared:
     """See `Experiment`."""
     stream, training = shared.of(config.stream), config.training
     updates, steps = training.updates, training.blocks(stream.examples).steps_per_update
     plan = cut(config, config.segments_per_task, updates, steps * training.batch_size, steps)
     method = method_of(config, name)
     _check_boundaries(config, name, method, stream)
-    options = settings.with_options(config.model_settings, config.model, name, method.model_options)
+    chosen = settings.choice(config, "model")
+    options = settings.with_options(chosen, config.model, name, method.model_options)
     model = options.build(stream.input_shape, stream.outputs)
     model = model._replace(batch_like=supervised.batch_like(training, stream))
     _check_rank(config, name, model)
@@ -154,23 +161,23 @@ def prepare(config: Any, name: str, shared: Streams) -> Prepared:
     return Prepared(plan, make, probes)
 
 
-def _check_boundaries(config: Any, name: str, method: MethodConfig, stream: Stream) -> None:
-    """Refuses what acts at task switches where there are none."""
+def _check_boundaries(config: Config, name: str, method: MethodConfig, stream: Stream) -> None:
+    """Refuses methods and settings that act at task switches if the stream has none."""
     if stream.boundaries:
         return
     if method.needs_boundary:
         raise ConfigError(
-            f"methods: {name} acts at task boundaries, and there are none in {stream.description}; give methods that "
-            "do not, or a stream that has them"
+            f"methods: {name} acts at task boundaries, which {stream.description} does not have; give other methods, "
+            "or a stream with boundaries"
         )
     if config.training.head == "reset":
         raise ConfigError(
-            f"training.head: 'reset' acts at task boundaries, and there are none in {stream.description}; give 'keep'"
+            f"training.head: 'reset' acts at task boundaries, which {stream.description} does not have; give 'keep'"
         )
 
 
-def _check_rank(config: Any, method: str, model: Model) -> None:
-    """Refuses what looks at hidden layers where there are none, and at ranks of a single row."""
+def _check_rank(config: Config, method: str, model: Model) -> None:
+    """Refuses features of a model without hidden layers, and effective ranks of a single example."""
     if "features" in config.probes and not model.hidden:
         raise ConfigError("probes: features is not allowed for a model without hidden layers; leave it out")
     for name in {"effective_rank", "l2_er"} & {*settings.members(method)}:
@@ -178,6 +185,6 @@ def _check_rank(config: Any, method: str, model: Model) -> None:
             raise ConfigError(f"methods: {method} is not allowed for a model without hidden layers; name others")
         if config.training.batch_size == 1 and getattr(config, name).window == 1:
             raise ConfigError(
-                f"training.batch_size: 1 is not allowed with the method {method}: the rank of one example is one, "
-                f"whatever the weights; give 2 or more, or {name}.window, the last batches to look at"
+                f"training.batch_size: 1 is not allowed with the method {method}: the rank of one example is always 1; "
+                f"give 2 or more, or set {name}.window to a number of batches"
             )

@@ -1,8 +1,8 @@
-"""Settings that take several values in one study: what ``--sweep`` says becomes the arms of a grid.
+"""Sweeps: settings with several values in one study, as ``--sweep`` gives them, become a grid of arms.
 
-An arm is what has a label in the record: a method, or a method under certain values, ``l2_er@er_lr=0.1,l2=0``. Arms
-that differ in nothing but numbers which may be traced (`traceable`) are networks of one compiled program, see
-`plastax.program.parallel.batch`; others are programs of their own.
+An arm is a method, or a method under certain values, and has a label in the record: ``l2_er@er_lr=0.1,l2=0``. Arms that
+differ only in numbers that may be traced (`traceable`) are networks of one compiled program, see
+`plastax.program.parallel.batch`. Other arms have programs of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import itertools
 import math
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import tyro
 
@@ -24,37 +24,41 @@ from plastax.methods import METHODS
 from plastax.records.layout import short
 from plastax.study.settings import ALIASES, GROUPS, Study, check_sizes, members, replaced
 
+C = TypeVar("C", bound=Study)
 ARMS = 10_000
-"""The most arms of a study: each has folders, curves and columns of its own."""
+"""The most arms of a study: each has its own folders, curves and columns."""
 
 
-class Arm(NamedTuple):
+class Arm(NamedTuple, Generic[C]):
     """A method under certain values of the swept settings.
 
     Attributes:
-      label: of its record, unique; one that would be long ends with a digest of what it leaves out.
-      method: its name.
-      config: the experiment's configuration with these values.
-      named: setting, as the sweep names it -> value.
-      values: setting, dotted from the configuration's root -> value.
+      label: its unique name in the record. A long one is cut and ends with a digest of the rest.
+      method: the name of its method.
+      config: the configuration with its values.
+      named: setting, as named by the sweep -> value.
+      values: dotted setting of the configuration -> value.
     """
 
     label: str
     method: str
-    config: Any
+    config: C
     named: dict[str, Any]
     values: dict[str, Any]
 
 
 class Axis(NamedTuple):
-    """A swept setting and its values, as they are written."""
+    """A swept setting and its values, as text."""
 
     name: str
     texts: tuple[str, ...]
 
 
 def axes(specs: Iterable[str]) -> list[Axis]:
-    """Reads ``name=value,value,...``; in names ``-`` and ``_`` are the same.
+    """Parses ``name=value,value,...``; ``-`` in names is the same as ``_``.
+
+    >>> axes(["method.er-lr=1e-2,1e-3"])
+    [Axis(name='method.er_lr', texts=('1e-2', '1e-3'))]
 
     Raises:
       ConfigError: something is missing, or given twice.
@@ -73,25 +77,25 @@ def axes(specs: Iterable[str]) -> list[Axis]:
     return list(found.values())
 
 
-def arms(config: Study, fixed: Sequence[str] = ()) -> list[Arm]:
-    """The arms of a study: for every method the grid of the swept settings that it has, without any: itself.
+def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
+    """The arms of a study: for every method, the grid over the swept settings that apply to it.
 
     Args:
-      config: from `settings.parse`; its ``sweep`` says what to sweep. ``method.X`` is the setting X of every
-        method that has one; ``l2_er.X`` that of one method; ``training.X``, ``model.X``, ... are those of all.
-      fixed: groups of settings that are the same for all arms.
+      config: from `settings.parse`. In its ``sweep``, ``method.X`` is the setting X of every method that has one,
+        ``l2_er.X`` is that of one method, and ``training.X``, ``model.X``, ... apply to all methods.
+      fixed: groups of settings that cannot be swept.
 
     Raises:
-      ConfigError: a name or a value that there is not, or that a setting's own check refuses.
+      ConfigError: a name is unknown, or a value is refused.
     """
     swept = axes(config.sweep)
-    # Whose settings can be swept: the methods', and what else is a group, but what looks at them.
+    # Settings of probes cannot be swept either: arms are compared by the same measurements.
     outside = {*fixed, *(name for field, registry in GROUPS.items() if field != "methods" for name in registry)}
     known = _settings(config, outside)
     for axis in swept:
         if axis.name not in known:
             raise ConfigError.unknown("sweep", axis.name, known)
-    out: list[Arm] = []
+    out: list[Arm[C]] = []
     read = functools.cache(functools.partial(_value, config))
     for method in config.methods:
         own = [(axis, path) for axis in swept if (path := _path(config, method, axis.name))]
@@ -114,7 +118,7 @@ def arms(config: Study, fixed: Sequence[str] = ()) -> list[Arm]:
 
 
 def _settings(config: Study, outside: Iterable[str]) -> list[str]:
-    """Names of all settings that can be swept."""
+    """Names of all settings that can be swept, as a sweep may name them."""
     used = {name for method in config.methods for name in members(method)}
     names = []
     for field in dataclasses.fields(config):
@@ -130,7 +134,7 @@ def _settings(config: Study, outside: Iterable[str]) -> list[str]:
 
 
 def _path(config: Study, method: str, name: str) -> str:
-    """The dotted setting of a method's configuration that a swept name stands for; "" if it has none."""
+    """The dotted setting of the configuration that a swept name is for a method; "" if it does not apply to it."""
     group, _, setting = name.partition(".")
     if group == "method":
         having = [m for m in members(method) if _has(getattr(config, m, None), setting)]
@@ -152,7 +156,7 @@ def _has(group: Any, setting: str) -> bool:
     return dataclasses.is_dataclass(group) and setting in {field.name for field in dataclasses.fields(group)}
 
 
-def _at(config: Any, path: str) -> tuple[Any, str]:
+def _at(config: Study, path: str) -> tuple[Any, str]:
     group, _, setting = path.partition(".")
     return getattr(config, group), setting
 
@@ -161,8 +165,8 @@ def _type(group: Any, setting: str) -> Any:
     return typing.get_type_hints(type(group), include_extras=True)[setting]
 
 
-def _value(config: Any, name: str, path: str, text: str) -> Any:
-    """The value that a text is, for the setting's type; several words for one that is a sequence."""
+def _value(config: Study, name: str, path: str, text: str) -> Any:
+    """Parses a value by the type of its setting; words are the entries of a sequence."""
     group, setting = _at(config, path)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -181,22 +185,22 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def traceable(config: Any, path: str) -> bool:
-    """Whether a setting may be a traced scalar: of methods every float, of other groups those in their ``traced``."""
+def traceable(config: Study, path: str) -> bool:
+    """Whether a setting may be a traced scalar: every float of a method, and what other groups list in ``traced``."""
     group, setting = _at(config, path)
     if hasattr(group, "model_options"):
         return _type(group, setting) is float
     return setting in getattr(group, "traced", ())
 
 
-def together(arms: Sequence[Arm], static: Sequence[str] = ()) -> list[list[Arm]]:
-    """Arms grouped into those of equal structure, which one compiled program can train.
+def together(arms: Sequence[Arm[C]], static: Sequence[str] = ()) -> list[list[Arm[C]]]:
+    """Groups arms that one compiled program can train: they differ in traced settings only.
 
     Args:
-      arms: of a study.
-      static: dotted settings that must not be traced here.
+      arms: the arms of a study.
+      static: dotted settings that must not be traced.
     """
-    groups: dict[Any, list[Arm]] = {}
+    groups: dict[Any, list[Arm[C]]] = {}
     for arm in arms:
         traced = {path for path in arm.values if path not in static and traceable(arm.config, path)}
         rest = [(path, repr(value)) for path, value in arm.values.items() if path not in traced]
@@ -205,10 +209,10 @@ def together(arms: Sequence[Arm], static: Sequence[str] = ()) -> list[list[Arm]]
 
 
 def traced_values(arm: Arm, static: Sequence[str] = ()) -> dict[str, float]:
-    """The values of an arm's settings that are traced; the same settings for all arms of a group of `together`."""
+    """The traced settings of an arm and their values; arms of a group of `together` have the same settings."""
     return {p: v for p, v in arm.values.items() if p not in static and traceable(arm.config, p)}
 
 
 def described(arms: Sequence[Arm]) -> dict[str, Any]:
-    """What ``config.json`` says of the arms: label -> method and swept settings."""
+    """The arms as in ``config.json``: label -> method and swept settings."""
     return {arm.label: {"method": arm.method, "settings": arm.named} for arm in arms}
