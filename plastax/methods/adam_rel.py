@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,10 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.methods.base import Settings, at_boundary, due, never
+from plastax.methods.base import Settings, Timed, at_boundary, due, never
 from plastax.types import Array, Method, Model, Params, Tree
 
 _MOMENTS = (optax.ScaleByAdamState, optax.TraceState)
-
-
-class RestartState(NamedTuple):
-    """State of the optimiser, and the clock of the last call that was applied."""
-
-    inner: Tree
-    last: Array
 
 
 def _is_moments(node: Any) -> bool:
@@ -60,14 +53,14 @@ def restart_every(inner: optax.GradientTransformation, restart: Callable[[Tree],
     inner = optax.with_extra_args_support(inner)
 
     def update(
-        updates: Tree, state: RestartState, params: Params, *, clock: Array, every_step: bool = False, **extra: Any
-    ) -> tuple[Tree, RestartState]:
+        updates: Tree, state: Timed, params: Params, *, clock: Array, every_step: bool = False, **extra: Any
+    ) -> tuple[Tree, Timed]:
         now = due(every, clock, state.last, every_step)
         moved = jax.lax.cond(now, restart, lambda s: s, state.inner)
         updates, moved = inner.update(updates, moved, params, clock=clock, every_step=every_step, **extra)
-        return updates, RestartState(moved, jnp.asarray(clock, jnp.int32))
+        return updates, Timed(moved, jnp.asarray(clock, jnp.int32))
 
-    return optax.GradientTransformationExtraArgs(lambda params: RestartState(inner.init(params), never()), update)
+    return optax.GradientTransformationExtraArgs(lambda params: Timed(inner.init(params), never()), update)
 
 
 def _check(

@@ -127,6 +127,13 @@ def chain(inner: optax.GradientTransformation, last: Method) -> Method:
     return Moving(both.init, both.update, move)
 
 
+class Timed(NamedTuple):
+    """State of an optimiser inside a periodic method, and the clock of the last call that was applied."""
+
+    inner: Tree
+    last: Array
+
+
 def never() -> Array:
     """The clock of the last applied call before there has been one, for `due`."""
     return jnp.full((), -1, jnp.int32)

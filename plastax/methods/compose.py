@@ -22,31 +22,12 @@ class Composed:
     """From the innermost to the outermost."""
     model_options: Mapping[str, Any]
     """Those of all parts."""
-
-    @property
-    def needs_boundary(self) -> bool:
-        """Whether any part does."""
-        return any(part.needs_boundary for part in self.parts)
-
-    @property
-    def restarts_statistics(self) -> bool:
-        """Whether any part does."""
-        return any(part.restarts_statistics for part in self.parts)
-
-    @property
-    def replaces_units(self) -> bool:
-        """Whether any part does."""
-        return any(part.replaces_units for part in self.parts)
-
-    @property
-    def replaces_optimizer(self) -> bool:
-        """Whether the innermost part does."""
-        return self.parts[0].replaces_optimizer
-
-    @property
-    def off(self) -> None:
-        """None: switch off the parts instead."""
-        return None
+    needs_boundary: bool
+    restarts_statistics: bool
+    replaces_units: bool
+    replaces_optimizer: bool
+    off: None = None
+    """Switch off the parts instead."""
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """Wraps ``inner`` into the parts, one after the other."""
@@ -96,4 +77,11 @@ def compose(configs: Sequence[MethodConfig]) -> MethodConfig:
     order = sorted(
         configs, key=lambda config: (config.needs_boundary, config.replaces_units, not config.replaces_optimizer)
     )
-    return Composed(tuple(order), options)
+    return Composed(
+        tuple(order),
+        options,
+        needs_boundary=any(config.needs_boundary for config in configs),
+        restarts_statistics=any(config.restarts_statistics for config in configs),
+        replaces_units=any(config.replaces_units for config in configs),
+        replaces_optimizer=any(config.replaces_optimizer for config in configs),
+    )

@@ -160,10 +160,12 @@ def effective_rank(
 
     def look(
         state: EffectiveRankState,
+        *,
         clock: Array,
         batch: Tree,
         features_fn: Callable[[Params, Tree], Features],
-        every_step: bool,
+        every_step: bool = False,
+        **_: object,
     ) -> tuple[EffectiveRankState, Array, Callable[[Params], Params]]:
         """The state after this step, whether to act, and the gradient of the mean rank."""
         ring = state.ring
@@ -186,35 +188,18 @@ def effective_rank(
         return tree.cast(add_scaled(to, bounded, direction), to)
 
     def update(
-        updates: Tree,
-        state: EffectiveRankState,
-        params: Params | None = None,
-        *,
-        clock: Array,
-        batch: Tree,
-        features_fn: Callable[[Params, Tree], Features],
-        rate: float | Array = 1.0,
-        every_step: bool = False,
-        **_: object,
+        updates: Tree, state: EffectiveRankState, params: Params | None = None, **extra: Any
     ) -> tuple[Tree, EffectiveRankState]:
-        params = require_params(params, "effective_rank")
-        state, now, slope = look(state, clock, batch, features_fn, every_step)
+        params, rate = require_params(params, "effective_rank"), extra.get("rate", 1.0)
+        state, now, slope = look(state, **extra)
         if form == "loss":
             return apply_if(now, lambda g: tree.cast(add_scaled(g, -er_lr, slope(params)), g), updates), state
         return apply_if(now, lambda u: ascend(u, tree.cast(add_scaled(params, rate, u), params), slope), updates), state
 
     def move(
-        updates: Tree,
-        state: EffectiveRankState,
-        params: Params,
-        *,
-        clock: Array,
-        batch: Tree,
-        features_fn: Callable[[Params, Tree], Features],
-        every_step: bool = False,
-        **_: object,
+        updates: Tree, state: EffectiveRankState, params: Params, **extra: Any
     ) -> tuple[Params, EffectiveRankState]:
-        state, now, slope = look(state, clock, batch, features_fn, every_step)
+        state, now, slope = look(state, **extra)
         return apply_if(now, lambda p: ascend(p, p, slope), optax.apply_updates(params, updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update) if form == "loss" else Moving(init, update, move)

@@ -11,15 +11,8 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import apply_if, due, fresh_params, never, transformation
+from plastax.methods.base import Timed, apply_if, due, fresh_params, never, transformation
 from plastax.types import Array, Features, Key, Method, Params, Tree, Units
-
-
-class DormantState(NamedTuple):
-    """State of the optimiser, and the clock of the last call that was applied."""
-
-    inner: Tree
-    last: Array
 
 
 def replace_dormant(
@@ -42,13 +35,13 @@ def replace_dormant(
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Params) -> DormantState:
+    def init(params: Params) -> Timed:
         surgery.check(units, params, method)
-        return DormantState(inner.init(params), jnp.zeros((), jnp.int32))
+        return Timed(inner.init(params), jnp.zeros((), jnp.int32))
 
     def update(
         updates: Tree,
-        state: DormantState,
+        state: Timed,
         params: Params,
         *,
         key: Key,
@@ -56,7 +49,7 @@ def replace_dormant(
         features: Features,
         every_step: bool = False,
         **extra: Any,
-    ) -> tuple[Tree, DormantState]:
+    ) -> tuple[Tree, Timed]:
         extra = extra | {"clock": clock, "features": features, "every_step": every_step}
         updates, moved = inner.update(updates, state.inner, params, key=key, **extra)
         if not features:  # A call at a task switch.
@@ -70,7 +63,7 @@ def replace_dormant(
 
         now = (clock > 0) & due(period, clock, state.last, every_step)
         updates, moved = jax.lax.cond(now, act, lambda updates, state: (updates, state), updates, moved)
-        return updates, DormantState(moved, jnp.asarray(clock, jnp.int32))
+        return updates, Timed(moved, jnp.asarray(clock, jnp.int32))
 
     return transformation(method, init, update)
 

@@ -86,10 +86,11 @@ def test_adam_per_parameter_moves_in_half_precision(half: Any) -> None:
     ours, theirs = methods.adam_per_parameter(1e-2), optax.adam(1e-2)
     wide = cast(params, jnp.float32)
     state, expected_state = ours.init(params), theirs.init(wide)
+    ours_update, theirs_update = jax.jit(ours.update), jax.jit(theirs.update)
     for _ in range(5):
         grads = {"w": jnp.array([1.0, -0.5, 0.0], half)}
-        updates, state = ours.update(grads, state, params)
-        expected, expected_state = theirs.update(cast(grads, jnp.float32), expected_state, wide)
+        updates, state = ours_update(grads, state, params)
+        expected, expected_state = theirs_update(cast(grads, jnp.float32), expected_state, wide)
         assert updates["w"].dtype == half
         np.testing.assert_allclose(cast(updates, jnp.float32)["w"], expected["w"], rtol=1e-2)
 
@@ -123,9 +124,8 @@ def test_penalties_in_half_precision_are_those_of_single(name: str) -> None:
         "spectral_norm": lambda: methods.spectral_norm(1.0, iterations=20, roles=model.roles),
     }[name]()
     half = cast(params, HALF)
-    got, expected = (
-        method.update(jax.tree.map(jnp.zeros_like, p), method.init(p), p)[0] for p in (half, cast(half, jnp.float32))
-    )
+    slope = jax.jit(lambda p: method.update(jax.tree.map(jnp.zeros_like, p), method.init(p), p)[0])
+    got, expected = (slope(p) for p in (half, cast(half, jnp.float32)))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         # One rounding of the result.
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=1e-2, atol=1e-2 * float(jnp.max(jnp.abs(b))) + 1e-6)
@@ -133,7 +133,7 @@ def test_penalties_in_half_precision_are_those_of_single(name: str) -> None:
 
 def test_wasserstein_loses_no_digits_to_ties() -> None:
     """Uniform draws of 23 bits tie often; running sums over all of them lost a tenth of a weight."""
-    w = jax.nn.initializers.he_uniform()(jax.random.key(0), (500, 700))
+    w = jax.nn.initializers.he_uniform()(jax.random.key(0), (300, 200))
     tx = methods.wasserstein_init(0.5)
 
     @jax.jit

@@ -11,7 +11,7 @@ import pytest
 
 from plastax import methods, tree
 from plastax.methods import surgery
-from tests.methods.test_surgery import MODELS, SHAPES, numpy_masks, random_like
+from tests.methods.test_surgery import MODELS, SHAPES, jit, numpy_masks, random_like
 
 MEMORIES = {
     "adan": optax.adan(0.1),
@@ -39,10 +39,17 @@ def test_nothing_is_remembered_of_a_replaced_unit(memory: str) -> None:
     state = random_like(jax.eval_shape(inner.init, params), 2)
     chosen = {layer: np.arange(units.width) == 1 for layer, units in model.units.items()}
     zeros = jax.tree.map(np.zeros_like, params)
-    updates, moved = surgery.replace(model.units, chosen, tree.named_leaves(fresh), params, zeros, state, inner)
-    new = optax.apply_updates(params, updates)
+
+    @jit
+    def replaced(params: Any, state: Any) -> Any:
+        args = model.units, chosen, tree.named_leaves(fresh), params, zeros, state, inner
+        updates, moved = surgery.replace(*args)
+        new = optax.apply_updates(params, updates)
+        return inner.init(new), moved
+
+    start, after = replaced(params, state)
     incoming, outgoing = numpy_masks(model, chosen, tree.named_leaves(params))
-    start, before, after = (tree.named_leaves(x) for x in (inner.init(new), state, moved))
+    start, before, after = (tree.named_leaves(x) for x in (start, state, after))
     found = 0
     for path, value in after.items():
         name = next((n for n in incoming if path.endswith(f"/{n}") and value.shape == incoming[n].shape), None)
