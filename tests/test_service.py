@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # Stops, or kills, the real service of an offline run, and ends with a status of its own.
 PROGRAM = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, threading
 from plastax import tracking
 from plastax.tracking import Background, WandbSink, reduce_segment, service
 from tests.tracked import CONFIG, segment
@@ -21,12 +21,19 @@ from tests.tracked import CONFIG, segment
 directory, what, gives_up = pathlib.Path(sys.argv[1]), getattr(signal, sys.argv[2]), sys.argv[3] == "gives up"
 (directory / "config.json").write_text(json.dumps(CONFIG))
 service.end_in_time(1.0)
-sink = Background(WandbSink("offline"), patience=1.0, give_up=service.give_up if gives_up else lambda hung: None)
+logged = threading.Event()
+
+
+class Told(WandbSink):
+    def log(self, metrics, step):
+        super().log(metrics, step)
+        logged.set()
+
+
+sink = Background(Told("offline"), patience=1.0, give_up=service.give_up if gives_up else lambda hung: None)
 sink.start(CONFIG, directory, "l2_er")
 sink.log(reduce_segment(segment(0), CONFIG), 0)
-while not (sink._calls.empty() and service.process()):
-    time.sleep(0.05)
-sink._put("log", {"host/clock": 5.0, "x": 1.0}, 1).wait(60)
+assert logged.wait(60)
 print("started", service.process().pid, flush=True)
 os.kill(service.process().pid, what)
 sink.log(reduce_segment(segment(1), CONFIG), 1)

@@ -189,10 +189,10 @@ def test_killed_run_draws_what_it_has(tmp_path: pathlib.Path) -> None:
     # backprop was killed in its third task, reset never started.
     directory = make_study(tmp_path, {"backprop": 5, "reset": 0})
     (directory / "records" / "backprop" / ".000005.npz.7.tmp").write_bytes(b"half")
-    report.write(directory)
-    drawn = pd.read_csv(directory / "figures" / "returns.csv").groupby("arm")["task"].max()
+    data = report.read(directory)
+    drawn = figures.drawings(data)["returns"].frame.groupby("arm")["task"].max()
     assert drawn.to_dict() == {"backprop": 1, "l2_er": TASKS - 1}
-    frame = pd.read_csv(directory / "summary.csv", index_col="arm")
+    frame = table.summary(data)
     assert frame["tasks"].to_dict() == {"backprop": 2, "l2_er": TASKS, "reset": 0}
     assert np.isnan(frame.loc["backprop", "return_last_third"])
     assert frame.loc["backprop", "return"] == pytest.approx(raw_returns(directory, "backprop")[:, 1].mean(), rel=1e-5)
@@ -216,10 +216,9 @@ def test_one_seed_and_no_spectra(tmp_path: pathlib.Path) -> None:
             arrays = {k: v if v.ndim == 0 else v[:1] for k, v in file.items() if "hessian" not in k}
         (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         np.savez(target / path.relative_to(source), **arrays)
-    report.write(target)
-    names = {path.stem for path in (target / "figures").glob("*.png")}
-    assert names == {"overview", "returns", "network"}
-    drawn = pd.read_csv(target / "figures" / "returns.csv")
+    drawings = figures.drawings(report.read(target))
+    assert set(drawings) == {"overview", "returns", "network"}
+    drawn = drawings["returns"].frame
     assert drawn["mean"].notna().all()
     assert drawn[["low", "high"]].isna().all(axis=None)
     shutil.rmtree(target / "records" / "reset")
