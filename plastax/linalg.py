@@ -1,12 +1,12 @@
 """Matrix decompositions that many seeds can share: the only caller of eigh, svd and qr in plastax.
 
 A *batched* LAPACK call deadlocks XLA:CPU on machines with few cores: jaxlib splits the batch over the intra-op thread
-pool and blocks one of the pool's own workers while it waits, so two such calls at once wait for each other for ever.
-`vmap` over seeds makes exactly such calls. On CPU every decomposition here therefore becomes, under `vmap`, a loop of
-single LAPACK calls; the loop costs nothing measurable. On other backends batching stays as it is. The choice is made
-when a function is traced, from `jax.default_backend()`.
+pool and blocks one of the pool's own workers while it waits, so two such calls at once can wait for each other for
+ever. `vmap` over seeds makes exactly such calls. On CPU every decomposition here therefore becomes, under `vmap`, a
+loop of single LAPACK calls; the loop costs nothing measurable. On other backends batching stays as it is. The choice is
+made when a function is traced, from `jax.default_backend()`.
 
-None of `eigvalsh`, `eigh`, `svdvals` has a reverse-mode derivative on CPU; `effective_rank` brings its own.
+On CPU, none of `eigvalsh`, `eigh`, `svdvals` has a reverse-mode derivative; `effective_rank` has its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from plastax import tree
 from plastax.types import Array, Key
 
 RESOLVED_ROUNDINGS = 6e3
-"""An eigenvalue of a Gram matrix of at least so many rounding errors of the largest is good enough for the effective
+"""An eigenvalue of a Gram matrix of at least this many rounding errors of the largest is good enough for the effective
 rank's gradient: the gradient then errs by less than 1e-4 (measured, 40 to 1,000 rows and columns)."""
 FEW_ENTRIES, NEARLY_SQUARE = 2**13, 0.9
-"""Of at most so many entries, double precision costs next to nothing, and of matrices nearer to square than this, which
-have small singular values from the start, no less than a singular value decomposition: neither are tried in single."""
+"""Two kinds of matrices are not tried in single precision first: those of at most this many entries, where double
+precision costs next to nothing, and those nearer to square than this, which have small singular values from the start
+and take a singular value decomposition."""
 
 
 def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Array]]:
-    """``fn`` of lists of arrays, of which `vmap` runs ``room`` at once; nested vmaps share it, innermost first."""
+    """``fn`` of lists of arrays; `vmap` runs ``room`` calls at once, which nested vmaps share, innermost first."""
     looped = jax.custom_batching.custom_vmap(fn)
 
     @looped.def_vmap
@@ -50,7 +51,7 @@ def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Ar
             return jax.lax.map(one, mapped, batch_size=min(room, size) if room > 1 else None)
 
         def spread(*args: list[Array]) -> list[Array]:
-            # A loop cannot run over an axis that is spread over devices; each device loops over its own part of it.
+            # A loop cannot run over an axis that is spread over devices: each device loops over its own part.
             shards = [jax.typeof(leaf).sharding for flag, leaf in zip(flags, jax.tree.leaves(args)) if flag]
             split = next((shard for shard in shards if shard.spec[0] is not None), None)
             if split is None:
@@ -73,8 +74,8 @@ def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[...
     Besides decompositions this suits whole algorithms: on CPU, Hessian products and Lanczos runs of several seeds are
     1.0-2.8 times faster one after another than batched, and need the memory of one.
 
-    Over an axis that is spread over devices every device loops over its own part. JAX tells so of explicit mesh axes,
-    the default of `jax.make_mesh`; over automatic ones use `jax.shard_map`, or every device will do it all.
+    Over an axis that is spread over devices every device loops over its own part. JAX knows explicit mesh axes, the
+    default of `jax.make_mesh`; over automatic ones use `jax.shard_map`, or every device computes everything.
 
     Args:
       fn: a function of positional arguments (trees of arrays) to a tree of arrays. It may close over traced arrays,
@@ -120,7 +121,7 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 @sequential
 @jax.jit
 def _svdvals(a: Array) -> Array:
-    # Thin, although no vectors are asked for: XLA:CPU reserves the memory of those of all rows otherwise.
+    # Thin, although it returns no vectors: otherwise XLA:CPU reserves the memory of those of all rows.
     return jnp.linalg.svd(a, full_matrices=False, compute_uv=False)
 
 
@@ -203,8 +204,8 @@ def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
 def _scaled(features: Array) -> tuple[Array, Array]:
     """The features ``[n, d]`` in at least float32 over a power of two, so that the largest is from 1 to 2; and that.
 
-    The effective rank does not depend on the scale; the squares in a Gram matrix must neither over- nor underflow. By a
-    power of two nothing is rounded, which the smallest singular values would show.
+    The effective rank ignores the scale, but the squares in a Gram matrix must neither over- nor underflow. A power of
+    two rounds nothing, which the smallest singular values would show.
     """
     x = tree.wide(features)
     largest = jnp.max(jnp.abs(x))
@@ -231,7 +232,7 @@ def _entropy(values: Array, power: float, floor: float) -> tuple[Array, Array]:
 
 
 def _noise(x: Array) -> float:
-    """What rounding of ``x`` ``[n, d]`` leaves, over the largest singular value, where there is none.
+    """Singular value, over the largest, that rounding of ``x`` ``[n, d]`` may leave in place of zero.
 
     Measured: up to a fifth of it. Each such value would pull with the force of a direction that is about to vanish.
     """
@@ -247,7 +248,7 @@ def _by_gram(x: Array, power: int, noise: float) -> tuple[Array, Array, Array]:
     rank, slope = _entropy(values, power / 2, max(noise**2, math.sqrt(values.size) * eps))
     inner = (vectors * slope[None, :]) @ vectors.T
     gradient = 2.0 * (inner @ x if wide else x @ inner)
-    # Silent units and rows of zeros have eigenvalues of zero, exactly. NaN compares false: nothing could mend it.
+    # Silent units and rows of zeros have eigenvalues of exactly zero. NaN compares false: double precision cannot help.
     silent = jnp.sum(jnp.diagonal(gram) == 0)
     small = jnp.sum(values < RESOLVED_ROUNDINGS * eps * values[-1])
     return rank, gradient, small <= silent
@@ -256,8 +257,8 @@ def _by_gram(x: Array, power: int, noise: float) -> tuple[Array, Array, Array]:
 def _in_double(x: Array, power: int) -> tuple[Array, Array]:
     """Effective rank and gradient ``[n, d]`` from a Gram matrix in float64, whether or not JAX has float64 enabled.
 
-    Where it has not, JAX cannot map such a program from outside: its rules would not be in the context that the program
-    is in. So `vmap` only adds an axis here, and what is mapped is inside.
+    If not, JAX cannot map such a program from outside: its rules would not run in the context that the program runs in.
+    So `vmap` only adds an axis here, and the mapping happens inside.
     """
     noise = _noise(x)
 
@@ -317,12 +318,12 @@ _effective_rank.defvjp(_effective_rank_forward, _effective_rank_backward)
 def effective_rank(features: Array, power: int = 1) -> Array:
     """Effective rank ``exp(-sum_i p_i log p_i)``, ``p_i = s_i^power / sum_j s_j^power``, of uncentred features.
 
-    ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. It is taken in float64,
-    whether or not JAX has that enabled, unless float32 resolves all of them, down to about 3 % of the largest. The
-    features of collapsing networks, and of networks of few inputs, have smaller ones, which pull the hardest: in
-    float32 alone the gradient of PPO's on CartPole was 50 degrees off. Nearly square matrices, and all on TPUs, which
-    lack float64, have a singular value decomposition in their own type. Values below ``sqrt(min(n, d)) * eps`` of the
-    largest, 1.2e-6 for 100 rows in float32, are the features' own rounding and count as zero.
+    ``s_i`` are the singular values, square roots of the eigenvalues of the smaller Gram matrix. The Gram matrix is
+    taken in float64, whether or not JAX has that enabled, unless float32 resolves all of them, down to about 3 % of the
+    largest. Features of collapsing networks, and of networks of few inputs, have smaller ones, which pull the hardest:
+    in float32 alone the gradient of PPO's on CartPole was 50 degrees off. Nearly square matrices, and all on TPUs,
+    which lack float64, take a singular value decomposition in their own type. Values below ``sqrt(min(n, d)) * eps`` of
+    the largest, 1.2e-6 for 100 rows in float32, are the features' own rounding and count as zero.
 
     The gradient is that of a float64 SVD to 1e-4; from an SVD in float32, down to singular values of 1e-3 of the
     largest, and to 1e-2 down to 1e-5.
@@ -335,13 +336,19 @@ def effective_rank(features: Array, power: int = 1) -> Array:
       power: 1 for singular values, 2 for the eigenvalues of the second-moment matrix. Static.
 
     Returns:
-      Scalar between 1 and ``min(n, d)``; 0, with zero gradient, where all features are zero; NaN where any is NaN.
+      Scalar between 1 and ``min(n, d)``; 0, with zero gradient, if all features are zero; NaN if any is NaN.
 
     Raises:
       ValueError: if ``features`` is not a matrix or ``power`` is not positive.
 
     References:
       Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import linalg
+      >>> round(float(linalg.effective_rank(jnp.eye(6)[:, :4])), 3)
+      4.0
     """
     if features.ndim != 2:
         raise ValueError(f"effective_rank takes features of shape [n, d], got {features.shape}")

@@ -17,7 +17,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to; a normalisation's is the one before it: ``norm_dense_0/bias``: dense_0."""
+    """A parameter's layer; a normalisation belongs to the layer before it: ``norm_dense_0/bias`` to dense_0."""
     return name.rpartition("/")[0].replace("norm_", "")
 
 
@@ -32,7 +32,7 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def wide(tree: Tree) -> Tree:
-    """The arrays in single precision at least: what is summed, averaged or kept over steps is so in this type."""
+    """The arrays in single precision at least, the type for sums, means and running values."""
     return jax.tree.map(lambda x: x.astype(wide_type(x)), tree)
 
 
@@ -42,14 +42,14 @@ def wide_type(x: Array) -> Any:
 
 
 def cast(tree: Tree, like: Tree) -> Tree:
-    """The arrays in the types of another tree's."""
+    """The arrays in the types of another tree."""
     return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def gathered(tree: Tree) -> Tree:
-    """The arrays, whole on every device where explicit mesh axes (the default of `jax.make_mesh`) spread them.
+    """The arrays, whole on every device if explicit mesh axes (the default of `jax.make_mesh`) spread them.
 
-    For what needs all entries at once: JAX refuses most products and loops along such an axis.
+    For functions that need all entries at once: JAX refuses most products and loops along such an axis.
     """
 
     def whole(x: Array) -> Array:
@@ -81,12 +81,12 @@ def norm(tree: Tree) -> Array:
 
 
 def finite(tree: Tree) -> Array:
-    """Whether all entries are, a bool scalar."""
+    """Whether all entries are finite, a bool scalar."""
     return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), jnp.bool_(True))
 
 
 def key_like() -> Key:
-    """The shape and type of a key, for `jax.eval_shape`: a key itself takes three small compilations to make."""
+    """The shape and type of a key, for `jax.eval_shape`: making a key takes three small compilations."""
     like: Key = jax.eval_shape(jax.random.key, 0)
     return like
 

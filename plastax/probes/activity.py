@@ -1,9 +1,20 @@
 """What single units do on a batch: dormant, dead, saturated, or linear. Functions of one layer's features.
 
 Features are ``[B, d]``, or ``[B, h, w, c]`` where a channel is one unit. ``activation`` is a name of
-`plastax.models.layers.ACTIVATIONS`, `Model.activation` of a network. The sign of a pre-activation can be read from the
-feature for all of them but ``deep_fourier``, so pre-activations may be given as well as features where only the sign
-matters. All results are float32 scalars.
+`plastax.models.layers.ACTIVATIONS`, `Model.activation` of a network. A feature tells the sign of its pre-activation for
+all of them but ``deep_fourier``; functions of the sign alone take pre-activations as well. All results are float32
+scalars.
+
+Examples:
+  >>> import jax.numpy as jnp
+  >>> from plastax.probes import activity
+  >>> features = jnp.array([[0.0, 1.0, 0.0, 2.0], [0.0, 3.0, 2.0, 0.0]])  # dead, always on, on once, on once
+  >>> float(activity.dead_units(features)), float(activity.linearised_units(features))
+  (1.0, 0.25)
+  >>> float(activity.active_fraction(features)), float(activity.sign_entropy(features))
+  (0.5, 0.5)
+  >>> activity.dormant_fraction(features, jnp.array([0.0, 0.5, 1.0])).tolist()
+  [0.25, 0.25, 0.75]
 """
 
 from __future__ import annotations
@@ -20,9 +31,9 @@ TAUS = (0.0, 0.01, 0.025, 0.1)
 def dormant_fraction(features: Array, tau: float | Array = 0.025) -> Array:
     """Share of units whose mean absolute activation is at most ``tau`` times the layer's mean.
 
-    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A layer that is silent altogether is wholly dormant; NaN where a unit
-    is not finite. The score is relative: one unit that explodes makes its whole layer dormant. Behind tanh or layer
-    normalisation dormancy says little, since small activations still carry gradients; see `gradient_dormant_fraction`.
+    ``s_i = E|h_i| / mean_k E|h_k| <= tau``. A wholly silent layer is wholly dormant; NaN if a unit is not finite. The
+    score is relative: one unit that explodes makes its whole layer dormant. After tanh or layer normalisation dormancy
+    says little, since small activations still carry gradients; see `gradient_dormant_fraction`.
 
     Args:
       features: of one layer.
@@ -38,8 +49,8 @@ def gradient_dormant_fraction(gradients: Array, tau: float | Array = 0.025) -> A
     """Share of units that learn least: mean ``|dL/dz_i|`` at most ``tau`` times the layer's mean (GraMa).
 
     Low is dormant, as with activations. Unlike those it also shows, for any nonlinearity, units that are active and get
-    no gradient. It goes up without any harm where a loss is nearly zero on most examples, and a layer without any
-    gradient is wholly dormant.
+    no gradient. It rises harmlessly where a loss is nearly zero on most examples, and a layer without any gradient is
+    wholly dormant.
 
     Args:
       gradients: of the loss with respect to one layer's pre-activations, of the shape of its features. A constant
@@ -57,15 +68,15 @@ def gradient_dormant_fraction(gradients: Array, tau: float | Array = 0.025) -> A
 def _share_within(score: Array, tau: float | Array) -> Array:
     mean, tau = jnp.mean(score), jnp.asarray(tau, score.dtype)
     within = jnp.expand_dims(score, tuple(range(tau.ndim))) <= tau[..., None] * mean
-    # Comparisons with NaN are false, which would be a network without a dormant unit; and all are below infinity.
+    # Comparisons with NaN are false, which would mean no dormant unit; and all scores are below infinity.
     return jnp.where(jnp.isfinite(mean), jnp.mean(within, axis=-1, dtype=jnp.float32), jnp.nan)
 
 
 def pooled(shares: Array, widths: Array) -> Array:
     """The share of all units of a network, from each layer's share ``[L, ...]`` and width ``[L]``.
 
-    Papers report this (all dormant units over all units) or the plain mean of the layers' shares: equal only if all
-    layers are as wide.
+    Papers report this (all dormant units over all units) or the plain mean of the layers' shares, which is equal only
+    if all layers have one width.
     """
     weights = (widths / jnp.sum(widths)).reshape(-1, *(1,) * (shares.ndim - 1))
     return jnp.sum(shares * weights, axis=0)
@@ -84,11 +95,11 @@ def dead_units(features: Array) -> Array:
 
 
 def active_fraction(features: Array, activation: str = "relu") -> Array:
-    """Share of activations (examples times units) that are on, or not saturated; NaN where one is NaN.
+    """Share of activations (examples times units) that are on, or not saturated; NaN if one is NaN.
 
-    * ``relu``: not zero. ``crelu`` too, of which one half is always zero: it is 1/2 and says nothing.
+    * ``relu``: not zero. ``crelu`` too, of which one half is always zero: the share is 1/2 and says nothing.
     * ``tanh`` and ``deep_fourier``: ``|h| <= 0.99``. Plasticine's bound for Fourier features is sqrt(2) - 0.01, which
-      features between -1 and 1, as ours, never reach.
+      features between -1 and 1, like these, never reach.
     * all others (``leaky_relu``, ``silu``, ``smooth_leaky``): positive, the side of the larger slope. Public codes have
       no definition for them.
 
@@ -133,7 +144,7 @@ def linearised_units(features: Array, activation: str = "relu") -> Array:
     Layer normalisation keeps it near zero.
 
     Raises:
-      ValueError: another activation, of which no side is exactly linear.
+      ValueError: for an activation without an exactly linear side.
 
     References:
       Klein et al., "Plasticity loss in deep reinforcement learning: a survey", arXiv 2411.04832 (linearised units, for

@@ -1,4 +1,4 @@
-"""What the hidden layers do on a batch: ranks of their features, and what their units are up to."""
+"""What the hidden layers do on a batch: ranks of their features, and the activity of their units."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class FeatureProbe(ProbeConfig):
     tau: float = 0.025
     """A unit is dormant at or below this share of its layer's mean activation."""
     taus: tuple[float, ...] = activity.TAUS
-    """Thresholds of the dormant fractions that are recorded beside that one."""
+    """Thresholds of the dormant fractions recorded in addition."""
     srank: SrankVariant = "kumar"
     """Which code's srank: kumar (the paper's) | l2_init (one less) | plasticine (there called stable rank)."""
     centred: bool = False
-    """Take the features' mean off before their singular values; public codes do not."""
+    """Subtract the features' mean before taking singular values; public codes do not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,9 +46,9 @@ class FeatureProbe(ProbeConfig):
         ``[feature_layer]``: ``effective_rank`` (power 1), ``effective_rank_2`` (power 2), ``srank``, ``pca_rank``,
         ``stable_rank``, ``numerical_rank``, ``pyoi_rank``; ``dormant_fraction`` (at ``tau``), ``dead_units``,
         ``active_fraction``, ``sign_entropy`` (not for deep_fourier) and ``linearised`` (for activations with a linear
-        side); ``norm``; ``rows``, the number of rows behind all of them, which caps the ranks and on which dead and
-        linearised units depend. ``[feature_layer, tau]``: ``dormant``, the dormant fraction at ``taus``. ``[tau]``:
-        ``dormant_pooled`` over all units, and ``dormant_mean`` over layers.
+        side); ``norm``; ``rows``, the number of feature rows, which caps the ranks and affects dead and linearised
+        units. ``[feature_layer, tau]``: ``dormant``, the dormant fraction at ``taus``. ``[tau]``: ``dormant_pooled``
+        over all units, and ``dormant_mean`` over layers.
         """
         per_layer = self._measures(model.activation)
 
@@ -101,7 +101,7 @@ _RANKS = ("effective_rank", "effective_rank_2", "srank", "pca_rank", "stable_ran
 
 
 def monitor(params: Params, features: Features) -> dict[str, Array]:
-    """Cheap scalars for every update's record, means over hidden layers, of each network (actor, critic) on its own.
+    """Cheap scalars for every update's record: means over the hidden layers of each network (actor, critic).
 
     The effective rank here is the one of power 2, of the features' second moments, in its Renyi-2 form
     ``(tr C)^2 / ||C||_F^2`` (the participation ratio): it needs no decomposition. Not comparable in size with the
@@ -122,7 +122,7 @@ def monitor(params: Params, features: Features) -> dict[str, Array]:
 def participation_ratio(features: Array) -> Array:
     """``(sum s_i^2)^2 / sum s_i^4`` of the uncentred features' singular values, a scalar from 1 to the rank.
 
-    It does not depend on the features' scale; 0 where all are zero.
+    It ignores the features' scale; 0 if all are zero.
 
     References:
       Roy and Vetterli, EUSIPCO 2007, with Renyi's entropy of order 2 in place of Shannon's and power 2.

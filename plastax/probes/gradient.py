@@ -17,7 +17,7 @@ from plastax.types import Array, Model, Probe, ProbeInput, Tree
 
 
 def l1_norm(grads: Tree) -> Array:
-    """Sum of absolute values, a scalar; unlike the L2 norm it is not that of few large entries."""
+    """Sum of absolute values, a scalar; unlike the L2 norm, few large entries do not dominate it."""
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda g: jnp.sum(jnp.abs(g)), grads), jnp.zeros(()))
 
 
@@ -38,13 +38,13 @@ def zero_fraction(grads: Tree) -> Array:
 def gradient_covariance(grads: Tree) -> Array:
     """Cosines of gradients with one another, ``[m, m]``: ``C_ij = <g_i, g_j> / (|g_i| |g_j|)``.
 
-    Called covariance in the source, but neither centred nor in the gradients' units. Blocks of large entries of either
-    sign mean that examples help or hinder one another; all entries at +-1, that all gradients lie on one line. Of
-    minibatches rather than examples, cosines are larger: noise is averaged away, and more so the larger they are. A
-    gradient of zero has the cosine 0 with all, itself included.
+    The source calls it covariance, but it is neither centred nor in the gradients' units. Blocks of large entries of
+    either sign mean that examples help or hinder one another; all entries at +-1 mean that all gradients lie on one
+    line. Cosines of mini-batches are larger than those of examples: noise is averaged away, the more so the larger they
+    are. A gradient of zero has the cosine 0 with all, itself included.
 
     Args:
-      grads: a tree of gradients, leading axis m: of one example or minibatch each.
+      grads: a tree of gradients, leading axis m: of one example or mini-batch each.
 
     References:
       Lyle et al., "Understanding plasticity in neural networks", ICML 2023, arXiv 2303.01486, on examples.
@@ -65,7 +65,7 @@ def off_diagonal_mean(matrix: Array) -> Array:
 
 
 def parted(batch: Tree, parts: int) -> Tree:
-    """The batch as ``parts`` minibatches of one size, ``[parts, n, ...]``, each spread over it; a rest is left out."""
+    """The batch as ``parts`` mini-batches of one size, ``[parts, n, ...]``, each spread over it; drops a rest."""
 
     def cut(x: Array) -> Array:
         size = x.shape[0] // parts
@@ -82,8 +82,8 @@ class GradientProbe(ProbeConfig):
     needs: ClassVar[tuple[Need, ...]] = ("kernels",)
 
     minibatches: int = 8
-    """Parts of the probe batch whose gradients are compared (as many copies of the gradient at once); as many as
-    examples: those of single examples, as in the source. 0: none."""
+    """Parts of the probe batch whose gradients are compared, each a copy of the gradient in memory. As many as
+    examples: gradients of single examples, as in the source. 0: none."""
     taus: tuple[float, ...] = activity.TAUS
     """A unit is gradient-dormant at or below these shares of its layer's mean."""
 

@@ -1,4 +1,4 @@
-"""How far the parameters have gone: from where the run began, and within a task."""
+"""How far the parameters have moved: since the run began, and within a task."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def distances(a: Tree, b: Tree) -> dict[str, Array]:
     """``l1``, ``l2`` and ``linf`` norms of ``a - b``, over all entries of the trees, scalars.
 
     Papers report each of them as "weight change", and Plasticine ``l2 / sqrt(P)``: only numbers of one norm compare. L1
-    and L2 grow with the number of parameters, Linf is a single weight's.
+    and L2 grow with the number of parameters; Linf is that of a single weight.
 
     References:
-      lop-jax (arXiv 2509.22335): all three, a task.
+      lop-jax (arXiv 2509.22335): all three, per task.
     """
     moved = jax.tree.leaves(jax.tree.map(jnp.subtract, tree.wide(a), tree.wide(b)))
     return {
@@ -42,12 +42,10 @@ class MovementProbe(ProbeConfig):
         """The probe.
 
         ``from_init`` and ``change`` are L2 norms ``[layer]``, of kernels; ``from_init_l1``, ``_l2``, ``_linf`` and
-        ``change_l1``, ... are scalars, of all parameters. ``from_init`` is the distance from the parameters that the
-        run began with, also for methods that draw new ones. ``change`` is that since the end of the previous task (for
-        the first, since the beginning): at a task's initialisation what the method did at the switch, at its end the
-        weight change of the whole task.
-
-        The state carries one more copy of the parameters for it.
+        ``change_l1``, ... are scalars, of all parameters. ``from_init`` is the distance from the run's first
+        parameters, also for methods that draw new ones. ``change`` is the distance from the parameters at the end of
+        the previous task (in the first task, from the first parameters): at a task's start what the method did at the
+        switch, at its end the weight change of the whole task. It takes one more copy of the parameters in the state.
         """
 
         def layers(a: Params, b: Params) -> Array:

@@ -34,8 +34,8 @@ class NTKProbe(ProbeConfig):
 
         ``eigenvalues`` ``[ntk_index]``, descending; ``srank`` of K, ``effective_rank`` (power 1 of K's eigenvalues) and
         ``numerical_rank``, ``largest`` and ``trace``. K's eigenvalues are the squares of J's singular values, so its
-        srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of J that other papers mean. All ranks
-        are at most n C: compare at one number of examples. Under batch normalisation J is that of the outputs of these
+        srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of J in other papers. All ranks are at
+        most n C: compare them at one number of examples. Under batch normalisation J is that of the outputs of these
         n examples together, and K belongs to them as a whole.
 
         References:

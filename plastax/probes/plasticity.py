@@ -1,7 +1,7 @@
 """Plasticity itself: how well a copy of the network fits new targets within a fixed budget.
 
-What a network can still learn is what this measures; every other probe measures something that is supposed to go along
-with it. It is also the dearest: each target is a training run.
+This measures what a network can still learn; every other probe measures something that is supposed to go along with it.
+It is also the most expensive probe: each target is a training run.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Fit(NamedTuple):
 
 
 def sample_plasticity(before: Array, after: Array) -> Array:
-    """``clip(1 - after / max(before, 1e-8), 0, 1)``: what one step gains on the very sample that it was taken on.
+    """``clip(1 - after / max(before, 1e-8), 0, 1)``: what one step gains on the sample that it was taken on.
 
     Averaged over the steps of a task. It rises with the step size and saturates at 0 for a step that overshoots, so it
-    compares networks at one step size; it says nothing about other samples. For non-negative losses.
+    compares networks at one step size. It says nothing about other samples. For non-negative losses.
 
     Args:
       before: loss on the sample before the step.
@@ -49,7 +49,7 @@ def sample_plasticity(before: Array, after: Array) -> Array:
 
     References:
       Elsayed and Mahmood, "Addressing loss of plasticity and catastrophic forgetting in continual learning", ICLR 2024,
-      as their code has it.
+      as in their code.
     """
     return jnp.clip(1.0 - after / jnp.maximum(before, 1e-8), 0.0, 1.0)
 
@@ -68,27 +68,28 @@ def fit(
     frequency: float = 1e5,
     batch_size: int = 0,
 ) -> Fit:
-    """Trains a copy of ``params`` on each of some new regression targets, from a fresh optimiser state.
+    """Trains a copy of ``params`` on each of several new regression targets, from a fresh optimiser state.
 
     With f the network, g the network at freshly drawn parameters, and a the mean of f's outputs on the batch now, the
     targets are
 
-    * ``sine``: ``a + sin(frequency g(x))``: at a frequency this high labels that nothing about the inputs predicts,
-      centred where the network is;
+    * ``sine``: ``a + sin(frequency g(x))``: at so high a frequency nothing about the inputs predicts them; centred
+      where
+      the network is;
     * ``network``: ``g(x)`` itself, smooth in x and of a fresh network's scale (target-fitting capacity).
 
     Args:
       outputs_fn: ``(params, batch) -> [B, C]``.
       init_fn: ``(key) -> params``, the network's initialiser.
-      params: where training starts; the caller's stay as they are.
+      params: where training starts; the caller's are not changed.
       batch: B examples, of which only the inputs matter.
-      key: of the targets and of the minibatches.
+      key: for the targets and the mini-batches.
       targets: how many, side by side.
       steps: gradient steps on each.
-      optimizer: of the copy.
+      optimizer: for the copy.
       kind: see above.
-      frequency: of ``sine``. Float32 keeps about two digits of the sine's argument at 1e5, as good as any hash.
-      batch_size: examples a step, drawn anew with replacement; 0: all.
+      frequency: of ``sine``. At 1e5, float32 keeps about two digits of the sine's argument, as good as any hash.
+      batch_size: examples per step, drawn with replacement; 0: all.
 
     References:
       Lyle et al., "Understanding plasticity in neural networks", ICML 2023, arXiv 2303.01486, section 3 (``sine``).
@@ -100,7 +101,7 @@ def fit(
         return jnp.mean(jnp.square(outputs_fn(params, batch) - y))
 
     def off_first(x: Array) -> Array:
-        # Means of differences: the outputs of classes that there are not are huge, and all the same.
+        # Means of differences: outputs of classes that do not exist yet are huge, and all the same.
         return x - x[:1]
 
     now = outputs_fn(params, batch)
@@ -145,7 +146,7 @@ class PlasticityProbe(ProbeConfig):
     examples: int = 64
     """Examples of the probe batch (at most)."""
     batch_size: int = 0
-    """Examples a step; 0: all of them."""
+    """Examples per step; 0: all of them."""
     kind: Targets = "sine"
     """sine: of a random network's output at a high frequency (Lyle et al. 2023) | network: that output (2022)."""
     frequency: float = 1e5
@@ -168,8 +169,8 @@ class PlasticityProbe(ProbeConfig):
         baseline: at most the targets' variance (1/2 of ``sine``), negative where training ends above it; ``loss``: the
         mean of ``after``; ``loss_before``; ``target_loss`` ``[target]``: ``after`` of each, whose spread is the error.
 
-        The number depends on the budget: an ample one hides what a short one shows, and the other way round.
-        Compare at one setting, and state it.
+        The number depends on the budget: a long one hides what a short one shows, and the other way round. Compare at
+        one setting, and state it.
         """
         optimizer = optax.adam(self.learning_rate) if self.optimizer == "adam" else optax.sgd(self.learning_rate)
 

@@ -1,15 +1,22 @@
 """The ranks of a feature matrix that the literature reports, each as a function of singular values.
 
-```
-values = ranks.singular_values(features)  # once
-ranks.effective_rank(values), ranks.srank(values), ranks.srank(values, variant="l2_init")
-```
-
-They answer different questions, and their names are mixed up in public codes: what one calls "stable rank" is another's
-`srank`. None orders methods by how well they go on learning: in the runs behind arXiv 2509.22335 the features of the
+They answer different questions, and public codes mix up their names: what one calls "stable rank" is another's
+`srank`. None orders methods by how well they keep learning: in the runs of arXiv 2509.22335 the features of the
 best method have neither the highest nor the lowest effective rank. All are at most the number of rows, so a batch
-smaller than the layer is wide caps them; all but `pyoi_rank` ignore the features' scale. Zero features have rank 0,
+smaller than the layer is wide caps them. All but `pyoi_rank` ignore the features' scale. Zero features have rank 0,
 features with NaN the rank NaN. The results are float32 scalars.
+
+Examples:
+  >>> import jax.numpy as jnp
+  >>> from plastax.probes import ranks
+  >>> features = jnp.diag(jnp.array([4.0, 2.0, 0.1]))
+  >>> values = ranks.singular_values(features)  # once
+  >>> found = ranks.effective_rank(values), ranks.srank(values), ranks.stable_rank(values)
+  >>> [round(float(x), 2) for x in found]
+  [2.03, 3.0, 1.25]
+  >>> found = ranks.pca_rank(values), ranks.numerical_rank(values, 3), ranks.pyoi_rank(values, 3, eps=0.1)
+  >>> [float(x) for x in found]
+  [2.0, 3.0, 2.0]
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ NumericalVariant = Literal["numpy", "dohare"]
 def rows(features: Array) -> Array:
     """``[B, d]`` as it is; convolutional ``[B, h, w, c]`` as ``[B h w, c]``: a channel is one unit.
 
-    In float32 at least, as all that is made of them.
+    In float32 at least, as is everything made of them.
 
     The code of Kumar et al.'s L2 Init flattens to ``[B, h w c]`` instead, where each place of a channel is a unit:
     ``features.reshape(B, -1)`` first gives its numbers.
@@ -41,7 +48,7 @@ def singular_values(features: Array, centred: bool = False) -> Array:
 
     Args:
       features: ``[B, ..., d]``, floating point.
-      centred: take the mean over rows off first (PCA proper). The public codes do not: ReLU features then have one
+      centred: subtract the mean over rows first (PCA proper). The public codes do not: ReLU features then have one
         large singular value along their mean, which pulls every relative rank down.
     """
     h = rows(features)
@@ -67,10 +74,10 @@ def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def effective_rank(values: Array, power: int = 1) -> Array:
     """``exp(-sum_i p_i log p_i)`` with ``p_i = s_i^power / sum_j s_j^power``; from 1 to the rank.
 
-    Power 1, of singular values, is the paper's and what the public codes compute (Dohare's, Plasticine, lop-jax,
-    L2 Init). Power 2, of the second moments' eigenvalues, is what "the effective rank of the covariance" comes to, and
-    never larger: two numbers from different papers compare only if the powers agree. `linalg.effective_rank` is the
-    same with a gradient.
+    Power 1, of singular values, is the paper's and what the public codes compute (Dohare's, Plasticine, lop-jax, L2
+    Init). Power 2, of the second moments' eigenvalues, is "the effective rank of the covariance". It is never larger:
+    two numbers from different papers compare only if the powers agree. `linalg.effective_rank` is the same with a
+    gradient.
 
     References:
       Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
@@ -89,7 +96,7 @@ def srank(values: Array, delta: float = 0.01, variant: SrankVariant = "kumar") -
 
     * ``kumar``: the paper's ``min k``. Also ``approximate_rank_abs`` of Dohare et al.'s code.
     * ``l2_init``: the number of cumulative shares below ``1 - delta``: one less. The code of Kumar et al.'s L2 Init.
-    * ``plasticine``: that plus one, also where there is nothing: 1, not 0, of a silent layer. RLE-Foundation's
+    * ``plasticine``: that plus one, even of a silent layer: 1, not 0. RLE-Foundation's
       Plasticine, where it is called *stable rank* (as in Dohare et al.'s paper); the stable rank proper is
       `stable_rank`.
 

@@ -16,7 +16,7 @@ from plastax.types import Array, Model, Probe, ProbeInput
 
 @dataclass(frozen=True)
 class _SpectrumProbe(ProbeConfig):
-    """What the two spectra share: how much to measure, and what is derived from the quadrature."""
+    """What the two spectra share: how much to measure, and the values derived from the quadrature."""
 
     order: int = 24
     """Lanczos steps of each probe vector: the resolution of the spectrum."""
@@ -25,7 +25,7 @@ class _SpectrumProbe(ProbeConfig):
     eps: tuple[float, ...] = EPS
     """Thresholds of the eps-rank, absolute; the same numbers are used relative to the largest eigenvalue."""
     examples: int = 128
-    """Examples of the probe batch that the curvature is taken on (at most; it costs in proportion)."""
+    """Examples of the probe batch for the curvature (at most); the cost is proportional to them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +39,8 @@ class _SpectrumProbe(ProbeConfig):
     def build(self, model: Model) -> Probe:
         """The probe.
 
-        Its values: ``nodes``, ``weights``, ``residuals`` ``[probe, node]``, the raw quadrature, from which everything
-        can be computed again; ``rank`` and ``relative_rank`` ``[eps]``, ``effective_rank``, ``stable_rank``, ``trace``,
+        Its values: ``nodes``, ``weights``, ``residuals`` ``[probe, node]``, the raw quadrature, which gives all others
+        again; ``rank`` and ``relative_rank`` ``[eps]``, ``effective_rank``, ``stable_rank``, ``trace``,
         ``frobenius`` norm and ``negative_mass`` with their standard errors ``<name>_se``; ``largest`` eigenvalue (the
         Hessian's is the sharpness) and ``smallest``, with residual bounds; ``breakdowns`` ``[probe]``; ``complete``, 1
         where the nodes are the eigenvalues; ``dim``.
@@ -100,10 +100,10 @@ class GGN(_SpectrumProbe):
     name: ClassVar[str] = "ggn"
 
     examples: int = 32
-    """Examples of the probe batch that it is taken on (at most); so few that the Gram matrix, exact, tends to cost less
-    than Lanczos."""
+    """Examples of the probe batch for it (at most): few, so that the exact Gram matrix tends to cost less than
+    Lanczos."""
     method: Way = "auto"
-    """gram: exact, by the Gram matrix of the examples' gradients; lanczos; auto: the one that costs less."""
+    """gram: exact, by the Gram matrix of the examples' gradients; lanczos; auto: whichever costs less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

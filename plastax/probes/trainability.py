@@ -21,13 +21,13 @@ class TrainabilityProbe(ProbeConfig):
     name: ClassVar[str] = "trainability"
 
     learning_rate: float = 0.0
-    """Step size of gradient descent; 0: the experiment's own. Adam's is not one: then compare networks, no more."""
+    """Step size of gradient descent; 0: the experiment's own. Adam's is none: then only compare networks."""
     steps: int = 0
     """Gradient steps; 0: those of a task of the experiment."""
     tau: float = 0.5
-    """Share of the targets' variance that may be left."""
+    """Share of the targets' variance that may remain."""
     order: int = 64
-    """Lanczos steps, where the spectrum is not taken by the Gram matrix."""
+    """Lanczos steps, unless the Gram matrix is cheaper."""
     probes: int = 2
     """Probe vectors, likewise."""
     examples: int = 128
@@ -40,17 +40,17 @@ class TrainabilityProbe(ProbeConfig):
         ranges.check(self, self.name, "tau", above=0, most=1)
 
     def within(self, learning_rate: float, steps: int) -> TrainabilityProbe:
-        """With an experiment's own budget where none was given."""
+        """With an experiment's own budget in place of zeros."""
         return replace(self, learning_rate=self.learning_rate or learning_rate, steps=self.steps or steps)
 
     def build(self, model: Model) -> Probe:
         """The probe; see `plastax.curvature.trainability` for what each number does and does not imply.
 
-        All outputs of all examples are regressed on independent targets of mean zero and variance one away from what
-        they are now, by the mean squared error: the loss of the stream does not enter, so that numbers compare across
-        streams. Its values are the fields of `plastax.curvature.Trainability`, scalars: ``eps_star``; ``rank``,
-        ``unstable``, ``reachable``, ``loss`` (1 before training) and ``floor`` with standard errors ``<name>_se``;
-        ``required`` and ``trainable``.
+        All outputs of all examples are regressed on their present values plus independent noise of mean zero and
+        variance one, by the mean squared error: the stream's loss does not enter, so numbers compare across streams.
+        Its values are the fields of `plastax.curvature.Trainability`, scalars: ``eps_star``; ``rank``, ``unstable``,
+        ``reachable``, ``loss`` (1 before training) and ``floor`` with standard errors ``<name>_se``; ``required`` and
+        ``trainable``.
 
         Raises:
           ConfigError: if the budget is still zero.
@@ -66,7 +66,7 @@ class TrainabilityProbe(ProbeConfig):
         def measure(seen: ProbeInput) -> dict[str, Array]:
             seen = thinned(seen, self.examples)
             shape = jax.eval_shape(lambda: outputs(seen, seen.params, seen.batch))
-            # Targets only matter through the residual's size: one in every entry.
+            # Only the size of the residual matters: one in every entry.
             residual = jnp.ones(shape.shape, shape.dtype)
             spectrum = curvature.ggn_spectrum(
                 lambda params, data: outputs(seen, params, data[0]),

@@ -22,15 +22,15 @@ from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 def mean_magnitude(params: Tree) -> Array:
     """Mean absolute value of all entries of a tree, a scalar.
 
-    The "weight magnitude" of Dohare et al. and of Kumar et al. Plasticine's is `root_mean_square`: larger, and moved by
-    few large weights.
+    The "weight magnitude" of Dohare et al. and of Kumar et al. Plasticine's is `root_mean_square`: larger, and
+    sensitive to few large weights.
     """
     total = jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum(jnp.abs(x)), params), jnp.zeros(()))
     return total / tree.size(params)
 
 
 def root_mean_square(params: Tree) -> Array:
-    """``||theta||_2 / sqrt(P)``, a scalar: what Plasticine means by weight magnitude."""
+    """``||theta||_2 / sqrt(P)``, a scalar: Plasticine's weight magnitude."""
     return tree.norm(params) / jnp.sqrt(float(tree.size(params)))
 
 
@@ -38,12 +38,12 @@ def root_mean_square(params: Tree) -> Array:
 def spectral_norm(kernel: Array) -> Array:
     """Largest singular value of a kernel, a scalar.
 
-    Of a convolution's ``[h, w, in, out]`` that of its matrix ``[h w in, out]``, which is what public codes penalise. It
-    is not the norm of the convolution as an operator on images; that is at most ``sqrt(h w)`` times as large.
+    For a convolution's ``[h, w, in, out]`` it is that of the matrix ``[h w in, out]``, which public codes penalise. The
+    norm of the convolution as an operator on images is another number, at most ``sqrt(h w)`` times as large.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
     largest = jnp.max(jnp.abs(matrix))
-    # Squares of the entries must neither over- nor underflow. The largest eigenvalue loses nothing in the Gram matrix.
+    # Scaled, so that squares neither over- nor underflow. The largest eigenvalue loses nothing in the Gram matrix.
     matrix = matrix / jnp.where(largest == 0, 1.0, largest)
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     return largest * jnp.sqrt(jnp.maximum(linalg.eigvalsh(gram)[-1], 0.0))
@@ -83,10 +83,10 @@ class WeightProbe(ProbeConfig):
 
 
 def kernel_names(params: Params, roles_of: RolesOf, asks: str) -> dict[str, str]:
-    """Layer -> its kernel's name, in the tree's order; of a layer with several, the kernels' names stand for it.
+    """Layer -> its kernel's name, in the tree's order; in a layer with several, each kernel is a layer of its name.
 
     Raises:
-      ConfigError: there are no kernels.
+      ConfigError: if no parameter is a kernel.
     """
     found = roles.kernels(roles_of.of(params), asks)
     layers = [role.layer for role in found.values()]
@@ -110,5 +110,5 @@ def _spectral_norms(params: Params, model: Model) -> Array:
             return spectral_norm(matrices)
         return jnp.max(jax.vmap(spectral_norm)(matrices.reshape(-1, *matrices.shape[-2:])))
 
-    kernels_there = zip((names[layer] for layer in model.layers), kernels(params, model))
-    return jnp.stack([one(name, kernel) for name, kernel in kernels_there])
+    named = zip((names[layer] for layer in model.layers), kernels(params, model))
+    return jnp.stack([one(name, kernel) for name, kernel in named])
