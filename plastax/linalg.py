@@ -175,7 +175,7 @@ def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
 
     Returns:
       ``(key, shape, dtype=float32) -> array`` of that shape. All axes but the last are taken together as rows; the
-      columns are orthonormal if there are no more columns than rows, the rows otherwise. Raises a ValueError for
+      columns are orthonormal if they are no more than the rows, otherwise the rows are. Raises a ValueError for
       shapes of fewer than two axes.
 
     References:

@@ -51,7 +51,7 @@ def test_svdvals_matches_numpy(shape: tuple[int, int]) -> None:
 
 
 def test_svdvals_takes_no_memory_for_vectors_of_all_rows() -> None:
-    """Of features at the places of images there are hundreds of thousands of rows."""
+    """Features at the places of images have hundreds of thousands of rows."""
     like = jax.ShapeDtypeStruct((5000, 4), jnp.float32)
     account = jax.jit(linalg.svdvals).lower(like).compile().memory_analysis()
     assert account.temp_size_in_bytes < 4 * 5000 * 4 * 4
@@ -77,7 +77,7 @@ def test_no_batched_lapack_on_cpu() -> None:
         return *linalg.eigh(gram), linalg.eigvalsh(gram), linalg.svdvals(x), linalg.effective_rank(x), gradient
 
     assert batched_lapack(jax.make_jaxpr(jax.vmap(everything))(keys).jaxpr) == []
-    # The detector itself sees one where there is one.
+    # The detector finds a batched one.
     assert batched_lapack(jax.make_jaxpr(jax.vmap(jnp.linalg.eigvalsh))(symmetric(4, batch=(2,))).jaxpr) == ["eigh"]
 
 

@@ -173,8 +173,8 @@ class Cells(NamedTuple):
     """The nodes on both sides of every gap, the two outer ones included, ``[1, R, K + 1]`` each.
 
     Attributes:
-      low: position of the lower node, minus infinity where there is none.
-      high: position of the upper node, infinity where there is none.
+      low: position of the lower node, minus infinity without one.
+      high: position of the upper node, infinity without one.
       low_n: multiplicity of the lower node, zero if it is counted.
       high_n: multiplicity of the upper node, zero if it is counted.
       low_r: residual of the lower node.

@@ -44,7 +44,7 @@ KEY = jax.random.key(7)
 
 
 def apply(params: dict, taps: dict, data: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, dict[str, LayerInputs]]:
-    """A convolution without bias, a dense layer at each of its places, and one behind their mean."""
+    """A convolution without bias, a dense layer at each of its places, and one after their mean."""
     x = data[0]
     taps = {name: taps.get(name, 0.0) for name in LAYERS}
     z = jax.lax.conv_general_dilated(

@@ -43,10 +43,10 @@ def test_only_the_basis_scales_with_the_order() -> None:
     params = {"w": jax.ShapeDtypeStruct((30, 100), jnp.float32), "b": jax.ShapeDtypeStruct((100,), jnp.bfloat16)}
     assert curvature.memory(params, 320) - curvature.memory(params, 220) == 100 * 3100 * 4
     assert curvature.memory(params, 320, basis="host") == curvature.memory(params, reorthogonalise="none")
-    # One run after another on CPU, whatever there is; a batch is never larger than what is asked for.
+    # On CPU runs follow one another, whatever the memory; a batch is never larger than what is asked for.
     assert curvature.memory(params, probes=1) == curvature.memory(params, probes=8, seeds=8)
     assert curvature.memory(params, probes=2, seeds=3, batch=100) == 6 * curvature.memory(params, batch=1)
-    # Beyond the dimension there is nothing to keep.
+    # No vectors are kept beyond the dimension.
     assert curvature.memory(params, 5000) == curvature.memory(params, 3100)
 
 

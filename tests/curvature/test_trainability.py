@@ -31,7 +31,7 @@ def network(seed: int = 0) -> tuple[Any, jax.Array, jax.Array]:
 
 
 def descend(jacobian: jax.Array, residual: jax.Array, lr: float, steps: int) -> jax.Array:
-    """Mean squared error after so many steps of gradient descent on a linear least squares problem, by autodiff."""
+    """Mean squared error after ``steps`` of gradient descent on a linear least squares problem, by autodiff."""
 
     def loss(theta: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(residual + jacobian @ theta))

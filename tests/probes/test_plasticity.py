@@ -71,7 +71,7 @@ def test_a_dead_network_fits_constants_and_a_fresh_one_more() -> None:
         "fresh": fresh,
         "dead": fresh | {"bias": jnp.full((1, HIDDEN), -100.0)},
         "few": fresh | {"bias": jnp.where(jnp.arange(HIDDEN) < HIDDEN - 3, -100.0, fresh["bias"])},
-        # Outputs of classes that there are not: as large as they come, and the same for all.
+        # Outputs of classes that do not exist yet: as large as they come, and the same for all.
         "masked": fresh | {"last": jnp.asarray([[0.0, -1e9]])},
     }
 
