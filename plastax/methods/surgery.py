@@ -90,8 +90,8 @@ def check(units: Mapping[str, Units], params: Params, method: str, *, compensate
                 )
         if frozen := [name for name, _ in unit.outgoing if "/frozen/" in name]:
             raise ConfigError(
-                f"{method}: plasticity_injection is not allowed beside it: what replaced units of {layer!r} still did "
-                f"through {frozen[0]!r} could not be taken back; name one of the two"
+                f"{method}: plasticity_injection is not allowed beside it: replaced units of {layer!r} would keep "
+                f"their effect through {frozen[0]!r}; name one of the two"
             )
         if compensate:
             for name, _ in unit.outgoing:

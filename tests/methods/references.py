@@ -85,7 +85,7 @@ def reference_l2_er(w, g, w0, opt, t, xi, x):
 
 
 class Resampled:
-    """The initial parameters are drawn anew at every step."""
+    """The initial parameters are drawn again at every step."""
 
     def __call__(self, w, g, w0, opt, t, xi, x):
         return moved(w, opt({k: g[k] + 2 * 0.3 * (w[k] - xi[k]) for k in w}))
@@ -168,7 +168,7 @@ class SpectralAsIs:
 
 
 class LopJax(SpectralAsIs):
-    """The gradient goes through the iterations, which start anew at every step."""
+    """The gradient goes through the iterations, which start from the same vectors at every step."""
 
     def penalty(self, w: Flat, w0: Flat) -> float:
         total = 0.0

@@ -67,7 +67,7 @@ AT_BOUNDARIES = [name for name, config in METHODS.items() if config.needs_bounda
 
 
 class Network(NamedTuple):
-    """A model and its loss: small, because every test compiles its training anew."""
+    """A model and its loss: small, because every method compiles a training of its own."""
 
     model: Model
     drawn: Callable[[jax.Array], Any]

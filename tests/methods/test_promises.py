@@ -65,7 +65,7 @@ def close(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> No
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, expected)
 
 
-# Whatever stands behind it or around it, `effective_rank` gives updates.
+# Whatever follows it or wraps it, `effective_rank` gives updates.
 ER = methods.effective_rank(1e-2, 2)
 CHAINS: dict[str, Callable[[], Any]] = {
     "clip_by_global_norm": lambda: optax.chain(optax.sgd(0.05), ER, optax.clip_by_global_norm(1.0)),

@@ -151,7 +151,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_new_unit_has_no_effect_and_its_mean_is_made_up_for(name: str) -> None:
-    """The dense layer behind gets what the other units give, with compensation also the mean of what is gone."""
+    """The dense reader gets what the other units give; with compensation, also the mean of what is gone."""
     model = MODELS[name]
     x = jnp.asarray(np.random.default_rng(0).standard_normal((7, *((3,) if "mlp" in name else IMAGE))), jnp.float32)
     params, fresh = (jax.tree.map(jnp.asarray, random_like(SHAPES[name], i)) for i in (1, 2))
@@ -215,7 +215,7 @@ def test_a_new_head_and_its_moments(name: str) -> None:
     st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=12),
     st.integers(0, 14),
 )
-def test_the_lowest_eligible_ones_are_chosen_and_exactly_so_many(units: list[tuple[int, bool]], count: int) -> None:
+def test_exactly_the_lowest_eligible_ones_are_chosen(units: list[tuple[int, bool]], count: int) -> None:
     units = units + [(0, False)] * (12 - len(units))  # One size, one compilation.
     scores, eligible = np.array([s for s, _ in units], np.float32), np.array([e for _, e in units])
     got = np.asarray(jit(surgery.lowest)(scores, eligible, np.int32(count)))
@@ -355,7 +355,7 @@ def test_units_that_the_network_does_not_have_are_named() -> None:
             make(optax.sgd(0.1), {}).init(params)
 
 
-def test_compensation_needs_a_bias_behind() -> None:
+def test_compensation_needs_a_bias_in_the_reader() -> None:
     params = random_like(SHAPES["mlp"], 0)
     del params["dense_1"]["bias"]
     units = {"dense_0": MODELS["mlp"].units["dense_0"]}

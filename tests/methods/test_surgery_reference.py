@@ -24,7 +24,7 @@ Index = tuple[str, Any]
 
 
 class Net:
-    """What is whose, written down by hand: a layer's units, their features, and rows behind a flattening."""
+    """What belongs to whom, written by hand: a layer's units, their features, and their readers' rows."""
 
     model: Model
     widths: ClassVar[dict[str, int]]

@@ -373,7 +373,7 @@ def test_projection_without_a_normalisation_has_nothing_to_project() -> None:
 
 
 def test_projection_leaves_a_normalised_network_as_it_is() -> None:
-    """What is behind a normalisation does not change when its layer is scaled as a whole."""
+    """Scaling a whole layer does not change the output of a normalisation that follows it."""
     model = CNN((4,), (3,), (6,), layer_norm=True).build((6, 6, 2), 3)
     method = methods.project(norms=False, output=False, roles=model.roles)
 
