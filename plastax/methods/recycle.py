@@ -154,7 +154,8 @@ def replace_watched(
         spare = surgery.renewed(units, state.spare, now, init_fn, key, params)
         leaves = surgery.stepped(params, updates, rate)
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(units)}
-        layers, wanted, means = {}, {}, {}
+        layers, wanted = {}, {}
+        means: dict[str, Any] = {}
         for name, layer in state.layers.items():
             layers[name], wanted[name], means[name] = watch.look(units[name], layer, features[name], leaves, keys[name])
 

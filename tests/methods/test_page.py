@@ -41,6 +41,11 @@ def test_rows_stand_in_the_order_of_the_registry() -> None:
     assert list(ROWS) == list(METHODS)
 
 
+@pytest.mark.parametrize("name", [name for name, x in vars(methods).items() if inspect.isfunction(x)])
+def test_every_function_has_an_example(name: str) -> None:
+    assert ">>> " in getattr(methods, name).__doc__, f"add Examples to the docstring of {name}; tests run them"
+
+
 @pytest.mark.usefixtures("x64")
 def test_the_method_that_the_page_adds_equals_its_reference(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
