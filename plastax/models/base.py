@@ -97,7 +97,7 @@ class ModelConfig:
         """
         example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
         plain = taps.tapped(module)
-        # Flax's own argument: the running statistics may change, and come back beside the outputs.
+        # The running statistics may change, and are returned beside the outputs.
         moving = functools.partial(taps.tapped, module, mutable=["batch_stats"])
 
         def init(key: Key) -> Params:
@@ -106,7 +106,7 @@ class ModelConfig:
         def train(
             params: Params, stats: Tree, taps: dict[str, Array], x: Array
         ) -> tuple[Tree, Features, dict[str, LayerInputs], Tree]:
-            # Where there are none to start from, Flax starts afresh; `tapped` has no use for what comes of that.
+            # Without statistics Flax starts new ones; `tapped` drops them.
             network = moving(variables={"batch_stats": stats} if stats else {})
             ((outputs, features), moved), inputs = network.apply(params, taps, x)
             return outputs, features, inputs, moved.get("batch_stats", {})

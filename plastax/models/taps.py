@@ -66,8 +66,8 @@ def tapped(
       `nnx.to_pure_dict`, whose names are those of the layers); ``outputs`` is what the module gives.
 
     Raises:
-      ConfigError: ``module`` is no Flax module, or an nnx module is given what is for linen. Where the network is
-        applied: ``params`` has other collections too, the module has no layer of that name, or it needs a collection
+      ConfigError: ``module`` is not of Flax, or an argument for linen is given for nnx. Where the network is applied:
+        ``params`` has other collections too, the module has no layer of a name in ``layers``, or it needs a collection
         that ``variables`` lacks.
       ValueError: where the network is applied: a layer is called twice (its parameters have two inputs) or is in
         `nn.scan` and the like, or no `Window` describes a convolution: grouped, masked, transposed by an input
@@ -95,7 +95,19 @@ def tapped(
             f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a module of flax.linen "
             "or flax.nnx: layers of Equinox or plain functions cannot be tapped"
         )
-    variables, rngs = variables or {}, rngs or {}
+    return _linen(module, inputs, layers, variables or {}, rngs or {}, mutable, arguments)
+
+
+def _linen(
+    module: nn.Module,
+    inputs: Callable[[Tree], Tree],
+    layers: Collection[str] | None,
+    variables: Mapping[str, Tree],
+    rngs: Mapping[str, Key],
+    mutable: Sequence[str],
+    arguments: dict[str, Any],
+) -> Tapped:
+    """The network of a linen module; the arguments are those of `tapped`."""
 
     @contextlib.contextmanager
     def explained() -> Iterator[None]:
