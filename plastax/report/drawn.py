@@ -10,15 +10,10 @@ import pandas as pd
 import xarray as xr
 
 from plastax.report.score import score_of
-from plastax.report.values import REFERENCES, task_values
+from plastax.report.values import REFERENCES, base, task_values
 
 ARMS, HEATS, TASKS = 10, 6, 60
 """The largest numbers of arms in a chart, of arms with heat maps, and of tasks in a chart."""
-
-
-def base(arm: str) -> str:
-    """The label of an arm without the letter of its run: ``l2_er`` of ``A: l2_er``."""
-    return arm.partition(": ")[2] or arm
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:

@@ -20,7 +20,7 @@ from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.spectra import counts
 from plastax.report.statistics import over_seeds
 from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
-from plastax.report.values import layer_mean, rank_at, task_values, weight_norm
+from plastax.report.values import layer_mean, rank_at, task_values, threshold, weight_norm
 
 
 class Drawing(NamedTuple):
@@ -166,11 +166,11 @@ def curve_per_update(data: xr.Dataset) -> pd.DataFrame | None:
 
 def _ranks(data: xr.Dataset) -> list[Subplot]:
     """eps-rank and effective rank of the Hessian at the first update of a task."""
-    rank = rank_at(data)
-    eps = f" (ε = {float(rank.eps):.0e})".replace("e-0", "e-") if rank is not None and "eps" in rank.coords else ""
+    at = threshold(data)
+    eps = "" if at is None else f" (ε = {at:.0e})".replace("e-0", "e-")
     effective = layer_mean(data, "probe/hessian/effective_rank", "init")
     return [
-        Subplot("hessian_rank", f"Hessian ε-rank{eps}", rank),
+        Subplot("hessian_rank", f"Hessian ε-rank{eps}", rank_at(data)),
         Subplot("hessian_effective_rank", "Hessian effective rank", effective),
     ]
 
@@ -219,8 +219,7 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     occupied = (shares > 0).any(["arm", "task"])
     low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
     # Five decades of colour: smaller shares are rounding errors of the quadrature's weights.
-    rank = rank_at(data, operator=operator)
-    eps = float(rank.eps) if rank is not None and "eps" in rank.coords else None
+    eps = threshold(data, operator)
     axis = f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue"
     axis += "" if eps is None else " (dashed: ±ε)"
     return _Heat(shares, f"{unit} (log₁₀)", axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)

@@ -106,9 +106,14 @@ def frozen(data: xr.Dataset) -> list[str]:
     return [f"{arm}: seed {k} since task {int(task)}" for (arm, k), task in table.items()]
 
 
+def base(arm: str) -> str:
+    """The label of an arm without the letter of its run: ``l2_er`` of ``A: l2_er``."""
+    return arm.partition(": ")[2] or arm
+
+
 def reference(data: xr.Dataset) -> str | None:
-    """The arm that others are compared with; None if the study has none of `REFERENCES`."""
-    return next((name for name in REFERENCES if name in data.arm.values), None)
+    """The arm that others are compared with: the first of `REFERENCES` that the (first) run has; None without one."""
+    return next((arm for name in REFERENCES for arm in data.arm.values.tolist() if base(arm) == name), None)
 
 
 def rank_at(
@@ -161,3 +166,9 @@ def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
 def middle_eps(value: xr.DataArray) -> xr.DataArray:
     """A value at the middle one of its thresholds, if it has several."""
     return value.isel(eps=value.sizes["eps"] // 2) if "eps" in value.dims else value
+
+
+def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:
+    """The eps of `rank_at`; None if unknown."""
+    rank = rank_at(data, operator=operator)
+    return float(rank.eps) if rank is not None and "eps" in rank.coords else None

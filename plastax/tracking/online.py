@@ -18,6 +18,7 @@ import scipy.stats
 from plastax.errors import ConfigError
 from plastax.records.files import PathLike
 from plastax.records.layout import MARKS, Segment, arm_labels, read_arm, read_config, read_environment, short
+from plastax.report.drawn import evenly
 from plastax.report.score import notice
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import mean_interval
@@ -272,8 +273,7 @@ def _densities(spectra: Mapping[str, Mapping[int, Histogram]]) -> dict[str, Any]
 
     out = {}
     for name, of_tasks in spectra.items():
-        tasks = sorted(of_tasks)
-        chosen = [tasks[i] for i in dict.fromkeys(np.linspace(0, len(tasks) - 1, SERIES).round().astype(int))]
+        chosen = evenly(sorted(of_tasks), SERIES)
         edges = of_tasks[chosen[0]].edges
         places = signed_log((edges[1:] + edges[:-1]) / 2, float(np.abs(edges).min()))
         out[name.replace("/spectrum/", "/density/")] = wandb.plot.line_series(

@@ -10,10 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from plastax.report.drawn import TASKS, base, fewer_tasks
+from plastax.report.drawn import TASKS, fewer_tasks
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import over_seeds
 from plastax.report.style import arm_styles
+from plastax.report.values import base
 
 WIDE = 30.0
 """A chart whose largest mean is more than this many times its smallest has a logarithmic axis."""

@@ -12,12 +12,11 @@ import xarray as xr
 
 from plastax.records.loading import differing
 from plastax.report import drawn
-from plastax.report.drawn import base
 from plastax.report.html.page import Section
 from plastax.report.html.verdict import Findings
 from plastax.report.notes import broken, gaps, unfinished, unscored
 from plastax.report.statistics import FEWEST
-from plastax.report.values import rank_at
+from plastax.report.values import base, rank_at
 
 Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Letter of a run, "" for a single one -> content of its ``config.json`` and ``environment.json``."""

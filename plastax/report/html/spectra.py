@@ -15,7 +15,7 @@ from plastax.report.html.page import Chart, Section
 from plastax.report.score import thirds
 from plastax.report.spectra import counts, signed_log
 from plastax.report.statistics import over_seeds
-from plastax.report.values import layer_mean, middle_eps, rank_at
+from plastax.report.values import layer_mean, middle_eps, rank_at, threshold
 
 ROWS = 8
 """The most tasks in the ridgeline."""
@@ -196,12 +196,6 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     made.update_xaxes(type="log", exponentformat="power", dtick=1)
     made.update_yaxes(type="log", exponentformat="power", dtick=1)
     return made
-
-
-def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:
-    """The eps of the eps-rank in all other charts; None if unknown."""
-    rank = rank_at(data, operator=operator)
-    return float(rank.eps) if rank is not None and "eps" in rank.coords else None
 
 
 def scalar_charts(data: xr.Dataset, operator: str) -> list[Chart]:

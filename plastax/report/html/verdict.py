@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from plastax.report.drawn import base
 from plastax.report.score import Score, TaskWindow, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds
 from plastax.report.table import cell
-from plastax.report.values import frozen_seeds, layer_mean, rank_at, reference, task_values
+from plastax.report.values import base, frozen_seeds, layer_mean, rank_at, reference, task_values
 
 _THIRDS = (
     TaskWindow("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
@@ -112,7 +111,7 @@ def findings(data: xr.Dataset) -> Findings | None:
         return None
     count = data.sizes["task"]
     early, late = (window.tasks(count) for window in windows(score))
-    measure, name = spectrum(data), _reference(data)
+    measure, name = spectrum(data), reference(data)
     at_end = values.isel(task=late).mean("task")
     parts = {"late": over_seeds(at_end)}
     if count > 1:
@@ -140,12 +139,6 @@ def findings(data: xr.Dataset) -> Findings | None:
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}
-
-
-def _reference(data: xr.Dataset) -> str | None:
-    """The reference; for several runs side by side, that of the first."""
-    names = data.arm.values.tolist()
-    return reference(data) or next((m for r in ("reset", "backprop") for m in names if base(m) == r), None)
 
 
 def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
