@@ -1,4 +1,4 @@
-"""Plasticity-preserving methods, one a file, each an `optax.GradientTransformationExtraArgs`.
+"""Plasticity-preserving methods, each an `optax.GradientTransformationExtraArgs`.
 
 `METHODS` names what an experiment can select: frozen configurations whose ``build(optimiser, model)`` wraps an
 optimiser into the method. `compose` makes one of several. Transformations compose by `optax.chain`:
