@@ -41,7 +41,7 @@ def problem(name: str) -> Problem:
         classes = jnp.asarray(rng.integers(0, 4, EXAMPLES))
         y = classes if name == "cross_entropy" else jax.nn.one_hot(classes, 4)
         return Problem(network, name, params, (x, y), 3 if name == "cross_entropy" else 4)
-    model = ActorCritic((3,), "tanh").build((3,), 3, continuous=name == "gaussian")
+    model = ActorCritic((3,), activation="tanh").build((3,), 3, continuous=name == "gaussian")
     params = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(0, 0.7, s.shape)), jax.eval_shape(model.init, jax.random.key(0))
     )

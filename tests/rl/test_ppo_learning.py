@@ -52,7 +52,7 @@ def all_toys(continuous: bool) -> EnvironmentStream:
 def learner(request):
     continuous = request.param
     stream = all_toys(continuous)
-    model = ActorCritic((16,), "tanh", initial_log_std=-1.0).build((1,), 1 if continuous else 2, continuous=continuous)
+    model = ActorCritic((16,), activation="tanh", initial_log_std=-1.0).build((1,), 1 if continuous else 2, continuous=continuous)
     method = METHODS["backprop"].build(CONFIG.optimizer())
     program = over_seeds(ppo.program(CONFIG, stream, model, method, updates_per_task=UPDATES), len(SEEDS))
     options = {"xla_backend_optimization_level": 0}  # compiles in half the time
@@ -104,7 +104,7 @@ def test_cartpole_is_solved():
     four seeds that would decide.
     """
     config = ppo.PPO(learning_rate=1e-3)
-    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), "tanh"), updates=600, last=100, seeds=16)
+    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), activation="tanh"), updates=600, last=100, seeds=16)
     assert returns.mean() >= 475, returns
 
 
@@ -112,7 +112,7 @@ def test_cartpole_is_solved():
 def test_acrobot_is_solved():
     """Gymnasium's threshold for Acrobot-v1 is -100."""
     config = ppo.PPO(num_envs=8, learning_rate=1e-3)
-    returns = final_returns("Acrobot-v1", config, ActorCritic((64, 64), "tanh"), updates=300, last=50)
+    returns = final_returns("Acrobot-v1", config, ActorCritic((64, 64), activation="tanh"), updates=300, last=50)
     assert returns.mean() >= -100, returns
 
 
@@ -123,5 +123,5 @@ def test_pendulum_is_learned():
         num_envs=16, num_steps=200, epochs=10, minibatches=32, learning_rate=1e-3, max_grad_norm=0.5, gamma=0.95,
         entropy_weight=0.0, reward_scale=0.1,
     )  # fmt: skip
-    returns = final_returns("Pendulum-v1", config, ActorCritic((64, 64), "tanh"), updates=80, last=20)
+    returns = final_returns("Pendulum-v1", config, ActorCritic((64, 64), activation="tanh"), updates=80, last=20)
     assert returns.mean() >= -250, returns

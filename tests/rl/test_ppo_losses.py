@@ -36,7 +36,7 @@ def problem(continuous: bool, config: ppo.PPO):
     rng = np.random.default_rng(0)
     size = 2 if continuous else 3
     policy = policies.make(BOX if continuous else Discrete(size))
-    model = ActorCritic((8,), "tanh").build((3,), size, continuous=continuous)
+    model = ActorCritic((8,), activation="tanh").build((3,), size, continuous=continuous)
     params = jax.tree.map(lambda x: jnp.asarray(x + 0.5 * rng.normal(size=x.shape)), model.init(jax.random.key(0)))
     observation = jnp.asarray(rng.normal(size=(BATCH, 3)))
     out = model.apply(params, observation)[0]

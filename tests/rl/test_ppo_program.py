@@ -165,7 +165,7 @@ def test_kronecker_factors_change_no_bit_of_other_networks(which):
         stream = MinAtar(games=("Breakout",)).build()
         config: ActorCritic = ConvActorCritic((8,), channels=(4,))
     else:
-        stream, config = Chain("CartPole-v1").build(), ActorCritic((8, 8), "tanh", layer_norm=True)
+        stream, config = Chain("CartPole-v1").build(), ActorCritic((8, 8), activation="tanh", layer_norm=True)
     size, continuous = ppo.action_size(stream.environment)
     model = config.build(stream.environment.observation_shape, size, continuous=continuous)
 

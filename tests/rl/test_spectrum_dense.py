@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 def setting():
     """A small actor-critic away from its start, and a slightly off-policy batch, in float64."""
     rng = np.random.default_rng(0)
-    model = ActorCritic((6,), "tanh").build((3,), 3, continuous=False)
+    model = ActorCritic((6,), activation="tanh").build((3,), 3, continuous=False)
     network = objective.network(ppo.PPO(), model, policies.make(Discrete(3)))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda s: rng.normal(0, 0.7, s.shape), shapes)
