@@ -52,7 +52,8 @@ def all_toys(continuous: bool) -> EnvironmentStream:
 def learner(request):
     continuous = request.param
     stream = all_toys(continuous)
-    model = ActorCritic((16,), activation="tanh", initial_log_std=-1.0).build((1,), 1 if continuous else 2, continuous=continuous)
+    network = ActorCritic((16,), activation="tanh", initial_log_std=-1.0)
+    model = network.build((1,), 1 if continuous else 2, continuous=continuous)
     method = METHODS["backprop"].build(CONFIG.optimizer())
     program = over_seeds(ppo.program(CONFIG, stream, model, method, updates_per_task=UPDATES), len(SEEDS))
     options = {"xla_backend_optimization_level": 0}  # compiles in half the time
@@ -104,7 +105,8 @@ def test_cartpole_is_solved():
     four seeds that would decide.
     """
     config = ppo.PPO(learning_rate=1e-3)
-    returns = final_returns("CartPole-v1", config, ActorCritic((64, 64), activation="tanh"), updates=600, last=100, seeds=16)
+    model = ActorCritic((64, 64), activation="tanh")
+    returns = final_returns("CartPole-v1", config, model, updates=600, last=100, seeds=16)
     assert returns.mean() >= 475, returns
 
 

@@ -143,10 +143,11 @@ def test_output_curvature_is_the_hessian_of_the_mean_divergence_and_value_loss(c
         kl = jax.vmap(lambda a, b: divergence(kind, a, b))(old, new).mean()
         return kl + config.value_weight * 0.5 * jnp.square(new["value"] - batch.target).mean()
 
-    dense = jax.hessian(convex)(flat)
-    product = jax.vmap(lambda t: ravel_pytree(network.output_loss.curvature(old, batch, unflatten(t)))[0])(
-        jnp.eye(flat.size)
-    )
+    @jax.vmap
+    def product_with(tangent):
+        return ravel_pytree(network.output_loss.curvature(old, batch, unflatten(tangent)))[0]
+
+    dense, product = jax.jit(jax.hessian(convex))(flat), jax.jit(product_with)(jnp.eye(flat.size))
     np.testing.assert_allclose(product, dense, atol=1e-12)
     np.testing.assert_allclose(product, product.T, atol=1e-14)
     assert np.linalg.eigvalsh(product).min() > -1e-13

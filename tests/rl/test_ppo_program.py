@@ -7,17 +7,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic, ConvActorCritic
-from plastax.probes import PROBES, FeatureProbe, Hessian, monitor
+from plastax.probes import PROBES, FeatureProbe, monitor
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.minatar import MinAtar
-from plastax.types import Program
+from plastax.types import Array, Probe, ProbeInput, Program
 from tests.compiling import AS_USERS
 from tests.rl.runs import Run, distance, host, joined, run, same, seed
 
@@ -27,15 +28,21 @@ MODEL = ActorCritic((8, 8)).build((4,), 2, continuous=False)
 
 
 def train(program: Program, seeds=SEEDS, lengths=(UPDATES, UPDATES)) -> Run:
-    """Compiled as users do: what changes a bit is the compiler."""
+    """Compiled as users do: it is mostly the compiler that changes a bit."""
     return run(program, seeds, lengths, AS_USERS)
+
+
+def drawing(seen: ProbeInput) -> dict[str, Array]:
+    """Draws, and goes back through the network: all that a probe could disturb."""
+    gradient = jax.grad(seen.loss_fn)(seen.params, seen.batch)
+    return {"noise": jax.random.normal(seen.key), "slope": optax.tree.norm(gradient)}
 
 
 @pytest.fixture(scope="module")
 def cartpole():
     """Makes a program of the tiny network on CartPole with offsets, and many networks of it."""
     stream = Chain("CartPole-v1").build()
-    probes = (FeatureProbe().build(MODEL), Hessian(order=8, probes=1, examples=64).build(MODEL))
+    probes = (FeatureProbe().build(MODEL), Probe("drawing", drawing, {}, {}))
 
     def make(*, seeds: int = len(SEEDS), chunk: int = 0, probed: bool = False, monitored: bool = False, **changes):
         config = dataclasses.replace(CONFIG, **changes)
@@ -57,13 +64,19 @@ def cartpole():
 @pytest.fixture(scope="module")
 def bare(cartpole) -> Run:
     """Nothing is measured; a segment an update."""
-    return train(cartpole(kronecker_every=0), lengths=(1,) * (2 * UPDATES))
+    return run(cartpole(kronecker_every=0), SEEDS, (1,) * (2 * UPDATES))
 
 
 @pytest.fixture(scope="module")
 def whole(cartpole) -> Run:
     """Everything is measured; a segment a task."""
-    return train(cartpole(probed=True, monitored=True))
+    return run(cartpole(probed=True, monitored=True), SEEDS, (UPDATES, UPDATES))
+
+
+@pytest.fixture(scope="module")
+def bare_as_users(cartpole) -> Run:
+    """`bare` as users compile it."""
+    return train(cartpole(kronecker_every=0), lengths=(1,) * (2 * UPDATES))
 
 
 # --- 64 bits ----------------------------------------------------------------------------------------------------------
@@ -109,12 +122,13 @@ def assert_same_training(one: Run, other: Run) -> None:
     assert same(*({name: x[name] for name in sorted(common)} for x in (a, b)))
 
 
-def test_probes_monitor_factors_and_scan_length_change_no_bit(bare, whole):
-    """All at once, as each compilation is long; `test_each_of_them_changes_no_bit` tells which it is.
-
-    What follows from the gradient is compiled the same, whether factors are taken of the pass or not.
-    """
-    assert_same_training(bare, whole)
+def test_probes_monitor_factors_and_scan_length_change_no_draw(bare, whole):
+    """All at once, up to the rounding of quick compilation; `test_each_of_them_changes_no_bit` tells which it is."""
+    assert same(bare.state.key, whole.state.key)
+    assert distance(bare.state.params, whole.state.params) < 1e-5
+    recorded, wholly = joined(bare.records), joined(whole.records)
+    for name in GOLDEN:
+        np.testing.assert_allclose(recorded[name], wholly[name], rtol=1e-3, atol=1e-6, err_msg=name)
     assert bare.state.factors.total == {}
     assert all((x != 0).any() for x in jax.tree.leaves(whole.state.factors.total))
     assert joined(whole.records).keys() > joined(bare.records).keys()
@@ -130,13 +144,13 @@ def test_probes_monitor_factors_and_scan_length_change_no_bit(bare, whole):
     ],
     ids=["probes and monitor", "factors", "scan length"],
 )
-def test_each_of_them_changes_no_bit(cartpole, bare, options, length):
-    assert_same_training(bare, train(cartpole(**options), lengths=(length,) * (2 * UPDATES // length)))
+def test_each_of_them_changes_no_bit(cartpole, bare_as_users, options, length):
+    assert_same_training(bare_as_users, train(cartpole(**options), lengths=(length,) * (2 * UPDATES // length)))
 
 
 @pytest.mark.slow
-def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole, whole):
-    short = train(cartpole(probed=True, monitored=True), lengths=(2,) * UPDATES)
+def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole):
+    whole, short = (train(cartpole(probed=True, monitored=True), lengths=(n,) * (8 // n)) for n in (UPDATES, 2))
     assert same(whole.state, short.state)
     assert same(joined(whole.records), joined(short.records))
     for task in range(2):
@@ -150,8 +164,8 @@ def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole, wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampled", "exact"])
-def test_other_kinds_of_factors_change_no_bit_either(cartpole, whole, kind):
-    other = train(cartpole(kronecker_kind=kind))
+def test_other_kinds_of_factors_change_no_bit_either(cartpole, kind):
+    whole, other = train(cartpole()), train(cartpole(kronecker_kind=kind))
     assert_same_training(whole, other)
     for name, pair in whole.state.factors.total.items():
         np.testing.assert_allclose(other.state.factors.total[name].a, pair.a, rtol=1e-6)
@@ -182,15 +196,15 @@ def test_kronecker_factors_change_no_bit_of_other_networks(which):
 
 
 @pytest.mark.slow  # compiles PPO twice more
-def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare):
+def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare_as_users):
     """Bit for bit where as many run side by side (`seed_chunk`), whoever they are; else up to rounding.
 
     XLA multiplies one network's matrices with other instructions than several networks' at once: 1e-8 after 8 updates
     here, with 64 units and 128 steps 4e-7 after one update, and as different as other seeds after some ten.
     """
     alone = train(cartpole(seeds=1, kronecker_every=0), seeds=SEEDS[1:2])
-    assert distance(seed(bare.state.params, 1), alone.state.params) < 1e-6
-    assert same(seed(bare.state.key, 1), alone.state.key)
+    assert distance(seed(bare_as_users.state.params, 1), alone.state.params) < 1e-6
+    assert same(seed(bare_as_users.state.key, 1), alone.state.key)
     # Side by side in chunks of one it is the same program, bit for bit.
     chunked = train(cartpole(chunk=1, kronecker_every=0))
     assert same(seed(chunked.state, 1), alone.state)
@@ -236,7 +250,7 @@ def test_one_compilation_serves_all_tasks(whole, assert_no_retrace):
         for clock in clocks:
             state, record = whole.segment(state, (), clock, UPDATES)
     assert whole.segment._cache_size() == 1
-    assert np.isfinite(record.probe["hessian/largest"]).all()
+    assert np.isfinite(record.probe["drawing/slope"]).all()
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,12 @@ CHAINS = [name for name, config in STREAMS.items() if isinstance(config, Chain)]
 PHYSICS = [name for name, config in STREAMS.items() if isinstance(config, Physics)]
 
 
+def params(names):
+    """Chains are one piece of code: one with discrete and one with continuous actions stand in for all."""
+    repeated = ("acrobot_chain", "mountaincar_chain")
+    return [pytest.param(name, marks=pytest.mark.slow) if name in repeated else name for name in names]
+
+
 class Run(NamedTuple):
     stream: EnvironmentStream
     first: list  # observations of the resets, [S, N, ...], for each of the tasks 0, 1, 2
@@ -82,7 +88,7 @@ def defaults(config):
     return gymnax.make(config.env)[1]
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", params(STREAMS))
 def test_one_compilation_with_static_shapes_serves_all_tasks(runs, name):
     run = runs(name)
     assert run.compilations == 1
@@ -96,7 +102,7 @@ def test_one_compilation_with_static_shapes_serves_all_tasks(runs, name):
         assert all(np.all(np.isfinite(leaf)) for leaf in timestep)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", params(STREAMS))
 def test_tasks_are_a_function_of_seed_and_number(runs, name):
     run = runs(name)
     key = jax.random.split(jax.random.key(7), SEEDS)[1]
@@ -113,7 +119,7 @@ def test_tasks_are_a_function_of_seed_and_number(runs, name):
         assert same(*(jax.tree.map(lambda x, seed=seed: x[seed], content[0]) for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("name", [*CHAINS, *PHYSICS, "permuted_obs"])
+@pytest.mark.parametrize("name", params([*CHAINS, *PHYSICS, "permuted_obs"]))
 def test_task_zero_is_the_unchanged_environment(runs, name):
     run = runs(name)
     expected = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (SEEDS, *np.shape(x))), defaults(STREAMS[name]))
@@ -125,7 +131,7 @@ def test_task_zero_is_the_unchanged_environment(runs, name):
         np.testing.assert_array_equal(run.tasks[0].view, [range(4)] * SEEDS)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", params(CHAINS))
 def test_offset_is_all_that_changes(runs, name):
     run = runs(name)
     offset = run.tasks[1].view[:, None]
@@ -247,8 +253,8 @@ def test_minatar_is_gymnax_with_padding_and_surplus_actions_do_nothing():
     assert all(same(still[0], other) for other in still[1:])
 
 
-def test_minatar_switch_stays_a_branch_under_vmapped_seeds():
-    stream = MinAtar(("Breakout", "Freeway")).build()
+def test_minatar_switch_stays_a_branch_under_vmapped_seeds(runs):
+    stream = runs("minatar_chain").stream
     run = jax.vmap(lambda key, index: rollout(stream, key, index), (0, None))
     program = jax.make_jaxpr(run)(jax.random.split(jax.random.key(0), SEEDS), jnp.int32(0))
     scan = [equation for equation in program.eqns if equation.primitive.name == "scan"][-1]
