@@ -1,4 +1,4 @@
-"""The command line: what there is, the report of a run, and data ahead of time.
+"""The command line: lists, reports and tables of runs, shards of studies, and data sets.
 
 ``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
 of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;

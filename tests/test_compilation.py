@@ -89,7 +89,7 @@ def test_where_nothing_can_be_kept_a_line_says_so(tmp_path):
         (start(tmp_path / "file"), f"[Errno 20] Not a directory: '{tmp_path}/file/plastax/xla/"),
     ):
         assert json.loads(done.stdout)["value"]
-        assert done.stderr.startswith(f"compiled programs are not kept: {why}")
+        assert done.stderr.startswith(f"compiled programs are not cached: {why}")
         assert done.stderr.count("\n") == 1
 
 

@@ -1,1 +1,1 @@
-"""The host of a run: segment after segment, checkpoints, compilation, memory, signals, timing."""
+"""What the host does in a run: it calls compiled segments, saves, reports, and handles memory and signals."""

@@ -1,4 +1,4 @@
-"""The compiled program of a batch, ready when its turn comes: while one batch trains, a thread compiles the next."""
+"""Compiles the program of the next batch in a thread while one trains."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Compiled(NamedTuple):
     Attributes:
       init: ``(start, data) -> state``.
       segment: ``(state, data, clock) -> (state, Record)``.
-      counts: scalars for the record: an arm's share of the seconds, programs that were compiled, and those of them that
-        the cache did not have.
+      counts: scalars for the record: seconds per arm, programs that were compiled, and those that the cache did not
+        have.
     """
 
     init: jax.stages.Compiled
@@ -32,7 +32,7 @@ def compiled(batch: Batch, length: int, settings: Mapping[str, Any]) -> Compiled
     """Compiles a batch's program for segments of ``length`` updates; runs nothing.
 
     Raises:
-      OutOfMemory: the program cannot fit; the message has the settings to lower.
+      OutOfMemory: the program does not fit into memory.
     """
     asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
     with memory.explained(batch.name, settings):
@@ -46,15 +46,15 @@ def compiled(batch: Batch, length: int, settings: Mapping[str, Any]) -> Compiled
 
 
 class Ahead:
-    """Compiles the programs of batches in the order of their turns, at most one ahead. A context.
+    """A context that compiles the programs of batches in order, at most one ahead.
 
-    XLA compiles without Python's lock, so training goes on meanwhile. A program that does not compile raises in its own
-    turn: the batches before it lose nothing.
+    XLA compiles without Python's lock, so training continues meanwhile. A program that does not compile raises when it
+    is taken, so the batches before it are not affected.
 
     Args:
-      batches: that will be asked for.
-      length: updates in a segment.
-      settings: of the run, for messages.
+      batches: the batches that will be taken, in order.
+      length: updates per segment.
+      settings: the settings of the run, for messages.
     """
 
     def __init__(self, batches: Sequence[Batch], length: int, settings: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Ahead:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def take(self, batch: Batch) -> Compiled:
-        """The program of a batch, whose turn it is; the next one's compilation begins."""
+        """The program of a batch. The next program starts to compile."""
         ahead, self._next = self._next, None
         future = ahead[1] if ahead and ahead[0] is batch else self._begin(batch)
         program = future.result()

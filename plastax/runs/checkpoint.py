@@ -1,9 +1,9 @@
-"""Checkpoints of a program's state, by orbax: complete, checked and of this configuration, or refused.
+"""Checkpoints of a program's state, by orbax: complete, intact and of this configuration, or refused.
 
-Beside what orbax writes, every checkpoint has a ``manifest.json``, written last: the format, the settings that it
-belongs to, the leaves of the state, and size and checksum of every file. A checkpoint without one was never finished;
-one whose files do not match it is damaged (orbax reads some damage back as numbers), and kept. One that cannot be read
-is neither: nothing is decided about it.
+Every checkpoint has, beside orbax's files, a ``manifest.json`` that is written last: the format, the settings, the
+leaves of the state, and size and checksum of every file. A checkpoint without a manifest was never finished. One whose
+files do not match its manifest is damaged, and kept (orbax reads some damage as numbers). One that cannot be read now
+may be intact, so it is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHAPE = {
 }  # fmt: skip
 
 OVERHEAD = 1 << 17
-"""Bytes that a checkpoint takes beside its numbers."""
+"""Bytes that a checkpoint takes beside its arrays."""
 
 
 def _is_key(x: object) -> bool:
@@ -56,21 +56,21 @@ def _without_keys(state: Tree) -> Tree:
 
 
 def _named(state: Tree) -> dict[str, Any]:
-    """Path name -> leaf (or shape struct), without slashes, which orbax would take for folders."""
+    """Path -> leaf (or its shape), with dots for slashes, which orbax would take for folders."""
     return {name.replace("/", "."): leaf for name, leaf in tree.named_leaves(_without_keys(state)).items()}
 
 
 def to_host(state: Tree) -> dict[str, np.ndarray]:
-    """Path name -> copy of every leaf on the host; PRNG keys as their words. Waits for the state to be computed."""
-    # Copies: on CPU an array may share the memory of a buffer that the next segment donates.
+    """Path -> copy of a leaf on the host, keys as integers. Waits until the state is computed."""
+    # np.array copies: on a CPU, np.asarray would share a buffer that the next segment donates.
     return {name: np.array(leaf) for name, leaf in _named(state).items()}
 
 
 def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
-    """The state that `to_host` took apart, of the structure of ``like``."""
+    """The inverse of `to_host`: a state of the structure of ``like``."""
 
     def leaf(name: str, old: Any) -> jax.Array:
-        # A copy: the first segment donates it.
+        # A copy, because the first segment donates it.
         new = jnp.array(leaves[name.replace("/", ".")])
         return jax.random.wrap_key_data(new) if _is_key(old) else new
 
@@ -81,9 +81,9 @@ class Restored(NamedTuple):
     """What a run continues from.
 
     Attributes:
-      segment: its number.
-      leaves: the state before it, by path name.
-      notes: what is to be said about newer checkpoints, one line each.
+      segment: the segment to continue with.
+      leaves: the state before that segment: path -> array.
+      notes: lines for the user about newer checkpoints that cannot be used.
     """
 
     segment: int
@@ -92,16 +92,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one method of a run: written in the background, atomically, the newest ones kept.
+    """Writes the checkpoints of one method of a run, atomically and in the background, and keeps the newest.
 
     Args:
-      directory: ``checkpoints/<method>`` in the run directory; made if need be.
-      config: the content of ``config.json``; another configuration's checkpoints are refused.
-      keep: how many.
-      first: the segment that the run continues with: later checkpoints make room, see `clear`.
+      directory: ``checkpoints/<method>`` in the run directory; made if it does not exist.
+      config: the content of ``config.json``.
+      keep: how many to keep.
+      first: the segment that the run continues with; later checkpoints are moved aside, see `clear`.
 
     Attributes:
-      newest: the segment of the newest checkpoint that is finished; 0: none.
+      newest: the segment of the newest finished checkpoint; 0: none.
 
     Raises:
       RunError: the directory cannot be used.
@@ -111,7 +111,7 @@ class Checkpoints:
         self.newest = first
         self._directory, self._run = directory.absolute(), directory.parent.parent
         self._config = {"hash": config.get("hash"), "settings": config.get("settings", {})}
-        # In a thread of our own rather than orbax's, because the manifest has to come behind orbax's last file.
+        # In our own thread instead of orbax's, because the manifest has to follow orbax's last file.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -129,24 +129,24 @@ class Checkpoints:
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        # orbax and TensorStore raise nearly anything where a disk is full or a folder may not be written.
+        # orbax and TensorStore raise almost anything when a disk is full or a folder is not writable.
         except Exception as error:
             raise RunError(
-                f"{self._directory}: a checkpoint could not be written ({_why(error)}); those before it are whole: "
+                f"{self._directory}: a checkpoint could not be written ({_why(error)}); earlier ones are intact: "
                 f"continue with --resume {self._run}"
             ) from error
 
     def save(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
-        """Saves the state before segment number ``segment``; waits only for a save that is still under way.
+        """Saves the state before segment ``segment`` in the background, after the previous save.
 
         Raises:
-          RunError: that save failed (the disk is full, say).
+          RunError: the previous save failed, because the disk is full, for example.
         """
         self.wait()
         self._pending = self._thread.submit(self._guarded, lambda: self._write(segment, leaves))
 
     def _write(self, segment: int, leaves: dict[str, np.ndarray]) -> None:
-        # Before orbax begins: TensorStore prints its own traceback for every array that does not fit.
+        # Checked first, because TensorStore prints a traceback for every array that does not fit.
         if shutil.disk_usage(self._writing).free < sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._manager.save(segment, args=ocp.args.StandardSave(leaves))
@@ -159,13 +159,13 @@ class Checkpoints:
         self.newest = segment
 
     def wait(self) -> None:
-        """Waits for a save under way; raises its `RunError`."""
+        """Waits for the current save; raises its `RunError`."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
 
     def close(self) -> None:
-        """Waits for a save under way; raises its `RunError`."""
+        """Waits for the current save, raises its `RunError`, and frees all resources."""
         try:
             self.wait()
         finally:
@@ -175,9 +175,9 @@ class Checkpoints:
 
 
 def _anchored(descriptor: int, directory: Path) -> Path:
-    """A name of an open directory that stays right when it is moved; its own, where the system has no such name.
+    """A path of an open directory that survives a move, where the system has one; else its own path.
 
-    orbax makes the folders that it misses, so under the old name it would make a moved run again.
+    orbax creates missing folders, so with the old path it would create a moved run again.
     """
     anchor = Path(f"/proc/self/fd/{descriptor}")
     return anchor if anchor.is_dir() else directory
@@ -187,18 +187,18 @@ COMPLETE = Survey(sys.maxsize, "", 0)
 
 
 def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = COMPLETE) -> Restored | None:
-    """The newest checkpoint that is whole, and whose records are; None if none was ever finished. Changes nothing.
+    """The newest intact checkpoint whose records are intact too; None if none was ever finished. Changes nothing.
 
     Args:
       place: ``checkpoints/<method>`` in the run directory.
       config: the content of ``config.json``.
-      like: a state of the program's structure (arrays or shape structs).
-      there: what has been recorded.
+      like: a state of the program, arrays or their shapes.
+      there: what is recorded.
 
     Raises:
       RecordError: a file cannot be read now.
-      RunError: one was finished, but none is left that is whole and whose records are; or the newest belongs to
-        another configuration, model or version of plastax.
+      RunError: no finished checkpoint is usable; or the newest is of another configuration, model or version of
+        plastax.
     """
     notes: list[str] = []
     for segment, folder in sorted(_folders(place).items(), reverse=True):
@@ -207,7 +207,7 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
             if missing := _SHAPE.keys() - manifest.keys():
                 raise RecordError(f"{MANIFEST} lacks {', '.join(sorted(missing))}")
             _verify(folder, manifest["files"])
-        # Killed between orbax's last file and the manifest: as if it had not been begun.
+        # Killed before the manifest was written: never finished.
         except FileNotFoundError:
             continue
         except Unreadable:
@@ -225,26 +225,26 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
         notes = [f"{place} lacks the checkpoint before segment {there.checkpoint}"]
     if notes:
         raise RunError(
-            f"no checkpoint is left to continue from: {'; '.join(notes)}; put back what is damaged or missing from a "
+            f"no checkpoint is left to continue from: {'; '.join(notes)}; restore what is damaged or missing from a "
             "copy, or start over with --fresh"
         )
     return None
 
 
 def clear(place: Path, first: int) -> None:
-    """Makes room for the checkpoints after segment ``first``: moves aside what is there, damaged or half-made too."""
+    """Moves aside all checkpoints after segment ``first``, damaged and unfinished ones too."""
     for segment, folder in _folders(place).items():
         if segment > first:
             aside(folder)
 
 
 def _folders(place: Path) -> dict[int, Path]:
-    """Segment -> folder of its checkpoint; whatever else lies beside them is none."""
+    """Segment -> folder of its checkpoint; other files are ignored."""
     return {int(path.name): path for path in entries(place) if re.fullmatch("0|[1-9][0-9]*", path.name)}
 
 
 def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
-    """Raises `RecordError` unless all files of a checkpoint are there, inside of it, and what they were."""
+    """Raises `RecordError` unless a checkpoint has all its files, inside its folder and unchanged."""
     for name, expected in sums.items():
         path = folder / name
         try:
@@ -252,7 +252,7 @@ def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
             whole = inside and regular(path).st_size == expected[0] and _checksum(path) == expected
         except RecordError:
             raise
-        # Names of a stranger's manifest may be anything.
+        # A manifest that somebody else wrote may have any names.
         except (FileNotFoundError, ValueError, IndexError, RuntimeError) as error:
             raise RecordError(f"{name} is missing") from error
         except OSError as error:
@@ -262,14 +262,14 @@ def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
 
 
 def _leaves(folder: Path, like: Tree) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint that has been verified."""
-    # Told the shapes, orbax restores to NumPy, wherever the state was when it was saved.
+    """The arrays of a verified checkpoint."""
+    # Given NumPy arrays, orbax restores to the host, whatever device the state was on.
     shapes = _named(jax.eval_shape(_without_keys, like))
     empty = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     try:
         with ocp.StandardCheckpointer() as reader:
             return reader.restore(folder.absolute() / "default", empty)
-    # Its bytes are right: what orbax and TensorStore raise is the system's.
+    # Its checksums are right, so an error of orbax or TensorStore is the system's.
     except Exception as error:
         raise RunError(
             f"{folder} cannot be read ({_why(error)}); nothing was changed; try again when it can"
@@ -277,7 +277,7 @@ def _leaves(folder: Path, like: Tree) -> dict[str, np.ndarray]:
 
 
 def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any], like: Tree) -> None:
-    """Raises `RunError` unless the checkpoint is one of this program."""
+    """Raises `RunError` unless a checkpoint is of this program."""
     if manifest["format"] != FORMAT:
         raise RunError(
             f"{folder} was written by plastax {manifest['plastax']} in format {manifest['format']}, this one reads "
@@ -291,13 +291,13 @@ def _check(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any],
     shapes = jax.eval_shape(_without_keys, like)
     here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(shapes).items()}
     if differing := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
-        differing.sort(key=lambda name: "params" not in name)  # What says most.
+        differing.sort(key=lambda name: "params" not in name)  # Parameters say most.
         some = "; ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in differing[:3])
         raise RunError(f"{folder} is of another model or program ({len(differing)} leaves differ: {some})")
 
 
 def _why(error: Exception) -> str:
-    """The reason in an error of orbax or TensorStore, in a line."""
+    """The reason of an error of orbax or TensorStore, in a line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     number = int(code[1]) if code else getattr(error, "errno", None)
     return os.strerror(number) if number else f"{error}".strip().partition("\n")[0][:300]

@@ -1,4 +1,4 @@
-"""Compiled programs: kept from one process to the next, and counted."""
+"""Compiled programs: cached on disk, and counted."""
 
 from __future__ import annotations
 
@@ -49,35 +49,34 @@ class _Compilations:
 
 
 counts = _Compilations()
-"""Of this process so far."""
+"""The compilations of this process so far."""
 
 
 LIMIT = 2**30
-"""Bytes that the kept programs may take, of all machines that share the folder, unless JAX's own option
-``jax_compilation_cache_max_size`` says otherwise; those that were used longest ago go first."""
+"""Bytes that cached programs may take, of all machines that share the folder, unless JAX's option
+``jax_compilation_cache_max_size`` is set. The least recently used are deleted first."""
 UNUSED = 30
-"""Days after which a program that nobody used goes: an update of jaxlib orphans every program of the old one."""
+"""Days after which an unused program is deleted: an update of jaxlib orphans all programs of the old one."""
 _DIGEST = hashlib.sha256().digest_size
 
 
 class Cache:
-    """The compiled programs of a machine, shared by processes that may be killed at any moment.
+    """A cache of compiled programs, shared by processes that may be killed at any time.
 
-    It takes the place of JAX's own cache, which writes an entry in place and never replaces it: one that was cut short
-    would cost every later process a compilation. Here an entry appears in one step, with its checksum; one that fails
-    it counts as missing, and the program that is compiled then replaces it.
+    JAX's own cache writes entries in place and never replaces them: a truncated entry would cost every later process a
+    compilation. Here an entry appears atomically, with a checksum. A damaged entry counts as missing and is replaced.
 
-    JAX's key has program, jaxlib, flags and device. XLA compiles for the very CPU at hand, so the folder is that of its
-    instruction set: a home directory may be shared between different machines.
+    JAX's key covers program, jaxlib, flags and device, but not the instruction set of a CPU, for which XLA compiles.
+    Each instruction set therefore has its own folder: machines may share a home directory.
 
     Args:
-      root: where; by default ``plastax/xla`` in the folder that JAX's option ``jax_compilation_cache_dir`` names, or
-        else in the user's cache directory.
-      limit: see `LIMIT`.
+      root: the folder; by default ``plastax/xla`` in JAX's option ``jax_compilation_cache_dir``, or else in the user's
+        cache directory.
+      limit: bytes, by default `LIMIT`.
 
     Raises:
       OSError: the folder cannot be made or written.
-      RuntimeError: there is no home directory.
+      RuntimeError: the user has no home directory.
     """
 
     def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
@@ -92,19 +91,19 @@ class Cache:
         self._sweep()
 
     def get(self, key: str) -> bytes | None:
-        """The program of this key; None if there is none, or it is damaged."""
+        """The program of a key; None if it is missing or damaged."""
         entry = self.directory / f"{key}-cache"
         try:
             content = entry.read_bytes()
         except OSError:
             return None
         with contextlib.suppress(OSError):
-            os.utime(entry)  # It was used now.
+            os.utime(entry)  # The time of its last use.
         value = content[_DIGEST:]
         return value if content[:_DIGEST] == hashlib.sha256(value).digest() else None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program under this key in the place of any that is there; where that fails, one warning says so."""
+        """Stores or replaces the program of a key; the first failure is a warning."""
         size = _DIGEST + len(value)
         if size > self._limit:
             return
@@ -120,19 +119,19 @@ class Cache:
                 part.unlink(missing_ok=True)
         except OSError as error:
             if not self._silent:
-                logger.warning("compiled programs are not kept: %s", error)
+                logger.warning("compiled programs are not cached: %s", error)
             self._silent = True
 
     def _sweep(self, more: int = 0) -> None:
-        """Takes away what nobody needs, and of the rest what makes it exceed the limit together with ``more`` bytes."""
+        """Deletes unused programs, then the least recently used until ``more`` bytes fit within the limit."""
         files = []
         for path in self._root.rglob("*"):
-            with contextlib.suppress(OSError):  # Other processes sweep as well.
+            with contextlib.suppress(OSError):  # Another process may delete it first.
                 stat = path.stat()
                 age = time.time() - stat.st_mtime
                 if path.is_dir():
                     continue
-                # A part is there for a moment, unless its process was killed.
+                # A .part exists for a moment only, unless its process was killed.
                 if age > UNUSED * 86400 or (path.suffix == ".part" and age > 3600):
                     path.unlink()
                 else:
@@ -147,13 +146,13 @@ class Cache:
 
 
 def _folder() -> Path:
-    """Where a user's caches are."""
+    """The user's cache directory."""
     own = jax.config.values["jax_compilation_cache_dir"] or os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path.home() / ".cache"
 
 
 def _instruction_set() -> str:
-    """Eight hexadecimal digits of what the CPU can do."""
+    """Eight hexadecimal digits that identify the CPU's instruction set."""
     lines = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -165,22 +164,22 @@ _cache: Cache | None = None
 
 
 def use_cache() -> None:
-    """Keeps compiled programs on disk from now on, see `Cache`; a warning where they cannot be kept."""
+    """Caches compiled programs on disk from now on, see `Cache`; a warning if that is not possible."""
     global _cache
     if _cache or "://" in (jax.config.values["jax_compilation_cache_dir"] or ""):
-        return  # Not a folder of this machine: JAX keeps them there itself.
+        return  # A URL, which JAX handles itself.
     try:
         _cache = cache = Cache()
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory.
         jax.config.update("jax_compilation_cache_dir", None)
-        logger.warning("compiled programs are not kept: %s", error)
+        logger.warning("compiled programs are not cached: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache.directory))
-    # Everything: a second start should compile nothing, not even what compiles fast.
+    # Every program, however fast it compiles: a second start should compile nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # XLA's caches of parts of a compilation are written in place.
+    # XLA writes its own caches in place.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    # JAX has no public way to give it a cache.
+    # JAX has no public way to set a cache.
     compilation_cache.get_file_cache = lambda path: (cache, path)  # type: ignore[assignment, return-value]
     compilation_cache.reset_cache()

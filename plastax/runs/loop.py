@@ -1,4 +1,4 @@
-"""The host loop: walks a program from segment to segment; records, checkpoints and shows while the device computes."""
+"""The host loop: calls a compiled program segment by segment, and saves and shows results while the device computes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Plan(NamedTuple):
 
     Attributes:
       tasks: number of tasks.
-      updates_per_task: updates in each.
-      updates_per_segment: updates in one call of the compiled program; divides ``updates_per_task``.
-      steps_per_update: environment steps (or examples) of all seeds together in one update.
+      updates_per_task: updates per task.
+      updates_per_segment: updates per call of the compiled program; divides ``updates_per_task``.
+      steps_per_update: environment steps (or examples) per update, of all seeds together.
     """
 
     tasks: int
@@ -46,11 +46,11 @@ class Plan(NamedTuple):
 
     @property
     def segments(self) -> int:
-        """Segments in the whole run."""
+        """Number of segments of the run."""
         return self.tasks * self.updates_per_task // self.updates_per_segment
 
     def check(self) -> None:
-        """Raises `ConfigError` unless segments fit into tasks."""
+        """Raises `ConfigError` unless segments divide tasks."""
         if self.updates_per_segment < 1 or self.updates_per_task % self.updates_per_segment:
             raise ConfigError(
                 f"updates_per_segment: {self.updates_per_segment} does not divide the {self.updates_per_task} updates "
@@ -59,12 +59,12 @@ class Plan(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """When a method's state goes to disk, beside after its last segment and where it is asked to stop.
+    """When checkpoints are made. One more follows the last segment, and the segment at which a run is stopped.
 
     Attributes:
-      every: segments from one checkpoint to the next; 0: as ``minutes`` says.
-      minutes: from one checkpoint to the next border of segments that gets one; 0: as ``every`` says.
-      keep: newest checkpoints that are kept; at least two, for one may be damaged.
+      every: segments between checkpoints; 0: see ``minutes``.
+      minutes: minutes between checkpoints, each at the end of a segment; 0: see ``every``.
+      keep: how many of the newest checkpoints to keep; at least two, because the newest may be damaged.
     """
 
     every: int = 0
@@ -73,11 +73,11 @@ class Saving(NamedTuple):
 
     @property
     def enabled(self) -> bool:
-        """Whether there are checkpoints at all."""
+        """Whether any checkpoints are made."""
         return bool(self.every or self.minutes)
 
     def due(self, segment: int, seconds: float) -> bool:
-        """Whether it is time, ``segment`` segments into the run and so many seconds after the last one."""
+        """Whether to save after ``segment`` segments, ``seconds`` after the last checkpoint."""
         return bool(self.every and segment % self.every == 0) or bool(self.minutes and seconds >= 60 * self.minutes)
 
 
@@ -93,29 +93,29 @@ def train(
     lock: locks.Lock | None = None,
     ahead: Ahead | None = None,
 ) -> Times | None:
-    """Runs one program to its end, from its newest checkpoint if there is one.
+    """Runs one program to its end, from its newest checkpoint if it has one.
 
-    Every segment leaves ``records/<arm>/<segment>.npz`` of every arm before the checkpoint that goes on behind it, so a
-    run that is killed at any moment repeats what came after its last checkpoint, and repeats it bit for bit.
+    ``records/<arm>/<segment>.npz`` of every arm is on disk before the checkpoint after that segment. A run that is
+    killed at any time therefore repeats, bit for bit, what came after its last checkpoint.
 
     Args:
       directory: the run directory.
       config: the content of its ``config.json``.
-      batch: the program and its networks: the seeds of one or several arms, which name their folders and curves.
-      plan: how many updates, and how many at a time.
-      sinks: what else gets to see each segment; see `tracking`.
-      saving: when to make checkpoints, by default as `Saving` has it; one more follows a segment in which a seed's
-        loss was not finite.
-      stopping: where to ask, at every border of segments, whether to stop.
-      lock: of the run; nothing is written once it is lost.
-      ahead: has the batch's compiled program; None: it is compiled now.
+      batch: the program and its networks: the seeds of one or several arms.
+      plan: the segments of the run.
+      sinks: what else receives each segment; see `tracking`.
+      saving: when to make checkpoints, by default `Saving()`. One more follows a segment in which the loss of another
+        seed is no longer finite.
+      stopping: asked after every segment whether to stop.
+      lock: the lock of the run. Nothing is written once it is lost.
+      ahead: holds the compiled program of the batch; by default, compile it now.
 
     Returns:
-      Where the time of this call went; None if there was nothing left to do.
+      Where the time of this call went; None if nothing was left to do.
 
     Raises:
-      Stopped: it was asked to.
-      RunError: the directory cannot be written any more, or holds no state that this run can go on with.
+      Stopped: a signal asked it to stop.
+      RunError: the directory cannot be written, or has no state that this run can continue from.
     """
     plan.check()
     begun = time.perf_counter()
@@ -123,11 +123,11 @@ def train(
     place = directory / "checkpoints" / layout.arm_folder(config, batch.folder)
     there = survey(directory, config, batch.arms, plan.segments)
     like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
-    # Devices, and with them the number of copies that fill them up, may be others than before.
+    # A checkpoint has no padding: the number of devices, and so the padding, may have changed since.
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
     restored = checkpoint.restore(place, config, own, there)
     first = restored.segment if restored else 0
-    # The last record alone does not end a run: one killed between it and the last checkpoint still lacks its state.
+    # All records alone do not end a run: one that was killed before its last checkpoint still lacks its final state.
     if first == plan.segments or (not saving.enabled and there.whole == plan.segments):
         return None
     for note in restored.notes if restored else ():
@@ -143,7 +143,7 @@ def train(
         waited = time.perf_counter() - waited
         needed = memory.need(compiled.segment)
         ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
-        # On the devices once, beside the state and never donated: all segments read the same arrays.
+        # Data are placed on the devices once and never donated: all segments read the same arrays.
         data = batch.place(batch.program.data)
         memory.check_need(batch, data, needed, settings)
         if restored:
@@ -153,7 +153,7 @@ def train(
             state = compiled.init(batch.start, data)
 
         def look(clock: int) -> None:
-            """What is due at the start of the task of update ``clock``, alone."""
+            """Measures what is due at the start of the task of update ``clock``, without training."""
             nonlocal state
             start = clock - clock % plan.updates_per_task
             state, values = compiled.segment(state, data, np.int32(~start))
@@ -164,7 +164,7 @@ def train(
         ended: _Ended | None = None
         for index in range(first, plan.segments):
             started, clock = time.perf_counter(), index * plan.updates_per_segment
-            # JAX returns at once. While the device computes this segment, the host finishes the one before.
+            # JAX returns at once: while the device computes this segment, the host finishes the previous one.
             state, values = compiled.segment(state, data, np.int32(clock))
             if ended:
                 host.finish(ended)
@@ -177,7 +177,7 @@ def train(
             asked = "" if last else stopping.asked
             before, frozen = frozen, num_frozen(values)
             due = last or asked or frozen > before or saving.due(index + 1, time.monotonic() - saved)
-            # The next segment donates the state, so what a checkpoint takes of it is copied now.
+            # The next segment donates the state, so the checkpoint's copy is made now.
             leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
             ended = _Ended(index, values, leaves, seconds, probes, compiled.counts if index == first else {})
@@ -219,7 +219,7 @@ class _Ended:
 
 
 class _Host:
-    """What the host does about a segment that has ended: records, checkpoint, sinks; see `train` for the arguments."""
+    """Writes the records, checkpoint and sinks of segments; see `train` for the arguments."""
 
     def __init__(
         self, directory: Path, config: Mapping[str, Any], batch: Batch, plan: Plan, sinks: Sequence[Sink],
@@ -237,7 +237,7 @@ class _Host:
             ending.callback(sink.finish)
 
     def finish(self, ended: _Ended) -> None:
-        """Records first: whoever finds a checkpoint finds all records before it."""
+        """Writes a segment's records, then its checkpoint, so that a checkpoint always has all records before it."""
         if self.lock and self.lock.lost:
             raise RunError(lifecycle.moved(self.directory))
         plan, arms = self.plan, self.batch.arms
@@ -246,7 +246,7 @@ class _Host:
             "clock": clock,
             "length": plan.updates_per_segment,
             "task": (task := clock // plan.updates_per_task),
-            "train_seconds": ended.seconds / len(arms),  # An arm's share: networks run side by side.
+            "train_seconds": ended.seconds / len(arms),  # Arms run at once; each gets an equal part.
             "probe_seconds": ended.probes / len(arms),
             "env_steps": plan.steps_per_update * plan.updates_per_segment,
             **ended.counts,
@@ -266,20 +266,20 @@ class _Host:
 
 
 def _recorded(directory: Path, config: Mapping[str, Any], arms: Sequence[str], plan: Plan) -> bool:
-    """Whether all segments of some arms are on disk, and whole."""
+    """Whether all segments of some arms are on disk and undamaged."""
     return survey(directory, config, arms, plan.segments).whole == plan.segments
 
 
 def num_frozen(values: Record) -> int:
-    """Seeds whose loss was not finite at some time up to the end of the segment; see `segments`."""
+    """Number of seeds whose loss was not finite at some update so far; see `segments`."""
     return int(np.sum(np.asarray(values.train["alive"])[:, -1] == 0)) if "alive" in values.train else 0
 
 
 def axes(batches: Sequence[Batch]) -> dict[str, Tree]:
-    """What ``config.json`` says of the record: the names of its axes and their labels, and long arms' folders.
+    """The axes of the record, as in ``config.json``: names, labels, and folders of arms with long labels.
 
-    An axis has the labels of all arms (the layers of all networks); what an arm has fewer of is in ``own_coords``.
-    ``folders`` has the arms, and batches of arms, whose names are too long for a folder.
+    An axis has the labels of all arms (the layers of all networks). ``own_coords`` has the labels of arms that have
+    fewer; ``folders`` has the arms, and batches of arms, whose labels are too long for a folder's name.
     """
     labels: dict[str, Tree] = {"dims": {}, "coords": {}, "own_coords": {}, "folders": {}}
     for batch in batches:
@@ -312,28 +312,28 @@ def study(
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
-      config: ``experiment``, ``run_id``, ``hash`` and ``settings``, of a sweep ``arms``; the labels of the record's
-        axes are added, unless it has them.
-      batches: of networks; see `parallel.batch`.
-      plan: the same for all.
+      config: ``experiment``, ``run_id``, ``hash``, ``settings`` and, for a sweep, ``arms``. What `axes` returns is
+        added, unless it is there.
+      batches: the programs; see `parallel.batch`.
+      plan: the segments of every program.
       sinks: see `train`.
       saving: see `train`.
       shard: see `lifecycle.hold`.
       here: see `layout.start_run`.
       same: see `layout.start_run`.
-      report: writes the report, once everything is recorded, of the other shards too; None: there is none.
+      report: writes the report, once all shards are recorded; None: there is no report.
 
     Returns:
-      Method -> where its time went, of those that there was something left to do of.
+      Method -> where its time went, for methods that had something left to do.
 
     Raises:
-      Stopped: SIGINT or SIGTERM came; everything up to the next border of segments is on disk.
+      Stopped: SIGINT or SIGTERM came; every finished segment is on disk.
       RunError: see `train`; or another process works on this run.
     """
     plan.check()
     config = {**axes(batches), **config}
     with contextlib.suppress(FileNotFoundError, layout.RecordError):
-        # Of a run that earlier versions began, long labels are folders as well.
+        # Earlier versions used long labels as folders.
         config["folders"] = layout.read_config(directory).get("folders", {})
     own = [arm for batch in batches for arm in batch.arms]
     others = [arm for arm in layout.arm_labels(config) if arm not in own]
@@ -360,12 +360,12 @@ def study(
                 with stopping.at_once("before the report was written"):
                     lifecycle.conclude(directory, report)
     except Stopped as stop:
-        raise Stopped(f"{stop}; {again}, or just start the same again") from stop
+        raise Stopped(f"{stop}; {again}, or run the same command again") from stop
     except layout.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(
-            f"{error.filename or directory}: {error.strerror or error}; what {directory} holds is whole: mend that and "
+            f"{error.filename or directory}: {error.strerror or error}; what {directory} holds is intact: fix that and "
             f"{again}"
         ) from error
     return {name: spent for name, spent in times.items() if spent}

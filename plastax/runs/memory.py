@@ -1,4 +1,4 @@
-"""Device memory: what a compiled program needs of it, what there is, and what to lower where it does not suffice."""
+"""Device memory: how much a compiled program needs, how much is free, and what to lower if that is too little."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TOO_LARGE = re.compile(
     "RESOURCE_EXHAUSTED|[Oo]ut of memory|Maximum allowed (size|dimension)|overflow was encountered while parsing"
     "|out of bounds for u?int|too large to convert"
 )
-"""How XLA, NumPy and JAX say that there is too little memory, or that an array is larger than any memory."""
+"""What XLA, NumPy and JAX say about too little memory, or about arrays too large for any memory."""
 
 
 class OutOfMemory(RunError):
-    """The device has too little memory; the message has the numbers and the settings to lower."""
+    """The device has too little memory. The message has the sizes and the settings to lower."""
 
 
 class Need(NamedTuple):
     """Bytes that a compiled program needs.
 
     Attributes:
-      kept: state, data and what it returns.
-      working: of its own while it runs.
+      kept: its state, data and results.
+      working: its temporaries and code.
     """
 
     kept: int
@@ -43,12 +43,12 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of both."""
+        """Both together."""
         return self.kept + self.working
 
 
 def need(compiled: Any) -> Need | None:
-    """What XLA says that a compiled program needs; None where it does not say."""
+    """What a compiled program needs according to XLA; None if XLA does not say."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -57,7 +57,7 @@ def need(compiled: Any) -> Need | None:
 
 
 def available() -> int | None:
-    """Bytes of the first device that this process may have, of a CPU see `machine.free_memory`; None if not known."""
+    """Free bytes of the first device, for a CPU those of `machine.free_memory`; None if unknown."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -73,7 +73,7 @@ def compile_segment(batch: Batch, length: int) -> tuple[Any, Any]:
       length: updates in a segment.
 
     Raises:
-      MemoryError: what a single loop of the program keeps is more than there is, as can be said before it is compiled.
+      MemoryError: a single loop of the program keeps more than is free; this is known before it is compiled.
     """
     program = batch.program
     # Shapes alone: what all networks share is placed when the batch's turn comes.
@@ -96,7 +96,7 @@ def compile_segment(batch: Batch, length: int) -> tuple[Any, Any]:
 
 
 def _least(jaxpr: Any) -> int:
-    """Bytes that a program needs at least: what the largest of its loops carries and stacks, which XLA cannot elide."""
+    """A lower bound of the bytes that a program needs: what its largest loop carries and stacks."""
     most = 0
     for eqn in jaxpr.eqns:
         inner = [part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else [value])]
@@ -108,11 +108,11 @@ def _least(jaxpr: Any) -> int:
 
 
 def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
-    """Raises `OutOfMemory` if what a batch keeps of its networks is more than there is; compiles and allocates nothing.
+    """Raises `OutOfMemory` if the states of a batch's networks exceed the free memory; compiles and allocates nothing.
 
     Args:
       batch: the networks.
-      settings: of the run, for the message.
+      settings: the settings of the run, for the message.
     """
     with explained(batch.name, settings):
         kept = tree.nbytes((batch.like, jax.eval_shape(batch.program.init, batch.like, batch.program.data)))
@@ -126,18 +126,18 @@ def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
 def check_need(
     batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any], fraction: float = 1.0
 ) -> None:
-    """Raises `OutOfMemory` if a compiled program needs more than there is beside its data.
+    """Raises `OutOfMemory` if a compiled program needs more than the free memory, beside its data.
 
     Args:
       batch: the networks.
-      data: its program's, placed.
-      needed: what XLA says.
-      settings: of the run, for the message.
-      fraction: of what is free that it may need.
+      data: the data of its program, on the devices.
+      needed: what it needs according to XLA.
+      settings: the settings of the run, for the message.
+      fraction: the fraction of the free memory that it may take.
     """
     there = available()
     if needed is not None and there is not None:
-        # XLA's account is that of one device; those of a CPU share its memory.
+        # XLA counts per device, and the devices of a CPU share its memory.
         sharing = len(batch.mesh.local_devices) if batch.mesh and jax.default_backend() == "cpu" else 1
         if (needed.total - tree.nbytes(data)) * sharing > fraction * there:
             raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
@@ -147,12 +147,12 @@ def check_need(
 def explained(
     subject: str, settings: Mapping[str, Any], needed: Callable[[], Need | None] | None = None
 ) -> Iterator[None]:
-    """Turns what XLA, NumPy and Python raise for want of memory into `OutOfMemory`.
+    """Turns errors of XLA, NumPy and Python for lack of memory into `OutOfMemory`.
 
     Args:
-      subject: whose memory it is: a method's, a data set's.
-      settings: of the run.
-      needed: of a program, what is known of its need by the time that it fails.
+      subject: what needs the memory: a method, a data set.
+      settings: the settings of the run.
+      needed: what a program needs, as far as it is known when it fails.
     """
     try:
         yield
@@ -189,7 +189,7 @@ def _advice(subject: str, settings: Mapping[str, Any], sizes: str, *, chunks: bo
 
 
 def _large(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[int, str, str]]:
-    """The settings with whole numbers above a thousand: the number, the setting's name, its value as a text."""
+    """Settings with integers above a thousand: the integer, the setting's name, its value as text."""
     for field, value in settings.items():
         name = group + field.removesuffix("_settings")
         if isinstance(value, Mapping):
@@ -215,16 +215,16 @@ def fitting_chunk(
     settings: Mapping[str, Any],
     limit: int | None = None,
 ) -> int:
-    """The largest ``seed_chunk`` with which every method's program fits into the device's memory.
+    """The largest ``seed_chunk`` with which every method's program fits into device memory.
 
-    Each candidate is compiled, measured by XLA's own account, and its first segment is run.
+    Each candidate is compiled and compared with what is free, and its first segment is run.
 
     Args:
-      build: ``(seed_chunk) -> programs over all networks``.
-      seeds: ``S``.
-      length: updates in a segment.
-      settings: of the run, for the message.
-      limit: bytes that may be used; by default `USABLE` of what is free once a candidate is compiled.
+      build: ``seed_chunk -> programs``.
+      seeds: number of seeds.
+      length: updates per segment.
+      settings: the settings of the run, for the message.
+      limit: bytes that may be used; by default the fraction `USABLE` of what is free after compilation.
 
     Raises:
       OutOfMemory: not even one seed at a time fits.
@@ -242,7 +242,7 @@ def fitting_chunk(
 
 
 def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | None) -> None:
-    """Raises `OutOfMemory` unless the program fits."""
+    """Raises `OutOfMemory` unless a program fits."""
     needed: Need | None = None
     with explained(batch.name, settings, lambda: needed):
         data = batch.place(batch.program.data)

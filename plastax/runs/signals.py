@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a run to stop at the next border of segments, the second ends the process."""
+"""SIGINT and SIGTERM: the first asks a run to stop after its segment, the second ends the process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TWICE = 0.2
 
 
 class Stopping:
-    """A context in which `asked` names the signal that has asked to stop, "" before.
+    """A context in which `asked` is the name of the signal that has asked to stop, "" before that.
 
-    Python runs signal handlers between bytecodes of the main thread, which may be waiting for the device for minutes;
-    the byte that the C handler writes to a pipe is seen by another thread at once. Outside the main thread, where
-    Python cannot set handlers, the context does nothing.
+    Python runs signal handlers in the main thread, which may wait for the device for minutes. Python's C handler also
+    writes a byte to a pipe, and another thread reads that at once. Outside the main thread, where Python cannot set
+    handlers, the context does nothing.
     """
 
     asked = ""
@@ -32,16 +32,16 @@ class Stopping:
 
     @contextlib.contextmanager
     def at_once(self, doing: str) -> Iterator[None]:
-        """Within it, the first signal does not wait for a border: it raises `Stopped`, as one does that came before.
+        """A context in which a first signal, or one that came before, raises `Stopped` at once.
 
         Args:
-          doing: what is stopped then, in words.
+          doing: when that is, for the message.
         """
         self._doing = doing
         try:
             self._raise(self.asked)
             yield
-            self._raise(self.asked)  # Somebody may have caught the first one.
+            self._raise(self.asked)  # The body may have caught the first one.
         finally:
             self._doing = ""
 
@@ -83,7 +83,7 @@ class Stopping:
             if self.asked and time.monotonic() - since < TWICE:
                 continue
             if self.asked:
-                # A progress bar has hidden the cursor. What lies on the disk is whole at every moment.
+                # Show the cursor, which a progress bar has hidden. Files are intact at every moment.
                 print("\x1b[?25h" * sys.stderr.isatty() + "stopped at once", file=sys.stderr, flush=True)
                 os._exit(128 + byte[0])
             self.asked, since = signal.Signals(byte[0]).name, time.monotonic()

@@ -1,4 +1,4 @@
-"""Where the wall time of a run went: training, probes, compilation, or the host alone."""
+"""Where the wall time of a run went: training, probes, compilation, host."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from plastax.types import Record
 
 MOST_TIMED = 16
-"""Sets of probes that are timed; more appear only where values stop being finite."""
+"""The most sets of probes that are timed. More appear only if values stop being finite."""
 
 
 class Times(NamedTuple):
-    """Seconds of wall time of one method, which add up to all of it.
+    """Seconds of wall time of one method; they add up to all of it.
 
     Attributes:
-      train: in compiled calls, without the probes'.
+      train: training in compiled calls.
       probe: probes and evaluations, see `ProbeCosts`.
-      compile: compiling, or reading what was compiled before.
-      host: the rest, in which the device had nothing to do: reading and writing states, starting and ending sinks, the
-        last record. What the host does while the device computes is in none.
+      compile: waiting for compilation, or for the compilation cache.
+      host: the rest, in which the device was idle: states read and written, sinks started and ended, the last record.
+        Work of the host while the device computes counts as the device's.
     """
 
     train: float
@@ -37,7 +37,7 @@ class Times(NamedTuple):
 
 
 def measured(record: Record, mark: int) -> frozenset[str]:
-    """Names of the probes of which there is anything at a segment's start (0) or end (1)."""
+    """Names of the probes that measured something at a segment's start (mark 0) or end (1)."""
     found = {name.partition("/")[0]: False for name in record.probe}
     for name, value in record.probe.items():
         probe = name.partition("/")[0]
@@ -46,25 +46,24 @@ def measured(record: Record, mark: int) -> frozenset[str]:
 
 
 class ProbeCosts:
-    """What measurements cost inside compiled segments, which do not say.
+    """The time of measurements inside compiled segments, which cannot be timed from outside.
 
-    For every set of probes that are due together, the compiled program is run once more without training (see
-    `Program.segment`) and timed; its two measurements stand for all others of that set. One call more for every set is
-    what this costs.
+    For every set of probes that are due together, one more call of the compiled program measures without training (see
+    `Program.segment`) and is timed. Its time stands for all measurements of that set.
     """
 
     def __init__(self) -> None:
         self.timing = 0.0
-        """Seconds that these calls took."""
+        """Seconds that the additional calls took."""
         self._seconds: dict[frozenset[str], float] = {}
 
     def of(self, record: Record, look: Callable[[], None] | None) -> float:
         """Seconds that a segment's measurements took.
 
         Args:
-          record: what it recorded.
-          look: measures twice what was due in the segment's task, and waits for it; None: there is no time for that,
-            and a set that was never timed counts as nothing.
+          record: the segment's record.
+          look: measures twice what was due in the segment's task, and waits for it. None: a set that was not timed
+            before counts as 0.
         """
         total = 0.0
         for mark in range(2):
