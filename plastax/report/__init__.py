@@ -1,4 +1,7 @@
-"""What a study found: statistics, tables and figures. Reads records, never imports a model."""
+"""Statistics, tables and figures of a study, from its records alone.
+
+Every function that takes a run raises the errors of `load_run`.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,7 @@ def write_and_print(
       The page's path.
 
     Raises:
-      FileNotFoundError: a run has no ``config.json``.
       plastax.errors.ConfigError: the runs cannot be compared.
-      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     drawing.import_matplotlib()
     from plastax.report import html
@@ -69,10 +70,6 @@ def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
 
     Returns:
       The page's path.
-
-    Raises:
-      FileNotFoundError: a run has no ``config.json``.
-      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     # Not imported at the top: `plastax.tracking` uses the statistics and must not wait for matplotlib.
     drawing.import_matplotlib()
@@ -106,10 +103,6 @@ def print_table(run: Run, console: Console | None = None) -> None:
     Args:
       run: see `Run`.
       console: the terminal by default.
-
-    Raises:
-      FileNotFoundError: a run has no ``config.json``.
-      plastax.errors.RecordError: a record cannot be used; the message names the file.
     """
     from plastax import output
     from plastax.report import table
@@ -136,8 +129,7 @@ def print_comparison(
       **options: ``quantity`` and ``reference``, see `compare.compare`.
 
     Raises:
-      FileNotFoundError: a run has no ``config.json``.
-      plastax.errors.RecordError: a record cannot be used, or no task is finished.
+      plastax.errors.RecordError: no task is finished.
       plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """
     from plastax import output

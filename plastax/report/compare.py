@@ -45,7 +45,8 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def iqm(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Interquartile mean of the values of all seeds and tasks, as in the paper above; arguments as of `mean`."""
     flat = values.ravel()
-    order = np.argsort(flat)[: np.isfinite(flat).sum()]
+    order = np.argsort(flat)
+    order = order[np.isfinite(flat[order])]
     count = np.repeat(weights, values.shape[1], axis=-1)[..., order]
     upto = np.cumsum(count, axis=-1)
     cut = np.floor(upto[..., -1:] / 4)

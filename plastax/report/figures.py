@@ -43,17 +43,14 @@ class Subplot(NamedTuple):
     label: str
     values: xr.DataArray | None
 
-    def interval(self) -> xr.Dataset | None:
-        """Mean and interval (arm, task); None without data."""
-        if self.values is None or not bool(self.values.notnull().any()):
-            return None
-        return over_seeds(self.values.reset_coords(drop=True))
-
 
 def _intervals(subplots: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Dataset]]:
     """Name -> subplot and its interval, for the subplots with data."""
-    found = {one.name: (one, one.interval()) for one in subplots}
-    return {name: (one, interval) for name, (one, interval) in found.items() if interval is not None}
+    return {
+        one.name: (one, over_seeds(one.values.reset_coords(drop=True)))
+        for one in subplots
+        if one.values is not None and bool(one.values.notnull().any())
+    }
 
 
 def _frame(intervals: Mapping[str, tuple[Subplot, xr.Dataset]]) -> pd.DataFrame:
