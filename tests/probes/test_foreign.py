@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from plastax import models, probes
 from plastax.curvature.losses import LOSSES
@@ -119,11 +120,12 @@ def test_spectral_norms_are_of_the_matrices_that_layers_multiply_with() -> None:
     np.testing.assert_allclose(found["weights/spectral_norm"], [max(np.linalg.norm(k, 2) for k in kernels)], rtol=1e-5)
 
 
-def test_one_dense_layer_is_a_network() -> None:
-    net = nn.Dense(3)
-    params = net.init(KEY, batch()[0])["params"]
+@pytest.mark.parametrize("make", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
+def test_one_dense_layer_is_a_network(make: str) -> None:
+    net: Any = nn.Dense(3) if make == "linen" else nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    params = net.init(KEY, batch()[0])["params"] if make == "linen" else nnx.state(net, nnx.Param)
     found = measure(params, models.tapped(net), ("weights", "gradient", "kronecker"))
-    np.testing.assert_allclose(found["weights/norm"], [np.linalg.norm(params["kernel"])], rtol=1e-5)
+    np.testing.assert_allclose(found["weights/norm"], [np.linalg.norm(jax.tree.leaves(params)[1])], rtol=1e-5)
     assert found["kronecker/a_largest"].shape == (1,)
 
 
