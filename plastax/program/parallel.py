@@ -153,7 +153,7 @@ class Batch(NamedTuple):
     @property
     def shared(self) -> jax.NamedSharding | None:
         """Where data lie that all networks share: on every device."""
-        return self.mesh and jax.NamedSharding(self.mesh, jax.P())
+        return None if self.mesh is None else jax.NamedSharding(self.mesh, jax.P())
 
     def place(self, data: Tree) -> Tree:
         """Puts data that all networks share where they belong, once."""
