@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Its effective rank is that of the two dense layers; here of all hidden layers.
     "paper": {**_IMAGENET, **_METHODS, "methods": ("backprop", "l2", "effective_rank", "l2_er", "reset"), "seeds": 20,
               "training.epochs": 20},
-    # Dohare et al. (Nature 632, 2024): 250 epochs, the output layer anew every task (zeros there), no padding.
+    # Dohare et al. (Nature 632, 2024): 250 epochs, a new output layer every task (zeros there), no padding.
     "dohare": {**_IMAGENET, "seeds": 30, "training.epochs": 250, "training.updates": 25, "training.head": "reset",
                "model_settings": CNN(padding="VALID")},
 }  # fmt: skip

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "l2"), "seeds": 2, "tasks": 3, "stream.period": 500,
               "model_settings.hidden": (5,)},
     "default": {"model_settings.hidden": (5,)},
-    # The linear learner, which has no plasticity to lose: what a network that has lost its own falls behind.
+    # The linear learner has no plasticity to lose: a network without plasticity does worse.
     "linear": {"methods": ("backprop",), "probes": ("weights",), "model_settings.hidden": ()},
     # Dohare et al. (Nature 632, 2024): 100 runs of a million examples; step sizes 1e-2, 3e-3 and 1e-3 there.
     "dohare": {"methods": ("backprop",), "seeds": 100, "tasks": 100, "model_settings.hidden": (5,)},

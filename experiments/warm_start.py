@@ -1,4 +1,4 @@
-"""Warm start: a part of the data first, then all of it. Does the network generalise as well as one that starts anew?
+"""Warm start: a part of the data first, then all of it. Does the network generalise as well as a fresh one?
 
     make run EXP=warm_start
     make run EXP=warm_start ARGS="--data fashion_mnist --stream.examples 2000 --model cnn"

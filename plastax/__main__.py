@@ -71,8 +71,7 @@ def experiments() -> dict[str, str]:
     for root in (pathlib.Path.cwd(), pathlib.Path(__file__).parent.parent):
         if (root / "experiments").is_dir():
             return {path.stem: described(path) for path in sorted((root / "experiments").glob("[!_]*.py"))}
-    message = f"no experiments/ in {pathlib.Path.cwd()}: experiments are run from a checkout of plastax"
-    raise ConfigError(message)
+    raise ConfigError(f"no experiments/ in {pathlib.Path.cwd()}: experiments are run from a checkout of plastax")
 
 
 def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
@@ -85,8 +84,7 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
       kind: experiments, methods, streams, probes, models or data.
     """
     if kind not in KINDS:
-        message = f"kind={kind!r} is not something to list; allowed: {', '.join(KINDS)}"
-        raise ConfigError(message)
+        raise ConfigError(f"kind={kind!r} is not something to list; allowed: {', '.join(KINDS)}")
     if kind == "experiments":
         found = list(experiments().items())
     else:

@@ -126,7 +126,7 @@ class Roofline(NamedTuple):
     bytes: float
 
     def seconds(self, flops: float, read: float = 0.0) -> float:
-        """Least processor seconds for so many operations and bytes, not overlapped."""
+        """Least processor seconds for these operations and bytes, not overlapped."""
         return flops / self.flops + read / self.bytes
 
 

@@ -117,8 +117,7 @@ class Torch(NamedTuple):
 def in_torch(problem: Problem) -> Torch:
     """The problem, weights and data included, for the PyTorch peers."""
     if jax.default_backend() != "cpu":
-        message = "the PyTorch peers are set up for the CPU only"
-        raise RuntimeError(message)
+        raise RuntimeError("the PyTorch peers are set up for the CPU only")
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     modules: list[Any] = []

@@ -1,4 +1,4 @@
-"""What the curvature benchmark holds plastax against besides other libraries: plain programs for the same things."""
+"""Plain programs that the curvature benchmark compares plastax with, beside other libraries."""
 
 from __future__ import annotations
 

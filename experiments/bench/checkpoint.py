@@ -5,7 +5,7 @@
 
 Both sides in one process, in turn; wall and processor seconds, medians over rounds of the difference or ratio within
 each round. Checkpoints: `random_label` as it is by default but for its length, without any, with those of the default
-settings (of a run this short, the last one), and with one behind every segment, which gives the price of one. Freezing:
+settings (of a run this short, the last one), and with one after every segment, which gives the price of one. Freezing:
 the same and `rl_gymnax`, against programs without the selection.
 """
 
@@ -114,7 +114,7 @@ def never_frozen() -> Iterator[None]:
 
 
 def side(name: str, batch: parallel.Batch, length: int) -> _measure.Side:
-    """Segments of a program, each a task, as a side; its state goes on from round to round."""
+    """Segments of a program, each a task, as a side; each round continues from the state of the last."""
     data = batch.place(batch.program.data)
     init, segment = memory.compile_segment(batch, length)
     now: dict[str, Any] = {"state": init(batch.start, data), "clock": 0}

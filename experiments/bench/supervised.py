@@ -77,7 +77,7 @@ class Memory(NamedTuple):
       data: the data set.
       state: parameters and all else that belongs to the seeds.
       arguments: all that the program is given.
-      temporary: what it needs besides while it runs.
+      temporary: what it needs beside them while it runs.
     """
 
     data: int
@@ -272,7 +272,7 @@ def speed_table(done: list[Measured]) -> Table:
 
 
 def memory_table(done: list[Measured]) -> Table:
-    """What plastax's program is given, and takes besides."""
+    """What plastax's program is given, and takes beside it."""
     out = Table(title="Memory of plastax's program, MB", title_justify="left")
     for head in ("batch", "seeds", "data set", "states", "all arguments", "temporary", "temporary / seed"):
         out.add_column(head, justify="right")

@@ -60,6 +60,13 @@ def load(
     Raises:
       ConfigError: an unknown name, a path that does not exist, an option that cannot be used.
       DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
+
+    Examples:
+      >>> digits = load("digits")
+      >>> digits.train_images.shape, digits.train_labels.dtype, digits.card.classes
+      ((1498, 8, 8, 1), dtype('int32'), 10)
+      >>> load("synthetic", classes=3, train_per_class=4, test_per_class=2).card.train
+      12
     """
     entry = _entry(name)
     known = [option for option, found in inspect.signature(entry.read).parameters.items() if found.kind == KEYWORD]
@@ -73,8 +80,7 @@ def load(
             arrays = entry.read(**options)
         origin = f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
     else:
-        message = f"data: {name} is not read from files; leave out the path {path}"
-        raise ConfigError(message)
+        raise ConfigError(f"data: {name} is not read from files; leave out the path {path}")
     unverified = "" if verify or not entry.files else "; files NOT verified against the published ones"
     return _dataset(name, entry, arrays, origin, checksum(arrays), unverified)
 

@@ -168,11 +168,10 @@ def verify(path: Path, content: bytes, expected: str) -> None:
     algorithm, _, digest = expected.partition(":")
     found = hashlib.new(algorithm, content).hexdigest()
     if found != digest:
-        message = (
+        raise DataError(
             f"{path}: not the published file, or a damaged one ({algorithm} {found[:12]}..., published: "
             f"{digest[:12]}...); delete it and get it again, or, {MEANT}"
         )
-        raise DataError(message)
 
 
 def affordable(*shape: int, working: int = 0) -> None:
@@ -187,11 +186,10 @@ def affordable(*shape: int, working: int = 0) -> None:
     """
     there = machine.free_memory()
     if there is not None and (size := math.prod(shape) + working) > there:
-        message = (
+        raise ConfigError(
             f"{' x '.join(map(str, shape))} bytes of images are asked for, which take {size / 2**30:,.1f} GiB, and "
             f"{there / 2**30:,.1f} GiB are free; ask for fewer classes, or fewer images a class"
         )
-        raise ConfigError(message)
 
 
 def positive(**values: int) -> None:
@@ -202,5 +200,4 @@ def positive(**values: int) -> None:
     """
     for name, value in values.items():
         if value < 1:
-            message = f"{name}={value} is not a positive number of {name.replace('_', ' ')}"
-            raise ConfigError(message)
+            raise ConfigError(f"{name}={value} is not a positive number of {name.replace('_', ' ')}")

@@ -36,11 +36,9 @@ def reading(label: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{error.filename or label}: cannot be read ({error.strerror or error})"
-        raise DataError(message) from error
+        raise DataError(f"{error.filename or label}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
-        message = f"{label}: does not fit into the memory that is free"
-        raise DataError(message) from error
+        raise DataError(f"{label}: does not fit into the memory that is free") from error
 
 
 @contextlib.contextmanager
@@ -60,8 +58,9 @@ def refusing(path: str | Path, kind: str) -> Iterator[None]:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             reason = " ".join(str(error)[:200].split()) or type(error).__name__
-            message = f"{path}: damaged, cut short or not {kind} ({reason}); delete it and get it again"
-            raise DataError(message) from error
+            raise DataError(
+                f"{path}: damaged, cut short or not {kind} ({reason}); delete it and get it again"
+            ) from error
 
 
 class Limited:
@@ -75,8 +74,7 @@ class Limited:
         piece = self.stream.read(min(size, self.left + 1))
         self.left -= len(piece)
         if self.left < 0:
-            message = f"larger than the {self.limit:,} bytes that are expected"
-            raise ValueError(message)
+            raise ValueError(f"larger than the {self.limit:,} bytes that are expected")
         return piece
 
 
@@ -86,8 +84,7 @@ def unpacked(path: Path, limit: int) -> Iterator[Limited]:
     with path.open("rb") as file:
         # gzip makes nothing much larger; without this, millions of empty parts would be unpacked.
         if (size := os.fstat(file.fileno()).st_size) > limit + CHUNK:
-            message = f"{size:,} bytes, where at most {limit:,} are expected"
-            raise ValueError(message)
+            raise ValueError(f"{size:,} bytes, where at most {limit:,} are expected")
         compressed = file.peek(len(GZIP))[: len(GZIP)] == GZIP
         yield Limited(gzip.GzipFile(fileobj=file) if compressed else file, limit)  # type: ignore[arg-type]
 
@@ -110,8 +107,7 @@ def whole(file: BinaryIO, limit: int) -> bytearray:
     """
     size = file.seek(0, io.SEEK_END)
     if size > limit:
-        message = f"{size:,} bytes, where at most {limit:,} are expected"
-        raise ValueError(message)
+        raise ValueError(f"{size:,} bytes, where at most {limit:,} are expected")
     file.seek(0)
     return exactly(file, size)
 
@@ -131,13 +127,11 @@ def members(stream: Limited, limits: Mapping[str, int]) -> dict[str, bytes]:
     with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
         for number, member in enumerate(tar):
             if number >= MEMBERS:
-                message = f"more than {MEMBERS:,} files in the archive"
-                raise ValueError(message)
+                raise ValueError(f"more than {MEMBERS:,} files in the archive")
             name = member.name.removeprefix("./")
             if name in limits and member.isreg():
                 if member.size > limits[name]:
-                    message = f"{name} is larger than the {limits[name]:,} bytes that are expected"
-                    raise ValueError(message)
+                    raise ValueError(f"{name} is larger than the {limits[name]:,} bytes that are expected")
                 found[name] = bytes(exactly(tar.extractfile(member), member.size))  # type: ignore[arg-type]
     # tarfile stops at the archive's end mark; only at the end of the file does gzip compare its checksum.
     while stream.read(CHUNK):
@@ -174,8 +168,9 @@ def member(zipped: zipfile.ZipFile, name: str, limit: int) -> Iterator[tuple[Bin
     """
     info = zipped.getinfo(name)
     if info.file_size > limit or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        message = f"{name} has {info.file_size:,} bytes (expected: at most {limit:,}), or is not compressed by deflate"
-        raise ValueError(message)
+        raise ValueError(
+            f"{name} has {info.file_size:,} bytes (expected: at most {limit:,}), or is not compressed by deflate"
+        )
     with zipped.open(info) as stream:
         yield stream, info.file_size  # type: ignore[misc]
 
@@ -191,8 +186,7 @@ def exactly(stream: BinaryIO, size: int) -> bytearray:
     while done < size:
         count = stream.readinto(view[done : done + CHUNK])  # type: ignore[attr-defined]
         if not count:
-            message = f"{done:,} bytes where {size:,} are promised"
-            raise EOFError(message)
+            raise EOFError(f"{done:,} bytes where {size:,} are promised")
         done += count
     return buffer
 
@@ -213,6 +207,5 @@ def npy(stream: BinaryIO, size: int) -> np.ndarray:
     shape, fortran, dtype = _HEADERS[version](start, max_header_size=HEADER)  # type: ignore[no-untyped-call]
     promised, there = math.prod(shape) * dtype.itemsize, start.left
     if dtype.kind not in "buif" or promised != there:
-        message = f"{dtype} {shape}, which is {promised:,} bytes of numbers, in {there:,} bytes"
-        raise ValueError(message)
+        raise ValueError(f"{dtype} {shape}, which is {promised:,} bytes of numbers, in {there:,} bytes")
     return np.frombuffer(exactly(stream, promised), dtype).reshape(shape, order="F" if fortran else "C")

@@ -46,14 +46,12 @@ def members(path: Path) -> dict[str, tuple[Path, bytes]]:
     if folder is not None:
         return {name: (folder / name, content(folder / name, LIMIT)) for name in DIGESTS}
     if found is None:
-        message = f"{path}: holds neither {ARCHIVE} nor {FOLDER}/"
-        raise DataError(message)
+        raise DataError(f"{path}: holds neither {ARCHIVE} nor {FOLDER}/")
     names = {f"{FOLDER}/{name}": name for name in DIGESTS}
     with refusing(found, "CIFAR-100's archive"), unpacked(found, LIMIT) as stream:
         contents = of_archive(stream, dict.fromkeys(names, LIMIT))
     if missing := sorted(names.keys() - contents):
-        message = f"{found}: no CIFAR-100 archive (has no {' and no '.join(missing)}); replace it by {ARCHIVE}"
-        raise DataError(message)
+        raise DataError(f"{found}: no CIFAR-100 archive (has no {' and no '.join(missing)}); replace it by {ARCHIVE}")
     return {names[name]: (found / name, data) for name, data in contents.items()}
 
 

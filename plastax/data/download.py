@@ -84,8 +84,7 @@ def download(
             except _Cut as error:
                 why = error
         else:
-            message = f"{url}: gave up after {attempts} attempts ({why})"
-            raise SourceError(message)
+            raise SourceError(f"{url}: gave up after {attempts} attempts ({why})")
     os.replace(part, path)
 
 
@@ -156,8 +155,7 @@ class _Paced(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         elapsed = time.monotonic() - self.began
         if elapsed > GRACE and self.count < RATE * elapsed:
-            message = f"slower than {RATE} bytes a second"
-            raise TimeoutError(message)
+            raise TimeoutError(f"slower than {RATE} bytes a second")
         count: int | None = self.raw.readinto(buffer)  # type: ignore[attr-defined]
         self.count += count or 0
         return count

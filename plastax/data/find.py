@@ -62,19 +62,17 @@ def locate(
     failures: list[str] = []
     if fetch and entry.sources:
         if kept is None:
-            message = (
+            raise DataError(
                 f"there is no home directory to keep {name} in; set XDG_CACHE_HOME to a directory for it, or "
                 "PLASTAX_DATA to one that holds it"
             )
-            raise DataError(message)
         try:
             arrays, failures = fetched(name, entry, kept, options)
         except OSError as error:
-            message = (
+            raise DataError(
                 f"{kept}: cannot be written ({error.strerror or error}); free some space there, or name another "
                 "directory in XDG_CACHE_HOME"
-            )
-            raise DataError(message) from error
+            ) from error
         if arrays is not None:
             return arrays, str(kept)
     failed = [f"not from {failure}" for failure in failures] if fetch else ["the network was not asked"]
@@ -138,8 +136,7 @@ def _tried(source: Source, entry: Entry, staging: Path, options: Mapping[str, An
 
 def _existing(setting: str, path: Path) -> Path:
     if not path.exists():
-        message = f"{setting}: {path.absolute()} does not exist"
-        raise ConfigError(message)
+        raise ConfigError(f"{setting}: {path.absolute()} does not exist")
     return path
 
 

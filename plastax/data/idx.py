@@ -61,19 +61,17 @@ def parse(path: Path, data: bytes, ndim: int) -> np.ndarray:
     """
     header = 4 + 4 * ndim
     if len(data) < header or data[:4] != bytes((0, 0, UNSIGNED_BYTE, ndim)):
-        message = (
+        raise DataError(
             f"{path}: not an idx file of unsigned bytes in {ndim} dimension(s) (begins with {data[:4].hex(' ')}, "
             f"expected 00 00 08 {ndim:02x}); replace it by the right file"
         )
-        raise DataError(message)
     shape = struct.unpack(f">{ndim}I", data[4:header])
     values = np.frombuffer(data, np.uint8, offset=header)
     if values.size != math.prod(shape):
-        message = (
+        raise DataError(
             f"{path}: {values.size} values where its header promises {' x '.join(map(str, shape))}; "
             "delete it and get it again"
         )
-        raise DataError(message)
     return values.reshape(shape)
 
 
@@ -93,8 +91,7 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
         path = find(folder, name)
         if path is None:
             missing = f"{folder / name}: missing" if folder.is_dir() else f"{folder}: no folder"
-            message = f"{missing}; the data set is the files {', '.join(FILES)}, each with or without .gz"
-            raise DataError(message)
+            raise DataError(f"{missing}; the data set is the files {', '.join(FILES)}, each with or without .gz")
         data = content(path, SIZES[name] if check else LARGER * SIZES[name])
         if check:
             verify(path, data, digests[name])
@@ -104,16 +101,13 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
         path, images = array(images_name, 3)
         labels_path, labels = array(labels_name, 1)
         if images.shape[1:] != (SIDE, SIDE):
-            message = f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels, expected {SIDE} x {SIDE}"
-            raise DataError(message)
+            raise DataError(f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels, expected {SIDE} x {SIDE}")
         if not len(images) or len(images) != len(labels):
-            message = (
+            raise DataError(
                 f"{path}: {len(images)} images, and {len(labels)} labels in {labels_path.name}: not one pair of files"
             )
-            raise DataError(message)
         if labels.max() >= CLASSES:
-            message = f"{labels_path}: label {labels.max()}, expected 0 to {CLASSES - 1}"
-            raise DataError(message)
+            raise DataError(f"{labels_path}: label {labels.max()}, expected 0 to {CLASSES - 1}")
         return images[..., None], labels.astype(np.int32)
 
     return Arrays(*split(TRAIN_IMAGES, TRAIN_LABELS), *split(TEST_IMAGES, TEST_LABELS), CLASSES)

@@ -132,14 +132,12 @@ def _whole(path: Path, kind: str, found: Container[int], expected: Iterable[int]
     """Refuses a gap: it would change what the numbers mean, without a word."""
     if missing := [number for number in expected if number not in found]:
         few = ", ".join(f"{number}{suffix}" for number in missing[:10]) + ", ..." * (len(missing) > 10)
-        message = f"{path}: {kind} {few} missing; put it there, or, {MEANT}"
-        raise DataError(message)
+        raise DataError(f"{path}: {kind} {few} missing; put it there, or, {MEANT}")
 
 
 def _from_class_files(files: list[Path], classes: int | None, train: int, test: int) -> Arrays:
     if classes is not None and classes > len(files):
-        message = f"{files[0].parent}: {len(files)} class files where classes={classes} are asked for"
-        raise DataError(message)
+        raise DataError(f"{files[0].parent}: {len(files)} class files where classes={classes} are asked for")
     files = files[:classes]
     affordable(len(files), train + test, *SHAPE)
     train_images = np.empty((len(files), train, *SHAPE), np.uint8)
@@ -147,8 +145,9 @@ def _from_class_files(files: list[Path], classes: int | None, train: int, test: 
     for k, file in enumerate(files):
         images = _class_images(file)
         if len(images) < train + test:
-            message = f"{file}: {len(images)} images, expected at least {train} + {test}; replace it by the whole file"
-            raise DataError(message)
+            raise DataError(
+                f"{file}: {len(images)} images, expected at least {train} + {test}; replace it by the whole file"
+            )
         train_images[k], test_images[k] = images[:train], images[-test:]
     return _sorted_by_class(train_images, test_images)
 
@@ -158,21 +157,22 @@ def _class_images(file: Path) -> np.ndarray:
     with bounded.refusing(file, "an .npy file of numbers"), file.open("rb") as stream:
         images = bounded.npy(stream, min(file.stat().st_size, LIMIT))
     if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or images.dtype.kind not in "uif":
-        message = f"{file}: {images.dtype} {images.shape}, expected uint8 [N, 3, 32, 32]; replace it by the right file"
-        raise DataError(message)
+        raise DataError(
+            f"{file}: {images.dtype} {images.shape}, expected uint8 [N, 3, 32, 32]; replace it by the right file"
+        )
     if images.dtype != np.uint8:
         # NaN fails the comparison, so it is refused too.
         if not np.all((images >= 0) & (images <= 255) & (images == np.round(images))):
-            message = f"{file}: {images.dtype} values that are not whole numbers from 0 to 255; store them as uint8"
-            raise DataError(message)
+            raise DataError(
+                f"{file}: {images.dtype} values that are not whole numbers from 0 to 255; store them as uint8"
+            )
         images = images.astype(np.uint8)
     return images.transpose(0, 2, 3, 1)
 
 
 def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | None, train: int, test: int) -> Arrays:
     if not found:
-        message = f"{path}: holds neither classes/<class>.npy nor train_data_batch_<number>"
-        raise DataError(message)
+        raise DataError(f"{path}: holds neither classes/<class>.npy nor train_data_batch_<number>")
     limit = CLASSES if classes is None else classes
     affordable(limit, train + test, *SHAPE)
     # Pages that are not written cost no memory, so the full size is no waste for fewer classes.
@@ -192,11 +192,10 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
     number = int(np.flatnonzero(counts)[-1]) + 1 if classes is None else classes
     few = np.flatnonzero(counts[:number] < train + test)
     if len(few):
-        message = (
+        raise DataError(
             f"{path}: class {few[0] + 1} has {counts[few[0]]} images in {len(found)} training batches, needed are "
             f"{train} + {test}; put all ten batches there"
         )
-        raise DataError(message)
     return _sorted_by_class(train_images[:number], test_images[:number])
 
 

@@ -65,8 +65,7 @@ class _Machine:
         """What the pickle holds."""
         for _ in range(INSTRUCTIONS):
             if self.at == len(self.content):
-                message = "it ends before its last instruction"
-                raise EOFError(message)
+                raise EOFError("it ends before its last instruction")
             instruction = self.content[self.at]
             self.at += 1
             if push := _PUSH.get(instruction):
@@ -76,16 +75,13 @@ class _Machine:
             elif instruction == _STOP:
                 return self.stack.pop()
             else:
-                message = f"instruction {bytes([instruction])!r} is not one of plain data"
-                raise ValueError(message)
-        message = f"more than {INSTRUCTIONS:,} instructions"
-        raise ValueError(message)
+                raise ValueError(f"instruction {bytes([instruction])!r} is not one of plain data")
+        raise ValueError(f"more than {INSTRUCTIONS:,} instructions")
 
     def take(self, size: int) -> memoryview:
         """The next bytes, where they lie."""
         if not 0 <= size <= len(self.content) - self.at:
-            message = f"{size} bytes are announced where {len(self.content) - self.at} are left"
-            raise ValueError(message)
+            raise ValueError(f"{size} bytes are announced where {len(self.content) - self.at} are left")
         self.at += size
         return self.view[self.at - size : self.at]
 
@@ -102,8 +98,7 @@ class _Machine:
         """The number on a line; a long one takes long to read."""
         line = self.line()
         if len(line) > DIGITS:
-            message = f"a number of {len(line)} digits"
-            raise ValueError(message)
+            raise ValueError(f"a number of {len(line)} digits")
         return line
 
     def marked(self) -> list[Any]:
@@ -119,38 +114,33 @@ class _Machine:
     def named(self, module: Any, name: Any) -> _Name:
         found = _Name(_string(module), _string(name))
         if found not in NAMED:
-            message = f"it asks for {'.'.join(found)!a}, which is not data"
-            raise ValueError(message)
+            raise ValueError(f"it asks for {'.'.join(found)!a}, which is not data")
         return found
 
     def called(self) -> _Call:
         function, arguments = self.last(2)
         if not isinstance(function, _Name) or function not in CALLED or not isinstance(arguments, tuple):
-            message = "it calls what is no function"
-            raise ValueError(message)
+            raise ValueError("it calls what is no function")
         return _Call(function, arguments)
 
     def build(self) -> None:
         call, state = self.last(2)
         if not isinstance(call, _Call) or not isinstance(state, tuple):
-            message = "it changes what is no array"
-            raise ValueError(message)
+            raise ValueError("it changes what is no array")
         self.stack.append(call)
         call.state = state
 
     def extend(self, items: Iterable[Any]) -> None:
         (target,) = self.last(1)
         if not isinstance(target, list):
-            message = "it appends to what is no list"
-            raise ValueError(message)
+            raise ValueError("it appends to what is no list")
         self.stack.append(target)
         target.extend(items)
 
     def update(self, items: Sequence[Any]) -> None:
         (target,) = self.last(1)
         if not isinstance(target, dict) or len(items) % 2:
-            message = "it sets items of what is no dictionary"
-            raise ValueError(message)
+            raise ValueError("it sets items of what is no dictionary")
         self.stack.append(target)
         # Keys are made strings first: the hash of nested tuples can take for ever.
         target.update((_string(key), value) for key, value in zip(items[::2], items[1::2]))
@@ -161,16 +151,14 @@ def _string(value: Any) -> str:
     if isinstance(value, _Call) and value.name == "encode":
         value = value.arguments[0]
     if not isinstance(value, str | bytes | memoryview) or len(value) > 256:
-        message = "a name or key is no short string"
-        raise ValueError(message)
+        raise ValueError("a name or key is no short string")
     return value if isinstance(value, str) else str(value, "latin1")
 
 
 def _quoted(line: bytes) -> bytes:
     """The string that Python 2 wrote as a literal."""
     if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
-        message = "a string without quotes"
-        raise ValueError(message)
+        raise ValueError("a string without quotes")
     return line[1:-1].decode("unicode_escape").encode("latin1")
 
 
@@ -276,8 +264,7 @@ def load(content: bytes | bytearray, label: str | Path, names: Sequence[str]) ->
         batch = _Machine(content).run()
         if not isinstance(batch, dict):
             kind = type(batch).__name__.strip("_").lower()
-            message = f"{label}: holds a {kind}, expected a dictionary; replace it by the right file"
-            raise DataError(message)
+            raise DataError(f"{label}: holds a {kind}, expected a dictionary; replace it by the right file")
         complete(batch, label, names)
         return {name: array(batch[name]) for name in names}
 
@@ -287,8 +274,7 @@ def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> N
     there = set(batch)
     if missing := [name for name in names if name not in there]:
         only = f" (only {', '.join(map(ascii, sorted(there)[:10]))})" if there else ""
-        message = f"{label}: has no {' and no '.join(missing)}{only}; replace it by the right file"
-        raise DataError(message)
+        raise DataError(f"{label}: has no {' and no '.join(missing)}{only}; replace it by the right file")
 
 
 def array(value: Any) -> np.ndarray:
@@ -300,8 +286,7 @@ def array(value: Any) -> np.ndarray:
     if isinstance(value, list | tuple):
         numbers = [one.item() if isinstance(one, np.ndarray) else one for one in map(_scalar, value)]
         if not all(type(one) is int for one in numbers):
-            message = "a list of other things than whole numbers"
-            raise ValueError(message)
+            raise ValueError("a list of other things than whole numbers")
         return np.array(numbers, np.int64)
     if isinstance(value, _Call) and value.name == "_reconstruct":
         _, shape, dtype, fortran, data = value.state
@@ -309,8 +294,7 @@ def array(value: Any) -> np.ndarray:
     elif isinstance(value, _Call) and value.name == "_frombuffer":
         data, dtype, shape, order, axes = (*value.arguments, None)[:5]
     else:
-        message = f"a {type(value).__name__.strip('_').lower()} where an array is expected"
-        raise ValueError(message)
+        raise ValueError(f"a {type(value).__name__.strip('_').lower()} where an array is expected")
     return _built(data, dtype, shape, order, axes)
 
 
@@ -327,17 +311,14 @@ def _built(data: Any, dtype: Any, shape: Any, order: Any, axes: Any) -> np.ndarr
     if isinstance(data, _Call) and data.name == "encode":
         text, encoding = data.arguments
         if _string(encoding) not in ("latin1", "latin-1"):
-            message = f"encoding {_string(encoding)!a} is not allowed"
-            raise ValueError(message)
+            raise ValueError(f"encoding {_string(encoding)!a} is not allowed")
         data = text.encode("latin1")
     size = len(data)
     # Dimensions first: the product of unbounded numbers can take for ever.
     if len(shape) > 4 or not all(type(n) is int and 0 <= n <= size for n in shape):
-        message = "the shape of an array has impossible dimensions"
-        raise ValueError(message)
+        raise ValueError("the shape of an array has impossible dimensions")
     if math.prod(shape) * kind.itemsize != size:
-        message = f"an array {kind} {shape} in {size} bytes"
-        raise ValueError(message)
+        raise ValueError(f"an array {kind} {shape} in {size} bytes")
     values = np.frombuffer(data, kind)
     # "K" of protocol 5: in C order, with the axes in an order of their own.
     if order == "K" and axes is not None:
@@ -347,14 +328,12 @@ def _built(data: Any, dtype: Any, shape: Any, order: Any, axes: Any) -> np.ndarr
 
 def _dtype(call: Any) -> np.dtype:
     if not isinstance(call, _Call) or call.name != "dtype":
-        message = "an array without a type"
-        raise ValueError(message)
+        raise ValueError("an array without a type")
     code = _string(call.arguments[0])
     # Version, byte order, and then what structured types have: a base, names, fields.
     _, byte_order, *structure = (call.state or (3, "|", None, None, None))[:5]
     if not NUMBER.fullmatch(code) or any(part is not None for part in structure):
-        message = f"an array of {code!a}, which are no plain numbers"
-        raise ValueError(message)
+        raise ValueError(f"an array of {code!a}, which are no plain numbers")
     return np.dtype({"<": "<", ">": ">"}.get(_string(byte_order), "=") + code)
 
 
@@ -378,16 +357,13 @@ def images_and_labels(
     """
     data, labels = batch["data"], batch[key]
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        message = (
+        raise DataError(
             f"{label}: images are {data.dtype} {data.shape}, expected uint8 [N, 3072]; replace it by the right file"
         )
-        raise DataError(message)
     if labels.shape != (len(data),) or not len(data) or labels.dtype.kind not in "iu":
         found = f"{labels.dtype} {labels.shape}"
-        message = f"{label}: labels are {found}, expected {len(data)} integers; replace it by the right file"
-        raise DataError(message)
+        raise DataError(f"{label}: labels are {found}, expected {len(data)} integers; replace it by the right file")
     highest = lowest + classes - 1
     if labels.min() < lowest or labels.max() > highest:
-        message = f"{label}: labels from {labels.min()} to {labels.max()}, expected {lowest} to {highest}"
-        raise DataError(message)
+        raise DataError(f"{label}: labels from {labels.min()} to {labels.max()}, expected {lowest} to {highest}")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int32) - np.int32(lowest)

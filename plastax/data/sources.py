@@ -112,8 +112,7 @@ def _take(package: str, opened: Opened, prefix: str, files: Mapping[str, int], f
     except DataError as error:
         raise SourceError(str(error)) from error
     if missing := sorted(limits.keys() - found):
-        message = f"{package} does not hold {missing[0]}"
-        raise SourceError(message)
+        raise SourceError(f"{package} does not hold {missing[0]}")
     for name in files:
         (folder / name).write_bytes(found[prefix + name])
 
@@ -125,8 +124,7 @@ def client(command: Sequence[str], directory: str) -> None:
       SourceError: it is not installed, fails, or takes too long.
     """
     if shutil.which(command[0]) is None:
-        message = f"{command[0]} is not installed"
-        raise SourceError(message)
+        raise SourceError(f"{command[0]} is not installed")
     try:
         done = subprocess.run(
             command,
@@ -138,9 +136,7 @@ def client(command: Sequence[str], directory: str) -> None:
             timeout=CLIENT_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        message = f"{command[0]}: {error}"
-        raise SourceError(message) from error
+        raise SourceError(f"{command[0]}: {error}") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("npm warn", "W:"))]
-        message = f"{' '.join(command[:2])} ended with status {done.returncode}: {' / '.join(lines[:2])}"
-        raise SourceError(message)
+        raise SourceError(f"{' '.join(command[:2])} ended with status {done.returncode}: {' / '.join(lines[:2])}")

@@ -57,11 +57,9 @@ def read(
         classes=classes, train_per_class=train_per_class, test_per_class=test_per_class, side=side, channels=channels
     )
     if not 0 <= difficulty <= 1:
-        message = f"difficulty={difficulty} is not between 0 and 1"
-        raise ConfigError(message)
+        raise ConfigError(f"difficulty={difficulty} is not between 0 and 1")
     if seed < 0:
-        message = f"seed={seed} is negative"
-        raise ConfigError(message)
+        raise ConfigError(f"seed={seed} is negative")
     shape = (side, side, channels)
     most = max(train_per_class, test_per_class)
     affordable(classes, train_per_class + test_per_class, *shape, working=32 * most * math.prod(shape))
