@@ -1,11 +1,9 @@
 """The command line: lists, reports and tables of runs, shards of studies, and data sets.
 
-``python -m plastax list methods`` prints one name and one line each; ``python -m plastax report RUN`` writes the report
-of a run directory and prints its table; ``python -m plastax compare RUN RUN`` prints a table over several runs;
-``python -m plastax export RUN`` writes a run's numbers as tables; ``python -m plastax runs`` lists runs and what has
-become of them; ``python -m plastax sweep MODULE`` runs an experiment in shards; ``python -m plastax data NAME`` fetches
-a data set and prints its card; ``wandb-export`` and
-``wandb-dashboard`` are for Weights & Biases.
+``python -m plastax list methods`` prints a line for each method, and so on for other kinds; ``report RUN`` writes the
+report of a run and prints its table; ``compare RUN RUN`` prints a table of several runs; ``export RUN`` writes a run's
+numbers as tables; ``runs`` lists runs and their states; ``sweep MODULE`` runs an experiment in shards; ``data NAME``
+downloads a data set and prints its card; ``wandb-export`` and ``wandb-dashboard`` are for Weights & Biases.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ KINDS = ("experiments", *REGISTRIES)
 
 
 def first_line(text: str | None) -> str:
-    """The first line of a docstring, "" without one."""
+    """The first line of a docstring; "" if it is missing."""
     return (text or "").strip().partition("\n")[0].strip()
 
 
@@ -64,7 +62,7 @@ def experiments() -> dict[str, str]:
     def described(path: pathlib.Path) -> str:
         try:
             return first_line(ast.get_docstring(ast.parse(path.read_bytes())))
-        # The folder may be of another project: of an older Python, or no text at all.
+        # The folder may belong to another project, and its files may not be Python 3.
         except (SyntaxError, ValueError, OSError) as error:
             return f"(cannot be read: {error})"
 
@@ -84,7 +82,7 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
       kind: experiments, methods, streams, probes, models or data.
     """
     if kind not in KINDS:
-        raise ConfigError(f"kind={kind!r} is not something to list; allowed: {', '.join(KINDS)}")
+        raise ConfigError.unknown("kind", kind, KINDS)
     if kind == "experiments":
         found = list(experiments().items())
     else:
@@ -196,21 +194,21 @@ def _found(runs: Sequence[str]) -> list[pathlib.Path]:
 
 
 def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None, verify: bool = True) -> None:
-    """Fetches a data set if it is not here yet, checks it and prints its card.
+    """Downloads a data set unless it is on this machine, checks it and prints its card.
 
     Args:
       name: one of `python -m plastax list data`.
-      path: the folder or archive that holds its files; looked for, and then fetched, by default.
-      verify: refuse files that are not the published ones, or not all of them.
+      path: the folder or archive of its files; by default they are searched for, then downloaded.
+      verify: refuse files that are not the published ones, or incomplete.
     """
     print(output.plain(str(importlib.import_module("plastax.data").load(name, path, verify=verify).card)))
 
 
 def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("runs"), /) -> None:
-    """Lists runs: running, finished, stopped, failed or killed; progress, time left, best method so far.
+    """Lists runs with their state, progress, time left and best method so far.
 
     Args:
-      directory: where runs are; one experiment's, or a single run, too.
+      directory: a directory of runs, of an experiment's runs, or of a single run.
     """
     output.Console().print(importlib.import_module("plastax.study.listing").table(directory))
 
@@ -221,15 +219,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def sweep(args: Sequence[str]) -> None:
-    """Runs an experiment's arms in shards, here or as jobs; may be repeated: what is finished is not done again."""
+    """Runs an experiment in shards, here or as jobs. Repeat it to finish what was interrupted."""
 
     def command(
         experiment: tyro.conf.Positional[str], /, jobs: tyro.conf.OmitArgPrefixes[launch.Jobs] = HERE
     ) -> tuple[str, launch.Jobs]:
-        """Runs an experiment's arms in shards, here or as jobs; may be repeated: what is finished is not done again.
+        """Runs an experiment in shards, here or as jobs. Repeat it to finish what was interrupted.
 
         Args:
-          experiment: its module, `experiments.rl_gymnax`; its own settings follow.
+          experiment: its module, such as `experiments.rl_gymnax`, followed by its settings.
           jobs: how the shards are run.
         """
         return experiment, jobs
@@ -248,7 +246,7 @@ def sweep(args: Sequence[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; what cannot be used, read or written ends it with one line and status 2."""
+    """Runs the command line; a file or value that cannot be used ends it with one line and status 2."""
     output.make_lossy()
     commands: dict[str, Callable[..., Any]] = {
         "list": list_,
@@ -275,7 +273,7 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         output.fail("interrupted", 130)
     except OSError as error:
-        # One with a number but without a file is a bug of ours or of a library; only a full disk names no file either.
+        # An OSError without a file is a bug, unless the disk is full.
         if error.filename is None and error.errno not in (None, *_FULL):
             raise
         said = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -51,7 +51,7 @@ def test_list_experiments_finds_the_checkout_from_elsewhere(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["list", "colours"], ["kind='colours'", "experiments, methods, streams, probes, models"]),
+        (["list", "colours"], ["kind: 'colours'", "experiments, methods, streams, probes, models"]),
         (["report", "no/such/run"], ["'no/such/run'", "runs/<experiment>/<run id>"]),
     ],
 )
