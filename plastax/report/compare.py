@@ -105,19 +105,18 @@ def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list
       ConfigError: the runs are judged by different scores, or have no such quantity.
       RecordError: a run has no finished task yet.
     """
-    scores: dict[str, Score] = {}
-    for data in studies:
-        where, score = run_name(data), score_of(data)
-        if score is None:
-            raise RecordError(f"{where}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
-        scores[where] = score
-    score = next(iter(scores.values()))
-    if any(other.main != score.main for other in scores.values()):
-        named = "; ".join(f"{where}: {other.main.label}" for where, other in scores.items())
+    names, scores = [run_name(data) for data in studies], []
+    for name, data in zip(names, studies):
+        if (score := score_of(data)) is None:
+            raise RecordError(f"{name}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
+        scores.append(score)
+    score = scores[0]
+    if any(other.main != score.main for other in scores):
+        named = "; ".join(f"{name}: {other.main.label}" for name, other in zip(names, scores))
         raise ConfigError(f"runs that are judged by different things cannot be compared ({named})")
     chosen = {q.name: q for q in score.quantities} | {"": score.main}
-    values = together(studies, chosen[quantity]) if quantity in chosen else [None]
-    if lacking := [where for where, one in zip(scores, values) if one is None]:
+    values = together(studies, chosen[quantity]) if quantity in chosen else [None] * len(studies)
+    if lacking := [name for name, one in zip(names, values) if one is None]:
         known = [q.name for q in score.quantities if all(task_values(data, q) is not None for data in studies)]
         raise ConfigError(f"quantity={quantity!r} was not measured by {lacking[0]}; allowed: {', '.join(known)}")
     found: list[Scored] = []
@@ -132,7 +131,7 @@ def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list
                     Scored(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float), done, broken)
                 )
     if not found:
-        raise RecordError(f"{'; '.join(scores)}: no task is finished yet")
+        raise RecordError(f"{'; '.join(names)}: no task is finished yet")
     return found, score, chosen[quantity].label
 
 
