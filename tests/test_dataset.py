@@ -148,3 +148,9 @@ def test_export_goes_into_the_run(runs: pathlib.Path) -> None:
         loading.export([runs / "one", runs / "two"])
     with pytest.raises(ConfigError, match="format='xlsx'"):
         loading.export([runs / "one"], "xlsx")  # type: ignore[arg-type]
+
+
+def test_a_run_names_the_settings_that_change_no_number() -> None:
+    """Those of earlier versions, which name none, have the list of their time; see the runs above."""
+    configs = [{"settings": {"threads": n, "rate": n}, "asides": ["threads"]} for n in (1, 2)]
+    assert loading.differing(configs) == {"rate": [1, 2]}
