@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.lacking import lacking
-from tests.test_supervised import MODULES, parse
+from tests.test_supervised import ALL, parse
 
 CASES = [
     # What one piece of code refuses for all experiments.
@@ -107,7 +107,7 @@ def refused(capsys, monkeypatch, tmp_path, assert_nothing_compiles):
     def run(name: str, line: str, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", [name, *shlex.split(line)])
         with assert_nothing_compiles(), pytest.raises(SystemExit) as stop:
-            MODULES[name].EXPERIMENT.main()
+            ALL[name].main()
         out, err = capsys.readouterr()
         assert (stop.value.code, out if status == 2 else "") == (status, ""), (out, err)
         # One line, or what tyro says, which reads the command line.
@@ -175,7 +175,7 @@ def test_a_full_disk_is_refused_first(refused, tmp_path, name):
 def test_what_is_built_compiles_nothing(name, line, assert_nothing_compiles):
     """Whatever is refused then, or where a refusal comes too late, nothing has compiled yet."""
     config = parse(name, line)
-    experiment = MODULES[name].EXPERIMENT
+    experiment = ALL[name]
     shared = experiment.share(config)
     with assert_nothing_compiles():
         batches = experiment.build(config, shared.value).batches

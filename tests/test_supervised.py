@@ -20,31 +20,40 @@ from plastax.data import idx
 from plastax.errors import ConfigError
 from plastax.models import MLP, SUPERVISED
 from plastax.runs import loop
-from plastax.study import experiment, settings, supervised
+from plastax.study import settings, supervised
+from plastax.study.experiment import Experiment, Shared
 from tests.data.formats import idx_bytes
 from tests.streams.tiny import DATASET
 
-FOLDER = pathlib.Path(experiments.__file__).parent
-MODULES = {path.stem: importlib.import_module(f"experiments.{path.stem}") for path in sorted(FOLDER.glob("[!_]*.py"))}
-EXPERIMENTS = {name: one for name, one in MODULES.items() if issubclass(one.Config, supervised.Config)}
-PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS]
+NAMES = sorted(path.stem for path in pathlib.Path(experiments.__file__).parent.glob("[!_]*.py"))
+ALL: dict[str, Experiment[Any]] = {name: importlib.import_module(f"experiments.{name}").EXPERIMENT for name in NAMES}
+EXPERIMENTS = {name: one for name, one in ALL.items() if issubclass(one.config, supervised.Config)}
+PRESETS = [(name, preset) for name, one in EXPERIMENTS.items() for preset in one.presets]
 
 
 @functools.cache
 def parse(name: str, line: str = "") -> Any:
-    module = EXPERIMENTS[name]
-    return module.EXPERIMENT.parse(shlex.split(line))
+    return EXPERIMENTS[name].parse(shlex.split(line))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_experiment_is_named_as_its_file_and_can_be_tried_quickly(name):
+    assert ALL[name].name == name, "the folder of its runs: give EXPERIMENT the name of its file"
+    assert {"default", "smoke"} <= ALL[name].presets.keys(), "give it these presets; smoke ends within a minute"
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_preset_is_valid_and_can_be_overridden(name, preset):
     config = parse(name, f"--preset {preset} --seeds 3")
     assert (config.preset, config.seeds) == (preset, 3)
-    for setting, value in EXPERIMENTS[name].PRESETS[preset].items():
+    presets = EXPERIMENTS[name].presets[preset]
+    for setting, value in presets.items():
         found = config
         for part in setting.split("."):
             found = getattr(found, part)
-        assert setting == "seeds" or found == value
+        # A group that is given whole may be changed by its settings.
+        whole = not any(other.startswith(f"{setting}.") for other in presets)
+        assert setting == "seeds" or not whole or found == value, setting
     assert settings.identity(settings.to_json(config)) != settings.identity(
         settings.to_json(dataclasses.replace(config, seeds=4))
     )
@@ -83,8 +92,8 @@ def test_the_card_goes_into_the_settings_and_the_place_does_not_count():
     assert settings.identity(first, asides) == settings.identity(second | {"data_card": {}}, asides)
 
 
-def parse_and_share(name: str, line: str) -> tuple[Any, experiment.Shared]:
-    one = EXPERIMENTS[name].EXPERIMENT
+def parse_and_share(name: str, line: str) -> tuple[Any, Shared]:
+    one = EXPERIMENTS[name]
     config = one.parse(shlex.split(line))  # Where it is called, so not from `parse`, which remembers.
     return config, one.share(config)
 
