@@ -34,12 +34,6 @@ def check(rows: list[dict[str, Any]], least: float) -> None:
     assert 0.90 <= pooled(estimated) <= 0.99, pooled(estimated)
 
 
-@pytest.mark.parametrize("name", [pytest.param("trained", marks=pytest.mark.slow), "dead"])
-def test_error_bars_of_small_networks(name: str) -> None:
-    config = coverage.Config(widths=(10, 16, 8, 5), orders=(24,), probes=(2,), repetitions=200)
-    check(coverage.measure(config, name), least=0.88)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["trained", "overtrained", "dead"])
 def test_error_bars_whatever_the_order_and_the_probes(name: str) -> None:

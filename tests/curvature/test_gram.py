@@ -109,6 +109,7 @@ def test_matrix_holds_products_of_the_roots_of_examples() -> None:
         np.testing.assert_allclose(got, expected, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_seeds_under_vmap_equal_single_ones_in_one_program(compilations: Callable[[], int]) -> None:
     apply, loss, params, batch, _ = problem("cross_entropy")
     seeds = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x, 0.0 * x]), params)

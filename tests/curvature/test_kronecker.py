@@ -234,6 +234,7 @@ def test_what_is_not_a_number_does_not_reach_the_eigensolver(problem: Problem) -
     assert np.isnan(eigenvalues(empty["output"]).a).all()
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_equals_single(problem: Problem) -> None:
     def one(params: dict) -> tuple[dict, Any]:
         pairs = kronecker(NETWORK, "cross_entropy", params, problem.data)

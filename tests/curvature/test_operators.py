@@ -251,6 +251,7 @@ def test_memory_of_chunks_does_not_grow_with_the_examples() -> None:
     assert temporary(64 + more, None) > 200 * more
 
 
+@pytest.mark.slow
 def test_seeds_in_chunks_under_vmap_and_over_devices_equal_single_ones(compilations: Callable[[], int]) -> None:
     params, batch = make("cross_entropy")
     devices = jax.devices()

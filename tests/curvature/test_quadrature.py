@@ -151,7 +151,10 @@ def test_modes_agree_with_full_reorthogonalisation(mode: str) -> None:
 
 def test_cheap_modes_have_ghosts_and_the_others_none() -> None:
     arguments = padded(PRESCRIBED["rank 5"][0]), mirrors(DIM), jax.random.key(0)
-    beyond = {mode: np.sum(np.asarray(measure(*arguments, mode=mode).nodes) > 0.5, axis=1) for mode in MODES}
+    beyond = {
+        mode: np.sum(np.asarray(measure(*arguments, mode=mode).nodes) > 0.5, axis=1)
+        for mode in ("none", "full", "bfloat16")
+    }
     assert np.all(beyond["none"] > 5)
     for mode in ("full", "bfloat16"):
         np.testing.assert_array_equal(beyond[mode], 5)

@@ -241,6 +241,7 @@ def one_probe(a: jax.Array, key: jax.Array) -> Spectrum:
     return curvature.spectrum(curvature.from_matrix(a), key, ORDER, 1)
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_and_more_probes_equal_single() -> None:
     names = ("rank 5", "zero", "single")
     matrices = np.stack([matrix(COUNTED[name]) for name in names])

@@ -146,6 +146,7 @@ def test_nan_stays_nan() -> None:
     assert np.isnan([t.loss.value, t.required, t.trainable]).all()
 
 
+@pytest.mark.slow
 def test_estimated_spectra_have_errors() -> None:
     values = jnp.geomspace(1.0, 1e-4, 150)
     op = curvature.from_matrix(jnp.diag(values))

@@ -34,7 +34,7 @@ from tests.probes.network import (
 
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
-every_probe = pytest.mark.parametrize("name", [name for name in PROBES if name != "spectrum"])
+every_probe = pytest.mark.parametrize("name", PROBES)
 
 
 @every_probe
