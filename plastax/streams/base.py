@@ -32,13 +32,13 @@ class Picked(NamedTuple):
     Attributes:
       images: uint8 ``[B, height, width, channels]``.
       labels: of the data set, int32 ``[B]``.
-      index: their numbers in the task, int32 ``[B]``.
+      numbers: of the images in the task, int32 ``[B]``.
       key: for what is drawn at every look; None: these are held out, and the same at every look.
     """
 
     images: Array
     labels: Array
-    index: Array
+    numbers: Array
     key: Key | None
 
 

@@ -52,6 +52,6 @@ class RandomLabel(ImageStream):
 
         def look(task: Task, seen: Picked) -> Examples:
             labels = task.test_labels if seen.key is None else task.labels
-            return Examples(pixels(seen.images), labels[seen.index])
+            return Examples(pixels(seen.images), labels[seen.numbers])
 
         return of_images(dataset, count, task, look, f"{dataset.card.name} with random labels")
