@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import xarray as xr
 
 CONFIDENCE = 0.95
@@ -83,7 +83,7 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interva
     shift = away.sum(axis=0) / np.maximum(count, 1)
     squares = np.where(finite, (away - shift) ** 2, 0.0).sum(axis=0)
     free = np.maximum(count - 1, 1)
-    half = scipy.stats.t.ppf((1 + confidence) / 2, free) * np.sqrt(squares / free / np.maximum(count, 1))
+    half = scipy.special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(squares / free / np.maximum(count, 1))
     half = np.where(count >= FEWEST, half, np.nan)
     mean = np.where(count > 0, first + shift, np.nan)
     return Interval(mean, mean - half, mean + half, count)
@@ -138,7 +138,7 @@ def jackknife(
     # Degrees of freedom by Welch and Satterthwaite.
     parts = sum(one**2 / (size - 1) for one, size in zip(variances, seeds))
     free = variance**2 / parts if parts > 0 else min(seeds) - 1
-    half = scipy.stats.t.ppf((1 + confidence) / 2, free) * np.sqrt(variance)
+    half = scipy.special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance)
     return value, value - half, value + half
 
 
@@ -171,10 +171,12 @@ def bootstrap(
     def of(*rows: np.ndarray, axis: int) -> Any:
         return statistic(*((one[..., None] == np.arange(n)).sum(axis - 1) * 1.0 for one, n in zip(rows, seeds)))
 
+    from scipy import stats  # Half a second, which every start of a run would pay.
+
     # Where seeds are all equal, BCa divides zero by zero.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        found = scipy.stats.bootstrap(
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
             [np.arange(n) for n in seeds],
             of,
             n_resamples=resamples,
@@ -188,7 +190,7 @@ def bootstrap(
     if student:
         # The bootstrap divides by S, not by S - 1: of a mean this makes it Student's interval.
         free = min(seeds) - 1
-        half = scipy.stats.t.ppf((1 + confidence) / 2, free) * found.standard_error * np.sqrt((free + 1) / free)
+        half = scipy.special.stdtrit(free, (1 + confidence) / 2) * found.standard_error * np.sqrt((free + 1) / free)
         return value, value - half, value + half
     low, high = found.confidence_interval
     if np.isnan([low, high]).any():

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.stats
 
 from plastax.errors import ConfigError
 from plastax.records.files import PathLike
@@ -255,6 +254,8 @@ def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
     seeds = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
     if not seeds:
         return {}
+    from scipy import stats  # Half a second, which every start of a run would pay.
+
     values = np.stack(list(seeds.values()), axis=1)
     interval = mean_interval(values)
     out: dict[str, float] = {}
@@ -262,7 +263,7 @@ def _over_seeds(metrics: Mapping[str, Metric]) -> dict[str, float]:
         out[name] = interval.mean[i]
         if len(values) > 1:
             there = values[np.isfinite(values[:, i]), i]
-            out[f"{name}/iqm"] = scipy.stats.trim_mean(there, 0.25) if len(there) else np.nan
+            out[f"{name}/iqm"] = stats.trim_mean(there, 0.25) if len(there) else np.nan
             out |= {f"{name}/ci_low": interval.low[i], f"{name}/ci_high": interval.high[i]}
     return out
 
