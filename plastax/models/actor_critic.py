@@ -73,10 +73,7 @@ class ConvActorCritic(ActorCritic):
 
     def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
         """Makes the model; raises `ConfigError` unless observations are ``[height, width, channels]``, large enough."""
-        if len(observation_shape) != 3:
-            raise ConfigError(
-                f"model: 'conv' needs observations [height, width, channels]; this stream's are {observation_shape}"
-            )
+        layers.check_image("conv", observation_shape)
         # Every convolution without padding takes two rows and two columns.
         most = (min(observation_shape[:2]) - 1) // 2
         if len(self.channels) > most:
