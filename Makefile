@@ -28,7 +28,7 @@ endif
 stamp := .venv/.plastax-$(accel)
 
 # Tests compile more than they compute, each on one core: a process a core, and every file in one of them.
-workers := -n auto --maxprocesses 4 --dist loadfile
+workers := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 ifeq ($(accel),cpu)
   JAX_PLATFORMS ?= cpu

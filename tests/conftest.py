@@ -48,7 +48,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 
+LONGEST = (
+    "test_survival",
+    "test_refusals",
+    "test_contract",
+    "test_docstrings",
+    "test_run",
+    "test_readme",
+    "test_sweep",
+)
+"""Files that begin first: a worker that began one of these last would run alone for its time."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     skip = pytest.mark.skip(reason="needs an accelerator: set PLASTAX_TEST_GPU=1")
     for item in items:
         if item.get_closest_marker("gpu") and not ON_ACCELERATOR:

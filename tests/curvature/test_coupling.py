@@ -74,7 +74,9 @@ def network(name: str) -> tuple[Callable, Any]:
 COUPLED = ("normalized", "normalized, scale zero", "centred")
 
 
-@pytest.mark.parametrize("name", [pytest.param("normalized", marks=pytest.mark.slow), *COUPLED[1:], "apart"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(one, marks=pytest.mark.slow) for one in COUPLED[:2]), "centred", "apart"]
+)
 def test_gram_spectra_are_those_of_the_whole_batch(name: str) -> None:
     apply, params = network(name)
     flat, unravel = ravel_pytree(params)

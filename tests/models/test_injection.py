@@ -31,7 +31,7 @@ def build(kind: str, **options: Any) -> tuple[Model, jax.Array]:
     return ResNet18((4,), (1,), (6, 5), **options).build((8, 8, 2), 3), image
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn", "resnet18", "actor_critic"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", pytest.param("resnet18", marks=pytest.mark.slow), "actor_critic"])
 def test_equal_pairs_change_no_bit(kind: str) -> None:
     plain, x = build(kind)
     model, _ = build(kind, injections=2)

@@ -168,6 +168,7 @@ def test_continual_imagenet_trains_on_class_files(tmp_path):
     assert seen["evaluation/test_loss"].shape == (1, 2)
 
 
+@pytest.mark.slow  # one more ResNet
 def test_incremental_cifar_trains_on_the_published_pickles(tmp_path):
     (tmp_path / cifar.FOLDER).mkdir()
     for name, content in cifar_members(1500, 800)[0].items():
