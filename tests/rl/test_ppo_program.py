@@ -154,8 +154,8 @@ def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole):
     assert same(whole.state, short.state)
     assert same(joined(whole.records), joined(short.records))
     for task in range(2):
-        whole, halves = whole.records[task].probe, short.records[2 * task : 2 * task + 2]
-        for name, value in whole.items():
+        halves = short.records[2 * task : 2 * task + 2]
+        for name, value in whole.records[task].probe.items():
             np.testing.assert_array_equal(halves[0].probe[name][:, 0], value[:, 0])
             np.testing.assert_array_equal(halves[1].probe[name][:, 1], value[:, 1])
             assert np.isnan(halves[0].probe[name][:, 1]).all()
