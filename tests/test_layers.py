@@ -15,6 +15,7 @@ BASE = {
     "drawing",
     "errors",
     "keys",
+    "layers",
     "linalg",
     "locks",
     "machine",

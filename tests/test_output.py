@@ -22,7 +22,7 @@ from plastax.tracking import ConsoleSink, Guarded
 from tests.tracked import CONFIG, segment
 
 ROOT = pathlib.Path(__file__).parent.parent
-# It prints by all ways that there are, more than a pipe holds, and ends with a status of its own.
+# It prints in every way, more than a pipe holds, and ends with a status of its own.
 PROGRAM = """
 import logging, sys
 from plastax import output

@@ -215,7 +215,7 @@ def test_shards_are_of_one_code(start, tmp_path):
 
 
 def test_a_fresh_shard(start, tmp_path):
-    """Alone it starts anew; beside others it may not wipe what they share, nor silently do nothing."""
+    """Alone it starts a new run; beside others it may not wipe what they share, nor silently do nothing."""
     start("kill", GOING, shard="0/1")
     assert start(shard="0/1", fresh=True)["trained"] == [f"{arm} {i}" for arm in hollow.ARMS for i in range(SEGMENTS)]
     first, second = sorted((tmp_path / "runs" / "tiny").iterdir())

@@ -95,7 +95,7 @@ def whole(serve: Server) -> tuple[pathlib.Path, float]:
 
 
 def contents(directory: pathlib.Path, last: int = SEGMENTS) -> dict[str, np.ndarray]:
-    """Every recorded number, and every leaf of the last checkpoints, which go on with segment ``last``."""
+    """Every recorded number, and every leaf of the last checkpoints, before segment ``last``."""
     found: dict[str, np.ndarray] = {}
     for path in sorted((directory / "records").glob("*/*")):
         if path.name == files.ASIDE:
@@ -139,7 +139,7 @@ def test_killed_at_random_moments(serve, whole, kills):
 
 
 def test_killed_in_the_middle_of_writes(serve, whole):
-    """Torn records, records without a checkpoint behind them, torn checkpoints, checkpoints without a manifest."""
+    """Torn records, records without a checkpoint after them, torn checkpoints, checkpoints without a manifest."""
     directory, before, torn = serve.folder / "writes", serve.kills, 0
     plan = [("record", 1), ("checkpoint", 1), ("record", 3), ("renamed", 1), ("manifest", 1), ("checkpoint", 2)]
     plan += [("manifest", 2), ("checkpoint", 1), ("checkpoint", 2)]
@@ -218,7 +218,7 @@ def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
 
 
 def test_a_run_of_format_1_is_gone_on_with(tmp_path):
-    """Stored in tests/fixtures: its last segment is recorded, but the checkpoint behind it is missing."""
+    """Stored in tests/fixtures: its last segment is recorded, but the checkpoint after it is missing."""
     directory = unpacked("format-1", tmp_path)
     kept = {path: path.read_bytes() for path in (directory / "records").rglob("*.npz") if path.stem != "000005"}
     state = contents(directory, last=SEGMENTS - 1)

@@ -38,7 +38,8 @@ from plastax import linalg, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
 from plastax.curvature.memory import device_memory
-from plastax.types import Array, Key, LayerInputs, Loss, Params, Tapped, Tree, Window
+from plastax.layers import LayerInputs, Tapped, Window
+from plastax.types import Array, Key, Loss, Params, Tree
 
 Kind = Literal["empirical", "sampled", "exact"]
 Sharing = Literal["expand", "reduce"]

@@ -13,8 +13,9 @@ import optax
 
 from plastax import ranges, roles, tree
 from plastax.errors import ConfigError
+from plastax.layers import Units
 from plastax.roles import Kernel, Role, RolesOf
-from plastax.types import Array, Key, Method, Model, Moving, Params, Tree, Units
+from plastax.types import Array, Key, Method, Model, Moving, Params, Tree
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.layers import Units
 from plastax.methods import surgery
 from plastax.methods.base import Settings, units_of
 from plastax.methods.recycle import Watch, replace_watched
-from plastax.types import Array, Key, Method, Model, Units
+from plastax.types import Array, Key, Method, Model
 
 UtilityName = Literal[
     "contribution",

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from plastax import tree
+from plastax.layers import Units
 from plastax.methods import surgery
 from plastax.methods.base import Timed, apply_if, due, fresh_params, never, transformation
-from plastax.types import Array, Features, Key, Method, Params, Tree, Units
+from plastax.types import Array, Features, Key, Method, Params, Tree
 
 
 def replace_dormant(

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import optax
 
+from plastax.layers import Units
 from plastax.methods.base import Periodic, units_of
 from plastax.methods.recycle import replace_dormant
 from plastax.methods.surgery import mean_magnitude
-from plastax.types import Array, Features, Method, Model, Units
+from plastax.types import Array, Features, Method, Model
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Any
 
 import optax
 
+from plastax.layers import Units
 from plastax.methods.base import units_of
 from plastax.methods.recycle import replace_dormant
 from plastax.methods.redo import ReDo
 from plastax.methods.surgery import mean_magnitude
-from plastax.types import Array, Method, Model, Units
+from plastax.types import Array, Method, Model
 
 
 @dataclass(frozen=True)

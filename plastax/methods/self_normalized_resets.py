@@ -9,9 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from plastax.layers import Units
 from plastax.methods.base import Settings, units_of
 from plastax.methods.recycle import Watch, replace_watched
-from plastax.types import Array, Key, Method, Model, Units
+from plastax.types import Array, Key, Method, Model
 
 
 @dataclass(frozen=True)

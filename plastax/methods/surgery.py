@@ -34,9 +34,10 @@ import optax
 
 from plastax import tree
 from plastax.errors import ConfigError
+from plastax.layers import Entries, Units
 from plastax.methods.base import apply_if, fresh_params, require_whole
 from plastax.roles import STRUCTURE
-from plastax.types import Array, Entries, Key, Params, Tree, Units
+from plastax.types import Array, Key, Params, Tree
 
 Chosen = Mapping[str, Array]
 """Hidden layer -> bool ``[width]``: the units to replace."""

@@ -15,10 +15,11 @@ import numpy as np
 
 from plastax import ranges, tree
 from plastax.errors import ConfigError
+from plastax.layers import LayerInputs, Units
 from plastax.models import layers, taps
 from plastax.models.injection import with_injections
 from plastax.models.layers import ActivationName
-from plastax.types import Array, Features, Key, LayerInputs, Model, Params, Tree, Units
+from plastax.types import Array, Features, Key, Model, Params, Tree
 
 
 class Network(nn.Module):

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import tree
 from plastax.errors import ConfigError
-from plastax.types import Array, Entries, Features, Key, LayerInputs, Model, Params, Tree, Units
+from plastax.layers import Entries, LayerInputs, Units
+from plastax.types import Array, Features, Key, Model, Params, Tree
 
 Taps = dict[str, Array]
 

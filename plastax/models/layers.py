@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from plastax import linalg, tree
 from plastax.errors import ConfigError
+from plastax.layers import Entries, Units
 from plastax.roles import Role, Roles, convolution
-from plastax.types import Array, Entries, Params, Units
+from plastax.types import Array, Params
 
 
 def crelu(z: Array) -> Array:

@@ -21,9 +21,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import machine, tree
 from plastax.errors import ConfigError
+from plastax.layers import LayerInputs, Tapped
 from plastax.models import taps_nnx
 from plastax.models.window import layer_inputs
-from plastax.types import Array, Key, LayerInputs, Params, Tapped, Tree
+from plastax.types import Array, Key, Params, Tree
 
 _INPUTS, _OUTPUTS, _TAPS = "plastax_inputs", "plastax_outputs", "plastax_taps"
 """Collections by which values enter and leave a module: lifted transformations such as `nn.remat` pass them on."""

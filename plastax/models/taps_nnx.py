@@ -15,8 +15,9 @@ from flax import nnx
 
 from plastax import tree
 from plastax.errors import ConfigError
+from plastax.layers import LayerInputs, Tapped
 from plastax.models.window import layer_inputs
-from plastax.types import Array, LayerInputs, Params, Tapped, Tree
+from plastax.types import Array, Params, Tree
 
 
 class _Input(nnx.Variable):  # type: ignore[type-arg]

@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 from flax.linen.linear import canonicalize_padding
 
-from plastax.types import Array, LayerInputs, Window
+from plastax.layers import LayerInputs, Window
+from plastax.types import Array
 
 
 def layer_inputs(name: str, layer: Any, x: Array) -> LayerInputs:

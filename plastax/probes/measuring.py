@@ -11,11 +11,12 @@ import jax
 from plastax import tree
 from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
+from plastax.layers import LayerInputs, Tapped
 from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.registry import PROBES
 from plastax.probes.weights import kernel_names
 from plastax.roles import STRUCTURE, RolesOf
-from plastax.types import Array, Examples, Features, Key, LayerInputs, Loss, Model, Params, ProbeInput, Tapped, Tree
+from plastax.types import Array, Examples, Features, Key, Loss, Model, Params, ProbeInput, Tree
 
 Apply = Callable[[Params, Array], Any]
 

@@ -17,11 +17,11 @@ from plastax import tree
 from plastax.curvature import running
 from plastax.curvature.kronecker import Factors, Kind, cotangents, factors, fisher_factors
 from plastax.keys import fold
+from plastax.layers import LayerInputs
 from plastax.types import (
     Array,
     Features,
     Key,
-    LayerInputs,
     Loss,
     Method,
     MethodArgs,

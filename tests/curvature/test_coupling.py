@@ -15,11 +15,12 @@ from jax.flatten_util import ravel_pytree
 from plastax import curvature
 from plastax.curvature.coupling import coupling
 from plastax.errors import ConfigError
+from plastax.layers import Tapped
 from plastax.models import ResNet18
 from plastax.probes import GGN, NTKProbe, TrainabilityProbe, measure
 from plastax.program import supervised
 from plastax.program.training import Training
-from plastax.types import Model, Tapped
+from plastax.types import Model
 from tests.training_runs import STREAM
 
 FAST = {"xla_backend_optimization_level": 0}

@@ -30,7 +30,8 @@ from plastax.curvature.kronecker import (
     rank,
     total_effective_rank,
 )
-from plastax.types import LayerInputs, Loss, Tapped, Window
+from plastax.layers import LayerInputs, Tapped, Window
+from plastax.types import Loss
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -15,7 +15,8 @@ from jax.flatten_util import ravel_pytree
 from plastax import curvature
 from plastax.curvature import losses
 from plastax.curvature.kronecker import cotangents
-from plastax.types import Loss, Tapped
+from plastax.layers import Tapped
+from plastax.types import Loss
 
 DRAWS = 20_000
 WEIGHT = 0.7

@@ -108,7 +108,7 @@ class Fuzzed:
 
 
 def fuzz(directory: Path, number: int, seed: int, every_reader: bool) -> int:
-    """Damages a run so many times; how often that was detected. What was not has been harmless."""
+    """Damages a run this many times and returns how often it was detected. All other damage was harmless."""
     fuzzed, draw, detected = Fuzzed(directory), random.Random(seed), 0
     for _ in range(number):
         path = fuzzed.damage(draw)

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from plastax import methods, tree
 from plastax.errors import ConfigError
+from plastax.layers import Entries, Units
 from plastax.methods import surgery
 from plastax.methods.base import apply_if
 from plastax.models import CNN, MLP, ActorCritic, ConvActorCritic, ResNet18
-from plastax.types import Entries, Model, Units
+from plastax.types import Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

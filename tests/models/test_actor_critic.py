@@ -140,7 +140,7 @@ def test_a_unit_acts_through_its_outgoing_weights_only(case: str) -> None:
         assert {f"{name}/kernel" for name in layers} == {name for name in order if name.startswith(network)}
         for layer, following in itertools.pairwise(layers):
             unit, width = 1, leaves[f"{layer}/kernel"].shape[-1]
-            # With a LayerNorm, what belongs to one unit alone comes behind it.
+            # With a LayerNorm, what belongs to one unit alone comes after it.
             norm = f"{layer.replace('/', '/norm_')}/bias"
             bias = norm if norm in leaves else f"{layer}/bias"
             moved = np.array(leaves[bias])
@@ -153,7 +153,7 @@ def test_a_unit_acts_through_its_outgoing_weights_only(case: str) -> None:
             outgoing = np.array(leaves[f"{following}/kernel"])
             if outgoing.ndim == 4:
                 outgoing[:, :, unit] = 0.0
-            else:  # behind a convolution, every place of the channel
+            else:  # after a convolution, every place of the channel
                 outgoing[unit::width] = 0.0
             cut = replaced(params, f"{following}/kernel", outgoing)
             before, after = apply(cut, x)[0], apply(replaced(cut, bias, moved), x)[0]

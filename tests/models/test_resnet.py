@@ -13,9 +13,10 @@ import pytest
 
 from plastax import tree
 from plastax.curvature.kronecker import rows
+from plastax.layers import LayerInputs, Window
 from plastax.models import ResNet18
 from plastax.models.layers import norm_name
-from plastax.types import LayerInputs, Model, Window
+from plastax.types import Model
 
 # These tests compile much and compute little. The emitters are those of users: a shortcut has to pass on every bit.
 jit = functools.partial(

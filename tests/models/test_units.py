@@ -13,8 +13,9 @@ import pytest
 
 from plastax import tree
 from plastax.curvature.kronecker import rows
+from plastax.layers import Entries
 from plastax.models import CNN, MLP, SUPERVISED, ActorCritic, ConvActorCritic, ResNet18
-from plastax.types import Entries, Model
+from plastax.types import Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -140,7 +141,7 @@ def test_a_unit_is_its_incoming_entries_and_acts_through_its_outgoing_ones(case:
     apply = model.apply
     plain = apply(params, x)
     for layer, (width, incoming, outgoing, _) in model.units.items():
-        # A LayerNorm mixes the units: what is one unit's alone comes behind it.
+        # A LayerNorm mixes the units: what belongs to one unit alone comes after it.
         mixed = CASES[case][0].layer_norm and ("resnet" not in case or layer.startswith("dense"))
         own = tuple(entry for entry in incoming if "norm_" in entry.name) if mixed else incoming
         for unit, other in ((1, 0), (width - 1, 1)):

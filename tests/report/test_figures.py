@@ -56,7 +56,7 @@ def _segment(method: str, part: int, rng: np.random.Generator) -> Record:
 
 
 def make_study(directory: pathlib.Path, kept: dict[str, int] | None = None) -> pathlib.Path:
-    """Writes a study; of a method in ``kept`` only the first so many segments."""
+    """Writes a study; of a method in ``kept`` only that many first segments."""
     dims = dict.fromkeys(("hessian/nodes", "hessian/weights"), ("probe", "node"))
     dims |= {"hessian/rank": ("eps",), "weights/norm": ("layer",)}
     dims |= dict.fromkeys(("features/effective_rank", "features/dormant_fraction"), ("feature_layer",))

@@ -156,7 +156,7 @@ def test_what_moves_for_the_first_time_at_a_switch_is_bounded(kind, before, afte
     for _ in range(3):
         statistics = normalize.update(statistics, before, kind)
     if kind == "reset":
-        # The same happens behind the first rollout of a task that has not shown everything.
+        # The same happens after the first rollout of a task that has not shown everything.
         statistics = normalize.update(normalize.start(before.shape[1:]), before, kind)
     seen = normalize.apply(statistics, after, kind)
     assert np.abs(seen).max() <= 10.0

@@ -229,7 +229,7 @@ def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(whol
     for k in (0, 2):
         assert same(seed(host(state), k), seed(whole.state, k))
         assert same(seed(joined(records), k), seed(joined(whole.records), k))
-    # Its environments began the first task anew, which is no update; then nothing moves.
+    # Its environments began the first task again, which is no update; then nothing moves.
     assert same(seed(host(state).opt_state, 1), seed(before.opt_state, 1))
     recorded = joined(records)
     np.testing.assert_array_equal(recorded["alive"], np.outer([1, 0, 1], np.ones(2 * UPDATES)))
