@@ -3,8 +3,8 @@
 A run is a method under one value of a setting with one seed. The sweep trains them all by one program a method. The
 other side is what a shell loop would do, ``--method M --method.X V --seeds 1 --first-seed S``, one process after
 another; both have a compilation cache that is empty when the side begins. Of a method's processes the first of a value
-compiles, the others of that value find its programs in the cache: so many of either kind are run as ``--cold`` and
-``--warm`` say, and the rest is estimated by their medians. Whole commands are timed, from start to report.
+compiles, the others of that value find its programs in the cache. As many of each kind run as ``--cold`` and
+``--warm`` say; the rest is estimated from their medians. Whole commands are timed, from start to report.
 
     make bench BENCH=sweep
 """
