@@ -7,11 +7,14 @@ the values before anything is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -125,26 +128,94 @@ def parse(
       SystemExit: with status 2 if tyro refuses the line, 0 after ``--help``.
     """
     args = list(sys.argv[1:] if args is None else args)
-    # A resumed run keeps its settings: they are the defaults of this command line.
+    flags = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", *choices)}
+    default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
+    return _checked(tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None))
+
+
+def configure(
+    base: type[C],
+    presets: Mapping[str, Mapping[str, Any]],
+    choices: Mapping[str, Registry],
+    values: Mapping[str, Any],
+) -> C:
+    """The configuration of some values, over those of a preset, or of the run that ``resume`` names.
+
+    Args:
+      base: see `parse`.
+      presets: see `parse`.
+      choices: see `parse`.
+      values: dotted setting -> value, as on the command line: ``{"seeds": 3, "model.hidden": (8, 8)}``. The value of a
+        group, ``{"training": ...}``, is a whole group or a mapping of some of its settings.
+
+    Returns:
+      See `parse`.
+
+    Raises:
+      ConfigError: a name is unknown, or a value is of another type or out of range.
+    """
+    # A resumed run keeps its settings: they are the defaults of what is given here.
     stored: Mapping[str, Any] = {}
-    if path := _value_of(args, "--resume"):
+    if path := values.get("resume"):
         try:
             stored = read_config(Path(path))["settings"]
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(f"resume: {path} is not a run directory ({error})") from error
-    preset = _value_of(args, "--preset") or stored.get("preset", "default")
+    preset = values.get("preset") or stored.get("preset", "default")
     _known("preset", preset, presets)
     overrides = {"preset": preset, **presets[preset]}
     chosen = {}
     for field, registry in choices.items():
         usual = next(f.default for f in dataclasses.fields(base) if f.name == field)
-        name = _value_of(args, f"--{field}") or stored.get(field) or overrides.get(field, usual)
+        name = values.get(field) or stored.get(field) or overrides.get(field, usual)
         _known(field, name, registry)
         chosen[field] = registry[name]
         overrides = _of_choice(overrides, f"{field}_settings", registry[name])
-    default = replaced(_with_groups(base, presets, chosen)(), overrides)
-    default = _from_json(default, stored) if stored else default
-    config = tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None)
+    config = replaced(_with_groups(base, presets, chosen)(), overrides)
+    config = _from_json(config, stored) if stored else config
+    for name, value in values.items():
+        group, dot, setting = name.replace("-", "_").partition(".")
+        group = f"{group}_settings" if dot and group in choices else ALIASES.get(group, group)
+        config = replaced(config, {f"{group}{dot}{setting}": _read(config, f"{group}{dot}{setting}", name, value)})
+    return _checked(config)
+
+
+def _read(config: Any, path: str, name: str, value: Any) -> Any:
+    """A value for the dotted setting ``path``, converted as the command line would read its text."""
+    head, _, rest = path.partition(".")
+    fields = [field.name for field in dataclasses.fields(config)]
+    if head not in fields:
+        raise ConfigError.unknown("settings", name, (f"{name.removesuffix(head)}{field}" for field in fields))
+    now, kind = getattr(config, head), typing.get_type_hints(type(config))[head]
+    if rest:
+        if not dataclasses.is_dataclass(now):
+            raise ConfigError(f"settings: {name} is not allowed; {name.removesuffix(f'.{rest}')} has no settings")
+        return _read(now, rest, name, value)
+    if dataclasses.is_dataclass(now):
+        if isinstance(value, Mapping):
+            return replaced(now, {key: _read(now, key, f"{name}.{key}", one) for key, one in value.items()})
+        given = value if type(value) is type(now) else None
+    elif kind is str and isinstance(value, str):
+        given = value
+    else:
+        words = [str(one) for one in (value if isinstance(value, tuple | list) else [value])]
+        given = read(kind, words)
+    if given is None and value is not None:
+        raise ConfigError(f"{name}: {value!r} is not allowed; give {getattr(kind, '__name__', kind)}, such as {now!r}")
+    return given
+
+
+def read(kind: Any, words: Sequence[str]) -> Any:
+    """The value of a type that the words of a command line give; None if they give none."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return tyro.cli(kind, args=words, prog="")
+    except SystemExit:
+        return None
+
+
+def _checked(config: C) -> C:
+    """``config`` with the names of entries that its fields stand for; raises `ConfigError` for what is not allowed."""
     for field, registry in GROUPS.items():
         config = dataclasses.replace(config, **{field: _names(field, getattr(config, field), registry)})
     _check(config)

@@ -7,22 +7,18 @@ differ only in numbers that may be traced (`traceable`) are networks of one comp
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import tyro
-
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.records.layout import short
-from plastax.study.settings import ALIASES, GROUPS, Study, check_sizes, members, replaced
+from plastax.study.settings import ALIASES, GROUPS, Study, check_sizes, members, read, replaced
 
 C = TypeVar("C", bound=Study)
 ARMS = 10_000
@@ -168,11 +164,7 @@ def _type(group: Any, setting: str) -> Any:
 def _value(config: Study, name: str, path: str, text: str) -> Any:
     """Parses a value by the type of its setting; words are the entries of a sequence."""
     group, setting = _at(config, path)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            value = tyro.cli(_type(group, setting), args=text.split(), prog="")
-    except SystemExit:
-        value = None
+    value = read(_type(group, setting), text.split())
     if value is None or value != value:
         kind = getattr(_type(group, setting), "__name__", _type(group, setting))
         raise ConfigError(f"sweep: {text!r} is not a value of {name} ({kind}, now {getattr(group, setting)!r})")
