@@ -20,13 +20,35 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plastax.report.compare import Statistic
+    from plastax.report.figures import Drawing
 
-__all__ = ["LoadedRun", "Run", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print"]
+__all__ = [
+    "LoadedRun", "Run", "draw", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
+]  # fmt: skip
 
 
 def read(run: Run) -> xr.Dataset:
     """The data set of a run, see `LoadedRun` and `load_run`."""
     return load_run(run).data
+
+
+def draw(run: Run, *names: str) -> dict[str, Drawing]:
+    """The figures of a run's report by name, drawn for a notebook or program; writes nothing.
+
+    Each is a `figures.Drawing`: ``figure``, which is matplotlib's, and ``frame``, its numbers. The style applies to
+    these figures alone.
+
+    Args:
+      run: see `Run`.
+      *names: such as ``overview``, ``ranks`` or ``spectra``, see `figures.FIGURES`; by default every one with data.
+
+    Raises:
+      plastax.errors.ConfigError: a name is unknown, or the run has no data for its figure.
+    """
+    drawing.import_matplotlib()
+    from plastax.report import figures
+
+    return figures.drawings(read(run), names)
 
 
 def write_and_print(

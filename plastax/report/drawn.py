@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
 from plastax.report.score import score_of
 from plastax.report.values import REFERENCES, base, task_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 ARMS, HEATS, TASKS = 10, 6, 60
 """The largest numbers of arms in a chart, of arms with heat maps, and of tasks in a chart."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from plastax.errors import ConfigError
 from plastax.records.loading import write_table
 from plastax.report import drawn
 from plastax.report.score import RETURN, Quantity, measured, score_of
@@ -24,10 +27,15 @@ from plastax.report.values import layer_mean, rank_at, task_values, threshold, w
 
 
 class Drawing(NamedTuple):
-    """A figure and its numbers, one row for each point."""
+    """A figure and its numbers, one row for each point. A notebook shows the figure."""
 
     figure: Figure
     frame: pd.DataFrame
+
+    def _repr_png_(self) -> bytes:
+        with styled(), io.BytesIO() as file:
+            self.figure.savefig(file, format="png")
+            return file.getvalue()
 
 
 class Subplot(NamedTuple):
@@ -338,24 +346,35 @@ def overview(data: xr.Dataset) -> Drawing | None:
 FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
     "overview": overview,
     "spectra": spectra,
+    "spectra_ggn": functools.partial(spectra, operator="ggn"),
     "ranks": ranks,
     "network": network,
 }
-"""File name -> function that draws it; `drawings` adds the score's figure under the score's name for it."""
+"""Name -> function that draws it; `drawings` adds the score's figure under the score's name for it."""
 
 
-def drawings(data: xr.Dataset) -> dict[str, Drawing]:
-    """Every figure with data, by file name.
+def drawings(data: xr.Dataset, names: Collection[str] = ()) -> dict[str, Drawing]:
+    """Figures by name, in the style of the reports.
 
     Args:
       data: a study, see `plastax.load`; its attribute ``notice``, if any, is written across every figure.
+      names: of the figures; by default every one with data.
+
+    Raises:
+      ConfigError: a name is unknown, or the study has no data for its figure.
     """
     score = score_of(data)
-    made = {name: draw(data) for name, draw in FIGURES.items()} | {"spectra_ggn": spectra(data, "ggn")}
-    made |= {score.figure: scores(data)} if score else {}
-    out = {name: drawing for name, drawing in made.items() if drawing is not None}
-    for drawing in out.values():
-        stamp(drawing.figure, data.attrs.get("notice", ""))
+    known = {**FIGURES, **({score.figure: scores} if score else {})}
+    for name in names:
+        if name not in known:
+            raise ConfigError.unknown("figure", name, known)
+    with styled():
+        made = {name: draw(data) for name, draw in known.items() if not names or name in names}
+        out = {name: drawing for name, drawing in made.items() if drawing is not None}
+        for drawing in out.values():
+            stamp(drawing.figure, data.attrs.get("notice", ""))
+    if empty := [name for name in names if name not in out]:
+        raise ConfigError(f"figure: {empty[0]!r} has no data in this study, which did not measure what it shows")
     return out
 
 
@@ -369,8 +388,8 @@ def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
     Returns:
       The directory.
     """
-    with styled():
-        for name, drawing in drawings(data).items():
+    for name, drawing in drawings(data).items():
+        with styled():
             save(*drawing, directory, name)
     if (score := score_of(data)) is not None and (frame := curve_per_update(data)) is not None:
         write_table(frame, directory / f"{score.figure}_per_update.csv")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def symlog_edges(smallest: float, largest: float, per_decade: int = 8) -> np.ndarray:
@@ -70,6 +74,8 @@ def density(
       Share of the eigenvalues (arm, task, bin), pooled over seeds and probes, NaN where not measured; coordinates
       ``low`` and ``high`` along ``bin`` are its edges. None if the study has no such spectra.
     """
+    import xarray as xr
+
     names = [f"probe/{operator}/{part}" for part in ("nodes", "weights")]
     if any(name not in data for name in names):
         return None

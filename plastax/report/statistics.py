@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.special
-import xarray as xr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -74,6 +75,8 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interva
       >>> print(f"{found.mean} [{found.low:.2f}, {found.high:.2f}]")
       2.5 [0.45, 4.55]
     """
+    from scipy import special  # Imported on use here and below: a run starts without scipy and xarray.
+
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     count = finite.sum(axis=0)
@@ -83,7 +86,7 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interva
     shift = away.sum(axis=0) / np.maximum(count, 1)
     squares = np.where(finite, (away - shift) ** 2, 0.0).sum(axis=0)
     free = np.maximum(count - 1, 1)
-    half = scipy.special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(squares / free / np.maximum(count, 1))
+    half = special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(squares / free / np.maximum(count, 1))
     half = np.where(count >= FEWEST, half, np.nan)
     mean = np.where(count > 0, first + shift, np.nan)
     return Interval(mean, mean - half, mean + half, count)
@@ -100,10 +103,13 @@ def over_seeds(data: xr.DataArray, confidence: float = CONFIDENCE) -> xr.Dataset
       Variables ``mean``, ``low``, ``high`` and ``seeds`` (with a value), without the dimension ``seed``.
 
     Examples:
+      >>> import xarray as xr
       >>> data = xr.DataArray([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]], dims=("seed", "task"))
       >>> over_seeds(data)["mean"].values
       array([2., 5.])
     """
+    import xarray as xr
+
     data = data.transpose("seed", ...)
     kept = data.isel(seed=0, drop=True)
     interval = mean_interval(data.values, confidence)
@@ -129,6 +135,8 @@ def jackknife(
     value = float(statistic(*map(np.ones, seeds)))
     if min(seeds) < FEWEST:
         return value, np.nan, np.nan
+    from scipy import special
+
     variances = []
     for sample, size in enumerate(seeds):
         whole = [np.ones((size, other)) for other in seeds]
@@ -138,7 +146,7 @@ def jackknife(
     # Degrees of freedom by Welch and Satterthwaite.
     parts = sum(one**2 / (size - 1) for one, size in zip(variances, seeds))
     free = variance**2 / parts if parts > 0 else min(seeds) - 1
-    half = scipy.special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance)
+    half = special.stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance)
     return value, value - half, value + half
 
 
@@ -171,7 +179,7 @@ def bootstrap(
     def of(*rows: np.ndarray, axis: int) -> Any:
         return statistic(*((one[..., None] == np.arange(n)).sum(axis - 1) * 1.0 for one, n in zip(rows, seeds)))
 
-    from scipy import stats  # Half a second, which every start of a run would pay.
+    from scipy import special, stats
 
     # Where seeds are all equal, BCa divides zero by zero.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
@@ -190,7 +198,7 @@ def bootstrap(
     if student:
         # The bootstrap divides by S, not by S - 1: of a mean this makes it Student's interval.
         free = min(seeds) - 1
-        half = scipy.special.stdtrit(free, (1 + confidence) / 2) * found.standard_error * np.sqrt((free + 1) / free)
+        half = special.stdtrit(free, (1 + confidence) / 2) * found.standard_error * np.sqrt((free + 1) / free)
         return value, value - half, value + half
     low, high = found.confidence_interval
     if np.isnan([low, high]).any():

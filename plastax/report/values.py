@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from plastax.report.score import Quantity, measured, score_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 REFERENCES = ("reset", "backprop")
 """Methods are compared with the first of these that the study has."""
@@ -16,6 +19,8 @@ REFERENCES = ("reset", "backprop")
 
 def finished(data: xr.Dataset) -> xr.DataArray:
     """Whether an arm has finished a task (arm, task), bool. Unfinished tasks only have values of their beginning."""
+    import xarray as xr
+
     last = data.update_task.groupby("update_task").count().values.cumsum()
     if "host/clock" not in data:
         return xr.DataArray(np.zeros((data.sizes["arm"], len(last)), bool), dims=("arm", "task"))
@@ -43,6 +48,8 @@ def together(studies: Sequence[xr.Dataset], quantity: Quantity) -> list[xr.DataA
       (arm, seed, task) of each study, in the value's unit; NaN where a task is not finished, or has no value; None if
       the study does not have the quantity.
     """
+    import xarray as xr
+
     found = [_of_living(data, quantity) for data in studies]
     there = [values for values in found if values is not None]
     if not there:
@@ -93,6 +100,8 @@ def alive_in(data: xr.Dataset) -> xr.DataArray | None:
 
 def frozen_seeds(data: xr.Dataset) -> xr.DataArray:
     """Number of frozen seeds of each arm (arm)."""
+    import xarray as xr
+
     alive = alive_in(data)
     return xr.zeros_like(data.arm, int) if alive is None else (~alive).any("task").sum("seed")
 
