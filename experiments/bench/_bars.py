@@ -1,16 +1,17 @@
-"""What benchmarks have in common beside their measurements: options, the bars that must hold, and the report."""
+"""What benchmarks have in common beside their measurements: options, tables, the bars that must hold, the report."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
+from rich.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,17 @@ def cores() -> int:
 def machine() -> str:
     """Device, cores and load, for the first line of a report."""
     return f"{jax.devices()[0].device_kind}, {cores()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def table(title: str, rows: Iterable[Mapping[str, str]], left: int = 0) -> Table:
+    """Rows of head -> text, whose first ``left`` columns are words; at least one row."""
+    rows = list(rows)
+    out = Table(title=title, title_justify="left")
+    for column, head in enumerate(rows[0]):
+        out.add_column(head, justify="left" if column < left else "right")
+    for row in rows:
+        out.add_row(*row.values())
+    return out
 
 
 def report(console: Console, held: Sequence[Bar], out: Path | None, **numbers: Any) -> None:

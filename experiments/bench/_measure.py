@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax.types import Tree
+
 STATUS = Path("/proc/self/status")
 
 
@@ -47,6 +49,19 @@ class Side(NamedTuple):
     bound_s: float | None = None
     sweeps: str = ""
     peer: bool = False
+
+
+class Running:
+    """A program whose state is donated from call to call: ``call(state) -> (state, rest)``."""
+
+    def __init__(self, state: Tree, call: Callable[[Tree], tuple[Tree, Any]]) -> None:
+        self.state = state
+        self.call = call
+
+    def __call__(self) -> Any:
+        """One round, to completion; returns the rest."""
+        self.state, rest = jax.block_until_ready(self.call(self.state))
+        return rest
 
 
 class Times(NamedTuple):

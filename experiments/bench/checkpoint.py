@@ -15,6 +15,7 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -117,14 +118,9 @@ def side(name: str, batch: parallel.Batch, length: int) -> _measure.Side:
     """Segments of a program, each a task, as a side; each round continues from the state of the last."""
     data = batch.place(batch.program.data)
     init, segment = memory.compile_segment(batch, length)
-    now: dict[str, Any] = {"state": init(batch.start, data), "clock": 0}
-
-    def go_on() -> Any:
-        now["state"], record = segment(now["state"], data, jnp.int32(now["clock"]))
-        now["clock"] += length
-        return jax.block_until_ready(record)
-
-    return _measure.Side(name, go_on)
+    clocks = itertools.count(0, length)
+    running = _measure.Running(init(batch.start, data), lambda state: segment(state, data, jnp.int32(next(clocks))))
+    return _measure.Side(name, running)
 
 
 def freezing(options: Options) -> None:

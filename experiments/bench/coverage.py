@@ -27,8 +27,8 @@ import optax
 import tyro
 from jax.flatten_util import ravel_pytree
 from rich.console import Console
-from rich.table import Table
 
+from experiments.bench._bars import table
 from plastax import curvature
 from plastax.curvature import Spectrum
 
@@ -205,32 +205,27 @@ def measure(config: Config, name: str) -> list[dict[str, Any]]:
 def main(config: Config) -> None:
     """Measures and prints the tables."""
     rows = [row for name in config.networks for row in measure(config, name)]
-    full = Table(title=f"error bars, {config.repetitions} repetitions, eps in units of the largest eigenvalue")
-    for head in ("network", "what", "order", "probes", "exact", "mean", "sd", "mean SE", "in 1 SE", "in 2 SE"):
-        full.add_column(head)
-    for row in sorted(rows, key=lambda r: (r["network"], r["what"])):
-        full.add_row(
-            row["network"], row["what"], str(row["order"]), str(row["probes"]),
-            *(f"{row[k]:.4g}" for k in ("exact", "mean", "sd", "mean_se")),
-            *("counted" if row["counted"] == 1 and row[k] == 1 else f"{row[k]:.1%}" for k in ("within_1", "within_2")),
-        )  # fmt: skip
-    guide = Table(title="relative standard errors (root mean square error in brackets), per cent")
+    full = [
+        {name: str(row[name]) for name in ("network", "what", "order", "probes")}
+        | {name: f"{row[name]:.4g}" for name in ("exact", "mean", "sd", "mean_se")}
+        | {k: "counted" if row["counted"] == row[k] == 1 else f"{row[k]:.1%}" for k in ("within_1", "within_2")}
+        for row in sorted(rows, key=lambda r: (r["network"], r["what"]))
+    ]
+    guide = []
     columns = list(itertools.product(config.orders, config.probes))
-    for head in ("network", "what", "exact", *(f"{order} x {probes}" for order, probes in columns)):
-        guide.add_column(head)
     by_cell = {(r["network"], r["what"], r["order"], r["probes"]): r for r in rows}
     for name, what in dict.fromkeys((r["network"], r["what"]) for r in rows):
         cells = [by_cell[name, what, order, probes] for order, probes in columns]
         truth = cells[0]["exact"]
         spread = [np.hypot(c["sd"], c["mean"] - truth) for c in cells]
         scale = 100 / max(abs(truth), 1e-30)
-        guide.add_row(
-            name, what, f"{truth:.4g}",
-            *(f"{scale * c['mean_se']:.2g} ({scale * e:.2g})" for c, e in zip(cells, spread)),
-        )  # fmt: skip
+        texts = (f"{scale * c['mean_se']:.2g} ({scale * e:.2g})" for c, e in zip(cells, spread))
+        heads = (f"{order} x {probes}" for order, probes in columns)
+        guide.append({"network": name, "what": what, "exact": f"{truth:.4g}", **dict(zip(heads, texts))})
     console = Console(width=max(Console().width, 160))
-    console.print(full)
-    console.print(guide)
+    title = f"error bars, {config.repetitions} repetitions, eps in units of the largest eigenvalue"
+    console.print(table(title, full, left=2))
+    console.print(table("relative standard errors (root mean square error in brackets), per cent", guide, left=2))
     if config.out:
         config.out.write_text(json.dumps(rows, indent=1))
 

@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench._bars import Bar, Options, judged, machine, report
+from experiments.bench._bars import Bar, Options, judged, machine, report, table
 from experiments.bench._groups import INTERVAL, ITEMS, Group
 from experiments.bench._measure import Roofline, Side, Times, available_memory, first_run, roofline, rounds_of
 from experiments.bench._peers import PEERS, Builders
@@ -143,22 +143,20 @@ def measure(config: Config, problem: Problem, roof: Roofline, group: Group, buil
     return Measured(problem.name, title, {s.name: (s, t) for s, t in zip(kept, times)}, notes)
 
 
-def table(measured: Measured) -> Table:
+def shown(measured: Measured) -> Table:
     """Medians, and ratios to the group's first side."""
-    out = Table(title=f"{measured.problem}: {measured.group.replace('_', ' ')}", title_justify="left")
-    heads = ("side", "wall s", "CPU s", "wall ratio", "CPU ratio", "compile s", "memory MB", "of bound", "sweeps", "n")
-    for head in heads:
-        out.add_column(head, justify="left" if head == "side" else "right")
-    for row in rows(measured):
+
+    def texts(row: dict[str, Any]) -> dict[str, str]:
         memory, bound = row["memory_bytes"], row["of_bound"]
-        out.add_row(
-            row["side"], f"{row['wall_s']:.4g}", f"{row['cpu_s']:.4g}",
-            f"{row['wall_ratio']:.2f}", f"{row['cpu_ratio']:.2f}",
-            "" if row["compile_s"] is None else f"{row['compile_s']:.1f}",
-            "" if memory is None else f"{'~' * row['memory_measured']}{memory / 1e6:,.1f}",
-            "" if bound is None else f"{bound:.0%}", row["sweeps"], f"{row['rounds']}",
-        )  # fmt: skip
-    return out
+        return {
+            "side": row["side"], "wall s": f"{row['wall_s']:.4g}", "CPU s": f"{row['cpu_s']:.4g}",
+            "wall ratio": f"{row['wall_ratio']:.2f}", "CPU ratio": f"{row['cpu_ratio']:.2f}",
+            "compile s": "" if row["compile_s"] is None else f"{row['compile_s']:.1f}",
+            "memory MB": "" if memory is None else f"{'~' * row['memory_measured']}{memory / 1e6:,.1f}",
+            "of bound": "" if bound is None else f"{bound:.0%}", "sweeps": row["sweeps"], "n": f"{row['rounds']}",
+        }  # fmt: skip
+
+    return table(f"{measured.problem}: {measured.group.replace('_', ' ')}", map(texts, rows(measured)), left=1)
 
 
 def rows(measured: Measured) -> list[dict[str, Any]]:
@@ -245,7 +243,7 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
                 measured = measure(config, problem, roof, group, builders)
                 if measured.sides:
                     done.append(measured)
-                    console.print(table(measured))
+                    console.print(shown(measured))
                 notes += [f"{group.__name__}, {note}" for note in measured.notes]
             for note in notes:
                 console.print(f"  {note}")

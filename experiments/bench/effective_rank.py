@@ -32,9 +32,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench._bars import Bar, Options, judged, machine, report
-from experiments.bench._measure import Side, Times, compiled, rounds_of
-from experiments.bench.supervised import Running, mnist
+from experiments.bench._bars import Bar, Options, judged, machine, report, table
+from experiments.bench._measure import Running, Side, Times, compiled, rounds_of
+from experiments.bench.supervised import mnist
 from plastax import linalg
 from plastax.methods import L2, L2ER, Backprop
 from plastax.models import MLP
@@ -159,29 +159,29 @@ def trained(config: Config, hidden: tuple[int, ...]) -> Trained:
 
 def ranks_table(done: list[Ranked]) -> Table:
     """Value and gradient of the features alone."""
-    out = Table(title="Effective rank and its gradient, ms (CPU ms)", title_justify="left")
-    for head in ("features", "plastax", "svdvals", "faster by", "value, gradient apart", "faster by",
-                 "error", "of svdvals"):  # fmt: skip
-        out.add_column(head, justify="right")
+    rows = []
     for r in done:
         times = [f"{1e3 * wall:.1f} ({1e3 * cpu:.1f})" for wall, cpu in (t.median() for t in r[1:4])]
         ratios = ["{:.2f}x ({:.2f}x)".format(*t.ratio(r.ours).median()) for t in (r.through, r.apart)]
-        out.add_row(
-            r.name, times[0], times[1], ratios[0], times[2], ratios[1],
-            f"{r.error:.0e}", f"{r.through_error:.0e}",
+        rows.append(
+            {"features": r.name, "plastax": times[0], "svdvals": times[1], "faster by": ratios[0],
+             "value, gradient apart": times[2], "faster than apart by": ratios[1],
+             "error": f"{r.error:.0e}", "of svdvals": f"{r.through_error:.0e}"}
         )  # fmt: skip
-    return out
+    return table("Effective rank and its gradient, ms (CPU ms)", rows)
 
 
 def steps_table(done: Trained) -> Table:
     """A gradient step of each method."""
-    out = Table(title="A gradient step, ms (CPU ms)", title_justify="left")
-    for head in ("method", "step", "of a plain one"):
-        out.add_column(head, justify="right")
-    for name, times in done._asdict().items():
-        step = "{:.2f} ({:.2f})".format(*(1e3 * value for value in times.median()))
-        out.add_row(name, step, "{:.3f} ({:.3f})".format(*times.ratio(done.plain).median()))
-    return out
+    rows = [
+        {
+            "method": name,
+            "step": "{:.2f} ({:.2f})".format(*(1e3 * value for value in times.median())),
+            "of a plain one": "{:.3f} ({:.3f})".format(*times.ratio(done.plain).median()),
+        }
+        for name, times in done._asdict().items()
+    ]
+    return table("A gradient step, ms (CPU ms)", rows)
 
 
 def bars(ranks: list[Ranked], steps: Trained) -> list[Bar]:

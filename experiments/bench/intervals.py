@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import rich
 import tyro
-from rich.table import Table
 
+from experiments.bench._bars import table
 from plastax.report.compare import iqm, mean, wins
 from plastax.report.statistics import bootstrap, jackknife, mean_interval
 
@@ -87,13 +87,13 @@ def coverage(kind: str, seeds: int, config: Config) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Prints the table."""
-    table = Table(title="share of studies whose 95 % interval holds the true value")
-    rows = {(kind, seeds): coverage(kind, seeds, config) for kind in DRAWS for seeds in config.seeds}
-    for name in ("seeds drawn from", "seeds", *next(iter(rows.values()))):
-        table.add_column(name, justify="right")
-    for (kind, seeds), row in rows.items():
-        table.add_row(kind, str(seeds), *(f"{share:.3f}" for share in row.values()))
-    rich.print(table)
+    rows = [
+        {"seeds drawn from": kind, "seeds": str(seeds)}
+        | {name: f"{share:.3f}" for name, share in coverage(kind, seeds, config).items()}
+        for kind in DRAWS
+        for seeds in config.seeds
+    ]
+    rich.print(table("share of studies whose 95 % interval holds the true value", rows))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
+from experiments.bench._bars import machine, table
+from experiments.bench._measure import Running, Side, rounds_of
 from plastax.methods import Backprop
 from plastax.models import ActorCritic
-from plastax.probes import Hessian, KroneckerSpectrum, monitor
+from plastax.probes import Hessian, KroneckerSpectrum
 from plastax.program import parallel
 from plastax.report.statistics import mean_interval
 from plastax.rl import STREAMS, ppo
@@ -57,8 +57,8 @@ class Config:
 HYPER = ppo.PPO(value_clip=0.2, eps=1e-8, kronecker_every=0)
 
 
-def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any, Callable[[Any, int], Any], Any]:
-    """Our PPO: (state, ``(state, round) -> state``, model)."""
+def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Running, Any]:
+    """Our PPO, and its model."""
     stream = STREAMS["cartpole_physics"].build()
     model = ActorCritic(activation="tanh").build(stream.environment.observation_shape, 2, continuous=False)
     config = HYPER if not probe_every else dataclasses.replace(HYPER, kronecker_every=probe_every * 16)
@@ -71,7 +71,6 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any
         probes,
         updates_per_task=10**6,
         due=lambda done, ending: ending & (done % probe_every == 0),
-        monitor=monitor if probe_every else None,
     )
     program = parallel.over_seeds(program, seeds)
     state = jax.jit(program.init)(parallel.seed_keys(range(seeds)), program.data)
@@ -79,13 +78,14 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Any
     step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
     run = step.lower(state, program.data, jnp.int32(0), length).compile()
 
-    def round_(state: Any, index: int) -> Any:
-        for start in range(index * updates, (index + 1) * updates, length):
-            state, record = run(state, program.data, jnp.int32(start))
-        jax.block_until_ready((state, record))
-        return state
+    starts = itertools.count(0, length)
 
-    return state, round_, model
+    def round_(state: Any) -> tuple[Any, Any]:
+        for _ in range(0, updates, length):
+            state, record = run(state, program.data, jnp.int32(next(starts)))
+        return state, record
+
+    return Running(state, round_), model
 
 
 class FiveValues:
@@ -113,8 +113,8 @@ class FiveValues:
         return self.env.observation_space(params)
 
 
-def rejax_side(seeds: int, updates: int) -> tuple[Any, Callable[[Any, int], Any], Any]:
-    """The same of rejax without its evaluation: (state, ``(state, round) -> state``, the algorithm)."""
+def rejax_side(seeds: int, updates: int) -> tuple[Running, Any]:
+    """The same of rejax without its evaluation, and the algorithm."""
     import gymnax
     import rejax
 
@@ -141,11 +141,7 @@ def rejax_side(seeds: int, updates: int) -> tuple[Any, Callable[[Any, int], Any]
 
     run = jax.jit(jax.vmap(train), donate_argnums=0).lower(state).compile()
 
-    def round_(state: Any, index: int) -> Any:
-        del index
-        return jax.block_until_ready(run(state))
-
-    return state, round_, algorithm
+    return Running(state, lambda state: (run(state), None)), algorithm
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -172,33 +168,22 @@ def evaluate(act: Callable[[Any, Any, Any], Any], params: Any, key: Any) -> Any:
     return jax.vmap(episode)(jax.random.split(key, 64)).mean()
 
 
-def time_round(round_: Callable[[Any, int], Any], state: Any, index: int) -> tuple[Any, float, float]:
-    """(state, wall seconds, processor seconds) of one round."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    state = round_(state, index)
-    return state, time.perf_counter() - wall, time.process_time() - cpu
-
-
 def main(config: Config) -> None:
     """Times all sides and prints the table."""
     warnings.simplefilter("ignore")
     rows = []
     for seeds in config.seeds:
-        sides: dict[str, Any] = {
+        built = {
             "plastax": plastax_side(seeds, config.updates),
             "rejax": rejax_side(seeds, config.updates),
             "plastax, probed": plastax_side(seeds, config.updates, probe_every=config.probe_every),
         }
-        states = {name: side[0] for name, side in sides.items()}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for index in range(config.rounds + 1):
-            for name, (_, round_, _) in sides.items():
-                states[name], wall, cpu = time_round(round_, states[name], index)
-                if index:
-                    times[name].append((wall, cpu))
+        sides = [Side(name, running) for name, (running, _) in built.items()]
+        rounds_of(sides, 1)
+        times = dict(zip(built, rounds_of(sides, config.rounds)))
         steps = seeds * config.updates * HYPER.steps_per_update
         key = jax.random.key(1)
-        model, algorithm = sides["plastax"][2], sides["rejax"][2]
+        model, algorithm = built["plastax"][1], built["rejax"][1]
 
         def act(params: Any, obs: Any, key: Any, model: Any = model) -> Any:
             return jax.random.categorical(key, model.apply(params, obs[None])[0]["policy"][0])
@@ -206,33 +191,25 @@ def main(config: Config) -> None:
         def rejax_act(params: Any, obs: Any, key: Any, algorithm: Any = algorithm) -> Any:
             return algorithm.actor.apply(params, obs[None], key, method="act")[0]
 
-        trained = {name: state.actor_ts.params if name == "rejax" else state.params for name, state in states.items()}
-        judged = {
-            name: jax.vmap(functools.partial(evaluate, rejax_act if name == "rejax" else act, key=key))(params)
-            for name, params in trained.items()
-        }
-        base = times["plastax"]
-        for name, values in times.items():
-            wall, cpu = (statistics.median(x) for x in zip(*values))
-            # Paired: round k of one side against round k of the other, so that a drifting machine cancels.
-            ratio = [statistics.median(v[i] / b[i] for v, b in zip(values, base)) for i in (0, 1)]
-            judge = mean_interval(np.asarray(judged[name]))
-            returns = (float(judge.mean), float(judge.low), float(judge.high))
+        for name, taken in times.items():
+            state, theirs = built[name][0].state, name == "rejax"
+            params = state.actor_ts.params if theirs else state.params
+            judged = jax.vmap(functools.partial(evaluate, rejax_act if theirs else act, key=key))(params)
+            judge = mean_interval(np.asarray(judged))
+            (wall, cpu), (wall_ratio, cpu_ratio) = taken.median(), taken.ratio(times["plastax"]).median()
             rows.append(
                 {"seeds": seeds, "side": name, "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu,
-                 "time_over_plastax": ratio[0], "cpu_time_over_plastax": ratio[1], "final_return": list(returns)}
+                 "time_over_plastax": wall_ratio, "cpu_time_over_plastax": cpu_ratio,
+                 "final_return": [float(judge.mean), float(judge.low), float(judge.high)]}
             )  # fmt: skip
-    table = Table(title=f"CartPole PPO, {os.cpu_count()} CPUs, {jax.default_backend()}, load {os.getloadavg()[0]:.1f}")
-    for head in ("seeds", "side", "steps/s", "steps/CPU-s", "time / ours", "CPU time / ours", "final return [95 % CI]"):
-        table.add_column(head)
-    for row in rows:
-        mean, low, high = row["final_return"]
-        table.add_row(
-            str(row["seeds"]), row["side"], f"{row['steps_per_second']:,.0f}", f"{row['steps_per_cpu_second']:,.0f}",
-            f"{row['time_over_plastax']:.2f}", f"{row['cpu_time_over_plastax']:.2f}",
-            f"{mean:.0f} [{low:.0f}, {high:.0f}]",
-        )  # fmt: skip
-    Console().print(table)
+    texts = [
+        {"seeds": str(row["seeds"]), "side": row["side"], "steps/s": f"{row['steps_per_second']:,.0f}",
+         "steps/CPU-s": f"{row['steps_per_cpu_second']:,.0f}", "time / ours": f"{row['time_over_plastax']:.2f}",
+         "CPU time / ours": f"{row['cpu_time_over_plastax']:.2f}",
+         "final return [95 % CI]": "{:.0f} [{:.0f}, {:.0f}]".format(*row["final_return"])}
+        for row in rows
+    ]  # fmt: skip
+    Console().print(table(f"CartPole PPO, {machine()}", texts))
     if config.out:
         config.out.write_text(json.dumps(rows, indent=1))
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -35,8 +34,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench._bars import Bar, Options, judged, machine, report
-from experiments.bench._measure import Roofline, Side, Times, roofline, rounds_of
+from experiments.bench._bars import Bar, Options, judged, machine, report, table
+from experiments.bench._measure import Roofline, Running, Side, Times, roofline, rounds_of
 from plastax import data, tree
 from plastax.data import Card, DataError, Dataset
 from plastax.keys import fold
@@ -150,19 +149,6 @@ def as_weights(params: Params) -> Tree:
     return [tuple(jnp.copy(params[name][leaf]) for leaf in ("kernel", "bias")) for name in (*hidden, "output")]
 
 
-class Running:
-    """A program whose state is donated from call to call: ``call(state) -> (state, rest)``."""
-
-    def __init__(self, state: Tree, call: Callable[[Tree], tuple[Tree, Any]]) -> None:
-        self.state = state
-        self.call = call
-
-    def __call__(self) -> Any:
-        """One round, to completion; returns the rest."""
-        self.state, rest = jax.block_until_ready(self.call(self.state))
-        return rest
-
-
 def bytes_of(values: Tree) -> int:
     """Of all arrays together."""
     return sum(x.nbytes for x in jax.tree.leaves(values))
@@ -256,30 +242,28 @@ def row(measured: Measured) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def speed_table(done: list[Measured]) -> Table:
-    """Gradient steps a second, each seed's counted, and ratios to the plain loop."""
-    out = Table(title="Gradient steps of all seeds together", title_justify="left")
-    for head in ("batch", "seeds", "steps/s", "plain", "steps/CPU-s", "plain", "wall ratio", "CPU ratio", "of bound",
-                 "differ by"):  # fmt: skip
-        out.add_column(head, justify="right")
-    for r in map(row, done):
-        out.add_row(
-            f"{r['batch']}", f"{r['seeds']}", f"{r['steps_per_s']:,.0f}", f"{r['plain_steps_per_s']:,.0f}",
-            f"{r['steps_per_cpu_s']:,.0f}", f"{r['plain_steps_per_cpu_s']:,.0f}", f"{r['wall_ratio']:.2f}",
-            f"{r['cpu_ratio']:.2f}", f"{r['of_bound']:.0%} {r['bound_by']}", f"{r['off']:.0e}",
-        )  # fmt: skip
-    return out
-
-
-def memory_table(done: list[Measured]) -> Table:
-    """What plastax's program is given, and takes beside it."""
-    out = Table(title="Memory of plastax's program, MB", title_justify="left")
-    for head in ("batch", "seeds", "data set", "states", "all arguments", "temporary", "temporary / seed"):
-        out.add_column(head, justify="right")
-    for m in done:
-        numbers = (*m.memory, m.memory.temporary / m.seeds)
-        out.add_row(f"{m.batch}", f"{m.seeds}", *(f"{number / 1e6:,.1f}" for number in numbers))
-    return out
+def tables(done: list[Measured]) -> tuple[Table, Table]:
+    """Gradient steps a second, each seed's counted, with ratios to the plain loop; and what plastax's program takes."""
+    speeds = [
+        {
+            "batch": f"{r['batch']}", "seeds": f"{r['seeds']}", "steps/s": f"{r['steps_per_s']:,.0f}",
+            "plain": f"{r['plain_steps_per_s']:,.0f}", "steps/CPU-s": f"{r['steps_per_cpu_s']:,.0f}",
+            "plain, CPU-s": f"{r['plain_steps_per_cpu_s']:,.0f}", "wall ratio": f"{r['wall_ratio']:.2f}",
+            "CPU ratio": f"{r['cpu_ratio']:.2f}", "of bound": f"{r['of_bound']:.0%} {r['bound_by']}",
+            "differ by": f"{r['off']:.0e}",
+        }
+        for r in map(row, done)
+    ]  # fmt: skip
+    names = ("data set", "states", "all arguments", "temporary", "temporary / seed")
+    sizes = [
+        {"batch": f"{m.batch}", "seeds": f"{m.seeds}"}
+        | {name: f"{size / 1e6:,.1f}" for name, size in zip(names, (*m.memory, m.memory.temporary / m.seeds))}
+        for m in done
+    ]
+    return (
+        table("Gradient steps of all seeds together", speeds),
+        table("Memory of plastax's program, MB: given, and taken beside it", sizes),
+    )
 
 
 def bars(done: list[Measured]) -> list[Bar]:
@@ -326,7 +310,7 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
             some = dataclasses.replace(config, rounds=max(min(5, config.rounds), config.rounds // seeds))
             done.append(measure(some, stream, hidden, batch, seeds))
             console.print(f"  batch {batch}, seeds {seeds}: ratio {row(done[-1])['cpu_ratio']:.2f}")
-    console.print(speed_table(done), memory_table(done), sep="\n")
+    console.print(*tables(done), sep="\n")
     held = bars(done)
     report(console, held, config.out, images=images, steps=config.steps, rows=[row(m) for m in done])
     return done, held

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
+from experiments.bench._bars import table
 from plastax.records.labelled import read_run
 
 LEAST = 3.0
@@ -64,6 +64,9 @@ class Cost(NamedTuple):
 
     wall: float
     cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} ({self.cpu:.1f})"
 
 
 def command(line: str, cache: Path, runs: Path) -> Cost:
@@ -117,19 +120,16 @@ def main(config: Config) -> None:
         apart = furthest(place / "alone", place / "sweep", config)
         load = max(load, os.getloadavg()[0])
     runs = len(config.methods) * len(config.values) * config.seeds
-    table = Table(title=f"{runs} runs, load {load:.1f}; losses of the same run {apart:.1e} apart at the end")
-    for name in ("", "processes", "run here", "s each (CPU-s)", "s a run (CPU-s)"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row("sweep", "1", "1", f"{together.wall:.1f} ({together.cpu:.1f})", _each(together, runs))
+    lines: list[tuple[Any, ...]] = [("sweep", 1, 1, together, _each(together, runs))]
     for row in rows:
-        for kind, count, there in (
-            ("cold", row["processes"][0], config.cold),
-            ("warm", row["processes"][1], config.warm),
-        ):
-            cost = row[kind]
-            table.add_row(f"{row['method']}, {kind}", str(count), str(there), f"{cost.wall:.1f} ({cost.cpu:.1f})", "")
-    table.add_row("all processes, estimated", str(runs), "", f"{total.wall:.0f} ({total.cpu:.0f})", _each(total, runs))
-    console.print(table)
+        for kind, count, here in zip(("cold", "warm"), row["processes"], (config.cold, config.warm)):
+            lines.append((f"{row['method']}, {kind}", count, here, row[kind], ""))
+    lines.append(("all processes, estimated", runs, "", total, _each(total, runs)))
+    heads = ("", "processes", "run here", "s each (CPU-s)", "s a run (CPU-s)")
+    texts = [dict(zip(heads, map(str, line))) for line in lines]
+    console.print(
+        table(f"{runs} runs, load {load:.1f}; losses of the same run {apart:.1e} apart at the end", texts, left=1)
+    )
     wall, cpu = total.wall / together.wall, total.cpu / together.cpu
     verdict = "met" if min(wall, cpu) >= LEAST else "missed"
     console.print(

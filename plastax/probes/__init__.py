@@ -6,7 +6,7 @@
 
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dead_units, dormant_fraction
-from plastax.probes.features import FeatureProbe, monitor
+from plastax.probes.features import FeatureProbe
 from plastax.probes.gradient import GradientProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.measuring import measure
@@ -34,6 +34,5 @@ __all__ = [
     "dead_units",
     "dormant_fraction",
     "measure",
-    "monitor",
     "ranks",
 ]

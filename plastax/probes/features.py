@@ -9,13 +9,13 @@ from typing import ClassVar, get_args
 import jax
 import jax.numpy as jnp
 
-from plastax import ranges, tree
+from plastax import ranges
 from plastax.errors import ConfigError
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dormant_fraction, feature_norm
 from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.ranks import SrankVariant, rows
-from plastax.types import Array, Features, Model, Params, Probe, ProbeInput
+from plastax.types import Array, Model, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
@@ -98,39 +98,3 @@ class FeatureProbe(ProbeConfig):
 
 
 _RANKS = ("effective_rank", "effective_rank_2", "srank", "pca_rank", "stable_rank", "numerical_rank", "pyoi_rank")
-
-
-def monitor(params: Params, features: Features) -> dict[str, Array]:
-    """Cheap scalars for every update's record: means over the hidden layers of each network (actor, critic).
-
-    The effective rank here is the one of power 2, of the features' second moments, in its Renyi-2 form
-    ``(tr C)^2 / ||C||_F^2`` (the participation ratio): it needs no decomposition. Not comparable in size with the
-    entropy form of `FeatureProbe`.
-    """
-    values: dict[str, Array] = {"weight_norm": tree.norm(params)}
-    for network in dict.fromkeys(name.split("/")[0] for name in features):
-        hidden = [rows(h) for name, h in features.items() if name.split("/")[0] == network]
-        for name, fn in (
-            ("participation_ratio", participation_ratio),
-            ("dormant_fraction", dormant_fraction),
-            ("feature_norm", feature_norm),
-        ):
-            values[f"{name}/{network}"] = jnp.stack([fn(h) for h in hidden]).mean()
-    return values
-
-
-def participation_ratio(features: Array) -> Array:
-    """``(sum s_i^2)^2 / sum s_i^4`` of the uncentred features' singular values, a scalar from 1 to the rank.
-
-    It ignores the features' scale; 0 if all are zero.
-
-    References:
-      Roy and Vetterli, EUSIPCO 2007, with Renyi's entropy of order 2 in place of Shannon's and power 2.
-    """
-    h = rows(features)
-    # Fourth powers over- and underflow early: 1e10 and 1e-10 in float32.
-    largest = jnp.max(jnp.abs(h))
-    h = h / jnp.where(largest == 0, 1.0, largest)
-    small = h.T @ h if h.shape[0] >= h.shape[1] else h @ h.T
-    fourth = jnp.sum(jnp.square(small))
-    return jnp.square(jnp.trace(small)) / jnp.where(fourth == 0, 1.0, fourth)

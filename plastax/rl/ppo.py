@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,6 @@ from plastax.rl.objective import PPO, RolloutBatch
 from plastax.rl.rollout import Actors, Transition, advantages, reset_actors, rollout
 from plastax.types import (
     Array,
-    Features,
     Key,
     Method,
     Model,
@@ -83,7 +82,6 @@ def program(
     updates_per_task: int,
     needs_boundary: bool = False,
     due: segments.Due | None = None,
-    monitor: Callable[[Params, Features], dict[str, Array]] | None = None,
 ) -> Program:
     """PPO of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
 
@@ -104,7 +102,6 @@ def program(
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
       due: ``(number of updates done, whether a segment ends rather than starts here) -> bool``: when to probe, at the
         borders of segments; None: at both ends of every task. It must not depend on the seed.
-      monitor: per-update scalars from (params, features of a minibatch of the update); None: none.
     """
     environment = stream.environment
     network = objective.network(config, model, policies.make(environment.action_space))
@@ -159,10 +156,6 @@ def program(
             "episode_return": jnp.where(episodes > 0, returns / jnp.maximum(episodes, 1), jnp.nan),
             "episode_return_sum": returns,
         }
-        if monitor is not None:
-            # As many examples as a minibatch, evenly spaced in the rollout: what every update records has to be cheap.
-            some = jax.tree.map(lambda x: x[:: config.minibatches], batch)
-            metrics |= monitor(learned.params, network.features(learned.params, some))
         statistics = normalize.update(state.statistics, _flat(seen.observation), config.normalize_observations)
         return state._replace(actors=actors, statistics=statistics, **learned._asdict()), metrics
 

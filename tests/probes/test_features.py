@@ -1,16 +1,12 @@
-"""The probe of features, and the monitor, against NumPy in float64."""
+"""The probe of features against NumPy in float64."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from plastax import tree
-from plastax.probes import FeatureProbe, activity, monitor, ranks
-from plastax.probes.features import participation_ratio
-from tests.probes.layers import KINDS, features_of, orthogonal
+from plastax.probes import FeatureProbe, activity, ranks
 from tests.probes.network import (
     EXAMPLES,
     MODEL,
@@ -22,30 +18,6 @@ from tests.probes.network import (
     measure_of,
     no_factors,
 )
-
-
-def numpy_participation_ratio(h: np.ndarray) -> float:
-    s = np.linalg.svd(h.reshape(-1, h.shape[-1]), compute_uv=False)
-    return float((s**2).sum() ** 2 / (s**4).sum()) if s.any() else 0.0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_participation_ratio_equals_numpy(kind: str) -> None:
-    h = features_of(kind)
-    got = jit(participation_ratio)(jnp.asarray(h, jnp.float32))
-    assert (got.shape, got.dtype) == ((), jnp.float32)
-    np.testing.assert_allclose(got, numpy_participation_ratio(h), rtol=2e-5, atol=1e-6)
-
-
-def test_participation_ratio_knows_no_basis_and_no_scale() -> None:
-    measure = jit(participation_ratio)
-    h = features_of("random")
-    before = float(measure(jnp.asarray(h, jnp.float32)))
-    assert 1.0 < before < 6.0
-    for other in (h @ orthogonal(6, 1), orthogonal(12, 2) @ h, 1e12 * h, 1e-12 * h, -h, h[::-1]):
-        np.testing.assert_allclose(measure(jnp.asarray(other, jnp.float32)), before, rtol=1e-4)
-    np.testing.assert_allclose(measure(jnp.asarray(orthogonal(6, 3), jnp.float32)), 6.0, rtol=1e-5)
-    assert np.isnan(measure(jnp.asarray(h, jnp.float32).at[2, 3].set(jnp.nan)))
 
 
 def test_feature_probe_is_its_parts() -> None:
@@ -87,21 +59,3 @@ def test_feature_probe_takes_the_named_variants() -> None:
     kumar, other = jit(lambda p: [measure(seen._replace(params=p)) for measure in measures])(seen.params)
     assert (other["srank"] < kumar["srank"]).all()
     assert (other["effective_rank"] != kumar["effective_rank"]).all()
-
-
-def test_monitor_averages_each_network_on_its_own() -> None:
-    params, x = make_params(), make_batch()["x"]
-    features = jit(MODEL.apply)(params, x)[1]
-    # A name that only begins like another network's is another network.
-    values = jit(monitor)(params, features | {"actor_target/dense_0": jnp.zeros((EXAMPLES, 3))})
-    for network in ("actor", "critic"):
-        hidden = [np.float64(h) for name, h in features.items() if name.startswith(f"{network}/")]
-        for name, one in (
-            ("participation_ratio", numpy_participation_ratio),
-            ("dormant_fraction", lambda h: np.mean(np.abs(h).mean(axis=0) <= 0.025 * np.abs(h).mean())),
-            ("feature_norm", lambda h: np.linalg.norm(h, axis=1).mean()),
-        ):
-            expected = np.mean([one(h) for h in hidden])
-            np.testing.assert_allclose(values[f"{name}/{network}"], expected, rtol=2e-5)
-    assert all(np.shape(value) == () for value in values.values())
-    np.testing.assert_allclose(values["weight_norm"], tree.norm(params))

@@ -13,7 +13,7 @@ import pytest
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic, ConvActorCritic
-from plastax.probes import PROBES, FeatureProbe, monitor
+from plastax.probes import PROBES, FeatureProbe
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
@@ -44,7 +44,7 @@ def cartpole():
     stream = Chain("CartPole-v1").build()
     probes = (FeatureProbe().build(MODEL), Probe("drawing", drawing, {}, {}))
 
-    def make(*, seeds: int = len(SEEDS), chunk: int = 0, probed: bool = False, monitored: bool = False, **changes):
+    def make(*, seeds: int = len(SEEDS), chunk: int = 0, probed: bool = False, **changes):
         config = dataclasses.replace(CONFIG, **changes)
         method = METHODS["backprop"].build(config.optimizer())
         program = ppo.program(
@@ -54,7 +54,6 @@ def cartpole():
             method,
             probes if probed else (),
             updates_per_task=UPDATES,
-            monitor=monitor if monitored else None,
         )
         return over_seeds(program, seeds, chunk)
 
@@ -70,7 +69,7 @@ def bare(cartpole) -> Run:
 @pytest.fixture(scope="module")
 def whole(cartpole) -> Run:
     """Everything is measured; a segment a task."""
-    return run(cartpole(probed=True, monitored=True), SEEDS, (UPDATES, UPDATES))
+    return run(cartpole(probed=True), SEEDS, (UPDATES, UPDATES))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,6 @@ def test_agents_are_of_32_bits_where_jax_has_64_enabled(env: str, kind: str) -> 
     probes = [PROBES[name].build(model) for name in ("features", "gradient", "kronecker")]
     program = ppo.program(
         config, stream, model, METHODS["l2"].build(config.optimizer()), probes, updates_per_task=UPDATES,
-        monitor=monitor,
     )  # fmt: skip
     state = jax.eval_shape(program.init, jax.random.key(0), ())
     wide = [x for x in jax.tree.leaves(state.params) if x.dtype != jnp.float32]
@@ -122,7 +120,7 @@ def assert_same_training(one: Run, other: Run) -> None:
     assert same(*({name: x[name] for name in sorted(common)} for x in (a, b)))
 
 
-def test_probes_monitor_factors_and_scan_length_change_no_draw(bare, whole):
+def test_probes_factors_and_scan_length_change_no_draw(bare, whole):
     """All at once, up to the rounding of quick compilation; `test_each_of_them_changes_no_bit` tells which it is."""
     assert same(bare.state.key, whole.state.key)
     assert distance(bare.state.params, whole.state.params) < 1e-5
@@ -138,11 +136,11 @@ def test_probes_monitor_factors_and_scan_length_change_no_draw(bare, whole):
 @pytest.mark.parametrize(
     ("options", "length"),
     [
-        ({"kronecker_every": 0, "probed": True, "monitored": True}, 1),
+        ({"kronecker_every": 0, "probed": True}, 1),
         ({}, 1),
         ({"kronecker_every": 0}, UPDATES),
     ],
-    ids=["probes and monitor", "factors", "scan length"],
+    ids=["probes", "factors", "scan length"],
 )
 def test_each_of_them_changes_no_bit(cartpole, bare_as_users, options, length):
     assert_same_training(bare_as_users, train(cartpole(**options), lengths=(length,) * (2 * UPDATES // length)))
@@ -150,7 +148,7 @@ def test_each_of_them_changes_no_bit(cartpole, bare_as_users, options, length):
 
 @pytest.mark.slow
 def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole):
-    whole, short = (train(cartpole(probed=True, monitored=True), lengths=(n,) * (8 // n)) for n in (UPDATES, 2))
+    whole, short = (train(cartpole(probed=True), lengths=(n,) * (8 // n)) for n in (UPDATES, 2))
     assert same(whole.state, short.state)
     assert same(joined(whole.records), joined(short.records))
     for task in range(2):
