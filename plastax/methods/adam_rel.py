@@ -101,7 +101,7 @@ class AdamRel(Settings):
       0 [0.1]
     """
 
-    off: ClassVar[None] = None
+    off: ClassVar = None
 
     every: int = 0
     """Gradient steps between restarts (PPO: epochs x minibatches); 0: at task switches."""

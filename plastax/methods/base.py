@@ -52,6 +52,8 @@ class Settings:
 class Periodic(Settings):
     """Base of the methods that act once in a while, because acting costs more than a step."""
 
+    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+
     period: int = 16
     """Gradient steps from one action to the next; the default is one update of 4 epochs x 4 minibatches."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ EPS = 1e-8
 class CChain(Settings):
     """C-CHAIN: reduces churn, the change of outputs on examples that a step was not taken on."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"target": 0.0, "least": 0.0}
+    off: ClassVar = {"target": 0.0, "least": 0.0}
 
     target: float = 0.05
     """Size of the churn term as a share of the loss (authors: 0.02 to 0.05 of the policy's loss on DeepMind control,

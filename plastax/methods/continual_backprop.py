@@ -32,8 +32,8 @@ UtilityName = Literal[
 class ContinualBackprop(Settings):
     """Continual backprop: re-initialises a few of the least useful units again and again."""
 
-    replaces_units: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = {"replacement_rate": 0.0}
+    replaces_units: ClassVar = True
+    off: ClassVar = {"replacement_rate": 0.0}
 
     replacement_rate: float = 1e-4
     """Share of every layer's mature units that is replaced in a gradient step (Dohare et al. 2024: 1e-4 in PPO, 3e-4 in

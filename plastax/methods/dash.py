@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,8 +22,8 @@ class Dash(Settings):
     See `dash`.
     """
 
-    needs_boundary: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = {"batches": 0}
+    needs_boundary: ClassVar = True
+    off: ClassVar = {"batches": 0}
 
     floor: float = 0.3
     """Smallest factor that a weight is multiplied by: the paper's lambda (the authors on CIFAR-10: 0.3)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -37,7 +37,7 @@ Form = Literal["step", "loss"]
 class EffectiveRank(Periodic):
     """ER: gradient ascent on the effective rank of every hidden layer's features."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0}
+    off: ClassVar = {"er_lr": 0.0}
 
     er_lr: float = 1e-3
     """Step size of the ascent (paper: PPO 1e-5 to 1e-7, supervised 1e-2 to 1e-5; 1e-3 was the best of 1e-3 and 1e-2 on

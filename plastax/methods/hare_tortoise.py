@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ from plastax.types import Array, Method, Model, Params, Tree
 @dataclass(frozen=True)
 class HareTortoise(Periodic):
     """Hare and Tortoise: once in a while the network is set back to its own slow running mean."""
-
-    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
 
     period: int = 1000
     """Gradient steps from one return to the tortoise to the next."""

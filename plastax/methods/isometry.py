@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import optax
@@ -21,7 +20,7 @@ Form = Literal["loss", "decoupled"]
 class Isometry(Settings):
     """Isometry regularisation: keeps all singular values of each hidden kernel at one."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+    off: ClassVar = {"strength": 0.0}
 
     strength: float = 1e-3
     """The loss gains this times the squared distance from a semi-orthogonal kernel; decoupled: step size on it."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import optax
 
@@ -17,7 +16,7 @@ from plastax.types import Array, Method, Model
 class L2(Settings):
     """L2 regularisation, coupled: its gradient goes through the optimiser."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"l2": 0.0}
+    off: ClassVar = {"l2": 0.0}
 
     l2: float = 1e-3
     """Strength: the loss gains strength / 2 times the sum of squared weights (paper: 1e-3)."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import optax
 
@@ -28,7 +27,7 @@ class L2ER(EffectiveRank):
       >>> method = methods.L2ER(er_lr=1e-4).build(optax.adam(1e-3))
     """
 
-    off: ClassVar[Mapping[str, Any] | None] = {"er_lr": 0.0, "l2": 0.0}
+    off: ClassVar = {"er_lr": 0.0, "l2": 0.0}
 
     l2: float = L2.l2
     """Strength of the L2 term (paper: 1e-3), see `L2`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -20,7 +19,7 @@ Variant = Literal["l2", "l1", "huber", "resampled"]
 class L2Init(Settings):
     """L2 Init (regenerative regularisation): an L2 pull towards the initial parameters."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+    off: ClassVar = {"strength": 0.0}
 
     strength: float = 1e-3
     """The loss gains this times the squared distance from the initial parameters (paper: 1e-2 to 1e-5)."""

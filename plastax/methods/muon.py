@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import optax
 
@@ -51,8 +50,8 @@ class Muon(Settings):
       -0.11
     """
 
-    replaces_optimizer: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = None
+    replaces_optimizer: ClassVar = True
+    off: ClassVar = None
 
     learning_rate: float = 1e-3
     """Step size."""

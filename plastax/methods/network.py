@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from plastax.methods.base import Settings
 from plastax.methods.l2 import L2
@@ -18,7 +17,7 @@ class LayerNorm(Settings):
       Ba, Kiros and Hinton, arXiv 1607.06450; for plasticity: Lyle et al., arXiv 2303.01486.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"layer_norm": True}
+    model_options: ClassVar = {"layer_norm": True}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class LayerNormL2(L2):
       Lyle et al., "Disentangling the causes of plasticity loss in neural networks", arXiv 2402.18762.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"layer_norm": True}
+    model_options: ClassVar = {"layer_norm": True}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class CReLU(Settings):
       reinforcement learning", CoLLAs 2023, and Kumar et al., arXiv 2308.11958.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"activation": "crelu"}
+    model_options: ClassVar = {"activation": "crelu"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class DeepFourier(Settings):
       Lewandowski, Schuurmans and Machado, "Plastic learning with deep Fourier features", arXiv 2410.20634.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"activation": "deep_fourier"}
+    model_options: ClassVar = {"activation": "deep_fourier"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SmoothLeaky(Settings):
       equation 1.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"activation": "smooth_leaky"}
+    model_options: ClassVar = {"activation": "smooth_leaky"}
 
 
 @dataclass(frozen=True)
@@ -88,4 +87,4 @@ class Orthogonal(Settings):
       continual reinforcement learning", arXiv 2412.07224.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"initializer": "orthogonal"}
+    model_options: ClassVar = {"initializer": "orthogonal"}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,7 @@ class NormalizeAndProject(Periodic):
       2407.01800, algorithm 1. Plasticine's method of that name projects every tenth rollout and adds no normalisation.
     """
 
-    model_options: ClassVar[Mapping[str, Any]] = {"layer_norm": True}
-    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+    model_options: ClassVar = {"layer_norm": True}
 
     period: int = 1
     """Gradient steps from one projection to the next."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import optax
@@ -18,7 +17,7 @@ from plastax.types import Array, Method, Model
 class Parseval(Settings):
     """Parseval regularisation: keeps the weight vectors of each hidden layer's units orthonormal."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+    off: ClassVar = {"strength": 0.0}
 
     strength: float = 1e-3
     """The loss gains this times the squared distance from orthogonality (Plasticine: 1e-3)."""

@@ -24,8 +24,8 @@ class PlasticityInjection(Settings):
     shapes stay fixed: n injections cost the forward passes of 1 + 2 n heads, even before the first injection.
     """
 
-    needs_boundary: ClassVar[bool] = True
-    off: ClassVar[None] = None
+    needs_boundary: ClassVar = True
+    off: ClassVar = None
 
     injections: int = 1
     """It acts at that many switches, the first ones; then the last head keeps learning."""

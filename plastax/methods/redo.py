@@ -19,8 +19,7 @@ from plastax.types import Array, Features, Method, Model
 class ReDo(Periodic):
     """ReDo: re-initialises, once in a while, the units that are dormant on the current minibatch."""
 
-    replaces_units: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = {"period": 2**31 - 1}
+    replaces_units: ClassVar = True
 
     period: int = 1000
     """Gradient steps from one recycling to the next (Sokar et al. 2023: 1,000 in DQN; dopamine's default: 200,000)."""

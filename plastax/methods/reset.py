@@ -43,8 +43,8 @@ def reset(inner: optax.GradientTransformation) -> Method:
 class Reset(Settings):
     """A new network and a new optimiser at every task: the reference arm, with no plasticity to lose."""
 
-    needs_boundary: ClassVar[bool] = True
-    restarts_statistics: ClassVar[bool] = True
+    needs_boundary: ClassVar = True
+    restarts_statistics: ClassVar = True
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset(inner)``."""

@@ -65,7 +65,7 @@ def reset_head(inner: optax.GradientTransformation, roles: RolesOf = STRUCTURE) 
 class ResetHead(Settings):
     """A new output layer at every task: shows how much of the loss of plasticity is the old head's."""
 
-    needs_boundary: ClassVar[bool] = True
+    needs_boundary: ClassVar = True
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset_head(inner)``."""

@@ -19,8 +19,8 @@ from plastax.types import Array, Key, Method, Model
 class SelfNormalizedResets(Settings):
     """SNR: re-initialises units whose silence is too long for the rate at which they used to fire."""
 
-    replaces_units: ClassVar[bool] = True
-    off: ClassVar[Mapping[str, Any] | None] = {"level": 0.0}
+    replaces_units: ClassVar = True
+    off: ClassVar = {"level": 0.0}
 
     level: float = 0.01
     """Level of the test: a unit is replaced if so long a silence had a smaller probability (released code: 0.01)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -49,7 +49,7 @@ class ShrinkAndPerturb(Periodic):
     Plasticine's pull towards one frozen initial network is L2 Init under another name.
     """
 
-    off: ClassVar[Mapping[str, Any] | None] = {"shrink": 0.0, "perturb": 0.0}
+    off: ClassVar = {"shrink": 0.0, "perturb": 0.0}
 
     shrink: float = 1e-4
     """Share of every weight lost each time (Kumar et al., at every step: 1e-2 to 1e-5); gaussian: strength of L2."""

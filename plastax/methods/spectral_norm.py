@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ Variant = Literal["warm", "lop_jax"]
 class SpectralNorm(Settings):
     """Spectral regularisation: keeps the largest singular value of every kernel near a target, biases near zero."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+    off: ClassVar = {"strength": 0.0}
 
     strength: float = 1e-3
     """The loss gains this times the penalty (paper: 1e-2 to 1e-4)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,7 +32,7 @@ def erfi(x: Array) -> Array:
 class Trac(Settings):
     """TRAC: scales the distance from the initial network by a parameter-free tuner around the optimiser."""
 
-    off: ClassVar[Mapping[str, Any] | None] = None
+    off: ClassVar = None
 
     start: float = 1e-8
     """Scale from which growth starts."""

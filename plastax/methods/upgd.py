@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -27,7 +26,7 @@ class UPGD(Settings):
     version.
     """
 
-    off: ClassVar[Mapping[str, Any] | None] = {"noise": 0.0, "decay": 0.0, "protecting": False}
+    off: ClassVar = {"noise": 0.0, "decay": 0.0, "protecting": False}
 
     noise: float = 1e-5
     """Standard deviation of the noise: the paper's step size x sigma."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from plastax.types import Array, Method, Model, Params, Tree
 class WassersteinInit(Settings):
     """Wasserstein regularisation: a pull of each array's distribution of weights towards its initial one."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0}
+    off: ClassVar = {"strength": 0.0}
 
     strength: float = 1e-3
     """The loss gains this times the squared distance of the sorted weights from the sorted initial ones."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ class WeightClipping(Settings):
     It clips the optimiser's step together with what other methods inside add, but not the optimiser's state.
     """
 
-    off: ClassVar[Mapping[str, Any] | None] = {"kappa": math.inf}
+    off: ClassVar = {"kappa": math.inf}
 
     kappa: float = 2.0
     """Size of the box, in bounds of the layer's uniform initialiser (paper: 1, 2, 3, ...); inf: none."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import optax
 
@@ -17,7 +16,7 @@ from plastax.types import Array, Method, Model
 class WeightDecay(Settings):
     """Weight decay, decoupled: the weights shrink outside the optimiser's moments (AdamW)."""
 
-    off: ClassVar[Mapping[str, Any] | None] = {"decay": 0.0}
+    off: ClassVar = {"decay": 0.0}
 
     decay: float = 1e-5
     """Share of every weight lost in a gradient step: AdamW's learning rate x weight decay (1e-3 x 1e-2)."""
