@@ -59,7 +59,7 @@ endif
 
 ifneq ($(filter data,$(MAKECMDGOALS)),)
   ifeq ($(strip $(NAME)),)
-    $(error NAME is not set; give the name of a data set: make data NAME=mnist (python -m plastax list data lists them))
+    $(error NAME is not set; give the name of a data set: make data NAME=mnist (plastax list data lists them))
   endif
 endif
 
@@ -78,7 +78,7 @@ $(stamp)-bench: pyproject.toml uv.lock
 setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an NVIDIA GPU gets CUDA 13)
 
 run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
-	@$(python) -m experiments.$(EXP) $(ARGS)
+	@$(python) -m plastax run $(EXP) $(ARGS)
 
 data: $(stamp)  ## fetch a data set ahead of time and print its card: make data NAME=mnist
 	@$(python) -m plastax data "$$NAME" $(ARGS)

@@ -1,17 +1,15 @@
-"""The command line: lists, reports and tables of runs, shards of studies, and data sets.
+"""plastax: find out why neural networks stop learning, and stop it.
 
-``python -m plastax list methods`` prints a line for each method, and so on for other kinds; ``report RUN`` writes the
-report of a run and prints its table; ``compare RUN RUN`` prints a table of several runs; ``export RUN`` writes a run's
-numbers as tables; ``runs`` lists runs and their states; ``sweep MODULE`` runs an experiment in shards; ``data NAME``
-downloads a data set and prints its card; ``wandb-export`` and ``wandb-dashboard`` are for Weights & Biases.
+``plastax run EXPERIMENT`` trains networks and reports; ``plastax list experiments`` names the experiments. Every
+command has a ``--help``. ``python -m plastax`` is the same command.
 """
 
 from __future__ import annotations
 
-import ast
 import errno
 import importlib
 import inspect
+import os
 import pathlib
 import sys
 import tempfile
@@ -20,11 +18,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from plastax import output
+from plastax import __version__, output
 from plastax.errors import ConfigError, RunError
 from plastax.records import loading
 from plastax.records.layout import RecordError
-from plastax.study import launch
+from plastax.study import catalogue, launch
 
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 """Run directories and patterns, see `plastax.records.loading.find`."""
@@ -56,20 +54,20 @@ def entries(registry: Mapping[str, Any]) -> dict[str, str]:
     return {name: described(entry) for name, entry in registry.items()}
 
 
-def experiments() -> dict[str, str]:
-    """Name -> first docstring line of ``experiments/*.py`` below the working directory or else beside the package."""
+def run(args: Sequence[str]) -> None:
+    """Trains networks and reports. `plastax run NAME --help` lists the settings of an experiment."""
 
-    def described(path: pathlib.Path) -> str:
-        try:
-            return first_line(ast.get_docstring(ast.parse(path.read_bytes())))
-        # The folder may belong to another project, and its files may not be Python 3.
-        except (SyntaxError, ValueError, OSError) as error:
-            return f"(cannot be read: {error})"
+    def command(experiment: tyro.conf.Positional[str], /) -> None:
+        """Trains networks and reports. `plastax run NAME --help` lists the settings of an experiment.
 
-    for root in (pathlib.Path.cwd(), pathlib.Path(__file__).parent.parent):
-        if (root / "experiments").is_dir():
-            return {path.stem: described(path) for path in sorted((root / "experiments").glob("[!_]*.py"))}
-    raise ConfigError(f"no experiments/ in {pathlib.Path.cwd()}: experiments are run from a checkout of plastax")
+        Args:
+          experiment: a name of `plastax list experiments`, a file (my_study.py) or mylab.studies:EXPERIMENT, followed
+            by its settings.
+        """
+
+    if not args or args[0].startswith("-"):
+        tyro.cli(command, args=args[:1], prog="plastax run")
+    catalogue.find(args[0]).main(args[1:])
 
 
 def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
@@ -84,7 +82,7 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
     if kind not in KINDS:
         raise ConfigError.unknown("kind", kind, KINDS)
     if kind == "experiments":
-        found = list(experiments().items())
+        found = list(catalogue.described().items())
     else:
         found = []
         for group, (module, name) in REGISTRIES[kind].items():
@@ -197,7 +195,7 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
     """Downloads a data set unless it is on this machine, checks it and prints its card.
 
     Args:
-      name: one of `python -m plastax list data`.
+      name: one of `plastax list data`.
       path: the folder or archive of its files; by default they are searched for, then downloaded.
       verify: refuse files that are not the published ones, or incomplete.
     """
@@ -227,14 +225,12 @@ def sweep(args: Sequence[str]) -> None:
         """Runs an experiment in shards, here or as jobs. Repeat it to finish what was interrupted.
 
         Args:
-          experiment: its module, such as `experiments.rl_gymnax`, followed by its settings.
+          experiment: see `plastax run`, followed by its settings.
           jobs: how the shards are run.
         """
         return experiment, jobs
 
-    (experiment, jobs), settings = tyro.cli(
-        command, args=args, return_unknown_args=True, prog="python -m plastax sweep"
-    )
+    (experiment, jobs), settings = tyro.cli(command, args=args, return_unknown_args=True, prog="plastax sweep")
     submitted = launch.launch(experiment, jobs, settings)
     for i, job in enumerate(submitted):
         print(output.plain(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}"))
@@ -249,6 +245,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line; a file or value that cannot be used ends it with one line and status 2."""
     output.make_lossy()
     commands: dict[str, Callable[..., Any]] = {
+        "run": run,
         "list": list_,
         "report": report,
         "compare": compare,
@@ -259,13 +256,16 @@ def main(args: list[str] | None = None) -> None:
         "runs": runs,
         "sweep": sweep,
     }
-    args = sys.argv[1:] if args is None else args
+    if args is None:
+        args = sys.argv[1:]
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # As under `python -m`: methods and experiments may be modules here.
+    if args[:1] == ["--version"]:
+        return print(f"plastax {__version__}")
     try:
-        if args[:1] == ["sweep"]:
-            return sweep(args[1:])
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog="python -m plastax", description=first_line(__doc__), args=args
-        )
+        if args[:1] in (["run"], ["sweep"]):
+            return {"run": run, "sweep": sweep}[args[0]](args[1:])
+        tyro.extras.subcommand_cli_from_dict(commands, prog="plastax", description=first_line(__doc__), args=args)
     except (ConfigError, RecordError) as error:
         output.fail(f"error: {error}")
     except RunError as error:

@@ -175,8 +175,9 @@ def test_what_slurm_is_told(sbatch):
 
 
 def test_a_job_has_a_shard():
-    commands = launch.commands("experiments.rl_gymnax", ["--seeds", "2"], 3)
+    commands = launch.commands("rl_gymnax", ["--seeds", "2"], 3)
     assert [line[-1] for line in commands] == ["0/3", "1/3", "2/3"]
+    assert commands[0][1:-2] == ["-m", "plastax", "run", "rl_gymnax", "--seeds", "2"]
 
 
 def test_slurm_options_without_a_value_are_flags(sbatch):
@@ -261,6 +262,7 @@ def test_a_job_is_requeued_as_what_it_was(tmp_path):
     ("line", "names"),
     [
         ("tests.nothing", ("'tests.nothing'", "no module")),
+        ("rl_gymnx", ("did you mean 'rl_gymnax'?",)),
         ("tests.tiny_experiment --shards 2", ("shards: 2", "--shard i/2")),
         ("tests.tiny_experiment --launcher local --shard 0/2", ("shard: 0/2",)),
     ],

@@ -30,24 +30,6 @@ def test_list_prints_one_described_line_for_every_entry(kind: str, capsys: pytes
     assert all(len(line.split()) > 2 for line in lines), "every entry has a docstring"
 
 
-def test_list_experiments_reads_them_without_running_them(tmp_path, monkeypatch, capsys):
-    experiments = tmp_path / "experiments"
-    experiments.mkdir()
-    (experiments / "__init__.py").touch()
-    (experiments / "a_study.py").write_text('"""What it asks.\n\nMore."""\nraise RuntimeError\n')
-    (experiments / "other.py").write_text("raise RuntimeError\n")
-    monkeypatch.chdir(tmp_path)
-    cli.main(["list", "experiments"])
-    assert capsys.readouterr().out == "a_study  What it asks.\nother\n"
-
-
-def test_list_experiments_finds_the_checkout_from_elsewhere(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    cli.main(["list", "experiments"])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == sorted(path.stem for path in (ROOT / "experiments").glob("[!_]*.py"))
-
-
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -71,20 +53,6 @@ def test_an_incomplete_command_is_code_2(args, capsys):
         cli.main(args)
     assert stopped.value.code == 2
     assert capsys.readouterr().err
-
-
-def test_list_experiments_of_another_project(tmp_path, monkeypatch, capsys):
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "old.py").write_text("print 'Python 2'\n")
-    (tmp_path / "experiments" / "binary.py").write_bytes(bytes(range(256)))
-    (tmp_path / "experiments" / "a_folder.py").mkdir()
-    (tmp_path / "experiments" / "study.py").write_text('"""\x1b[2JWhat it asks."""\n')
-    monkeypatch.chdir(tmp_path)
-    cli.main(["list", "experiments"])
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, _ in lines] == ["a_folder", "binary", "old", "study"]
-    assert all(said.startswith("(cannot be read: ") for _, said in lines[:3])
-    assert lines[3][1] == "\\x1b[2JWhat it asks."
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_a_name_is_handed_on_as_it_is_written(name: str, checkout: pathlib.Path)
 def test_a_name_that_make_refuses_is_not_run_either(name: str, checkout: pathlib.Path) -> None:
     for words in (["run", f"EXP={name}"], ["bench", f"BENCH={name}"], ["help", f"ACCEL={name}"]):
         assert make(checkout, *words, f"PYTHON={name}").returncode == 2
-    assert make(checkout, "run", "EXP=random_label", f"PYTHON={name}").stdout == "<-m><experiments.random_label>"
+    assert make(checkout, "run", "EXP=random_label", f"PYTHON={name}").stdout == "<-m><plastax><run><random_label>"
 
 
 def test_what_pip_installs_has_the_hashes_of_the_lock() -> None:

@@ -30,7 +30,7 @@ _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRI
 _HERE = pathlib.Path(__file__).parent.parent
 _FOLDERS = (_HERE, _HERE.parent / "experiments")
 _OURS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
-_STANDARD = f"{sysconfig.get_path('stdlib')}{os.sep}"
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "scripts"))
 
 _PACKAGES = ("plastax-lab", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy", "xarray")
 

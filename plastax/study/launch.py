@@ -1,16 +1,14 @@
 """Shards of a study as jobs, on this machine or on SLURM, through submitit.
 
-A job is the command ``python -m <experiment> <settings> --shard i/n``. It may be killed and started again at any time,
-because a shard continues what its run directory holds. Pre-emption is a SIGTERM, after which the command ends with a
-checkpoint, and the same command again.
+A job is the command ``plastax run <experiment> <settings> --shard i/n``. It may be killed and started again at any
+time, because a shard continues what its run directory holds. Pre-emption is a SIGTERM, after which the command ends
+with a checkpoint, and the same command again.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -22,9 +20,12 @@ from typing import TYPE_CHECKING, Literal
 
 from plastax import ranges
 from plastax.errors import ConfigError, RunError, Stopped
+from plastax.study import catalogue
 
 if TYPE_CHECKING:
     import submitit
+
+_RUN = (sys.executable, "-m", "plastax", "run")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Shard:
 
 def commands(experiment: str, settings: Sequence[str], shards: int) -> list[list[str]]:
     """The command of every shard."""
-    return [[sys.executable, "-m", experiment, *settings, "--shard", f"{i}/{shards}"] for i in range(shards)]
+    return [[*_RUN, experiment, *settings, "--shard", f"{i}/{shards}"] for i in range(shards)]
 
 
 def executor(jobs: Jobs, name: str) -> submitit.AutoExecutor:
@@ -150,20 +151,15 @@ def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submiti
     """Runs a shard of an experiment in this process, or submits all shards to a launcher and returns the jobs.
 
     Args:
-      experiment: its module, such as ``experiments.rl_gymnax``.
+      experiment: see `catalogue.find`.
       jobs: how the shards are run.
       settings: the experiment's command line.
 
     Raises:
-      ConfigError: the module does not exist, or a setting of the jobs is refused.
+      ConfigError: there is no such experiment, or a setting of the jobs is refused.
       SystemExit: the experiment refused its settings and said why; nothing was submitted.
     """
-    try:
-        found = importlib.util.find_spec(experiment)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        raise ConfigError(f"experiment: {experiment!r} is no module; give one such as experiments.rl_gymnax")
+    found = catalogue.find(experiment)
     if jobs.runs_dir is not None:
         settings = [*settings, "--runs-dir", str(jobs.runs_dir)]
     if jobs.launcher == "none":
@@ -171,15 +167,14 @@ def launch(experiment: str, jobs: Jobs, settings: Sequence[str]) -> list[submiti
             raise ConfigError(
                 f"shards: {jobs.shards} needs a launcher; give --shard i/{jobs.shards}, or --launcher local"
             )
-        sys.argv = [experiment, *settings, "--shard", jobs.shard or "0/1"]
-        runpy.run_module(experiment, run_name="__main__", alter_sys=True)
+        found.main([*settings, "--shard", jobs.shard or "0/1"])
         return []
     if jobs.shard:
         raise ConfigError(f"shard: {jobs.shard} is not allowed with a launcher; give --shards, their number")
     jobs.check()
     # In a process of its own and on the CPU: a login node may have no accelerator.
-    check = [sys.executable, "-m", experiment, *settings, "--dry-run"]
+    check = [*_RUN, experiment, *settings, "--dry-run"]
     if status := subprocess.run(check, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL).returncode:
         raise SystemExit(status)
-    made = executor(jobs, experiment.rpartition(".")[2])
+    made = executor(jobs, found.name)
     return made.submit_array([Shard(command, jobs.grace) for command in commands(experiment, settings, jobs.shards)])
