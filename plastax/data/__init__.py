@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from plastax.data import own
 from plastax.data.base import Arrays, Card, DataError, Dataset, Entry, Source, SourceError, checksum
 from plastax.data.bounded import reading
 from plastax.data.cifar import CIFAR100
@@ -35,17 +36,17 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def load(
-    name: str,
+    name: Any,
     path: str | os.PathLike[str] | None = None,
     *,
     verify: bool = True,
     download: bool = True,
     **options: Any,
 ) -> Dataset:
-    """A data set by name.
+    """A data set by name, or your own.
 
     Args:
-      name: one of `DATA`.
+      name: one of `DATA`; or a path or a Python object, see `plastax.data.own`.
       path: the folder (or archive) that holds its files; None: look in ``PLASTAX_DATA``, the cache and installed
         packages, and fetch it if it is nowhere.
       verify: refuse files that are not the published ones, or not all of them. False takes any files of the right
@@ -55,7 +56,8 @@ def load(
         (`plastax.data.imagenet.read`).
 
     Returns:
-      uint8 images ``[N, height, width, channels]``, 0 .. 255, int32 labels, and the card.
+      uint8 images ``[N, height, width, channels]``, 0 .. 255 (of your own data also float32, and any shape), int32
+      labels, and the card.
 
     Raises:
       ConfigError: an unknown name, a path that does not exist, an option that cannot be used.
@@ -67,8 +69,13 @@ def load(
       ((1498, 8, 8, 1), dtype('int32'), 10)
       >>> load("synthetic", classes=3, train_per_class=4, test_per_class=2).card.train
       12
+      >>> mine = load((np.random.default_rng(0).random((60, 5)), np.arange(60) % 3))
+      >>> mine.card.train, mine.card.test, mine.card.shape, mine.card.classes
+      (51, 9, (5,), 3)
     """
-    entry = _entry(name)
+    if isinstance(name, Dataset):
+        return name
+    given, (name, entry) = name, _entry(name)
     known = [option for option, found in inspect.signature(entry.read).parameters.items() if found.kind == KEYWORD]
     if unknown := [option for option in options if option not in known]:
         raise ConfigError.unknown(f"option of {name}", unknown[0], known or ["none"])
@@ -78,14 +85,15 @@ def load(
     elif path is None:
         with reading(name):
             arrays = entry.read(**options)
-        origin = f"plastax.data.load({', '.join([repr(name), *_spelled(options)])})"
+        spelled = repr(os.fspath(given)) if isinstance(given, str | os.PathLike) else entry.source
+        origin = f"plastax.data.load({', '.join([spelled, *_spelled(options)])})"
     else:
         raise ConfigError(f"data: {name} is not read from files; leave out the path {path}")
     unverified = "" if verify or not entry.files else "; files NOT verified against the published ones"
     return _dataset(name, entry, arrays, origin, checksum(arrays), unverified)
 
 
-def blank(name: str) -> Dataset | None:
+def blank(name: Any) -> Dataset | None:
     """A stand-in for a data set that would have to be fetched: the published sizes, all pixels 0, in hardly any memory.
 
     It lets settings be checked before a download.
@@ -96,7 +104,7 @@ def blank(name: str) -> Dataset | None:
     Raises:
       ConfigError: an unknown name, or ``PLASTAX_DATA`` is not there.
     """
-    entry = _entry(name)
+    name, entry = _entry(name)
     with reading(name):
         if entry.published is None or any(entry.present(folder) for folder in places(name, entry)):
             return None
@@ -105,10 +113,15 @@ def blank(name: str) -> Dataset | None:
     return _dataset(name, entry, Arrays(*parts[0], *parts[1], classes), "not fetched yet", "")
 
 
-def _entry(name: str) -> Entry:
-    if name not in DATA:
-        raise ConfigError.unknown("data", name, DATA)
-    return DATA[name]
+def _entry(given: Any) -> tuple[str, Entry]:
+    """The name and the entry of a data set."""
+    if isinstance(given, str):
+        if given in DATA:
+            return given, DATA[given]
+        if not (os.sep in given or given.endswith(".npz") or os.path.exists(given)):
+            raise ConfigError.unknown("data", given, [*DATA, "an .npz file or a folder of images"])
+    found = own.entry(given)
+    return found.name or "own", found
 
 
 def _dataset(name: str, entry: Entry, arrays: Arrays, origin: str, checksum: str, notes: str = "") -> Dataset:
@@ -123,7 +136,8 @@ def _dataset(name: str, entry: Entry, arrays: Arrays, origin: str, checksum: str
         classes=arrays.classes,
         train=len(arrays.train_images),
         test=len(arrays.test_images),
-        notes=entry.notes + notes,
+        notes=entry.notes + arrays.notes + notes,
+        labels=arrays.labels,
     )
     return Dataset(*arrays[:4], card)
 
@@ -145,4 +159,5 @@ __all__ = [
     "cache",
     "checksum",
     "load",
+    "own",
 ]

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,12 @@ class Card(NamedTuple):
       licence: under what terms, as far as they are known.
       origin: what these arrays were read from: a path or a package, or the call that made them.
       checksum: ``sha256:<hex>`` of the four arrays' bytes in C order: the same for all origins of the same data.
-      shape: (height, width, channels) of an image.
+      shape: (height, width, channels) of an image, or the shape of another example.
       classes: number of classes; labels are 0 .. classes - 1.
       train: number of training images.
       test: number of held-out images.
       notes: how training and held-out images were told apart, and what else to know.
+      labels: the label that each class had in your own data; () where it was the same.
     """
 
     name: str
@@ -53,9 +54,16 @@ class Card(NamedTuple):
     train: int
     test: int
     notes: str
+    labels: tuple[int | str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON values; ``labels`` only if there are any."""
+        fields = self._asdict() if self.labels else dict(zip(self._fields[:-1], self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def __str__(self) -> str:
-        lines = [f"{name + ':':<11}{value}" for name, value in self._asdict().items()]
+        fields = self.to_json() | {"shape": self.shape}
+        lines = [f"{name + ':':<11}{value}" for name, value in fields.items()]
         warning = "*** SYNTHETIC IMAGES: drawn by a generator, not a real data set ***"
         return "\n".join([warning] * self.synthetic + lines)
 
@@ -64,11 +72,13 @@ class Arrays(NamedTuple):
     """What a reader returns.
 
     Attributes:
-      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255.
+      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255; of your own data also float32, and any shape.
       train_labels: int32 ``[train]``.
-      test_images: uint8 ``[test, height, width, channels]``; none of them is a training image.
+      test_images: as ``train_images``, ``[test, ...]``; none of them is a training image.
       test_labels: int32 ``[test]``.
       classes: number of classes.
+      labels: of your own data, see `Card`.
+      notes: what the reader adds to those of the `Entry`.
     """
 
     train_images: np.ndarray
@@ -76,15 +86,17 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: int
+    labels: tuple[int | str, ...] = ()
+    notes: str = ""
 
 
 class Dataset(NamedTuple):
     """A data set in memory: `Arrays` with a card.
 
     Attributes:
-      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255.
+      train_images: uint8 ``[train, height, width, channels]``, 0 .. 255; of your own data also float32, and any shape.
       train_labels: int32 ``[train]``.
-      test_images: uint8 ``[test, height, width, channels]``; none of them is a training image.
+      test_images: as ``train_images``, ``[test, ...]``; none of them is a training image.
       test_labels: int32 ``[test]``.
       card: what it is and where it comes from.
     """
@@ -132,6 +144,7 @@ class Entry(NamedTuple):
       sources: where it can be fetched, best first.
       remedy: how to get the files where there is no source.
       synthetic: whether a generator draws it.
+      name: of your own data; others have the registry's.
       published: of a set with sources, the sizes of what they bring: training images, held-out images, shape of an
         image, classes.
     """
@@ -148,12 +161,15 @@ class Entry(NamedTuple):
     sources: tuple[Source, ...] = ()
     remedy: str = ""
     synthetic: bool = False
+    name: str = ""
     published: tuple[int, int, tuple[int, int, int], int] | None = None
 
 
 def checksum(arrays: Arrays) -> str:
-    """``sha256:<hex>`` of the four arrays' bytes, in the order of `Arrays`."""
-    digest = hashlib.sha256()
+    """``sha256:<hex>`` of the four arrays' bytes, in the order of `Arrays`; of their form too if they are no images."""
+    digest, images = hashlib.sha256(), arrays.train_images
+    if images.dtype != np.uint8 or images.ndim != 4:
+        digest.update(f"{images.dtype} {images.shape}".encode())
     for array in arrays[:4]:
         digest.update(np.ascontiguousarray(array).data)
     return f"sha256:{digest.hexdigest()}"

@@ -42,7 +42,7 @@ def reading(label: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusing(path: str | Path, kind: str) -> Iterator[None]:
+def refusing(path: str | Path, kind: str, remedy: str = "delete it and get it again") -> Iterator[None]:
     """Turns whatever goes wrong while ``path`` is read as ``kind`` into a `DataError` with the remedy.
 
     A file that cannot be read is not called damaged: nobody should delete it for that.
@@ -58,9 +58,7 @@ def refusing(path: str | Path, kind: str) -> Iterator[None]:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             reason = " ".join(str(error)[:200].split()) or type(error).__name__
-            raise DataError(
-                f"{path}: damaged, cut short or not {kind} ({reason}); delete it and get it again"
-            ) from error
+            raise DataError(f"{path}: damaged, cut short or not {kind} ({reason}); {remedy}") from error
 
 
 class Limited:

@@ -18,7 +18,7 @@ from plastax.types import Array, Examples, Key, Stream
 
 
 class Images(NamedTuple):
-    """A data set on the device: uint8 images ``[N, height, width, channels]``, int32 labels ``[N]``."""
+    """The arrays of a `plastax.data.Dataset` on the device; labels are int32 ``[N]``."""
 
     train_images: np.ndarray | Array
     train_labels: np.ndarray | Array
@@ -30,7 +30,7 @@ class Picked(NamedTuple):
     """Some images of a task, as the data set has them.
 
     Attributes:
-      images: uint8 ``[B, height, width, channels]``.
+      images: as in the data set, ``[B, ...]``.
       labels: of the data set, int32 ``[B]``.
       numbers: of the images in the task, int32 ``[B]``.
       key: for what is drawn at every look; None: these are held out, and the same at every look.
@@ -104,8 +104,14 @@ def of_images(
 
 
 def pixels(values: Array) -> Array:
-    """uint8 0 .. 255 as float32 0 .. 1: done in the training step, so that a pixel takes one byte until then."""
-    return values.astype(jnp.float32) / 255.0
+    """uint8 0 .. 255 as float32 0 .. 1, and float32 as it is. In the training step: until then a pixel takes a byte."""
+    return values.astype(jnp.float32) / 255.0 if values.dtype == jnp.uint8 else values
+
+
+def check_images(dataset: Dataset, setting: str) -> None:
+    """Raises `ConfigError` if examples are no ``[height, width, channels]``, which ``setting`` needs."""
+    if len(shape := dataset.card.shape) != 3:
+        raise ConfigError(f"{setting} needs images [height, width, channels]; those of {dataset.card.name} are {shape}")
 
 
 def rotation(shape: tuple[int, ...], angle: Array) -> Array:

@@ -14,7 +14,7 @@ from plastax import ranges
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.keys import fold, some
-from plastax.streams.base import ImageStream, Sorted, per_class, pixels, resampled, rotation, sort
+from plastax.streams.base import ImageStream, Sorted, check_images, per_class, pixels, resampled, rotation, sort
 from plastax.types import Array, Examples, Key, Stream
 
 _CLASSES, _SUBSET, _AUGMENT = range(3)
@@ -92,6 +92,9 @@ class IncrementalCIFAR(ImageStream):
                 f"stream.new_classes: {self.new_classes} is more than the {classes} classes of {dataset.card.name}; "
                 f"give {classes} or fewer"
             )
+        for setting in ("augment", "rotate"):
+            if getattr(self, setting):
+                check_images(dataset, f"stream.{setting}: {getattr(self, setting)}")
         data = sort(dataset)
         available, held_out = data.train_of.shape[1], data.test_of.shape[1]
         if kept_out >= available:
@@ -106,7 +109,7 @@ class IncrementalCIFAR(ImageStream):
         def look(values: Array) -> Array:
             if scale is None:
                 return pixels(values)
-            mean, deviation = (x.reshape(1, 1, 1, -1) for x in scale)
+            mean, deviation = (jnp.expand_dims(x, range(values.ndim - 1)) for x in scale)
             return (pixels(values) - mean) / deviation
 
         def task(key: Key, data: Sorted, index: Array) -> Task:
@@ -160,10 +163,14 @@ class IncrementalCIFAR(ImageStream):
 
 
 def channels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of uint8 images, on the scale from 0 to 1, float32 ``[channels]``.
+    """Mean and standard deviation of each channel of images, float32 ``[channels]``; levels are on a scale from 0 to 1.
 
     A constant channel gets the deviation one: its mean is subtracted, and nothing is divided.
     """
+    if images.dtype != np.uint8:
+        values = images.reshape(-1, images.shape[-1])
+        means, deviations = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+        return means.astype(np.float32), np.where(deviations > 0, deviations, 1).astype(np.float32)
     levels = np.arange(256) / 255
     frequencies = [np.bincount(channel.ravel(), minlength=256) / channel.size for channel in np.moveaxis(images, -1, 0)]
     means = np.array([f @ levels for f in frequencies])

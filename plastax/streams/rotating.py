@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from plastax import ranges
 from plastax.data import Dataset
 from plastax.keys import fold
-from plastax.streams.base import Images, ImageStream, Picked, of_images, pixels, resampled, rotation, subset
+from plastax.streams.base import (
+    Images,
+    ImageStream,
+    Picked,
+    check_images,
+    of_images,
+    pixels,
+    resampled,
+    rotation,
+    subset,
+)
 from plastax.types import Array, Examples, Key, Stream
 
 _SUBSET = 0
@@ -43,7 +53,8 @@ class Rotating(ImageStream):
         ranges.check(self, "stream", "severity", above=-math.inf, below=math.inf)
 
     def build(self, dataset: Dataset) -> Stream:
-        """The stream; see `ImageStream.build`."""
+        """The stream; see `ImageStream.build`. It also refuses examples that are no images."""
+        check_images(dataset, "stream: rotating")
         count, available, shape = self.count(dataset), len(dataset.train_images), dataset.card.shape
 
         def task(key: Key, data: Images, index: Array) -> Task:

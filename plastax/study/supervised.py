@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,7 +118,7 @@ def share(config: Config) -> Shared:
     dataset = data.load(config.data, config.data_path or None, verify=config.data_verify, **options)
     card = dataset.card
     # The card also has the path, which changes no number: only the checksum is part of the identity.
-    recorded = {"data_checksum": card.checksum, "data_card": json.loads(json.dumps(card._asdict()))}
+    recorded = {"data_checksum": card.checksum, "data_card": card.to_json()}
     return Shared(streams(dataset), recorded, f"{card}\n", "bold red" if card.synthetic else None)
 
 

@@ -78,7 +78,8 @@ def test_the_order_is_path_variable_cache_installed_network(
 def test_the_card_is_json(empty_cache, tiny, idx_files, tmp_path):
     tiny()
     card = load("tiny", fill(tmp_path / "given", idx_files)).card
-    assert json.loads(json.dumps(card._asdict())) | {"shape": (28, 28, 1)} == card._asdict()
+    assert json.loads(json.dumps(card.to_json())) == card.to_json()
+    assert card.to_json()["shape"] == [28, 28, 1]
     assert (card.train, card.test, card.classes) == (20, 10, 10)
 
 
