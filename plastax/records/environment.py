@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _JAX = (
@@ -69,19 +69,20 @@ def source() -> str:
     return total.hexdigest()[:8]
 
 
-def own_sources(used: Iterable[object] = ()) -> dict[str, str]:
+def own_sources(used: Collection[object] = ()) -> dict[str, str]:
     """Module -> eight hexadecimal digits of its code, for the code of a run that is not plastax's.
 
     These are the modules of the program and of ``used``, and what was imported from the same folders; of an installed
     package, its imported modules. What was typed in, as in a notebook, counts by its text.
 
     Args:
-      used: classes, functions, or objects of classes, such as the settings of methods, models and streams.
+      used: modules, classes, functions, or objects of classes, such as the settings of methods, models and streams.
     """
-    kinds = [x if inspect.isroutine(x) or isinstance(x, type) else type(x) for x in used]
+    modules = {x.__name__ for x in used if inspect.ismodule(x)}
+    kinds = [x if inspect.isroutine(x) or isinstance(x, type) else type(x) for x in used if not inspect.ismodule(x)]
     files = {name: file for name, module in list(sys.modules.items()) if (file := getattr(module, "__file__", None))}
     files.pop("__mp_main__", None)  # another name of the program
-    parts = {"__main__", *(kind.__module__ for kind in kinds)} & files.keys()
+    parts = {"__main__", *modules, *(kind.__module__ for kind in kinds)} & files.keys()
     beside = tuple(f"{os.path.dirname(files[name])}{os.sep}" for name in parts if not _is_installed(files[name]))
     packages = {name.partition(".")[0] for name in parts - {"__main__"} if _is_installed(files[name])}
     packages -= {*sys.stdlib_module_names, *(name.partition("-")[0] for name in _PACKAGES)}
@@ -112,6 +113,15 @@ def _typed(kind: Any) -> str:
         with contextlib.suppress(OSError, TypeError):
             texts.append(inspect.getsource(function))
     return "\n".join(texts)
+
+
+def source_of(module: str, code: Any) -> str:
+    """SHA-256 of the file of a module, or of the text of a class or function that was typed in; "" if not known."""
+    content = _typed(code).encode()
+    if file := getattr(sys.modules.get(module), "__file__", None):
+        with contextlib.suppress(OSError):
+            content = pathlib.Path(file).read_bytes()
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def cpu() -> dict[str, str]:
@@ -147,6 +157,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found + [f"jax_{name}" for name in _differing(old, new, "jax")] + _differing(old, new, "variables")
 
 
+def edits(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The modules of one's own that two environments have with different code."""
+    return _differing(old, new, "own")
+
+
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str, *, missing: bool = False) -> list[str]:
     """The differing entries of one part of two environments; with ``missing`` also those that one of them lacks."""
     if part not in old:
@@ -156,7 +171,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str, *, mis
     return [name for name in names if a.get(name) != b.get(name)]
 
 
-def environment(used: Iterable[object] = (), devices: int | None = None) -> dict[str, Any]:
+def environment(used: Collection[object] = (), devices: int | None = None) -> dict[str, Any]:
     """The content of ``environment.json``: versions, devices, precision, code revision.
 
     Args:

@@ -201,12 +201,14 @@ class Experiment(Generic[C]):
         chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task} | dict(shared.recorded)
         here = environment.environment(_used(config), _devices(config, len(arms)))
         directory, run_id, note = starting.run_directory(config, self.name, chosen, here)
-        for line in filter(None, [note, *rare(config)]):
+        for line in filter(None, [note, *rare(config), *settings.fleeting(config)]):
             output.say(console, line)
         described = {"experiment": self.name, "run_id": run_id, "settings": chosen}
         asides = settings.asides(config)
         described |= {"hash": settings.identity(chosen, asides), "asides": asides, **loop.axes(built.batches)}
-        if config.sweep:
+        if own := settings.origins(config):
+            described["own"] = own
+        if arms != list(config.methods):
             described["arms"] = sweep.described(built.arms)
         read = functools.cache(report.load_run)
         times = loop.study(
@@ -333,14 +335,15 @@ def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[
 def _used(config: Study) -> list[object]:
     """The classes and entries that a configuration uses, for `environment.own_sources`."""
     entries = [
-        registry[member]
+        settings.entry(config, registry, member)
         for field, registry in settings.GROUPS.items()
         for name in getattr(config, field)
         for member in settings.members(name)
     ]
-    names = {name for registry in settings.GROUPS.values() for name in registry}
-    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in names)
-    return [*type(config).__mro__[1:-1], *entries, *filter(dataclasses.is_dataclass, others)]
+    code = [one for found in config.own.values() for named in found.values() for one in named.code]
+    groups = {name for field in settings.GROUPS for name in settings.registered(config, field)}
+    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in groups)
+    return [*type(config).__mro__[1:-1], *entries, *code, *filter(dataclasses.is_dataclass, others)]
 
 
 def _devices(config: Study, arms: int) -> int | None:

@@ -1,8 +1,8 @@
 """Settings of an experiment: from the command line and presets to one frozen, hashable, validated configuration.
 
-An experiment declares a frozen dataclass that extends `Study`. `parse` adds a group of settings for every entry of the
-registries (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``), reads the command line with tyro, and checks
-the values before anything is compiled.
+An experiment declares a frozen dataclass that extends `Study`. `configure` adds a group of settings for every entry of
+the registries and for every object of one's own (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``; see
+`names`), and checks the values before anything is compiled. `parse` reads them from a command line with tyro.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -27,12 +29,14 @@ from plastax.methods import METHODS
 from plastax.probes import PROBES
 from plastax.records import lifecycle
 from plastax.records.layout import read_config
+from plastax.study import names
+from plastax.study.names import ALIASES, Named
 
 Registry = Mapping[str, Any]
 GROUPS: Mapping[str, Registry] = {"methods": METHODS, "probes": PROBES}
 """Field of `Study` -> the registry whose entries it names. The settings of an entry are a group of its name."""
-ALIASES: Mapping[str, str] = {"er": "effective_rank", "spectrum": "hessian"}
-"""Name in the literature -> entry of `GROUPS`. Either may be given wherever a name is taken."""
+KINDS: Mapping[str, str] = {"model": "models", "stream": "environments"}
+"""Field that names one entry -> its kind, for `names.find`; fields of `GROUPS` are called as their kind."""
 INT = 2**31 - 1
 """The largest integer in a setting: programs count in 32 bits."""
 SEED = 2**32 - 1
@@ -52,13 +56,17 @@ def aside(default: Any) -> Any:
 class Study:
     """The settings that all experiments have."""
 
+    own: ClassVar[Mapping[str, Mapping[str, Named]]] = MappingProxyType({})
+    """Field -> group of settings -> the own object that the field names."""
+
     preset: str = aside("default")
     """A set of defaults, over which the other settings are laid."""
     methods: Methods = ("backprop", "l2_er", "reset")
-    """Methods to compare (`python -m plastax list methods`). `l2+redo` composes two; `all` selects every method."""
+    """Methods to compare (`plastax list methods`), or your own, `module:object`. `l2+redo` composes two; `all` selects
+    every method of plastax."""
     probes: tuple[str, ...] = ("features", "weights", "gradient", "hessian", "ggn", "kronecker")
-    """What to measure at the start and the end of tasks (`python -m plastax list probes`). `all` selects every probe,
-    `none` no probe."""
+    """What to measure at the start and the end of tasks (`plastax list probes`), or your own, `module:object`. `all`
+    selects every probe of plastax, `none` no probe."""
     probe_every: int = 1
     """Probe every k-th task."""
     seeds: int = 8
@@ -128,7 +136,8 @@ def parse(
       SystemExit: with status 2 if tyro refuses the line, 0 after ``--help``.
     """
     args = list(sys.argv[1:] if args is None else args)
-    flags = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", *choices)}
+    flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", *choices)}
+    flags |= {"methods": _values_of(args, "--methods", "--method"), "probes": _values_of(args, "--probes")}
     default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
     return _checked(tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None))
 
@@ -164,20 +173,49 @@ def configure(
     preset = values.get("preset") or stored.get("preset", "default")
     _known("preset", preset, presets)
     overrides = {"preset": preset, **presets[preset]}
+    own: dict[str, dict[str, Named]] = {}
     chosen = {}
-    for field, registry in choices.items():
-        usual = next(f.default for f in dataclasses.fields(base) if f.name == field)
-        name = values.get(field) or stored.get(field) or overrides.get(field, usual)
-        _known(field, name, registry)
-        chosen[field] = registry[name]
-        overrides = _of_choice(overrides, f"{field}_settings", registry[name])
-    config = replaced(_with_groups(base, presets, chosen)(), overrides)
+    for field, registry in (dict(choices) | dict(GROUPS)).items():
+        usual = {field: next(f.default for f in dataclasses.fields(base) if f.name == field)}
+        source = next(place for place in (values, stored, overrides, usual) if place.get(field) is not None)
+        shown, found = _found(field, source[field], registry)
+        groups = [f"{field}_settings" if field in choices else one.key for _, one in found]
+        own[field] = {group: one for group, (_, one) in zip(groups, found) if one.origin}
+        if field in choices:
+            chosen[field] = found[0][1].entry
+            overrides = _of_choice(overrides, groups[0], chosen[field])
+        # An object in the place of a name also has settings.
+        objects = {
+            group: one.entry
+            for group, (given, one) in zip(groups, found)
+            if not isinstance(given, str) and dataclasses.fields(one.entry)
+        }
+        if source is values:
+            values = objects | dict(values) | {field: shown}
+        elif source is not stored:
+            overrides = objects | overrides | {field: shown}
+    config = replaced(_with_groups(base, presets, chosen, own)(), overrides)
     config = _from_json(config, stored) if stored else config
     for name, value in values.items():
         group, dot, setting = name.replace("-", "_").partition(".")
         group = f"{group}_settings" if dot and group in choices else ALIASES.get(group, group)
         config = replaced(config, {f"{group}{dot}{setting}": _read(config, f"{group}{dot}{setting}", name, value)})
     return _checked(config)
+
+
+def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
+    """What a field holds for some names or objects, and each of them with what it stands for."""
+    if field not in GROUPS:
+        one = names.find(KINDS.get(field, field), given, registry, field)
+        return one.name, [(given, one)]
+    several = tuple(given) if type(given) in (list, tuple) else (given,)
+    if several == ("all",) or (field == "probes" and several == ("none",)):
+        return several, []
+    composed = [
+        [(part, names.find(field, part, registry)) for part in (parts(one) if isinstance(one, str) else [one])]
+        for one in several
+    ]
+    return tuple("+".join(one.name for _, one in members) for members in composed), list(itertools.chain(*composed))
 
 
 def _read(config: Any, path: str, name: str, value: Any) -> Any:
@@ -216,8 +254,8 @@ def read(kind: Any, words: Sequence[str]) -> Any:
 
 def _checked(config: C) -> C:
     """``config`` with the names of entries that its fields stand for; raises `ConfigError` for what is not allowed."""
-    for field, registry in GROUPS.items():
-        config = dataclasses.replace(config, **{field: _names(field, getattr(config, field), registry)})
+    for field in GROUPS:
+        config = dataclasses.replace(config, **{field: _names(config, field)})
     _check(config)
     return config
 
@@ -232,33 +270,47 @@ def _of_choice(overrides: Mapping[str, Any], group: str, entry: Any) -> dict[str
     return {name: value for name, value in overrides.items() if holds(name, value)}
 
 
-def _with_groups(base: type[C], presets: Iterable[str], chosen: Mapping[str, Any]) -> type[C]:
-    """``base`` with a group of settings for every choice and every entry of `GROUPS`, as tyro reads them."""
+def _with_groups(
+    base: type[C], presets: Iterable[str], chosen: Mapping[str, Any], own: Mapping[str, Mapping[str, Named]]
+) -> type[C]:
+    """``base`` with a group of settings for every choice, entry of `GROUPS` and own object, as tyro reads them."""
     told = Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")]
     fields: list[Any] = [("preset", told, aside("default"))]
     for field, one in chosen.items():
         fields.append((f"{field}_settings", Annotated[type(one), tyro.conf.arg(name=field)], one))
     for registry in GROUPS.values():
         fields += [(name, type(one), one) for name, one in registry.items() if dataclasses.fields(one)]
-    namespace: dict[str, Any] = {"__doc__": base.__doc__}
+    taken = {"method", *ALIASES, *(field for field, *_ in fields), *(field.name for field in dataclasses.fields(base))}
+    taken |= {name for registry in GROUPS.values() for name in registry}
+    for field in GROUPS:
+        for group, one in own[field].items():
+            if group in taken:
+                raise ConfigError(
+                    f"{field}: {one.name} is called {group!r}, and so is something else; rename the object"
+                )
+            taken.add(group)
+            fields.append((group, type(one.entry), one.entry))
+    namespace: dict[str, Any] = {"__doc__": base.__doc__, "own": own}
     return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
 
 
-def _names(field: str, given: tuple[str, ...], registry: Registry) -> tuple[str, ...]:
+def _names(config: Study, field: str) -> tuple[str, ...]:
     """The entries that a field names, without aliases, ``all`` and ``none``; raises `ConfigError` for duplicates."""
+    given, registry = getattr(config, field), GROUPS[field]
     if given == ("all",):
         given = tuple(registry)
     elif field == "probes" and given == ("none",):
         given = ()
-    names = tuple("+".join(members(name)) for name in given)
-    for name in names:
-        for member in members(name):
-            _known(field, member, registry)
-        if len(members(name)) > 1 and field != "methods":
+    known = [*registry, *(one.name for one in config.own[field].values())]
+    for name in given:
+        for part in parts(name):
+            _known(field, part, known)
+        if len(parts(name)) > 1 and field != "methods":
             raise ConfigError(f"{field}: {name} is not allowed; only methods are composed")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{field}: {' '.join(names)} names an entry twice")
-    return names
+    found = tuple("+".join(parts(name)) for name in given)
+    if len({label(name) for name in found}) < len(found):
+        raise ConfigError(f"{field}: {' '.join(found)} names an entry twice")
+    return found
 
 
 def entry(config: Study, registry: Registry, name: str) -> Any:
@@ -271,14 +323,55 @@ def choice(config: Study, field: str) -> Any:
     return getattr(config, f"{field}_settings")
 
 
-def members(name: str) -> tuple[str, ...]:
-    """The entries of a registry that a name stands for.
+def parts(name: str) -> tuple[str, ...]:
+    """The names that a name composes, without aliases.
 
-    >>> members("l2+er"), members("chain:l2,redo")
-    (('l2', 'effective_rank'), ('l2', 'redo'))
+    >>> parts("l2+er"), parts("chain:l2,mylab.cpr:CPR")
+    (('l2', 'effective_rank'), ('l2', 'mylab.cpr:CPR'))
     """
-    names = name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+")
-    return tuple(ALIASES.get(one, one) for one in names)
+    found = name.removeprefix("chain:").split(",") if name.startswith("chain:") else name.split("+")
+    return tuple(ALIASES.get(one, one) for one in found)
+
+
+def members(name: str) -> tuple[str, ...]:
+    """The groups of settings of a name.
+
+    >>> members("l2+er"), members("l2+mylab.cpr:CPR")
+    (('l2', 'effective_rank'), ('l2', 'cpr'))
+    """
+    return tuple(names.key(one) for one in parts(name))
+
+
+def label(name: str) -> str:
+    """What the record calls a name.
+
+    >>> label("l2+mylab.cpr:CPR")
+    'l2+cpr'
+    """
+    return "+".join(members(name))
+
+
+def registered(config: Study, field: str) -> dict[str, Any]:
+    """Group -> entry at its defaults, of all that a field of `GROUPS` can name: the registry's, and own ones."""
+    return {**GROUPS[field], **{group: one.entry for group, one in config.own.get(field, {}).items()}}
+
+
+def origins(config: Study) -> dict[str, Mapping[str, str]]:
+    """Group -> `Named.origin` of the own objects that a configuration uses."""
+    return {
+        group.removesuffix("_settings"): one.origin for found in config.own.values() for group, one in found.items()
+    }
+
+
+def fleeting(config: Study) -> list[str]:
+    """A line for every own object that no other process finds by its name, and for every one of unknown source."""
+    used = [one for found in config.own.values() for one in found.values()]
+    lines = [f"{one.name}: only this program can continue the run, not a command line" for one in used if not one.again]
+    return lines + [
+        f"{one.name}: its source is not known, so no change of it will be noticed"
+        for one in used
+        if not one.origin["source"]
+    ]
 
 
 def with_options(model: Any, name: str, method: str, options: Mapping[str, Any]) -> Any:
@@ -311,7 +404,18 @@ def _value_of(args: Sequence[str], flag: str) -> str | None:
     return found[0] if found else None
 
 
-def _known(field: str, name: str, allowed: Registry) -> None:
+def _values_of(args: Sequence[str], *flags: str) -> list[str] | None:
+    """The words after the last of some flags, None if none is given."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg in flags:
+            found = list(itertools.takewhile(lambda word: not word.startswith("-"), args[i + 1 :]))
+        elif arg.startswith(tuple(f"{flag}=" for flag in flags)):
+            found = [arg.partition("=")[2]]
+    return found
+
+
+def _known(field: str, name: str, allowed: Collection[str]) -> None:
     if name not in allowed:
         raise ConfigError.unknown(field, name, allowed)
 
@@ -323,14 +427,7 @@ def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
         args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
     if not any(arg.startswith("--method.") for arg in args):
         return list(args)
-    methods = list(default.methods)
-    for i, arg in enumerate(args):
-        if arg in ("--method", "--methods"):
-            end = next((j for j in range(i + 1, len(args)) if args[j].startswith("-")), len(args))
-            methods = list(args[i + 1 : end])
-        elif arg.startswith(("--method=", "--methods=")):
-            methods = [arg.partition("=")[2]]
-    methods = [member for name in methods for member in members(name)]
+    methods = [member for name in default.methods for member in members(name)]
     if len(methods) != 1:
         flag = next(arg for arg in args if arg.startswith("--method."))
         raise ConfigError(

@@ -13,9 +13,9 @@ from typing import Any
 
 from plastax.errors import ConfigError, RecordError, Unreadable
 from plastax.records import lifecycle
-from plastax.records.environment import changes, environment
+from plastax.records.environment import changes, edits, environment
 from plastax.records.layout import FORMAT, read_config, read_environment
-from plastax.study.settings import Study, asides, identity
+from plastax.study.settings import Study, asides, identity, origins
 
 
 def check_writable(config: Study, experiment: str) -> None:
@@ -104,6 +104,16 @@ def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: 
         run_id = stored["run_id"]
     except (RecordError, OSError, KeyError) as error:
         raise ConfigError(f"resume: {run} is not a run directory ({error})") from error
+    if own := origins(config):
+        with contextlib.suppress(OSError, RecordError):  # `_changed` tells them apart.
+            programs = any(origin["module"] == "__main__" for origin in own.values())
+            then = read_environment(run)
+            if edited := [name for name in edits(then, here) if programs or not name.endswith(".py")]:
+                listed = ", ".join(origin["name"] for origin in own.values())
+                raise ConfigError(
+                    f"resume: the source of {', '.join(edited)} has changed since {run} began, with {listed}; put it "
+                    "back, or start a new run without --resume"
+                )
     other, unknown = _changed(run, here)
     note = f"not what this run began with: {', '.join(other)}; its numbers may be others from here on" if other else ""
     return run_id, note + unknown

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from plastax.errors import ConfigError
-from plastax.methods import METHODS
 from plastax.records.layout import short
-from plastax.study.settings import ALIASES, GROUPS, Study, check_sizes, members, read, replaced
+from plastax.study.settings import ALIASES, Study, check_sizes, label, members, read, registered, replaced
 
 C = TypeVar("C", bound=Study)
 ARMS = 10_000
@@ -86,14 +85,14 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
     """
     swept = axes(config.sweep)
     # Settings of probes cannot be swept either: arms are compared by the same measurements.
-    outside = {*fixed, *(name for field, registry in GROUPS.items() if field != "methods" for name in registry)}
+    outside = {*fixed, *registered(config, "probes")}
     known = _settings(config, outside)
     for axis in swept:
         if axis.name not in known:
             raise ConfigError.unknown("sweep", axis.name, known)
     out: list[Arm[C]] = []
     read = functools.cache(functools.partial(_value, config))
-    for method in config.methods:
+    for method in map(label, config.methods):
         own = [(axis, path) for axis in swept if (path := _path(config, method, axis.name))]
         if (count := len(out) + math.prod(len(axis.texts) for axis, _ in own)) > ARMS:
             raise ConfigError(f"sweep: {count:,} combinations of values or more are not allowed; give at most {ARMS:,}")
@@ -104,8 +103,8 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
             values = {path: read(axis.name, path, text) for (axis, path), text in zip(own, texts)}
             named = {axis.name: values[path] for axis, path in own}
             shown = ",".join(f"{names[name]}={_shown(value)}" for name, value in named.items())
-            label = short(f"{method}@{shown.replace('/', '-')}") if shown else method
-            arm = Arm(label, method, replaced(config, values), named, values)
+            name = short(f"{method}@{shown.replace('/', '-')}") if shown else method
+            arm = Arm(name, method, replaced(config, values), named, values)
             check_sizes(arm.config)
             out.append(arm)
     if len({arm.label for arm in out}) < len(out):
@@ -116,12 +115,12 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
 def _settings(config: Study, outside: Iterable[str]) -> list[str]:
     """Names of all settings that can be swept, as a sweep may name them."""
     used = {name for method in config.methods for name in members(method)}
-    names = []
+    names, methods = [], registered(config, "methods")
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
         if not dataclasses.is_dataclass(group) or field.name in outside:
             continue
-        if field.name not in METHODS:
+        if field.name not in methods:
             names += [f"{field.name.removesuffix('_settings')}.{f.name}" for f in dataclasses.fields(group)]
         elif field.name in used:
             names += [f"{field.name}.{f.name}" for f in dataclasses.fields(group)]
@@ -139,7 +138,7 @@ def _path(config: Study, method: str, name: str) -> str:
                 f"sweep: {name} is {' and '.join(f'{m}.{setting}' for m in having)} of {method}; say which"
             )
         return f"{having[0]}.{setting}" if having else ""
-    if group in METHODS:
+    if group in registered(config, "methods"):
         return name if group in members(method) else ""
     return (
         name
