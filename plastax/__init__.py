@@ -1,7 +1,45 @@
-"""plastax: find out why neural networks stop learning, and stop it."""
+"""plastax: find out why neural networks stop learning, and stop it.
 
-from plastax.records.loading import load
+`open` opens a run, `load` reads runs as one labelled data set, `table` as data frames.
+The parts are modules: `curvature`, `methods`, `probes`, `models`, `streams`, `rl`, `data`, `report`. Everything is
+imported when it is used first.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
 
-__all__ = ["__version__", "load"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from plastax.version import __version__
+
+if TYPE_CHECKING:
+    from plastax import curvature, data, methods, models, probes, report, rl, streams
+    from plastax.errors import ConfigError
+    from plastax.records.loading import load, table
+    from plastax.study.run import Run, open
+
+_HOMES = {
+    "ConfigError": "plastax.errors",
+    "Run": "plastax.study.run",
+    "load": "plastax.records.loading",
+    "open": "plastax.study.run",
+    "table": "plastax.records.loading",
+}
+"""Public name -> the module that defines it."""
+
+__all__ = [
+    "ConfigError", "Run", "__version__", "curvature", "data", "load", "methods", "models", "open", "probes",
+    "report", "rl", "streams", "table",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"plastax.{name}")
+    raise AttributeError(f"module 'plastax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

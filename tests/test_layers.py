@@ -25,6 +25,7 @@ BASE = {
     "structure",
     "tree",
     "types",
+    "version",
 }
 MIDDLE = BASE | {"data", "models", "curvature"}
 ENGINE = MIDDLE | {"streams", "methods", "probes", "program", "rl"}

@@ -159,8 +159,8 @@ def read_run(path: PathLike) -> xr.Dataset:
     Variables: ``train/<name>`` (arm, seed, update), with the coordinate ``update_task`` along ``update``;
     ``probe/<probe>/<value>`` (arm, seed, task, mark, ...), mark ``init`` right after the switch to the task and
     ``end`` at its last update, other axes as in ``config.json``; ``host/<name>`` (arm, segment). What was not measured
-    is NaN. Choose variables before ``.to_dataframe()``: a table of all of them has a row for every combination of all
-    axes.
+    is NaN. `plastax.table` makes data frames: ``.to_dataframe()`` of all variables has a row for every combination of
+    all axes.
 
     An arm is a method, or in a sweep a method with certain settings: ``data.sel(arm="reset")``. The coordinate
     ``method`` along ``arm`` is the arm's method: ``data.where(data.method == "l2_er", drop=True)``. The settings of a
@@ -171,7 +171,7 @@ def read_run(path: PathLike) -> xr.Dataset:
       path: the run directory.
 
     Returns:
-      The data set; attributes ``experiment``, ``run_id`` and ``hash``.
+      The data set; attributes ``experiment``, ``run_id``, ``hash`` and ``tables``, a hint.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
@@ -219,6 +219,7 @@ def read_run(path: PathLike) -> xr.Dataset:
         if name not in coords and used.get(name) == len(along):
             coords[name] = list(along)
     attributes = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
+    attributes["tables"] = 'not .to_dataframe(), which combines all axes, but plastax.table(data, "train" or "probe")'
     try:
         return xr.Dataset(variables, coords, attributes)
     except ValueError as error:

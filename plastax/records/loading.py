@@ -69,6 +69,9 @@ def load(path: PathLike | Sequence[PathLike]) -> xr.Dataset:
         data = plastax.load("runs/rl_gymnax/*")
         data["train/episode_return"].mean("seed").sel(run=data["settings/tasks"] == 12).to_dataframe()
 
+    For data frames use `table`: ``.to_dataframe()`` of the whole data set has a row for every combination of all axes,
+    which may be 100 GiB of a small run.
+
     Args:
       path: a run directory; or a pattern (``runs/rl_gymnax/*``) or a sequence of paths and patterns, whose data set has
         the dimension ``run`` even if it is a single run.
@@ -167,6 +170,43 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value if isinstance(value, str | int | float) else json.dumps(value)
 
 
+def table(run: xr.Dataset | PathLike | Sequence[PathLike], what: str | Sequence[str]) -> pd.DataFrame:
+    """Measurements of a run as a tidy table, with a column for each axis and each measurement.
+
+    Args:
+      run: a run, a pattern or several of them, see `load`; or its result.
+      what: a table of `tables`, such as ``train`` or ``probe``; or the names of measurements that have the same axes,
+        ``["hessian/rank", "features/effective_rank"]``.
+
+    Returns:
+      A row for every point of the axes (arm, seed, update; or arm, seed, task, mark, ...) at which any of them was
+      measured. What is known of an arm or update (``method``, ``update_task``, settings of a sweep) has columns too.
+
+    Raises:
+      ConfigError: a name is unknown, or two measurements have different axes.
+      FileNotFoundError: there is no such run.
+      RecordError: see `load`.
+    """
+    data: xr.Dataset = run if hasattr(run, "data_vars") else load(run)  # type: ignore[arg-type,assignment]
+    asked = [what] if isinstance(what, str) else list(what)
+    groups = _groups(data)
+    if len(asked) == 1 and asked[0] in groups:
+        return _frame(data, groups[asked[0]])
+    short = {str(name).partition("/")[2]: name for name in data.data_vars}
+    found = short | {name: name for name in data.data_vars}
+    for name in asked:
+        if name not in found:
+            raise ConfigError.unknown("table", name, (*groups, *short))
+    axes = {name: [str(dim) for dim in data[found[name]].dims] for name in asked}
+    for name in asked:
+        if axes[name] != axes[asked[0]]:
+            several = " and ".join(f"{one} has {', '.join(axes[one])}" for one in (asked[0], name))
+            raise ConfigError(f"table: {several}; ask for measurements of different axes one by one")
+    if not asked:
+        raise ConfigError("table: nothing is asked for; give a table or names of measurements")
+    return _frame(data, [found[name] for name in asked])
+
+
 def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
     """A data set as tables: one for every combination of axes, with a column for every variable.
 
@@ -188,20 +228,31 @@ def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
        l2     0       1         2.0
        l2     1       0         4.0
     """
-    of_runs = [name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)]
-    out = {"runs": data[of_runs].to_dataframe().reset_index()} if "run" in data.dims else {}
-    data = data.drop_vars(of_runs)
-    groups: dict[str, list[Any]] = {}
+    return {key: _frame(data, names) for key, names in _groups(data).items()}
+
+
+def _of_runs(data: xr.Dataset) -> list[Hashable]:
+    """The coordinates that describe the runs of a data set."""
+    return [name for name, coord in data.coords.items() if name != "run" and coord.dims == ("run",)]
+
+
+def _groups(data: xr.Dataset) -> dict[str, list[Hashable]]:
+    """Table -> the variables in it, which have the same axes."""
+    groups: dict[str, list[Hashable]] = {"runs": _of_runs(data)} if "run" in data.dims else {}
     for name, array in data.data_vars.items():
         kind = str(name).partition("/")[0]
         more = [str(dim) for dim in array.dims if dim not in ("run", "arm", "seed", "task", "mark")]
         key = "_".join([f"{kind}_by", *(dim.replace("/", "_") for dim in more)]) if kind == "probe" and more else kind
         groups.setdefault(key, []).append(name)
-    for key, names in groups.items():
-        order = [dim for dim in data[names[0]].dims if dim != "run"]
-        order = ["run", *order] if "run" in data[names[0]].dims else order
-        out[key] = data[names].to_dataframe(dim_order=order).dropna(how="all", subset=names).reset_index()
-    return out
+    return groups
+
+
+def _frame(data: xr.Dataset, names: list[Hashable]) -> pd.DataFrame:
+    """The table of variables with the same axes, without rows in which nothing was measured."""
+    order = [dim for dim in data[names[0]].dims if dim != "run"]
+    order = ["run", *order] if "run" in data[names[0]].dims else order
+    bare = data.drop_vars([name for name in _of_runs(data) if name not in names])[names]
+    return bare.to_dataframe(dim_order=order).dropna(how="all", subset=names).reset_index()
 
 
 def export(paths: Sequence[PathLike], format: Format = "parquet", out: PathLike | None = None) -> list[pathlib.Path]:

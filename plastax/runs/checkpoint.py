@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from plastax import __version__, tree
+from plastax import tree
 from plastax.errors import RecordError, RunError, Unreadable
 from plastax.records import lifecycle
 from plastax.records.files import aside, entries, read_json, regular, trouble, write_json
 from plastax.records.layout import FORMAT
 from plastax.records.survey import Survey
 from plastax.types import Tree
+from plastax.version import __version__
 
 # orbax logs every save, and every error that it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -60,10 +62,10 @@ def _named(state: Tree) -> dict[str, Any]:
     return {name.replace("/", "."): leaf for name, leaf in tree.named_leaves(_without_keys(state)).items()}
 
 
-def to_host(state: Tree) -> dict[str, np.ndarray]:
-    """Path -> copy of a leaf on the host, keys as integers. Waits until the state is computed."""
+def to_host(state: Tree, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """Path -> copy of a ``wanted`` leaf on the host, keys as integers. Waits until the state is computed."""
     # np.array copies: on a CPU, np.asarray would share a buffer that the next segment donates.
-    return {name: np.array(leaf) for name, leaf in _named(state).items()}
+    return {name: np.array(leaf) for name, leaf in _named(state).items() if wanted(name)}
 
 
 def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
@@ -99,6 +101,7 @@ class Checkpoints:
       config: the content of ``config.json``.
       keep: how many to keep.
       first: the segment that the run continues with; later checkpoints are moved aside, see `clear`.
+      about: more entries of every manifest, see `networks`.
 
     Attributes:
       newest: the segment of the newest finished checkpoint; 0: none.
@@ -107,10 +110,17 @@ class Checkpoints:
       RunError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], keep: int = 2, first: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        keep: int = 2,
+        first: int = 0,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.newest = first
         self._directory, self._run = directory.absolute(), directory.parent.parent
-        self._config = {"hash": config.get("hash"), "settings": config.get("settings", {})}
+        self._config = {**about, "hash": config.get("hash"), "settings": config.get("settings", {})}
         # In our own thread instead of orbax's, because the manifest has to follow orbax's last file.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
@@ -201,12 +211,10 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
         plastax.
     """
     notes: list[str] = []
-    for segment, folder in sorted(_folders(place).items(), reverse=True):
+    for segment, folder in sorted(folders(place).items(), reverse=True):
         try:
-            manifest = read_json(folder / MANIFEST, _SHAPE)
-            if missing := _SHAPE.keys() - manifest.keys():
-                raise RecordError(f"{MANIFEST} lacks {', '.join(sorted(missing))}")
-            _verify(folder, manifest["files"])
+            told = manifest(folder)
+            _verify(folder, told["files"])
         # Killed before the manifest was written: never finished.
         except FileNotFoundError:
             continue
@@ -215,12 +223,13 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
         except RecordError as error:
             notes.append(f"{folder} is damaged ({error})")
             continue
-        _check(folder, manifest, config, like)
+        _check(folder, told, config, like)
         if segment > there.whole:
             note = there.problem or f"there are {there.whole} records for {folder}"
             notes += [note] if note not in notes else []
             continue
-        return Restored(segment, _leaves(folder, like), notes)
+        shapes = _named(jax.eval_shape(_without_keys, like))
+        return Restored(segment, _leaves(folder, {name: (x.shape, x.dtype) for name, x in shapes.items()}), notes)
     if not notes and there.checkpoint:
         notes = [f"{place} lacks the checkpoint before segment {there.checkpoint}"]
     if notes:
@@ -233,14 +242,41 @@ def restore(place: Path, config: Mapping[str, Any], like: Tree, there: Survey = 
 
 def clear(place: Path, first: int) -> None:
     """Moves aside all checkpoints after segment ``first``, damaged and unfinished ones too."""
-    for segment, folder in _folders(place).items():
+    for segment, folder in folders(place).items():
         if segment > first:
             aside(folder)
 
 
-def _folders(place: Path) -> dict[int, Path]:
+def folders(place: Path) -> dict[int, Path]:
     """Segment -> folder of its checkpoint; other files are ignored."""
     return {int(path.name): path for path in entries(place) if re.fullmatch("0|[1-9][0-9]*", path.name)}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself.
+
+    Raises:
+      FileNotFoundError: it was never finished.
+      RecordError: it is damaged, or cannot be read.
+    """
+    told = read_json(folder / MANIFEST, _SHAPE)
+    if missing := _SHAPE.keys() - told.keys():
+        raise RecordError(f"{MANIFEST} lacks {', '.join(sorted(missing))}")
+    return told
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint of any program: path -> array, as `to_host` made them.
+
+    Raises:
+      RecordError: it is damaged, or cannot be read.
+    """
+    try:
+        told = manifest(folder)
+        _verify(folder, told["files"])
+    except (FileNotFoundError, RecordError) as error:
+        raise RecordError(f"{folder} is damaged ({error})") from error
+    return _leaves(folder, {name: (tuple(shape), jnp.dtype(dtype)) for name, (shape, dtype) in told["leaves"].items()})
 
 
 def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
@@ -261,11 +297,10 @@ def _verify(folder: Path, sums: Mapping[str, Sequence[int]]) -> None:
             raise RecordError(f"{name} is {'not what was written' if inside else 'outside of it'}")
 
 
-def _leaves(folder: Path, like: Tree) -> dict[str, np.ndarray]:
-    """The arrays of a verified checkpoint."""
+def _leaves(folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, np.ndarray]:
+    """The arrays of a verified checkpoint, by path, of these shapes and types."""
     # Given NumPy arrays, orbax restores to the host, whatever device the state was on.
-    shapes = _named(jax.eval_shape(_without_keys, like))
-    empty = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+    empty = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
     try:
         with ocp.StandardCheckpointer() as reader:
             return reader.restore(folder.absolute() / "default", empty)

@@ -19,10 +19,11 @@ from plastax.program.parallel import Batch
 from plastax.records import files, layout, lifecycle
 from plastax.records.layout import Segment
 from plastax.records.survey import survey
-from plastax.runs import checkpoint, memory
+from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
 from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
+from plastax.runs.networks import TaskEnd
 from plastax.runs.signals import Stopping
 from plastax.runs.timing import ProbeCosts, Times
 from plastax.tracking import Sink, reduce_segment
@@ -58,6 +59,9 @@ class Plan(NamedTuple):
             )
 
 
+Callback = Callable[[TaskEnd], Any]
+
+
 class Saving(NamedTuple):
     """When checkpoints are made. One more follows the last segment, and the segment at which a run is stopped.
 
@@ -65,11 +69,13 @@ class Saving(NamedTuple):
       every: segments between checkpoints; 0: see ``minutes``.
       minutes: minutes between checkpoints, each at the end of a segment; 0: see ``every``.
       keep: how many of the newest checkpoints to keep; at least two, because the newest may be damaged.
+      params: keep the networks after every ``params``-th task too, see `networks`; 0: of no task.
     """
 
     every: int = 0
     minutes: float = 5.0
     keep: int = 2
+    params: int = 0
 
     @property
     def enabled(self) -> bool:
@@ -92,6 +98,7 @@ def train(
     stopping: Stopping | None = None,
     lock: locks.Lock | None = None,
     ahead: Ahead | None = None,
+    callback: Callback | None = None,
 ) -> Times | None:
     """Runs one program to its end, from its newest checkpoint if it has one.
 
@@ -109,6 +116,10 @@ def train(
       stopping: asked after every segment whether to stop.
       lock: the lock of the run. Nothing is written once it is lost.
       ahead: holds the compiled program of the batch; by default, compile it now.
+      callback: called for every arm after every task. It sees copies, so it changes no number. It runs while the device
+        computes the next segment; the copy costs memory of the size of the parameters, and waits for the task's end.
+        What it raises ends the run as ``failed``. After a resume, the tasks since the last checkpoint are repeated, and
+        so are their calls.
 
     Returns:
       Where the time of this call went; None if nothing was left to do.
@@ -135,9 +146,10 @@ def train(
     if stopping.asked:
         raise Stopped(f"stopped by {stopping.asked} before {batch.name}")
     with contextlib.ExitStack() as ending:
-        if checkpoints := Checkpoints(place, config, saving.keep, first) if saving.enabled else None:
+        about = {"arms": list(batch.arms), "segments_per_task": plan.segments // plan.tasks}
+        if checkpoints := Checkpoints(place, config, saving.keep, first, about) if saving.enabled else None:
             ending.callback(checkpoints.close)
-        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending)
+        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, saving.params, callback)
         waited = time.perf_counter()
         compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
         waited = time.perf_counter() - waited
@@ -180,7 +192,8 @@ def train(
             # The next segment donates the state, so the checkpoint's copy is made now.
             leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
-            ended = _Ended(index, values, leaves, seconds, probes, compiled.counts if index == first else {})
+            trained = batch.real(to_host(state, networks.holds)) if host.wants(index) else {}
+            ended = _Ended(index, values, leaves, trained, seconds, probes, compiled.counts if index == first else {})
             if asked:
                 break
         if ended:
@@ -205,6 +218,7 @@ class _Ended:
       index: its number.
       values: its record.
       leaves: the state after it, if it is to be saved.
+      trained: the part of the state that `networks` keeps, if it is wanted.
       seconds: how long it took.
       probes: how much of that its probes took.
       counts: more scalars for its record.
@@ -213,6 +227,7 @@ class _Ended:
     index: int
     values: Record
     leaves: Mapping[str, np.ndarray] | None
+    trained: Mapping[str, np.ndarray]
     seconds: float
     probes: float
     counts: Mapping[str, float]
@@ -224,9 +239,10 @@ class _Host:
     def __init__(
         self, directory: Path, config: Mapping[str, Any], batch: Batch, plan: Plan, sinks: Sequence[Sink],
         checkpoints: Checkpoints | None, first: int, lock: locks.Lock | None, ending: contextlib.ExitStack,
+        keep: int = 0, callback: Callback | None = None,
     ) -> None:  # fmt: skip
         self.directory, self.config, self.batch, self.plan = directory, config, batch, plan
-        self.checkpoints, self.first, self.lock = checkpoints, first, lock
+        self.checkpoints, self.first, self.lock, self.keep, self.callback = checkpoints, first, lock, keep, callback
         self.folders = {arm: layout.records_folder(directory, config, arm) for arm in batch.arms}
         for folder in self.folders.values():
             files.remove_unfinished(folder)
@@ -235,6 +251,14 @@ class _Host:
         for arm, sink in self.watching:
             sink.start(config, directory, arm)
             ending.callback(sink.finish)
+
+    def _keeps(self, task: int) -> bool:
+        return bool(self.keep) and (task + 1) % self.keep == 0
+
+    def wants(self, index: int) -> bool:
+        """Whether the networks after a segment are kept or shown to the callback."""
+        task, rest = divmod((index + 1) * self.plan.updates_per_segment, self.plan.updates_per_task)
+        return rest == 0 and (self.callback is not None or self._keeps(task - 1))
 
     def finish(self, ended: _Ended) -> None:
         """Writes a segment's records, then its checkpoint, so that a checkpoint always has all records before it."""
@@ -256,6 +280,12 @@ class _Host:
         for arm, folder in self.folders.items():
             seal = layout.owner(self.config, arm) | {"checkpoint": newest}
             layout.write_segment(folder, ended.index, parts[arm], host, seal)
+        # Before the checkpoint: what is after it is never repeated.
+        for arm, leaves in self.batch.split(networks.of_state(ended.trained)).items() if ended.trained else ():
+            if self._keeps(task):
+                networks.write(self.directory, self.config, arm, task, leaves)
+            if self.callback is not None:
+                self.callback(TaskEnd(self.directory, arm, task, **networks.nested(leaves)))
         if self.checkpoints and ended.leaves is not None:
             self.checkpoints.save(ended.index + 1, dict(ended.leaves))
         metrics = {
@@ -307,6 +337,7 @@ def study(
     here: Mapping[str, Any] | None = None,
     same: bool = False,
     report: Callable[[], Any] | None = None,
+    callback: Callback | None = None,
 ) -> dict[str, Times]:
     """Runs programs one after another into one run directory; see `lifecycle` for the states of a run.
 
@@ -322,6 +353,7 @@ def study(
       here: see `layout.start_run`.
       same: see `layout.start_run`.
       report: writes the report, once all shards are recorded; None: there is no report.
+      callback: see `train`.
 
     Returns:
       Method -> where its time went, for methods that had something left to do.
@@ -354,7 +386,7 @@ def study(
                         for batch in batches:
                             times[batch.name] = train(
                                 directory, config, batch, plan, sinks,
-                                saving=saving, stopping=stopping, lock=lock, ahead=ahead,
+                                saving=saving, stopping=stopping, lock=lock, ahead=ahead, callback=callback,
                             )  # fmt: skip
             if report and _recorded(directory, config, others, plan):
                 with stopping.at_once("before the report was written"):

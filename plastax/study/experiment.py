@@ -217,7 +217,9 @@ class Experiment(Generic[C]):
             [batch for batch in built.batches if batch.arms[0] in built.own],
             plan,
             tracking.sinks(config.wandb, console),
-            saving=loop.Saving(config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep),
+            saving=loop.Saving(
+                config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep, config.keep_params
+            ),
             shard=config.shard,
             here=here,
             same=config.resume is None and bool(config.shard),

@@ -92,6 +92,8 @@ class Study:
     """Segments between checkpoints. 0: see checkpoint-minutes; if both are 0, no checkpoints are made."""
     checkpoint_keep: int = aside(2)
     """How many of the newest checkpoints of each method to keep."""
+    keep_params: int = aside(0)
+    """Keep the trained networks after every k-th task, in params/ of the run. 0: only those of checkpoints."""
     runs_dir: Path = aside(Path("runs"))
     """Directory of all runs: <runs-dir>/<experiment>/<run id>."""
     resume: Path | None = aside(None)
@@ -489,7 +491,9 @@ def _check(config: Study) -> None:
             f"give at most {SEED - config.seeds + 1}"
         )
     ranges.check(config, "", "seeds", "tasks", "probe_every", least=1)
-    ranges.check(config, "", "first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes", least=0)
+    ranges.check(
+        config, "", "first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes", "keep_params", least=0
+    )
     ranges.check(config, "", "checkpoint_keep", least=2)  # The newest one may be damaged.
     if config.shard:
         lifecycle.shard_numbers(config.shard)

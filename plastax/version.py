@@ -1,0 +1,3 @@
+"""The version of plastax."""
+
+__version__ = "0.1.0"
