@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from plastax import drawing
 from plastax.report.reading import LoadedRun, Run, load_run
+from plastax.report.score import score_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,13 +115,13 @@ def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean
 
     best = selection.best(data, statistic, quantity)
     if not isinstance(best, str):
-        console.print(selection.render(best, notes.run_name(data), statistic))
+        console.print(selection.render(best, notes.run_name(data), statistic, console.width))
     elif best:
         output.say(console, best)
 
 
 def print_table(run: Run, console: Console | None = None) -> None:
-    """Prints the summary of a run as a table, or as several tables if the terminal is narrow.
+    """Prints the summary of a run as a table: all of it if it fits the terminal, otherwise what matters most.
 
     Args:
       run: see `Run`.
@@ -131,8 +132,7 @@ def print_table(run: Run, console: Console | None = None) -> None:
 
     console = console or output.Console()
     data = read(run)
-    for one in table.render(data, console.width):
-        console.print(one)
+    console.print(table.render(data, console.width))
     _print_best(data, console)
 
 
@@ -161,9 +161,14 @@ def print_comparison(
     frame = compare.compare_windows(studies, statistic, **options)
     console = console or output.Console()
     captions = {letter: compare.what(data) for letter, data in zip(compare.letters(len(studies)), studies)}
-    for (quantity, window), part in frame.groupby(["quantity", "window"], sort=False):
-        title = f"{quantity}, {statistic} over seeds and tasks, {window}"
-        console.print(compare.render(part, title, captions, statistic))
-    for data in studies:
+    score = score_of(studies[0])
+    scored = score is not None and frame["quantity"].iloc[0] in [quantity.name for quantity in score.quantities]
+    for (label, window), part in frame.groupby(["label", "window"], sort=False):
+        title = f"{label}, {statistic} over seeds and tasks, {window}"
+        better = "better" if scored else "larger"
+        console.print(compare.render(part, title, captions, statistic, console.width, better))
+    for line in frame.attrs["lacking"]:
+        output.say(console, line)
+    for data in studies if scored else ():
         _print_best(data, console, statistic, options.get("quantity", ""))
     return frame

@@ -20,11 +20,13 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
+from plastax.report.arms import described, shown
 from plastax.report.notes import NUMBERED, run_name, task_numbers, unfinished, unscored
-from plastax.report.score import Score, TaskWindow, score_of
+from plastax.report.quantities import quantity as find
+from plastax.report.score import SCORES, Quantity, Score, TaskWindow, score_of
 from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, bootstrap, jackknife
-from plastax.report.table import cell
-from plastax.report.values import REFERENCES, finished, frozen_seeds, task_values, together
+from plastax.report.table import ERROR, cell, fitted
+from plastax.report.values import REFERENCES, finished, frozen_seeds, layer_mean, together
 
 Statistic = Literal["mean", "iqm"]
 
@@ -70,6 +72,8 @@ class Scored(NamedTuple):
       values: ``[S, tasks]``, of the planned tasks; NaN where a task is not finished, or a seed has no value in it.
       finished: ``[tasks]``, whether the arm has finished it.
       frozen: number of frozen seeds; see `plastax.report.values.together` for how they count.
+      about: its method and the values of swept settings, see `plastax.report.arms.described`.
+      errors: ``[seeds of the run, tasks]`` standard error of one measurement; None if unknown.
     """
 
     run: str
@@ -77,7 +81,14 @@ class Scored(NamedTuple):
     seeds: tuple[int, ...]
     values: np.ndarray
     finished: np.ndarray
-    frozen: int = 0
+    frozen: int
+    about: Mapping[str, Any]
+    errors: np.ndarray | None
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return str(self.about["method"])
 
     @property
     def name(self) -> str:
@@ -91,66 +102,80 @@ def letters(count: int) -> list[str]:
     return [""] if count == 1 else [alphabet[i % 26] + (str(i // 26 + 1) if i >= 26 else "") for i in range(count)]
 
 
-def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored], Score, str]:
+def scored_arms(studies: Sequence[xr.Dataset], quantity: str = "") -> tuple[list[Scored], Score, Quantity]:
     """All arms of some runs, to be compared.
 
     Args:
       studies: one data set for each run, see `plastax.report.read`.
-      quantity: name of one of the score's quantities; "": the main one.
+      quantity: see `plastax.report.quantities.quantity`; "": the score's main one.
 
     Returns:
-      The arms, the score, and the label of the quantity.
+      The arms, the score whose windows of tasks are compared, and the quantity.
 
     Raises:
-      ConfigError: the runs are judged by different scores, or have no such quantity.
+      ConfigError: the runs are judged by different scores, or a run has no such quantity.
       RecordError: a run has no finished task yet.
     """
     names, scores = [run_name(data) for data in studies], []
     for name, data in zip(names, studies):
-        if (score := score_of(data)) is None:
+        score = score_of(data)
+        if score is None and not quantity:
             raise RecordError(f"{name}: {unscored(data) or 'no return, accuracy or loss has been recorded'}")
-        scores.append(score)
+        scores.append(score or SCORES[-1])
     score = scores[0]
     if any(other.main != score.main for other in scores):
         named = "; ".join(f"{name}: {other.main.label}" for name, other in zip(names, scores))
         raise ConfigError(f"runs that are judged by different things cannot be compared ({named})")
-    chosen = {q.name: q for q in score.quantities} | {"": score.main}
-    values = together(studies, chosen[quantity]) if quantity in chosen else [None] * len(studies)
+    chosen = find(studies[0], quantity)
+    values = together(studies, chosen)
     if lacking := [name for name, one in zip(names, values) if one is None]:
-        known = [q.name for q in score.quantities if all(task_values(data, q) is not None for data in studies)]
-        raise ConfigError(f"quantity={quantity!r} was not measured by {lacking[0]}; allowed: {', '.join(known)}")
+        raise ConfigError(f"quantity={quantity!r} was not measured by {lacking[0]}")
     found: list[Scored] = []
     for letter, data, of_arms in zip(letters(len(studies)), studies, values):
         assert of_arms is not None
+        about = described(data)
         for name in data.arm.values.tolist():
             done = finished(data).sel(arm=name).values
             if done.any():
                 one = of_arms.sel(arm=name).dropna("seed", how="all")
-                broken = int(frozen_seeds(data).sel(arm=name))
-                found.append(
-                    Scored(letter, name, tuple(one.seed.values.tolist()), one.values.astype(float), done, broken)
-                )
+                broken = int(frozen_seeds(data).sel(arm=name)) if chosen in score.quantities else 0
+                seeds, numbers = tuple(one.seed.values.tolist()), one.values.astype(float)
+                error = layer_mean(data, f"{chosen.variable}_se", chosen.mark) if chosen.mark else None
+                errors = None if error is None else error.sel(arm=name).values
+                found.append(Scored(letter, name, seeds, numbers, done, broken, about.loc[name].to_dict(), errors))
     if not found:
         raise RecordError(f"{'; '.join(names)}: no task is finished yet")
-    return found, score, chosen[quantity].label
+    return found, score, chosen
 
 
 def against(arm: Scored, others: Sequence[Scored], reference: str = "") -> Scored | None:
-    """The arm that an arm is compared with, None for itself.
+    """The arm that an arm is compared with, None for a reference itself.
 
-    That is the ``reference``, if given. Otherwise an arm of the first run is compared with the first of `REFERENCES`
-    that the run has, and an arm of another run with the same arm of the first run.
+    That is the ``reference``, an arm or a method. Otherwise an arm of the first run is compared with the first of
+    `REFERENCES` that the run has, and an arm of another run with the same arm of the first run. In a sweep it is the
+    arm of the reference with the same values.
     """
+    first = [other for other in others if other.run == others[0].run]
     if reference:
-        named = {other.name: other for other in others}
-        if reference not in named:
-            raise ConfigError.unknown("reference", reference, named)
-        chosen: Scored | None = named[reference]
+        named = [other for other in others if other.name == reference] or [
+            other for other in others if reference in (other.method, f"{other.run}:{other.method}")
+        ]
+        if not named:
+            raise ConfigError.unknown(
+                "reference", reference, dict.fromkeys(o for a in others for o in (a.name, a.method))
+            )
     else:
-        first = {other.label: other for other in others if other.run == others[0].run}
-        usual = next((first[name] for name in REFERENCES if name in first), others[0])
-        chosen = usual if arm.run == others[0].run else first.get(arm.label, usual)
-    return None if chosen is not None and chosen.name == arm.name else chosen
+        named = [other for other in first if arm.run != other.run and arm.label == other.label]
+        named = named or next(
+            (of for name in REFERENCES if (of := [other for other in first if other.method == name])), first[:1]
+        )
+    # Of a sweep of the reference alone, its first arm.
+    named = named[:1] if len(named) == len(others) else named
+    if any(other.name == arm.name for other in named):
+        return None
+    return max(
+        named, key=lambda other: sum(arm.about[k] == value for k, value in other.about.items() if k in arm.about)
+    )
 
 
 def wins(mine: np.ndarray, its: np.ndarray) -> Callable[..., np.ndarray]:
@@ -194,17 +219,19 @@ def compare(
     Args:
       studies: one data set for each run, see `plastax.report.read`.
       statistic: ``mean`` or ``iqm`` (interquartile mean), of all seeds and tasks of the window.
-      quantity: name of one of the score's quantities; "": the main one.
-      reference: name of the arm to compare with (``reset``, of several runs ``A:reset``); "": see `against`.
+      quantity: what to compare, see `plastax.report.quantities.quantity`; "": the score's main one.
+      reference: the arm or method to compare with (``reset``, of several runs ``A:reset``); "": see `against`.
       window: tasks; by default the last of the score's windows. Of them, those that all arms have finished and have a
         value in.
 
     Returns:
-      Columns ``run``, ``arm``, ``seeds`` (with a value), ``frozen_seeds``, ``missing`` (values of seeds in tasks),
-      ``tasks`` (their number), ``first_task``, ``last_task``, ``value``, ``against``, ``paired_seeds`` (0: no seed in
-      common, the difference is unpaired), ``difference``, ``improves`` (the probability that a seed of this arm does
-      better than one of the other in the same task). Value, difference and probability have ``_low`` and ``_high``, the
-      ends of the 95 % interval (t; of ``improves`` bootstrap); NaN with fewer than three seeds.
+      Columns ``run``, ``arm``, ``method`` and the swept settings, ``seeds`` (with a value), ``frozen_seeds``,
+      ``missing`` (values of seeds in tasks), ``tasks`` (their number), ``first_task``, ``last_task``, ``value``,
+      ``value_se`` (standard error of one measurement, median), ``against``, ``paired_seeds`` (0: no seed in common, the
+      difference is unpaired), ``difference``, ``improves`` (the probability that a seed of this arm does better than
+      one of the other in the same task; of a quantity that is no score, that it has more). Value, difference and
+      probability have ``_low`` and ``_high``, the ends of the 95 % interval (t; of ``improves`` bootstrap); NaN with
+      fewer than three seeds.
 
     Raises:
       ConfigError: something cannot be compared, or is unknown.
@@ -212,24 +239,32 @@ def compare(
     """
     if statistic not in STATISTICS:
         raise ConfigError.unknown("statistic", statistic, STATISTICS)
-    found, score, _ = scored_arms(studies, quantity)
+    found, score, measure = scored_arms(studies, quantity)
+    window = window or score.windows[-1]
     # Of runs of different lengths, the tasks that all have.
     tasks = min(arm.values.shape[1] for arm in found)
-    chosen = np.arange(tasks)[(window or score.windows[-1]).tasks(tasks)]
+    chosen = np.arange(tasks)[window.tasks(tasks)]
     # A task in which some seed of every arm has a value: one that no seed was measured in says nothing.
     known = [arm.finished[chosen] & np.isfinite(arm.values[:, chosen]).any(axis=0) for arm in found]
     chosen = chosen[np.all(known, axis=0)]
     if not len(chosen):
-        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.name for arm in found)}")
-    of, sign = STATISTICS[statistic], 1.0 if score.higher_is_better else -1.0
+        raise RecordError(
+            f"no task of the window ({window.among(tasks)}) is finished and has a value of {measure.name} for all of "
+            f"{', '.join(arm.name for arm in found)}"
+        )
+    of, sign = STATISTICS[statistic], 1.0 if higher_is_better(score, measure) else -1.0
+    settings = list(dict.fromkeys(name for arm in found for name in arm.about))
     rows = []
     for arm in found:
         mine = arm.values[:, chosen]
         there = _seen(mine)
-        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, "seeds": len(there), "frozen_seeds": arm.frozen}
+        row: dict[str, Any] = {"run": arm.run, "arm": arm.label, **arm.about}
+        row |= {"seeds": len(there), "frozen_seeds": arm.frozen}
         row |= {"missing": int(np.isnan(mine).sum()), "tasks": len(chosen)}
         row |= {"first_task": chosen[0], "last_task": chosen[-1]}
         row |= _interval("value", statistic, functools.partial(of, there), len(there))
+        if arm.errors is not None and np.isfinite(arm.errors[:, chosen]).any():
+            row["value_se"] = float(np.nanmedian(arm.errors[:, chosen]))
         if (other := against(arm, found, reference)) is not None:
             its = other.values[:, chosen]
             common = [seed for seed in arm.seeds if seed in other.seeds]
@@ -246,8 +281,14 @@ def compare(
             row |= _interval("improves", "", wins(sign * mine, sign * its), *ranked)
         rows.append(row)
     names = [f"{name}{end}" for name in ("value", "difference", "improves") for end in ("", "_low", "_high")]
-    columns = ["run", "arm", "seeds", "frozen_seeds", "missing", "tasks", "first_task", "last_task", *names[:3]]
-    return pd.DataFrame(rows, columns=[*columns, "against", "paired_seeds", *names[3:]])
+    columns = ["run", "arm", *settings, "seeds", "frozen_seeds", "missing", "tasks", "first_task", "last_task"]
+    errors = ["value_se"] if any("value_se" in row for row in rows) else []
+    return pd.DataFrame(rows, columns=[*columns, *names[:3], *errors, "against", "paired_seeds", *names[3:]])
+
+
+def higher_is_better(score: Score, quantity: Quantity) -> bool:
+    """Whether more of a quantity is better; of one that is no score it is not known, and more counts as a win."""
+    return score.higher_is_better or quantity not in score.quantities
 
 
 def _seen(values: np.ndarray) -> np.ndarray:
@@ -268,23 +309,37 @@ def _interval(name: str, statistic: str, of: Callable[..., np.ndarray], *seeds: 
 
 
 def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean", **options: str) -> pd.DataFrame:
-    """`compare` for every window of the score, with the columns ``quantity`` and ``window``.
+    """`compare` for every window of the score, with the columns ``quantity``, ``label`` and ``window``.
 
     Args:
       studies: one data set a run, see `plastax.report.read`.
       statistic: see `compare`.
       **options: ``quantity`` and ``reference``, see `compare`.
+
+    Returns:
+      The rows of the windows in which all arms have a value. Attribute ``lacking``: lines on the others.
+
+    Raises:
+      RecordError: there is no such window.
     """
-    _, score, label = scored_arms(studies, options.get("quantity", ""))
+    _, score, quantity = scored_arms(studies, options.get("quantity", ""))
     tasks = min(data.sizes["task"] for data in studies)
-    parts = []
+    parts, lacking = [], []
     for window in score.windows:
-        where = window.label.format(n=len(range(tasks)[window.tasks(tasks)]))
-        part = compare(studies, statistic, window=window, **options)
-        part.insert(0, "quantity", label)
-        part.insert(1, "window", where)
+        try:
+            part = compare(studies, statistic, window=window, **options)
+        except RecordError as error:
+            lacking.append(str(error))
+            continue
+        part.insert(0, "quantity", quantity.name)
+        part.insert(1, "label", quantity.label)
+        part.insert(2, "window", window.among(tasks))
         parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    if not parts:
+        raise RecordError(lacking[0])
+    frame = pd.concat(parts, ignore_index=True)
+    frame.attrs["lacking"] = lacking
+    return frame
 
 
 def what(data: xr.Dataset) -> str:
@@ -293,39 +348,78 @@ def what(data: xr.Dataset) -> str:
     return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
 
 
+def _minus(frame: pd.DataFrame) -> pd.Series:
+    """What each row is compared with, in few words: an arm; or if there are many, the run and method of an arm."""
+    names = frame["arm"].where(frame["run"] == "", frame["run"] + ":" + frame["arm"])
+    methods = frame["method"].where(frame["run"] == "", frame["run"] + ":" + frame["method"])
+    several = frame["against"].nunique() > 1
+    return frame["against"].map(dict(zip(names, methods))) if several else frame["against"]
+
+
 def render(
-    frame: pd.DataFrame, title: str, captions: Mapping[str, str], statistic: Statistic = "mean"
+    frame: pd.DataFrame,
+    title: str,
+    captions: Mapping[str, str],
+    statistic: Statistic = "mean",
+    width: int = 120,
+    better: str = "better",
 ) -> rich.table.Table:
-    """The table of `compare` for a terminal.
+    """The table of `compare` for a terminal; columns that do not fit are left out, and the caption says so.
 
     Args:
       frame: from `compare`.
       title: says what the numbers are; their tasks are added to it.
       captions: letter of a run -> its description, see `what`.
       statistic: as of `compare`.
+      width: of the terminal, in characters.
+      better: what ``improves`` is the probability of.
     """
     row = frame.iloc[0]
     tasks = range(row["first_task"], row["last_task"] + 1)
     some = f"{row['tasks']} of " if row["tasks"] < len(tasks) else ""
-    title = f"{title}: {some}{task_numbers(tasks)}"
-    table = rich.table.Table(title=title, caption_justify="left")
-    several = bool(frame["run"].any())
-    for name in [*(["run"] if several else []), "arm"]:
-        table.add_column(name, no_wrap=True)
-    for name in ("seeds", "value", "minus", "difference", "P(better)"):
-        table.add_column(name, justify="left" if name == "minus" else "right", no_wrap=True)
-    for _, row in frame.iterrows():
-        compared = isinstance(row["against"], str)
-        minus = f"{row['against']}{'' if row['paired_seeds'] else ' (unpaired)'}" if compared else ""
-        cells = [cell(row, "value"), minus, *(cell(row, n) if compared else "" for n in ("difference", "improves"))]
-        table.add_row(*([row["run"]] if several else []), row["arm"], str(row["seeds"]), *cells)
-    lines = [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
+    about = frame.loc[:, "method":"seeds"].iloc[:, :-1]
+    cells = shown(about)
+    if frame["run"].any():
+        cells.insert(0, "run", frame["run"])
+    keys = cells.shape[1]
+    compared = frame["against"].notna()
+    if frame["seeds"].nunique() > 1:
+        cells["seeds"] = frame["seeds"].astype(str)
+    cells["value"] = [cell(row, "value") for _, row in frame.iterrows()]
+    lines = [] if frame["seeds"].nunique() > 1 else [f"{row['seeds']} seeds"]
+    minus = _minus(frame)
+    many = minus.nunique() > 1
+    if compared.any() and not many:
+        same = frame["against"].nunique() > 1
+        lines.append(f"difference to {minus[compared].iloc[0]}{', with the same values' if same else ''}")
+
+    def column(name: str, mark: str = "") -> list[str]:
+        marks = np.where(frame["paired_seeds"] == 0, mark, "")
+        rows = zip(compared, marks, (row for _, row in frame.iterrows()))
+        return [cell(row, name) + end if there else "" for there, end, row in rows]
+
+    cells["difference"] = column("difference", "" if many else " (unpaired)")
+    if many:
+        cells["minus"] = minus.fillna("") + np.where(frame["paired_seeds"] == 0, " (unpaired)", "")
+    cells[f"P({better})"] = column("improves")
+    table = fitted(cells, width, keys)
+    left = list(cells)[len(table.columns) :]
+    table.title = f"{title}: {some}{task_numbers(tasks)}"
     fewest = int(frame["seeds"].min())
-    about = about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip()
-    first = f"{about}; P(better): in the same task, ties count half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
+    lines.append(about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip())
+    if not left:
+        lines.append(
+            f"P({better}): in the same task, ties count half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
+        )
+    lines = ["; ".join(lines)]
+    lines += [f"left out of {width} characters: {', '.join(left)}; --csv FILE has all"] if left else []
+    lines += [ERROR] if "value_se" in frame else []
     if missing := frame["missing"].sum():
-        lines = [f"values that are missing, because no episode ended: {missing}; {MISSING}", *lines]
+        why = "no episode ended" if better == "better" else "they were not measured"
+        lines.append(f"values that are missing, because {why}: {missing}; {MISSING}")
     if frame["frozen_seeds"].any():
-        lines = ["a frozen seed counts as the worst of all compared seeds in each task from then on", *lines]
-    table.caption = "\n".join([first, f"over the tasks that all arms have finished; {NUMBERED}", *lines])
+        lines.append("a frozen seed counts as the worst of all compared seeds in each task from then on")
+    lines.append(f"over the tasks that all arms have finished; {NUMBERED}")
+    lines += [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
+    table.caption = "\n".join(lines)
     return table

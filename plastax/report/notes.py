@@ -81,9 +81,5 @@ def below(data: xr.Dataset) -> list[str]:
     lines = [f"mean over {data.sizes['seed']} seeds{about_intervals(data.sizes['seed'])}"]
     if score is not None and not score.higher_is_better:
         lines[0] += f"; lower {score.name} is better"
-    if (data.arm != data.method).any():
-        lines.append(
-            "arms that are trained together share the seconds of compilation; the speed is that of all of them"
-        )
     others = [line for line in (unfinished(data), unscored(data), *gaps(data), broken(data)) if line]
     return [*lines, *others, *([NUMBERED] if others else [])]

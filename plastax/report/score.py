@@ -52,6 +52,10 @@ class TaskWindow(NamedTuple):
     label: str
     tasks: Callable[[int], slice]
 
+    def among(self, tasks: int) -> str:
+        """Its label in a study of this many tasks."""
+        return self.label.format(n=len(range(tasks)[self.tasks(tasks)]))
+
 
 class Score(NamedTuple):
     """The quantities that a kind of study is judged by.

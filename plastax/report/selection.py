@@ -13,19 +13,15 @@ import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
+from plastax.report import arms
 from plastax.report.compare import STATISTICS, Statistic, compare, scored_arms
 from plastax.report.notes import NUMBERED, task_numbers
 from plastax.report.statistics import FEWEST, about_intervals
-from plastax.report.table import cell
+from plastax.report.table import cell, fitted
 from plastax.report.values import REFERENCES, finished
 
 SEEDS = 4
 """The fewest seeds of a sweep whose best arms are chosen: two choose, two report."""
-
-
-def is_sweep(data: xr.Dataset) -> bool:
-    """Whether a method of the study has several arms, see `plastax.records.labelled.read_run`."""
-    return data.sizes["arm"] > len(set(data.method.values.tolist()))
 
 
 def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame:
@@ -41,7 +37,7 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
 
     Returns:
       The columns of `compare` for the chosen arms and the second half of the seeds, compared with the chosen arm of the
-      first of `REFERENCES` in the study. Before them ``method``, ``arms`` (number of arms of the method), ``chosen_by``
+      first of `REFERENCES` in the study. Before them ``arms`` (number of arms of the method), ``chosen_by``
       and ``reported_on`` (seeds, ``0-3``), ``value_chosen_by`` (on the first half, so too good).
 
     Raises:
@@ -77,50 +73,47 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
     reference = next((best[name] for name in REFERENCES if name in best), "")
     frame = compare([chosen], statistic, quantity=quantity, reference=reference)
     labels = frame["arm"].tolist()
-    frame.insert(0, "method", [method[label] for label in labels])
-    frame.insert(1, "arms", [sum(method[other] == method[label] for other in values) for label in labels])
-    frame.insert(2, "chosen_by", f"{seeds[0]}-{seeds[half - 1]}")
-    frame.insert(3, "reported_on", f"{seeds[half]}-{seeds[-1]}")
-    frame.insert(4, "value_chosen_by", [values[label] for label in labels])
+    frame.insert(0, "arms", [sum(method[other] == method[label] for other in values) for label in labels])
+    frame.insert(1, "chosen_by", f"{seeds[0]}-{seeds[half - 1]}")
+    frame.insert(2, "reported_on", f"{seeds[half]}-{seeds[-1]}")
+    frame.insert(3, "value_chosen_by", [values[label] for label in labels])
     return frame
 
 
 def best(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame | str:
     """`select` of a sweep, or the reason why nothing can be chosen yet; "" of a study that is not a sweep."""
     try:
-        return select(data, statistic, quantity) if is_sweep(data) else ""
+        return select(data, statistic, quantity) if arms.is_sweep(data) else ""
     except (ConfigError, RecordError) as error:
         return f"no best arms: {error}"
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells of `select`, one row for each method: the value, and the difference to the reference's chosen arm."""
-    rows = {}
-    for _, row in frame.iterrows():
-        compared = isinstance(row["against"], str)
-        cells = [cell(row, "value"), *(cell(row, name) if compared else "" for name in ("difference", "improves"))]
-        rows[row["arm"]] = [str(row["arms"]), *cells]
-    return pd.DataFrame.from_dict(rows, "index", columns=["of", "value", "difference", "P(better)"])
+    """The cells of `select`, one row for each method: its values, and the difference to the reference's chosen arm."""
+    cells = arms.shown(frame.loc[:, "method":"seeds"].iloc[:, :-1])
+    cells.insert(cells.shape[1], "of", frame["arms"].astype(str))
+    compared = frame["against"].notna()
+    for heading, name in (("value", "value"), ("difference", "difference"), ("P(better)", "improves")):
+        there = compared | (name == "value")
+        cells[heading] = [cell(row, name) if one else "" for one, (_, row) in zip(there, frame.iterrows())]
+    return cells
 
 
 def note(frame: pd.DataFrame, statistic: Statistic = "mean") -> list[str]:
     """Lines on how the arms of `select` were chosen."""
     first = frame.iloc[0]
-    against = next((name for name in frame["against"] if isinstance(name, str)), "")
+    against = frame[frame["arm"].isin(frame["against"])]["method"].tolist()
     lines = [f"chosen by seeds {first['chosen_by']}, reported on seeds {first['reported_on']}"]
     tasks = task_numbers(range(first["first_task"], first["last_task"] + 1))
     about = about_intervals(int(frame["seeds"].min()), " over seeds", statistic).removeprefix(";").strip()
     lines += [f"{tasks} ({NUMBERED}); {about}"]
-    return lines + ([f"difference to {against}, paired; P(better): in the same task"] if against else [])
+    return lines + [f"difference to {method}'s best arm, paired; P(better): in the same task" for method in against]
 
 
-def render(frame: pd.DataFrame, title: str, statistic: Statistic = "mean") -> rich.table.Table:
+def render(frame: pd.DataFrame, title: str, statistic: Statistic = "mean", width: int = 120) -> rich.table.Table:
     """The table of `select` for a terminal."""
-    table = rich.table.Table(title=title, caption="\n".join(note(frame, statistic)), caption_justify="left")
     cells = shown(frame)
-    table.add_column("best arm", no_wrap=True)
-    for name in cells:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in cells.itertuples():
-        table.add_row(*row)
+    cells = cells.rename(columns={"method": "best arms: method"})
+    table = fitted(cells, width, cells.columns.get_loc("of") + 1)
+    table.title, table.caption = title, "\n".join(note(frame, statistic))
     return table

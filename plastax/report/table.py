@@ -12,7 +12,7 @@ import rich.table
 import xarray as xr
 from rich.text import Text
 
-from plastax.report import notes
+from plastax.report import arms, notes
 from plastax.report.score import Quantity, Score, score_of, thirds
 from plastax.report.statistics import over_seeds
 from plastax.report.values import finished, frozen_seeds, layer_mean, rank_at, reference, task_values
@@ -107,7 +107,7 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One row for each arm, index ``arm``; ``method`` is its method.
+      One row for each arm, index ``arm``; ``method`` and the swept settings say what it is.
     """
     first, last = thirds(data.sizes["task"])
     score = score_of(data)
@@ -132,7 +132,8 @@ def summary(data: xr.Dataset, eps: float | None = None) -> pd.DataFrame:
     if {"host/env_steps", "host/train_seconds"} <= set(data):
         steps, seconds = (data[f"host/{name}"].sum("segment") for name in ("env_steps", "train_seconds"))
         columns[_speed_column(score)] = steps / seconds.where(seconds > 0)
-    values = {"method": data.method.values} | {name: column.values for name, column in columns.items()}
+    about = {name: column.to_numpy() for name, column in arms.described(data).items()}
+    values = about | {name: column.values for name, column in columns.items()}
     values |= {"notice": data.attrs["notice"]} if data.attrs.get("notice") else {}
     return pd.DataFrame(values, pd.Index(data.arm, name="arm"))
 
@@ -149,7 +150,7 @@ def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
         for quantity in score.quantities:
             headings[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
             for window in score.windows:
-                where = window.label.format(n=len(range(tasks)[window.tasks(tasks)]))
+                where = window.among(tasks)
                 headings[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
                 minus, over = _difference_names(score, quantity, str(base), window.suffix)
                 headings |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
@@ -158,7 +159,6 @@ def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
     at = f" ({float(rank.eps):g})" if rank is not None and "eps" in rank.coords else ""
     for third in ("first", "last"):
         headings[f"rank_{third}_third"] = f"Hessian ε-rank{at} at task start, {third} third"
-        headings[f"rank_{third}_third_se"] = f"standard error of one measurement of it, {third} third"
     return headings | {
         "feature_rank": "feature effective rank",
         "dormant_fraction": "dormant units, share",
@@ -169,14 +169,15 @@ def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
 
 
 def cell(row: Mapping[str, Any], name: str) -> str:
-    """A number and its interval, ``<name>_low`` and ``<name>_high`` if the row has them, in few digits.
+    """A number in few digits, with its interval and the standard error of one measurement, if the row has them.
 
-    For a mean over seeds of which some were frozen (``frozen_seeds`` of ``seeds``), the cell says so.
+    These are ``<name>_low`` and ``<name>_high``, and ``<name>_se``. For a mean over seeds of which some were frozen
+    (``frozen_seeds`` of ``seeds``), the cell says so.
     """
     mean = float(row[name])
     if not np.isfinite(mean):
         return "-"
-    low, high = (float(row.get(f"{name}_{end}", np.nan)) for end in ("low", "high"))
+    low, high, error = (float(row.get(f"{name}_{end}", np.nan)) for end in ("low", "high", "se"))
     shown = [value for value in (mean, low, high) if np.isfinite(value)]
     if abs(mean) >= 1000 or all(value.is_integer() for value in shown):
         digits = "{:,.0f}"
@@ -187,23 +188,50 @@ def cell(row: Mapping[str, Any], name: str) -> str:
         places = [2 - math.floor(math.log10(abs(mean)))] if mean else []
         digits = f"{{:z.{max(0, min(*places, 1 - math.floor(math.log10(high - low)), 6))}f}}"
     interval = f" [{digits.format(low)}, {digits.format(high)}]" if len(shown) == 3 else ""
+    interval += f" ± {f'{error:,.0f}' if error >= 100 else f'{error:.2g}'}" if np.isfinite(error) else ""
     broken = int(row.get("frozen_seeds", 0)) if f"{name}_low" in row else 0
     return digits.format(mean) + interval + (f" ({broken} of {row['seeds']:.0f} frozen)" if broken else "")
 
 
-def _blocks(widths: Sequence[int], width: int) -> list[slice]:
-    """Divides columns of these widths, in order, into the fewest blocks of at most ``width``."""
-    starts, used = [0], 0
-    for i, one in enumerate(widths):
-        if used + one > width and i > starts[-1]:
-            starts.append(i)
-            used = 0
-        used += one
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(widths)])]
+def _widths(cells: pd.DataFrame) -> list[int]:
+    """Characters that each column needs between its lines: its longest cell, or the longest word of its name."""
+    texts = [(*cells.iloc[:, i], *str(name).split()) for i, name in enumerate(cells)]
+    return [3 + max(map(len, column)) for column in texts]
 
 
-def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list[rich.table.Table]:
-    """The summary as tables for a terminal, with every ``mean [low, high]`` in one line.
+def fitted(cells: pd.DataFrame, width: int, keys: int = 1) -> rich.table.Table:
+    """A table of the leading columns that fit into a terminal, with every number in one line.
+
+    Args:
+      cells: texts, one row for each row of the table.
+      width: of the terminal, in characters.
+      keys: number of columns that say what a row is. They, and one more, are always there, folded if need be.
+
+    Returns:
+      A table with ``len(table.columns)`` of the columns.
+    """
+    widths = _widths(cells)
+    fits = int((np.cumsum(widths) < width).sum())
+    table = rich.table.Table(caption_justify="left")
+    for i, (name, size) in enumerate(zip(cells, widths[: max(fits, keys + 1)])):
+        key = i < keys
+        table.add_column(
+            str(name), justify="left" if key else "right", width=None if key else size - 3, overflow="fold"
+        )
+    for row in cells.iloc[:, : len(table.columns)].itertuples(index=False):
+        table.add_row(*row)
+    return table
+
+
+def _by_weight(names: Sequence[str], score: Score | None) -> list[str]:
+    """The columns of the summary, with the late score, the late rank and the score's change first."""
+    first = [f"{score.main.name}{score.windows[-1].suffix}"] if score else []
+    first += ["rank_last_third", *([f"{score.main.name}_change"] if score else [])]
+    return [*(name for name in first if name in names), *(name for name in names if name not in first)]
+
+
+def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich.table.Table:
+    """The summary as a table for a terminal, with every ``mean [low, high] ± error`` in one line.
 
     Args:
       data: a study, see `plastax.load`. Its attributes ``experiment``, ``run_id`` and ``notice`` are in the title.
@@ -211,38 +239,39 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> list
       eps: threshold of the eps-rank; by default the middle one measured.
 
     Returns:
-      One table with a column for every arm; if the terminal is too narrow for it, tables with a row for every arm and
-      some of the quantities.
+      One column for each arm, if all fit. Otherwise one row for each arm, with the quantities that matter most; the
+      caption names the file with the others.
     """
     frame = summary(data, eps)
-    title = notes.run_name(data)
-    caption = "\n".join(notes.below(data))
-    notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
     headings = _headings(data, eps)
     names = [name for name in frame if name in headings]
-    columns = {str(arm): [cell(row, name) for name in names] for arm, row in frame.iterrows()}
-    cells = pd.DataFrame(columns, [headings[name] for name in names])
-    first = min(max(map(len, cells.index)), max(width // 3, 24))
-    blocks = _blocks(_widths(cells), width - first - 4)
-    if len(blocks) > 1:
-        cells = cells.T
-        first = max(map(len, cells.index))
-        blocks = _blocks(_widths(cells), width - first - 4)
-    tables = []
-    for block in blocks:
-        part = cells.iloc[:, block]
-        table = rich.table.Table()
-        table.add_column("", width=first)
-        for name, size in zip(part.columns, _widths(part)):
-            table.add_column(name, justify="right", width=size - 3)
-        for name, *values in part.itertuples():
-            table.add_row(name, *values)
-        tables.append(table)
-    tables[0].title = Text.assemble(notice, title) if notice or title else None
-    tables[-1].caption = Text.assemble(notice, caption)
-    return tables
+    about = arms.shown(arms.described(data))
+    cells = pd.DataFrame({headings[name]: [cell(row, name) for _, row in frame.iterrows()] for name in names})
+    cells.index = frame.index
+    lines = notes.below(data)
+    across = pd.concat([about.drop(columns="method"), cells], axis=1).T
+    across.columns = about["method"].to_list()
+    room = min(max(map(len, across.index)), max(width // 3, 24))
+    if room + 4 + sum(_widths(across)) <= width:
+        across.insert(0, "", across.index)
+        table = fitted(across, 10**6)
+        table.columns[0].width = room
+    else:
+        cells = cells[[headings[name] for name in _by_weight(names, score_of(data))]]
+        table = fitted(pd.concat([about, cells], axis=1), width, about.shape[1])
+        cells = cells.iloc[:, : len(table.columns) - about.shape[1]]
+        left = len(names) - cells.shape[1]
+        lines += [f"{left} more quantities are in summary.csv"] if left else []
+    if cells.map(lambda text: "±" in text).any(axis=None):
+        lines.append(ERROR)
+    if arms.is_sweep(data) and headings["compile_s"] in cells:
+        lines.append(TOGETHER)
+    notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
+    title = notes.run_name(data)
+    table.title = Text.assemble(notice, title) if notice or title else None
+    table.caption = Text.assemble(notice, "\n".join(lines))
+    return table
 
 
-def _widths(cells: pd.DataFrame) -> list[int]:
-    """Characters of each column, with three for lines and space; at least the longest word of its name."""
-    return [3 + max(*map(len, cells[name]), *map(len, name.split())) for name in cells.columns]
+ERROR = "± standard error of one measurement, median over seeds and tasks"
+TOGETHER = "arms that are trained together share the seconds of compilation; the speed is that of all of them"

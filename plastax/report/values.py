@@ -36,8 +36,9 @@ def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
 def together(studies: Sequence[xr.Dataset], quantity: Quantity) -> list[xr.DataArray | None]:
     """A quantity's value in each finished task, of studies that are compared with one another.
 
-    From the task in which a seed is frozen (see `alive_in`) it counts as the worst value that any seed of any of the
-    studies has in that task: left out, a method that diverges would look better for it.
+    From the task in which a seed is frozen (see `alive_in`), its score counts as the worst value that any seed of any
+    of the studies has in that task: left out, a method that diverges would look better for it. Of other quantities it
+    has no value.
 
     Args:
       studies: see `plastax.load`.
@@ -55,7 +56,9 @@ def together(studies: Sequence[xr.Dataset], quantity: Quantity) -> list[xr.DataA
     if not there:
         return found
     score = score_of(studies[0])
-    worst = "min" if score is None or score.higher_is_better else "max"
+    if score is None or quantity not in score.quantities:
+        return [None if one is None else one.transpose("arm", "seed", "task") for one in found]
+    worst = "min" if score.higher_is_better else "max"
     of_tasks = xr.concat([getattr(one, worst)(["arm", "seed"]) for one in there], "study", join="outer")
     of_tasks = getattr(of_tasks, worst)("study")
     # Where nobody has a value, the worst of all tasks.
@@ -154,10 +157,10 @@ def rank_at(
 
 
 def layer_mean(data: xr.Dataset, name: str, mark: str) -> xr.DataArray | None:
-    """A probe's value at one mark, averaged over layers (arm, seed, task); None if it was not measured."""
+    """A probe's value at one mark (arm, seed, task), at the middle eps, mean over layers; None if not measured."""
     if name not in data:
         return None
-    value = data[name].sel(mark=mark)
+    value = middle_eps(data[name].sel(mark=mark))
     return value.mean([dim for dim in value.dims if dim not in ("arm", "seed", "task")])
 
 

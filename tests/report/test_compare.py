@@ -194,7 +194,8 @@ def test_seeds_without_a_partner_are_compared_unpaired(tmp_path: pathlib.Path) -
     assert frame["difference_low"].iloc[1] < frame["difference"].iloc[1] < frame["difference_high"].iloc[1]
     console = rich.console.Console(file=io.StringIO(), width=100)
     report.print_comparison(runs, "iqm", console)
-    assert "A:reset (unpaired)" in console.file.getvalue()
+    assert "] (unpaired)" in console.file.getvalue()
+    assert "difference to A:reset" in console.file.getvalue()
 
 
 def test_only_tasks_that_all_have_finished_count(tmp_path: pathlib.Path) -> None:
@@ -246,7 +247,8 @@ def test_the_command_prints_and_writes(runs: list[pathlib.Path], tmp_path: pathl
     [
         ({"reference": "A:rest"}, r"'A:rest' is unknown \(did you mean 'A:reset'\?\)"),
         ({"statistic": "median"}, "median"),
-        ({"quantity": "accuracy"}, "quantity='accuracy' was not measured by demo r-first; allowed: return"),
+        ({"quantity": "acuracy"}, "quantity: 'acuracy' is unknown; allowed: return, train/episode_return"),
+        ({"quantity": "retrun"}, r"\(did you mean 'return'\?\)"),
     ],
 )
 def test_what_cannot_be_compared_is_said(runs: list[pathlib.Path], options: dict, message: str) -> None:

@@ -12,7 +12,7 @@ import rich.console
 from plastax import report
 from plastax.errors import ConfigError
 from plastax.records.layout import write_json, write_segment
-from plastax.report import selection
+from plastax.report import arms, selection
 from plastax.types import Record
 
 SEEDS, TASKS, UPDATES = 6, 3, 2
@@ -52,7 +52,7 @@ def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
 
 def test_what_chooses_does_not_report(tmp_path):
     data = report.read(make(tmp_path))
-    assert selection.is_sweep(data)
+    assert arms.is_sweep(data)
     frame = selection.select(data).set_index("method")
     best = frame.loc["l2"]
     assert (best["arm"], best["arms"], best["chosen_by"], best["reported_on"]) == ("l2@l2=0.1", 3, "7-9", "10-12")
@@ -73,7 +73,7 @@ def test_the_tables_show_it(tmp_path):
             "best arm",
             "chosen by seeds 7-9, reported on seeds 10-12",
             "task 2 (tasks are numbered from 0)",
-            "difference to reset",
+            "difference to reset's best arm",
         ):
             assert text in printed
 
@@ -99,7 +99,7 @@ def test_two_seeds_report_without_an_interval(tmp_path):
 def test_no_sweep_has_no_best(tmp_path):
     data = report.read(make(tmp_path))
     assert selection.best(data.isel(arm=slice(2, None))) == ""
-    assert not selection.is_sweep(data.isel(arm=slice(2, None)))
+    assert not arms.is_sweep(data.isel(arm=slice(2, None)))
 
 
 def test_the_report_has_it(tmp_path):

@@ -8,7 +8,7 @@ from plastax.report.drawn import TASKS, fewer_tasks
 from plastax.report.html.look import error_bars, figure, over_tasks, plain, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.statistics import over_seeds
-from plastax.report.values import layer_mean, middle_eps, weight_norm
+from plastax.report.values import layer_mean, weight_norm
 
 SHOWN = {
     "features/effective_rank": ("feature effective rank", "end"),
@@ -79,7 +79,7 @@ def others(data: xr.Dataset) -> Section:
             chosen.append((f"{name}, mean of the task", per_task))
         elif kind == "probe" and not key.endswith((*hidden, "_se", "_residual")):
             for mark in data.mark.values.tolist():
-                one = layer_mean(data.assign({name: middle_eps(value)}), str(name), mark)
+                one = layer_mean(data, str(name), mark)
                 if one is not None and bool(one.notnull().any()):
                     chosen.append((f"{key}, task {'start' if mark == 'init' else 'end'}", one))
     chosen = [(name, one.transpose("arm", "seed", "task")) for name, one in chosen if bool(one.notnull().any())]

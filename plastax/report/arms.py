@@ -1,0 +1,62 @@
+"""What an arm is: a method, and in a sweep the values of the swept settings. In tables these are columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+def is_sweep(data: xr.Dataset) -> bool:
+    """Whether a method of the study has several arms, see `plastax.records.labelled.read_run`."""
+    return data.sizes["arm"] > len(set(data.method.values.tolist()))
+
+
+def swept(data: xr.Dataset | xr.DataArray) -> list[str]:
+    """The swept settings of a study: dotted names of its coordinates along ``arm``."""
+    return [
+        str(name) for name, coord in data.coords.items() if coord.dims == ("arm",) and name not in ("arm", "method")
+    ]
+
+
+def described(data: xr.Dataset | xr.DataArray) -> pd.DataFrame:
+    """One row for each arm, index ``arm``: ``method``, and the swept settings by their dotted names (NaN or "": none).
+
+    Examples:
+      >>> import xarray as xr
+      >>> names, swept = ("arm", ["l2", "reset"]), ("arm", [0.1, np.nan])
+      >>> data = xr.Dataset(coords={"arm": ["l2@l2=0.1", "reset"], "method": names, "method.l2": swept})
+      >>> described(data).loc["l2@l2=0.1"].to_dict()
+      {'method': 'l2', 'method.l2': 0.1}
+    """
+    import pandas as pd
+
+    columns = {name: data[name].values for name in ("method", *swept(data))}
+    return pd.DataFrame(columns, pd.Index(data.arm.values, name="arm"))
+
+
+def shown(described: pd.DataFrame) -> pd.DataFrame:
+    """`described` as text, with the last part of a setting's name as the heading where that tells them apart."""
+    names = {str(name): str(name).rpartition(".")[2] for name in described}
+    names = names if len(set(names.values())) == len(names) else {name: name for name in names}
+    return described.map(value_text).rename(columns=names)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value in few characters; "" for the NaN of a method without the setting."""
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:g}"
+    return str(value)
+
+
+def titles(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
+    """Arm -> its method, and below it a line ``setting value`` for each swept setting that it has."""
+    frame = shown(described(data))
+    return {
+        str(arm): "\n".join([row["method"], *(f"{name} {value}" for name, value in row.iloc[1:].items() if value)])
+        for arm, row in frame.iterrows()
+    }

@@ -1,0 +1,177 @@
+"""A sweep in tables: an arm is a method and its values, and nothing is cut in 80 columns."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import rich.console
+
+from plastax import report
+from plastax.records.layout import write_json, write_segment
+from plastax.report import compare, table
+from plastax.types import Record
+
+METHODS, RATES = ("backprop", "l2_er", "layernorm"), (0.0005, 0.002, 0.01)
+SEEDS, TASKS, UPDATES = 4, 6, 2
+EPS = (0.01, 0.1, 1.0)
+
+
+def label(method: str, rate: float) -> str:
+    return f"{method}@learning_rate={rate:g}"
+
+
+def true_accuracy(method: str, rate: float) -> float:
+    return 0.2 + 0.1 * METHODS.index(method) + 10 * rate
+
+
+def true_rank(method: str, rate: float) -> float:
+    """At eps 0.1."""
+    return 1000.0 * (1 + METHODS.index(method)) * 0.0005 / rate
+
+
+def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
+    """A sweep of three methods over three rates, whose values are known up to what seeds differ."""
+    arms = {
+        label(method, rate): {"method": method, "settings": {"training.learning_rate": rate}}
+        for method in METHODS
+        for rate in RATES
+    }
+    config = {
+        "experiment": "demo", "run_id": "sweep", "hash": "h", "arms": arms,
+        "settings": {"methods": METHODS, "seeds": seeds, "tasks": TASKS, "updates_per_task": UPDATES},
+        "dims": {"hessian/rank": ["eps"], "hessian/rank_se": ["eps"], "features/norm": ["feature_layer"]},
+        "coords": {"eps": EPS, "feature_layer": ["0", "1"]},
+    }  # fmt: skip
+    write_json(directory / "config.json", config)
+    # Without their mean, so that the mean over seeds is the true value.
+    away = np.linspace(-0.02, 0.02, seeds)[:, None]
+    for name, arm in arms.items():
+        method, rate = arm["method"], arm["settings"]["training.learning_rate"]
+        for task in range(TASKS):
+            accuracy = np.broadcast_to(true_accuracy(method, rate) + away, (seeds, 2))
+            rank = true_rank(method, rate) * (1 + away[..., None]) * np.array([2.0, 1.0, 0.5])
+            probe = {
+                "evaluation/train_accuracy": accuracy,
+                "hessian/rank": np.broadcast_to(rank, (seeds, 2, 3)),
+                "hessian/rank_se": np.broadcast_to(0.5 * rank, (seeds, 2, 3)),
+                "features/norm": np.broadcast_to(np.array([1.0, 3.0]), (seeds, 2, 2)),
+            }
+            train = {"accuracy": accuracy - 0.1, "loss": 1.0 - accuracy, "grad_norm": np.full((seeds, UPDATES), 5.0)}
+            host = {"clock": UPDATES * task, "length": UPDATES, "task": task, "compile_seconds": 1.0}
+            write_segment(directory / "records" / name, task, Record(train, probe), host)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return make(tmp_path_factory.mktemp("sweep"))
+
+
+def printed(show, width: int = 80) -> str:
+    console = rich.console.Console(file=io.StringIO(), width=width)
+    show(console)
+    return console.file.getvalue()
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of each row of the tables in a text."""
+    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines() if "│" in line]
+
+
+def test_an_arm_is_a_method_and_its_values_in_80_columns(sweep: pathlib.Path) -> None:
+    text = printed(lambda console: report.print_table(sweep, console))
+    tables = text[: text.index("└")]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in text
+    assert "@" not in text
+    assert tables.count("┡") == 1
+    assert [row[:2] for row in rows(tables)] == [[method, f"{rate:g}"] for method in METHODS for rate in RATES]
+    assert rows(tables)[4][2].startswith(f"{true_accuracy('l2_er', 0.002):.2f}")
+    # The rank with its eps, its interval over seeds and the error of a measurement.
+    assert "(0.1)" in tables
+    assert re.fullmatch(r"500 \[\d+, \d+\] ± 250", rows(tables)[4][3])
+    assert "± standard error of one measurement" in text
+    assert "more quantities are in summary.csv" in text
+
+
+def test_the_file_has_a_column_for_each_swept_setting(sweep: pathlib.Path) -> None:
+    frame = table.summary(report.read(sweep))
+    assert frame.loc[label("l2_er", 0.002), ["method", "training.learning_rate"]].tolist() == ["l2_er", 0.002]
+    assert frame["rank_last_third_se"].tolist() == pytest.approx((0.5 * frame["rank_last_third"]).tolist(), rel=0.02)
+
+
+def test_arms_are_compared_with_the_reference_under_the_same_values(sweep: pathlib.Path) -> None:
+    frame = compare.compare([report.read(sweep)]).set_index("arm")
+    for method in METHODS:
+        for rate in RATES:
+            row = frame.loc[label(method, rate)]
+            assert (row["method"], row["training.learning_rate"]) == (method, rate)
+            if method == "backprop":
+                assert pd.isna(row["against"])
+            else:
+                assert row["against"] == label("backprop", rate)
+                assert row["difference"] == pytest.approx(0.1 * METHODS.index(method), abs=1e-6)
+    other = compare.compare([report.read(sweep)], reference="l2_er").set_index("arm")
+    assert other.loc[label("backprop", 0.01), "against"] == label("l2_er", 0.01)
+    one = compare.compare([report.read(sweep)], reference=label("l2_er", 0.002)).set_index("arm")
+    assert set(one["against"].dropna()) == {label("l2_er", 0.002)}
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_comparisons_are_not_cut(sweep: pathlib.Path, width: int) -> None:
+    text = printed(lambda console: report.print_comparison([sweep], console=console), width)
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines() if "│" in line) <= width
+    assert [row[:2] for row in rows(text)[:9]] == [[method, f"{rate:g}"] for method in METHODS for rate in RATES]
+    assert "difference to backprop, with the same values" in " ".join(text.split())
+    two = printed(lambda console: report.print_comparison([sweep, sweep], console=console), width)
+    assert {tuple(row[:3]) for row in rows(two) if row[0] in "AB"} == {
+        (run, method, f"{rate:g}") for run in "AB" for method in METHODS for rate in RATES
+    }
+    assert "--csv FILE has all" in two
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected", "said"),
+    [
+        ("train/grad_norm", 5.0, "grad_norm, mean of a task's updates"),
+        ("train.grad_norm", 5.0, "grad_norm, mean of a task's updates"),
+        ("probe/hessian/rank", 500.0, "hessian/rank at task start, ε = 0.1"),
+        ("hessian.rank", 500.0, "hessian/rank at task start, ε = 0.1"),
+        ("hessian/rank/end", 500.0, "hessian/rank at task end, ε = 0.1"),
+        ("features.norm", 2.0, "features/norm at task end, mean over layers"),
+        ("evaluation/train_accuracy", true_accuracy("l2_er", 0.002), "evaluation/train_accuracy at task end"),
+        ("train_accuracy", true_accuracy("l2_er", 0.002), "final training accuracy"),
+    ],
+)
+def test_any_measurement_is_compared(sweep: pathlib.Path, typed: str, expected: float, said: str) -> None:
+    frame = compare.compare([report.read(sweep)], quantity=typed).set_index("arm")
+    assert frame.loc[label("l2_er", 0.002), "value"] == pytest.approx(expected, rel=1e-5)
+    assert ("value_se" in frame) == ("rank" in typed)
+    text = " ".join(
+        printed(lambda console: report.print_comparison([sweep], console=console, quantity=typed), 200).split()
+    )
+    assert said in text
+    assert "late (last 2): tasks 4, 5" in text
+    # More of a measurement is not better.
+    assert ("P(better)" in text) == (typed == "train_accuracy")
+    assert ("P(larger)" in text) == (typed != "train_accuracy")
+
+
+def test_windows_without_a_measurement_are_said(tmp_path: pathlib.Path) -> None:
+    run = make(tmp_path)
+    for path in run.glob("records/*/00000[1-5].npz"):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        probe = {name[6:]: value for name, value in arrays.items() if name.startswith("probe/evaluation")}
+        train = {name[6:]: value for name, value in arrays.items() if name.startswith("train/")}
+        host = {name[5:]: float(value) for name, value in arrays.items() if name.startswith("host/")}
+        write_segment(path.parent, int(path.stem), Record(train, probe), host)
+    text = printed(lambda console: report.print_comparison([run], console=console, quantity="hessian.rank"), 200)
+    assert "early (first 2): task 0" in text
+    assert "no task of the window (late (last 2)) is finished and has a value of hessian/rank/init" in text
