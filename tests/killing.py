@@ -254,7 +254,7 @@ def child(order: Order) -> None:
 
 def main() -> None:
     """Serves orders until standard input ends; imports what is named on the command line first."""
-    for name in sys.argv[1:]:
+    for name in ("orbax.checkpoint", *sys.argv[1:]):  # A child that is no longer root may not read it.
         importlib.import_module(name)
     for line in sys.stdin:
         order = Order(**json.loads(line))

@@ -149,3 +149,16 @@ def test_reports_are_drawn_whatever_backend_is_named(backend):
     assert kept == backend, done.stderr
     assert used == "svg" or backend != "svg"
     assert used
+
+
+HEAVY = ["wandb", "plotly", "matplotlib", "submitit", "gymnax", "sklearn", "orbax", "xarray", "pandas"]
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [("plastax.__main__", [*HEAVY, "jax"]), ("plastax.curvature", [*HEAVY, "flax"]), ("experiments.rl_gymnax", HEAVY)],
+)
+def test_heavy_packages_are_imported_on_use(imported, absent):
+    code = f"import sys, {imported}; print(*sys.modules.keys() & set({absent}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -18,13 +18,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from plastax import tree
 from plastax.errors import RecordError, RunError, Unreadable
@@ -35,9 +34,6 @@ from plastax.records.survey import Survey
 from plastax.types import Tree
 from plastax.version import __version__
 
-# orbax logs every save, and every error that it raises as well.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
 MANIFEST = "manifest.json"
 
 _SHAPE = {
@@ -47,6 +43,15 @@ _SHAPE = {
 
 OVERHEAD = 1 << 17
 """Bytes that a checkpoint takes beside its arrays."""
+
+
+def _orbax() -> ModuleType:
+    """``orbax.checkpoint``, imported on use: it takes a third of a second."""
+    import orbax.checkpoint
+
+    # orbax logs every save, and every error that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return orbax.checkpoint
 
 
 def _is_key(x: object) -> bool:
@@ -121,20 +126,20 @@ class Checkpoints:
         self.newest = first
         self._directory, self._run = directory.absolute(), directory.parent.parent
         self._config = {**about, "hash": config.get("hash"), "settings": config.get("settings", {})}
-        # In our own thread instead of orbax's, because the manifest has to follow orbax's last file.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        self._guarded(lambda: self._open(first, options))
+        self._guarded(lambda: self._open(first, keep))
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
 
-    def _open(self, first: int, options: ocp.CheckpointManagerOptions) -> None:
+    def _open(self, first: int, keep: int) -> None:
         clear(self._directory, first)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self._directory, os.O_RDONLY)
         self._writing = _anchored(self._descriptor, self._directory)
-        self._manager = ocp.CheckpointManager(self._writing, options=options)
+        # In our own thread instead of orbax's, because the manifest has to follow orbax's last file.
+        options = _orbax().CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = _orbax().CheckpointManager(self._writing, options=options)
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
@@ -159,7 +164,7 @@ class Checkpoints:
         # Checked first, because TensorStore prints a traceback for every array that does not fit.
         if shutil.disk_usage(self._writing).free < sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._manager.save(segment, args=ocp.args.StandardSave(leaves))
+        self._manager.save(segment, args=_orbax().args.StandardSave(leaves))
         self._manager.wait_until_finished()
         folder = self._writing / str(segment)
         files = {str(path.relative_to(folder)): _checksum(path) for path in folder.rglob("*") if path.is_file()}
@@ -302,7 +307,7 @@ def _leaves(folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> 
     # Given NumPy arrays, orbax restores to the host, whatever device the state was on.
     empty = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with _orbax().StandardCheckpointer() as reader:
             return reader.restore(folder.absolute() / "default", empty)
     # Its checksums are right, so an error of orbax or TensorStore is the system's.
     except Exception as error:
