@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import rich.box
 import rich.table
 import xarray as xr
 from rich.text import Text
@@ -193,10 +194,14 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     return digits.format(mean) + interval + (f" ({broken} of {row['seeds']:.0f} frozen)" if broken else "")
 
 
+GAP = 2
+"""Characters between the columns of a table."""
+
+
 def _widths(cells: pd.DataFrame) -> list[int]:
-    """Characters that each column needs between its lines: its longest cell, or the longest word of its name."""
+    """Characters that each column needs: its longest cell, or the longest word of its name, and a gap."""
     texts = [(*cells.iloc[:, i], *str(name).split()) for i, name in enumerate(cells)]
-    return [3 + max(map(len, column)) for column in texts]
+    return [GAP + max(map(len, column)) for column in texts]
 
 
 def fitted(cells: pd.DataFrame, width: int, keys: int = 1) -> rich.table.Table:
@@ -211,12 +216,15 @@ def fitted(cells: pd.DataFrame, width: int, keys: int = 1) -> rich.table.Table:
       A table with ``len(table.columns)`` of the columns.
     """
     widths = _widths(cells)
-    fits = int((np.cumsum(widths) < width).sum())
-    table = rich.table.Table(caption_justify="left")
+    fits = int((np.cumsum(widths) <= width + GAP).sum())
+    # Lines between columns would take half as much again as the gaps.
+    table = rich.table.Table(
+        caption_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
     for i, (name, size) in enumerate(zip(cells, widths[: max(fits, keys + 1)])):
         key = i < keys
         table.add_column(
-            str(name), justify="left" if key else "right", width=None if key else size - 3, overflow="fold"
+            str(name), justify="left" if key else "right", width=None if key else size - GAP, overflow="fold"
         )
     for row in cells.iloc[:, : len(table.columns)].itertuples(index=False):
         table.add_row(*row)
@@ -252,7 +260,7 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
     across = pd.concat([about.drop(columns="method"), cells], axis=1).T
     across.columns = about["method"].to_list()
     room = min(max(map(len, across.index)), max(width // 3, 24))
-    if room + 4 + sum(_widths(across)) <= width:
+    if room + sum(_widths(across)) <= width:
         across.insert(0, "", across.index)
         table = fitted(across, 10**6)
         table.columns[0].width = room

@@ -234,7 +234,7 @@ def test_a_narrow_terminal_has_one_table_of_what_matters_most(study: pathlib.Pat
     text = console.file.getvalue()
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
-    assert sum("┡" in line for line in lines) == 1
+    assert sum("───" in line for line in lines) == 1
     # No number is folded or cut.
     row = table.summary(report.read(study)).loc["backprop"]
     late = "[{:.2f}, {:.2f}]".format(*(row[f"train_accuracy_late_{end}"] for end in ("low", "high")))

@@ -79,22 +79,23 @@ def printed(show, width: int = 80) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of each row of the tables in a text."""
-    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines() if "│" in line]
+    """The cells of each row about an arm in the tables of a text."""
+    cells = [re.split(r" {2,}", line.strip()) for line in text.splitlines()]
+    return [row for row in cells if {*METHODS} & {*row[:2]} and len(row) > 2]
 
 
 def test_an_arm_is_a_method_and_its_values_in_80_columns(sweep: pathlib.Path) -> None:
     text = printed(lambda console: report.print_table(sweep, console))
-    tables = text[: text.index("└")]
+    tables = text[: text.index("no best arms")] if "no best arms" in text else text[: text.index("best arms: method")]
     assert max(map(len, tables.splitlines())) <= 80
     assert "…" not in text
     assert "@" not in text
-    assert tables.count("┡") == 1
-    assert [row[:2] for row in rows(tables)] == [[method, f"{rate:g}"] for method in METHODS for rate in RATES]
-    assert rows(tables)[4][2].startswith(f"{true_accuracy('l2_er', 0.002):.2f}")
+    found = rows(tables)
+    assert [row[:2] for row in found] == [[method, f"{rate:g}"] for method in METHODS for rate in RATES]
+    assert found[4][2].startswith(f"{true_accuracy('l2_er', 0.002):.2f}")
     # The rank with its eps, its interval over seeds and the error of a measurement.
     assert "(0.1)" in tables
-    assert re.fullmatch(r"500 \[\d+, \d+\] ± 250", rows(tables)[4][3])
+    assert re.fullmatch(r"500 \[\d+, \d+\] ± 250", found[4][3])
     assert "± standard error of one measurement" in text
     assert "more quantities are in summary.csv" in text
 
@@ -126,7 +127,7 @@ def test_arms_are_compared_with_the_reference_under_the_same_values(sweep: pathl
 def test_comparisons_are_not_cut(sweep: pathlib.Path, width: int) -> None:
     text = printed(lambda console: report.print_comparison([sweep], console=console), width)
     assert "…" not in text
-    assert max(len(line) for line in text.splitlines() if "│" in line) <= width
+    assert max(map(len, text.splitlines())) <= width
     assert [row[:2] for row in rows(text)[:9]] == [[method, f"{rate:g}"] for method in METHODS for rate in RATES]
     assert "difference to backprop, with the same values" in " ".join(text.split())
     two = printed(lambda console: report.print_comparison([sweep, sweep], console=console), width)
