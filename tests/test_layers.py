@@ -46,6 +46,7 @@ DOORS = {
     "flax": {"models"},
     "wandb": {"tracking"},
     "wandb_workspaces": {"tracking"},
+    "tensorboard": {"tracking"},
     "orbax": {"runs"},
     "submitit": {"study"},
 }

@@ -232,7 +232,7 @@ def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pat
         arm.start(SUPERVISED, tmp_path, name)
     for k, arm in enumerate(arms.values()):
         metrics = reduce_segment(supervised_segment(0), SUPERVISED) | {"host/compile_seconds": 2.5}
-        metrics |= {"train/accuracy": metrics["train/accuracy"] + 0.1 * k, "train/alive": np.array([1.0, 1.0 - k / 4])}
+        metrics |= {"task/accuracy": metrics["task/accuracy"] + 0.1 * k, "task/alive": np.array([1.0, 1.0 - k / 4])}
         arm.log(metrics, 0)
     for arm in arms.values():
         arm.finish()
@@ -250,8 +250,8 @@ def test_the_line_says_how_many_seeds_its_mean_is_of(tmp_path: pathlib.Path) -> 
     sink = ConsoleSink(console)
     sink.start(SUPERVISED, tmp_path, "l2")
     metrics = reduce_segment(supervised_segment(0), SUPERVISED)
-    sink.log(metrics | {"train/accuracy": np.array([0.5, np.nan, 0.7, np.nan])}, 0)
-    sink.log(metrics | {"train/accuracy": np.array([0.5, 0.7, 0.7, 0.9])}, 0)
+    sink.log(metrics | {"task/accuracy": np.array([0.5, np.nan, 0.7, np.nan])}, 0)
+    sink.log(metrics | {"task/accuracy": np.array([0.5, 0.7, 0.7, 0.9])}, 0)
     some, every = console.file.getvalue().splitlines()[1:]
     assert some.endswith("online accuracy 0.6 (2 of 4 seeds)")
     assert every.endswith("online accuracy 0.7")

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments import random_label
 from plastax import __main__ as cli
 from plastax import tracking
 from plastax.errors import ConfigError
-from plastax.records.layout import write_json, write_segment
-from plastax.tracking import Background, Histogram, WandbSink, dashboard, online, reduce_segment
+from plastax.records.layout import Segment, write_json, write_segment
+from plastax.tracking import Background, Histogram, TensorBoardSink, WandbSink, dashboard, online, reduce_segment
+from plastax.tracking.base import rows
 from plastax.types import Record
 from tests.tracked import (
     CONFIG,
     SEEDS,
     SUPERVISED,
     TASKS,
+    defined_axes,
     defined_summaries,
     read_offline_run,
     read_records,
@@ -38,29 +41,26 @@ def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
     for task in range(TASKS):
         sink.log(reduce_segment(segment(task), CONFIG), task)
     sink.finish()
-    config, rows, run = read_offline_run(tmp_path)
-    *rows, last = rows
+    config, points, run = read_offline_run(tmp_path)
     assert (run.run_group, run.display_name, run.project, run.run_id) == ("r0", "l2_er", "demo", "r0-l2_er")
     assert config["method"] == "l2_er"
     assert config["hash"] == "abc"
     assert config["seeds"] == SEEDS
     assert config["environment"]["git_revision"] == "c0ffee"
     assert config["environment"]["versions"] == {"jax": "0.10"}
-    assert {"task", "*"} <= {
-        r.metric.name or r.metric.glob_name for r in read_records(tmp_path) if r.HasField("metric")
-    }
+    # Five updates a task, of which the last also has what is over tasks.
+    rows = points[4::5]
+    assert [row["task"] for row in rows] == list(range(TASKS))
     # The spectra of chosen tasks as lines, in a table.
-    assert last["task"] == TASKS - 1
-    table = json.loads((run_files(tmp_path) / last["hessian/density/init_table"]["path"]).read_text())
+    table = json.loads((run_files(tmp_path) / points[-1]["hessian/density/init_table"]["path"]).read_text())
     lines = {}
     for _, key, value in table["data"]:
         lines.setdefault(key, []).append(value)
     assert set(lines) == {"task 0", "task 1", "task 2"}
     assert all(sum(line) == pytest.approx(1.0) for line in lines.values())
-    assert [row["task"] for row in rows] == list(range(TASKS))
     for task, row in enumerate(rows):
         seeds = np.nanmean(segment(task).train["episode_return"], axis=1)
-        name = "train/episode_return"
+        name = "task/episode_return"
         assert row[name] == pytest.approx(seeds.mean())
         ends = scipy.stats.ttest_1samp(seeds, 0.0).confidence_interval()
         assert [row[f"{name}/ci_low"], row[f"{name}/ci_high"]] == pytest.approx(list(ends), rel=1e-6)
@@ -77,6 +77,82 @@ def test_wandb_offline_run(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[
         edges = np.array(histogram["bins"])
         assert np.array(histogram["values"])[edges[1:] < 0].sum() == pytest.approx(negative)
     assert capfd.readouterr() == ("", "")
+
+
+def test_curves_are_by_update_over_the_steps_of_one_network(tmp_path: pathlib.Path) -> None:
+    sink = WandbSink("offline")
+    sink.start(CONFIG, tmp_path, "l2_er")
+    for task in range(TASKS):
+        sink.log(reduce_segment(segment(task), CONFIG), task)
+    sink.finish()
+    _, points, _ = read_offline_run(tmp_path)
+    # A segment's ten thousand steps are of four networks, in five updates.
+    assert [point["global_step"] for point in points] == [500 * (k + 1) for k in range(5 * TASKS)]
+    assert [point["_step"] for point in points] == list(range(5 * TASKS))
+    for task in range(TASKS):
+        curve = [point.get("train/episode_return") for point in points[5 * task : 5 * task + 5]]
+        assert curve[0] is None  # No episode had ended.
+        assert curve[1:] == pytest.approx(segment(task).train["episode_return"][:, 1:].mean(axis=0).tolist())
+    axes = {metric.name: axis for metric, axis in defined_axes(tmp_path)}
+    assert (axes["train/episode_return"], axes["task/episode_return"]) == ("global_step", "task")
+    assert (axes["hessian/rank/init/0.1"], axes["gradient/norm/end"]) == ("task", "task")
+
+
+def test_a_long_curve_is_thinned_to_means() -> None:
+    long = {**CONFIG, "settings": {**CONFIG["settings"], "tasks": 2000}}
+    first, second, third = rows(reduce_segment(segment(3), long), long)
+    assert [row.update for row in (first, second, third)] == [16, 18, 19]
+    assert [row.global_step for row in (first, second, third)] == [8500, 9500, 10000]
+    returns = segment(3).train["episode_return"]
+    np.testing.assert_allclose(second.values["train/episode_return"], returns[:, 2:4].mean(axis=1))
+
+
+def test_a_workspace_shows_a_few_dozen_panels() -> None:
+    """Of a network of eight layers with every value of the default probes, and of a probe of one's own."""
+    layers = [f"Dense_{k}" for k in range(8)]
+    vectors = {
+        "features": "active_fraction dead_units dormant_fraction effective_rank norm pca_rank srank stable_rank",
+        "weights": "mean_magnitude norm spectral_norm",
+        "kronecker": "a_effective_rank a_largest g_effective_rank g_largest",
+    }
+    numbers = {
+        "gradient": "cosine cosine_magnitude l1 norm zero_fraction",
+        "evaluation": "train_loss train_accuracy test_loss test_accuracy",
+        "mine": "norm",
+        **dict.fromkeys(
+            ("hessian", "ggn"),
+            "effective_rank effective_rank_se largest smallest trace trace_se frobenius stable_rank dim complete",
+        ),
+    }
+    every = np.ones((SEEDS, 2))
+    probe = {f"{name}/{v}": every for name, values in numbers.items() for v in values.split()}
+    of_layers = [f"{name}/{v}" for name, values in vectors.items() for v in values.split()]
+    probe |= {name: np.ones((SEEDS, 2, 8)) for name in of_layers}
+    probe |= {f"{name}/{v}": np.ones((SEEDS, 2, 2)) for name in ("hessian", "ggn") for v in ("rank", "rank_se")}
+    dims = {name: ["layer"] for name in of_layers} | {f"{name}/rank": ["eps"] for name in ("hessian", "ggn")}
+    config = {**CONFIG, "dims": dims, "coords": {"layer": layers, "eps": [0.01, 0.1]}}
+    train = {name: np.ones((SEEDS, 5)) for name in ("loss", "accuracy", "grad_norm", "alive")}
+    metrics = reduce_segment(Segment(train, probe, segment(0).host), config)
+    shown = {name for name in metrics if dashboard.shown(name)}
+    assert len(metrics) > 250
+    assert len(shown) < 45
+    assert {"train/loss", "task/accuracy", "mine/norm/init", "features/effective_rank/end/mean"} <= shown
+    assert {"hessian/rank/init/0.1", "hessian/effective_rank/init"} <= shown
+    assert not any(name.startswith("host/") or name.endswith(("Dense_3", "_se/init")) for name in shown)
+
+
+def test_what_a_workspace_does_not_show_is_logged_and_hidden(tmp_path: pathlib.Path) -> None:
+    sink = WandbSink("offline")
+    sink.start(CONFIG, tmp_path, "l2_er")
+    sink.log(reduce_segment(segment(0), CONFIG), 0)
+    sink.finish()
+    hidden = {metric.name: metric.options.hidden for metric, _ in defined_axes(tmp_path)}
+    logged = {name for row in read_offline_run(tmp_path)[1] for name in row}
+    assert logged - {"_step", "_runtime", "_timestamp"} <= hidden.keys()
+    assert {name for name in logged & hidden.keys() if not hidden[name]} == {
+        "train/episode_return", "task/episode_return", "gradient/norm/init", "hessian/rank/init/0.01",
+        "hessian/rank/init/0.1", "hessian/spectrum/init",
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -97,10 +173,10 @@ def test_every_seed_is_replayed_as_a_run_of_its_own(recorded: pathlib.Path) -> N
         config, rows, run = read_offline_run(recorded, f"l2_er-seed{2 + k}")
         assert (run.run_group, run.display_name, run.job_type) == ("r0-l2_er", f"l2_er-seed{2 + k}", "seed")
         assert (config["method"], config["seed"]) == ("l2_er", 2 + k)
-        for task, row in enumerate(rows[:TASKS]):
-            assert row["train/episode_return"] == pytest.approx(np.nanmean(segment(task).train["episode_return"][k]))
+        for task, row in enumerate(rows[4::5]):
+            assert row["task/episode_return"] == pytest.approx(np.nanmean(segment(task).train["episode_return"][k]))
             assert row["task"] == task
-            assert "train/episode_return/ci_low" not in row
+            assert "task/episode_return/ci_low" not in row
             nodes = segment(task).probe["hessian/nodes"][k, 0]
             histogram = row["hessian/spectrum/init"]
             shares = np.array(histogram["values"])[np.array(histogram["bins"])[1:] < 0]
@@ -163,7 +239,7 @@ def test_runs_of_a_swept_arm_have_its_settings_one_by_one_too(tmp_path: pathlib.
 
 
 def test_pieces_of_an_interrupted_run_fit(tmp_path: pathlib.Path) -> None:
-    steps = []
+    steps, ids = [], set()
     for part in (range(2), range(2, TASKS)):
         sink = WandbSink("offline")
         sink.start(CONFIG, tmp_path / str(part.start), "l2_er")
@@ -171,8 +247,13 @@ def test_pieces_of_an_interrupted_run_fit(tmp_path: pathlib.Path) -> None:
             sink.log(reduce_segment(segment(task), CONFIG), task)
         sink.finish()
         steps.append([row["_step"] for row in read_offline_run(tmp_path / str(part.start))[1]])
-    # Segments begin in updates 0, 5 and 10; the spectra of some tasks come last.
-    assert steps == [[0, 5, 9], [10, 14]]
+        ids.add(read_offline_run(tmp_path / str(part.start))[2].run_id)
+        # `wandb sync` appends the second file to the first, as it resumes online.
+        assert [record.run.resume for record in read_records(tmp_path / str(part.start)) if record.HasField("run")] == [
+            True
+        ]
+    assert steps == [list(range(10)), list(range(10, 15))]
+    assert len(ids) == 1
 
 
 def test_a_name_that_is_too_long_for_wandb_is_cut_and_stays_unique(tmp_path: pathlib.Path) -> None:
@@ -193,7 +274,7 @@ def test_online_without_a_login_leaves_offline_files_and_says_how_to_upload_them
     import wandb
 
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    sink = WandbSink("online")
+    sink = WandbSink("online-or-offline")
     with caplog.at_level("WARNING"):
         sink.start(CONFIG, tmp_path / "a b", "l2_er")
     sink.log({"x": 1.0}, 0)
@@ -204,12 +285,84 @@ def test_online_without_a_login_leaves_offline_files_and_says_how_to_upload_them
     assert tracking.upload_command(tmp_path) == ""
 
 
-def test_wandbs_own_variable_names_the_project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
+@pytest.mark.parametrize("by", ["settings", "variables", "both"])
+def test_settings_and_wandbs_own_variables_file_the_runs(
+    by: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"project": "mine", "entity": "lab", "group": "first", "name": "ranks", "tags": ["a", "b"]}
+    variables = {"PROJECT": "mine", "ENTITY": "lab", "RUN_GROUP": "first", "NAME": "ranks", "TAGS": "a,b"}
+    if by != "settings":
+        for name, value in variables.items():
+            monkeypatch.setenv(f"WANDB_{name}", value if by == "variables" else "other")
+    config = CONFIG if by == "variables" else CONFIG | {"settings": CONFIG["settings"] | {"wandb_settings": asked}}
     sink = WandbSink("offline")
-    sink.start(CONFIG, tmp_path, "l2_er")
+    sink.start(config, tmp_path, "l2_er")
     sink.finish()
-    assert read_offline_run(tmp_path)[2].project == "mine"
+    stored, _, run = read_offline_run(tmp_path)
+    assert (run.project, run.entity, run.run_group, run.display_name) == ("mine", "lab", "first", "ranks-l2_er")
+    assert list(run.tags) == ["a", "b"] + ["other"] * (by == "both")
+    assert run.run_id == "r0-l2_er"
+    assert "wandb_settings" not in stored
+
+
+def test_online_without_a_login_is_refused_before_anything_is_compiled(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = ["--preset", "smoke", "--probes", "none", "--runs-dir", str(tmp_path / "runs"), "--wandb", "online"]
+    with pytest.raises(SystemExit) as ended:
+        random_label.EXPERIMENT.main(line)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "error: wandb: nobody is logged in, which online needs; run `wandb login`, or give --wandb offline or "
+        "--wandb online-or-offline"
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_tracker_lacks_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
+    with pytest.raises(ConfigError, match="the package tensorboard is missing; pip install tensorboard, or"):
+        tracking.check(("tensorboard",), "disabled")
+    with pytest.raises(ConfigError, match="--wandb online needs wandb"):
+        tracking.check(("tensorboard",), "online")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(ConfigError, match="online contradicts WANDB_MODE=disabled"):
+        tracking.check(("wandb",), "online")
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracking.check(("tensorboard",), "disabled")
+    for part in (range(2), range(2, TASKS)):  # A run that was interrupted.
+        sink = Background(TensorBoardSink())
+        sink.start(CONFIG, tmp_path, "l2_er")
+        for task in part:
+            sink.log(reduce_segment(segment(task), CONFIG), task)
+        sink.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "l2_er"), {"scalars": 0, "histograms": 0})
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/episode_return", "task/episode_return", "gradient/norm/init", "hessian/rank/init/0.01",
+        "hessian/rank/init/0.1",
+    }  # fmt: skip
+    returns = [segment(task).train["episode_return"] for task in range(TASKS)]
+    curve = {event.step: event.value for event in events.Scalars("train/episode_return")}
+    wanted = {500 * (5 * t + u + 1): returns[t][:, u].mean() for t in range(TASKS) for u in range(1, 5)}
+    assert list(curve) == list(wanted)
+    assert list(curve.values()) == pytest.approx(list(wanted.values()))
+    of_tasks = [(event.step, event.value) for event in events.Scalars("task/episode_return")]
+    assert of_tasks == [(t, pytest.approx(np.nanmean(returns[t]))) for t in range(TASKS)]
+    (_, _, last) = events.Histograms("hessian/spectrum/init")
+    counts, limits = np.array(last.histogram_value.bucket), np.array(last.histogram_value.bucket_limit)
+    negative = np.mean(segment(TASKS - 1).probe["hessian/nodes"][:, 0] < 0)
+    assert (counts.sum(), counts[limits < 0].sum()) == pytest.approx((1.0, negative))
 
 
 def test_record_and_report_become_artifacts(recorded: pathlib.Path) -> None:
@@ -302,7 +455,7 @@ def test_reduced_segment() -> None:
     assert "hessian/spectrum/end" not in metrics
     empty = segment(1)
     empty.train["episode_return"][:] = np.nan
-    assert np.isnan(reduce_segment(empty, CONFIG)["train/episode_return"]).all()
+    assert np.isnan(reduce_segment(empty, CONFIG)["task/episode_return"]).all()
 
 
 def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) -> None:
@@ -312,13 +465,14 @@ def test_wandb_judges_supervised_runs_by_their_accuracy(tmp_path: pathlib.Path) 
         sink.log(reduce_segment(supervised_segment(part), SUPERVISED), 0)
     sink.finish()
     _, rows, run = read_offline_run(tmp_path)
+    rows = rows[4::5]
     assert list(run.tags) == ["synthetic"]
-    online, final = "train/accuracy", "evaluation/train_accuracy/end"
+    online, final = "task/accuracy", "evaluation/train_accuracy/end"
     assert [row[f"{online}/seed_2"] for row in rows] == pytest.approx([0.5, 0.6])
     assert f"{final}/seed_2" not in rows[0]
     assert rows[1][f"{final}/seed_{2 + SEEDS - 1}"] == 0.75
-    assert rows[0]["train/loss/seed_2"] == 0.25
+    assert rows[0]["task/loss/seed_2"] == 0.25
     summaries = defined_summaries(tmp_path)
     # Accuracy: the best is the highest.
     assert summaries[final] == summaries[online] == (True, True, True, False)
-    assert "train/loss" not in summaries
+    assert "task/loss" not in summaries

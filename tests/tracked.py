@@ -94,6 +94,12 @@ def defined_summaries(directory: pathlib.Path) -> dict[str, tuple[bool, ...]]:
     }
 
 
+def defined_axes(directory: pathlib.Path) -> list[tuple[Any, str]]:
+    """The metrics that a run defines, each with the metric that it is drawn over."""
+    metrics = [record.metric for record in read_records(directory) if record.WhichOneof("record_type") == "metric"]
+    return [(metric, metric.step_metric or metrics[metric.step_metric_index - 1].name) for metric in metrics]
+
+
 def read_offline_run(directory: pathlib.Path, name: str = "") -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
     """Configuration, logged rows and the run itself of the only offline run in a run directory, or of the named one."""
     records = read_records(directory, name)

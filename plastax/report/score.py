@@ -34,9 +34,10 @@ class Quantity(NamedTuple):
     @property
     def metric(self) -> str:
         """Its name in `plastax.tracking.reduce_segment`."""
-        if self.weights:
-            return f"{self.variable}/by_{self.weights.removeprefix('train/')}"
-        return f"{self.variable.removeprefix('probe/')}/{self.mark}" if self.mark else self.variable
+        kind, _, name = self.variable.partition("/")
+        if kind == "train":
+            return f"task/{name}/by_{self.weights.removeprefix('train/')}" if self.weights else f"task/{name}"
+        return f"{name}/{self.mark}"
 
 
 class TaskWindow(NamedTuple):

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,7 @@ class Experiment(Generic[C]):
         """
         console = console or output.Console()
         machine.check()
+        tracking.check(config.track, config.wandb)
         starting.check_writable(config, self.name)
         with memory.explained(self.name, settings.to_json(config)):
             if (stand_in := self.stand_in(config)) is not None:
@@ -216,7 +218,7 @@ class Experiment(Generic[C]):
             described,
             [batch for batch in built.batches if batch.arms[0] in built.own],
             plan,
-            tracking.sinks(config.wandb, console),
+            tracking.sinks(config.wandb, config.track, console),
             saving=loop.Saving(
                 config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep, config.keep_params
             ),
@@ -235,10 +237,13 @@ class Experiment(Generic[C]):
         report.print_table(read(directory), console)
         for method, spent in times.items():
             output.say(console, f"{method}: {spent}")
-        tracking.publish_safely(directory, config.wandb)
+        if "wandb" in config.track:
+            tracking.publish_safely(directory, config.wandb)
         output.say(console, f"\nEverything is in {directory}")
         if command := tracking.upload_command(directory):
             output.say(console, f"Upload to W&B: {command}")
+        if "tensorboard" in config.track:
+            output.say(console, f"Show in TensorBoard: tensorboard --logdir {shlex.quote(str(directory))}")
         return directory
 
     def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:

@@ -19,11 +19,11 @@ import typing
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 
-from plastax import output, ranges
+from plastax import output, ranges, tracking
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
 from plastax.methods import METHODS
 from plastax.probes import PROBES
@@ -101,8 +101,13 @@ class Study:
     fresh: bool = aside(False)
     """Start a new run. By default, the same command continues an interrupted run of the same settings and code. Where
     one of several shards has begun, move the shared run directory away instead."""
-    wandb: Literal["offline", "online", "disabled"] = aside("offline")
-    """Weights & Biases: offline (files in the run directory, no account needed), online, or disabled."""
+    track: tuple[tracking.Tracker, ...] = aside(("wandb",))
+    """What shows the numbers of a running study, beside the terminal: wandb, tensorboard or both."""
+    wandb: tracking.Mode = dataclasses.field(default_factory=tracking.usual_mode, metadata={"aside": True})
+    """Weights & Biases: offline (files in the run directory, no account needed), online, online-or-offline (offline
+    where nobody is logged in), or disabled. WANDB_MODE changes the default."""
+    wandb_settings: Annotated[tracking.Wandb, tyro.conf.arg(name="wandb")] = aside(tracking.Wandb())
+    """How Weights & Biases files the runs."""
     dry_run: bool = False
     """Check settings and data, then stop: compile nothing, write nothing."""
     compilation_cache: bool = aside(True)

@@ -1,4 +1,4 @@
-"""Sinks show the numbers of a running study: Weights & Biases and the terminal, by one small protocol.
+"""Sinks show the numbers of a running study: Weights & Biases, TensorBoard and the terminal, by one small protocol.
 
 A sink gets each segment of the record, reduced to one value for each seed (`reduce_segment`). The records are the
 result: a sink may fail or hang without consequences (`Guarded`, `Background`).
@@ -6,14 +6,16 @@ result: a sink may fail or hang without consequences (`Guarded`, `Background`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from plastax.tracking import service
 from plastax.tracking.base import Histogram, Metric, Sink, reduce_segment
 from plastax.tracking.console import ConsoleSink
+from plastax.tracking.events import TensorBoardSink
 from plastax.tracking.guard import Background, Guarded, within
-from plastax.tracking.online import Mode, WandbSink, publish, replay, upload_command
+from plastax.tracking.online import WandbSink, publish, replay, upload_command
+from plastax.tracking.options import Mode, Tracker, Wandb, check, usual_mode
 
 if TYPE_CHECKING:
     import rich.console
@@ -21,14 +23,26 @@ if TYPE_CHECKING:
     from plastax.records.layout import PathLike
 
 __all__ = [
-    "Background", "ConsoleSink", "Guarded", "Histogram", "Metric", "Mode", "Sink", "WandbSink", "publish",
-    "publish_safely", "reduce_segment", "replay", "sinks", "upload_command",
+    "Background", "ConsoleSink", "Guarded", "Histogram", "Metric", "Mode", "Sink", "TensorBoardSink", "Tracker",
+    "Wandb", "WandbSink", "check", "publish", "publish_safely", "reduce_segment", "replay", "sinks", "upload_command",
+    "usual_mode",
 ]  # fmt: skip
 
 
-def sinks(mode: Mode, console: rich.console.Console | None = None) -> list[Sink]:
-    """The sinks of every experiment: the terminal, and W&B in the background."""
-    return [Guarded(ConsoleSink(console)), Background(WandbSink(mode), give_up=_give_up(mode))]
+def sinks(mode: Mode, track: Collection[Tracker], console: rich.console.Console | None = None) -> list[Sink]:
+    """The sinks of an experiment: the terminal, and in the background those that ``track`` names.
+
+    Args:
+      mode: of W&B.
+      track: names of trackers.
+      console: see `ConsoleSink`.
+    """
+    found: list[Sink] = [Guarded(ConsoleSink(console))]
+    if "wandb" in track:
+        found.append(Background(WandbSink(mode), give_up=_give_up(mode)))
+    if "tensorboard" in track:
+        found.append(Background(TensorBoardSink()))
+    return found
 
 
 def publish_safely(directory: PathLike, mode: Mode, patience: float = 120.0) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,9 @@ MOST_LABELS = 64
 EDGES = (1e-8, 1e4)
 """Absolute eigenvalues between which live spectra have logarithmic bins, the same in every task and run."""
 
+LAYERS = (("layer",), ("feature_layer",))
+"""The axes of a probe's values whose mean is shown too."""
+
 PER_DECADE = 20
 """Bins of a live spectrum per decade: 2 * 12 * 20 + 1 = 481 in all; W&B keeps at most 512."""
 
@@ -29,7 +33,24 @@ class Histogram(NamedTuple):
 
 
 Metric = float | np.ndarray | Histogram
-"""A number, a number for each seed ``[S]``, or a histogram."""
+"""A number, a number for each seed ``[S]``, a curve for each seed ``[S, length]``, or a histogram."""
+
+MOST_ROWS = 5000
+"""Points of a curve by update, of a whole run; a longer curve is shown as means over neighbouring updates."""
+
+
+class Row(NamedTuple):
+    """A point of the curves by update.
+
+    Attributes:
+      update: its number; of several updates, that of the last.
+      global_step: environment steps or examples that a network has seen after it.
+      values: ``train/<name>`` -> ``[S]``.
+    """
+
+    update: int
+    global_step: int
+    values: dict[str, np.ndarray]
 
 
 class Sink(Protocol):
@@ -63,21 +84,21 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
       arm: label of the segment's arm.
 
     Returns:
-      ``train/<name>``: mean over updates ``[S]``; ``train/episode_return/by_episodes``: mean over episodes.
-      ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a measured scalar or vector.
+      ``train/<name>``: curves by update ``[S, length]``; ``task/<name>``: their means over updates ``[S]``;
+      ``task/episode_return/by_episodes``: the mean over episodes.
+      ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a measured scalar or vector; of layers also their
+      mean, labelled ``mean``.
       ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over seeds and probe vectors.
       ``host/<name>``: numbers.
     """
     metrics: dict[str, Metric] = {f"host/{name}": value for name, value in segment.host.items()}
-    with warnings.catch_warnings():
-        # An update in which no episode ended has no return, and a segment may have only such updates.
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        metrics |= {f"train/{name}": np.nanmean(value, axis=1) for name, value in segment.train.items()}
-    recorded = {f"train/{name}": np.asarray(value, np.float64) for name, value in segment.train.items()}
+    metrics |= {f"train/{name}": np.asarray(value, np.float64) for name, value in segment.train.items()}
+    metrics |= {f"task/{name}": _mean(np.asarray(value, np.float64)) for name, value in segment.train.items()}
     for one in {score.main for score in SCORES if score.main.weights}:
-        if {one.variable, one.weights} <= set(recorded):
-            weights = np.where(np.isfinite(recorded[one.variable]), recorded[one.weights], 0.0)
-            total, count = (weights * np.nan_to_num(recorded[one.variable])).sum(axis=1), weights.sum(axis=1)
+        if {one.variable, one.weights} <= metrics.keys():
+            values, episodes = np.asarray(metrics[one.variable]), np.asarray(metrics[one.weights])
+            weights = np.where(np.isfinite(values), episodes, 0.0)
+            total, count = (weights * np.nan_to_num(values)).sum(axis=1), weights.sum(axis=1)
             metrics[one.metric] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
     for name, value in segment.probe.items():
         dims = tuple(config.get("dims", {}).get(name, ()))
@@ -92,7 +113,39 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
             elif entries.ndim == 2 and entries.shape[1] <= MOST_LABELS:
                 labels = coords_of(config, arm).get(dims[0] if dims else "", range(entries.shape[1]))
                 metrics |= {f"{name}/{mark}/{label}": column for label, column in zip(labels, entries.T)}
+                if dims in LAYERS:
+                    metrics[f"{name}/{mark}/mean"] = _mean(entries)
     return metrics
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the values along the second axis that are not NaN; NaN without any."""
+    with warnings.catch_warnings():
+        # An update in which no episode ended has no return, and a segment may have only such updates.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(values, axis=1)
+
+
+def rows(metrics: Mapping[str, Metric], config: Mapping[str, Any]) -> list[Row]:
+    """The curves of a segment point by point, at most `MOST_ROWS` for a whole run.
+
+    Args:
+      metrics: from `reduce_segment`.
+      config: the content of ``config.json``.
+    """
+    curves = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray) and value.ndim == 2}
+    if not curves:
+        return []
+    settings = config["settings"]
+    first, length, steps = (int(metrics[f"host/{name}"]) for name in ("clock", "length", "env_steps"))  # type: ignore[arg-type]
+    stride = math.ceil(int(settings["tasks"]) * int(settings["updates_per_task"]) / MOST_ROWS)
+    found = []
+    for start in range(0, length, stride):
+        end = min(start + stride, length)
+        values = {name: _mean(curve[:, start:end]) for name, curve in curves.items()}
+        seen = (first + end) * steps / (length * int(settings["seeds"]))
+        found.append(Row(first + end - 1, round(seen), values))
+    return found
 
 
 def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict[str, Metric]:
@@ -111,7 +164,7 @@ def score_values(metrics: Mapping[str, Metric]) -> tuple[Score | None, dict[Quan
 
     A segment that does not end its task lacks what is measured at the end; its score is then that of its updates.
     """
-    values = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in metrics.items() if isinstance(value, np.ndarray) and value.ndim == 1}
     values = {name: value for name, value in values.items() if np.isfinite(value).any()}
     score = choose(values)
     quantities = dict.fromkeys((score.curve, score.main)) if score else {}

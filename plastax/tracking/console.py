@@ -125,7 +125,7 @@ class ConsoleSink:
 
     def _tell_frozen(self, method: str, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
         """Reports once for each seed when it was frozen, see `plastax.program.segments`."""
-        shares = np.atleast_1d(np.asarray(metrics.get("train/alive", 1.0), np.float64))
+        shares = np.atleast_1d(np.asarray(metrics.get("task/alive", 1.0), np.float64))
         for k in np.flatnonzero(shares < 1.0):
             if k not in self._frozen[method]:
                 self._frozen[method].add(int(k))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
+import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from plastax.errors import ConfigError
 from plastax.records.files import PathLike
-from plastax.records.layout import arm_labels, read_arm, read_config
+from plastax.records.layout import MARKS, arm_labels, read_arm, read_config
 from plastax.report.score import SCORES
 from plastax.tracking.base import reduce_segment
 
 NAME = "Spectra over tasks"
 
+_EXTRA = re.compile(r"/(ci_low|ci_high|iqm|seeds|seed_\d+)$")
+"""What `WandbSink` logs of a metric beside its mean over seeds."""
+
 
 class Panel(NamedTuple):
     """One panel: lines over tasks (or a histogram's heat map), or, if ``lines``, the spectra of some tasks.
 
-    ``prefix`` stands for all metrics that begin with it, such as one for each layer or threshold.
+    ``prefix`` stands for all metrics that begin with it, such as one for each layer or threshold. Of layers ``metrics``
+    has their mean.
     """
 
     title: str
@@ -56,11 +62,16 @@ def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
             numbers.append(_with_interval(f"{name} {label} at task start", f"{operator}/{value}/init"))
         numbers.append(Panel(f"{name} eps-rank at task start", prefix=f"{operator}/rank/init/"))
     network = [
-        Panel("feature effective rank at task end", prefix="features/effective_rank/end"),
-        Panel("dormant units at task end, share", prefix="features/dormant_fraction/end"),
-        Panel("weight norm at task end", prefix="weights/norm/end"),
-        _with_interval("gradient norm at task start", "gradient/norm/init"),
+        Panel(label, (f"{value}/end/mean",), prefix=f"{value}/end/")
+        for label, value in {
+            "feature effective rank at task end": "features/effective_rank",
+            "dormant units at task end, share": "features/dormant_fraction",
+            "weight norm at task end": "weights/norm",
+            "effective rank of Kronecker factors A at task end": "kronecker/a_effective_rank",
+            "effective rank of Kronecker factors G at task end": "kronecker/g_effective_rank",
+        }.items()
     ]
+    network.append(_with_interval("gradient norm at task start", "gradient/norm/init"))
     found = [
         PanelGroup("Does it still learn?", tuple(_with_interval(label, name) for name, label in judged.items())),
         PanelGroup(NAME, (*spectra, *lines)),
@@ -80,6 +91,29 @@ def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
         ]
         kept.append(PanelGroup(part.title, tuple(panel for panel in named if there & set(panel.metrics))))
     return [part for part in kept if part.panels]
+
+
+def single(metric: str) -> bool:
+    """Whether a metric is one number a seed, not that of a layer or a threshold, whose name does not end in a mark."""
+    return metric.startswith(("train/", "task/")) or metric.rpartition("/")[2] in MARKS
+
+
+@functools.cache
+def shown(metric: str) -> bool:
+    """Whether a tracker shows a metric without being asked: if the dashboard does, or does not know its probe.
+
+    >>> shown("train/loss"), shown("train/loss/ci_low"), shown("host/clock"), shown("mine/norm/end")
+    (True, False, False, True)
+    """
+    kind = metric.partition("/")[0]
+    if _EXTRA.search(metric) or kind == "host":
+        return False
+    panels = [panel for part in groups() for panel in part.panels]
+    names = {panel.metrics[0] for panel in panels if panel.metrics}
+    prefixes = tuple(panel.prefix for panel in panels if not panel.metrics)
+    if kind in {name.partition("/")[0] for name in (*names, *prefixes)} - {"task", "evaluation"}:
+        return metric in names or metric.startswith(prefixes)
+    return single(metric) or metric.endswith("/mean")
 
 
 def measured(directory: PathLike) -> set[str]:
