@@ -40,6 +40,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "report": KEPT,
     "tracking": KEPT | {"report"},  # the report's statistics, for live intervals
     "runs": KEPT | {"program", "tracking"},
+    "testing": ENGINE,
     **dict.fromkeys(("study", "__init__", "__main__"), ENGINE | KEPT | {"report", "tracking", "runs", "study"}),
 }
 DOORS = {

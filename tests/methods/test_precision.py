@@ -14,8 +14,9 @@ import pytest
 from plastax import methods
 from plastax.methods import METHODS, surgery
 from plastax.methods.base import Settings
+from plastax.testing.methods import make_network
 from plastax.types import MethodArgs, Model
-from tests.methods.test_contract import CONFIGS, make_network
+from tests.methods.test_contract import CONFIGS
 
 HALF = jnp.bfloat16
 

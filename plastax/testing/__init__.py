@@ -1,0 +1,9 @@
+"""What plastax's own parts promise, as functions that check yours: `check_method` and the like, without pytest.
+
+Each raises an AssertionError that says what is wrong, where the promise stands, and what to do. They need no
+accelerator and take seconds. plastax's own tests call the same functions.
+"""
+
+from plastax.testing.methods import check_method
+
+__all__ = ["check_method"]

@@ -1,0 +1,359 @@
+"""What every method promises, checked by training a small network through it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from plastax import tree
+from plastax.models import MLP
+from plastax.testing.promises import Promise, check_pure, close, difference, plain, quick, traced
+from plastax.types import Array, Examples, Key, MethodArgs, MethodConfig, Model, Params, Tree
+
+INNER = optax.adam(1e-2)
+"""The optimiser that methods are built around."""
+EXACT = optax.sgd(0.5, momentum=0.5)
+"""Another one, exact where all numbers are small and whole, however XLA compiles it."""
+INPUTS = (3,)
+STEPS = 200
+SWITCH = 60
+"""The step before which a task switch comes, where the method acts at switches."""
+Fields = Mapping[str, Any]
+"""Name of a setting -> its value, traced."""
+NONE: Fields = MappingProxyType({})
+MEMBERS = ("model_options", "needs_boundary", "restarts_statistics", "replaces_units", "off", "replaces_optimizer")
+
+
+def make_batches() -> Examples:
+    """One batch a step ``[STEPS, B, 3]``, of one target."""
+    x: Any = np.random.default_rng(0).standard_normal((STEPS, 16, *INPUTS)).astype(np.float32)
+    return Examples(x, np.sin(x[..., 0]) + x[..., 1] * x[..., 2])
+
+
+BATCHES = make_batches()
+
+
+class Network(NamedTuple):
+    """A model and its loss: small, because every method compiles a training of its own."""
+
+    model: Model
+    drawn: Callable[[Key], Params]
+    """`init`, compiled."""
+    viewed: Callable[[Params, Examples], Any]
+    """`view`, compiled."""
+
+    def outputs(self, params: Params, batch: Examples) -> Array:
+        """``[B, 1]``."""
+        return self.model.apply(params, batch.x)[0]
+
+    def features(self, params: Params, batch: Examples) -> dict[str, Array]:
+        """Of the hidden layers."""
+        return self.model.apply(params, batch.x)[1]
+
+    def loss(self, params: Params, batch: Examples) -> Array:
+        """The mean squared error."""
+        return jnp.mean(jnp.square(self.outputs(params, batch)[:, 0] - batch.y))
+
+    def args(self, key: Key, clock: Any, batch: Any, seen: Any, boundary: Any = False) -> dict[str, Any]:
+        """`MethodArgs` of (loss, features, gradients of the taps), and one of which no method knows."""
+        value, features, tap_grads = seen
+        functions = self.loss, self.features, self.outputs, self.model.init
+        args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
+        return args._asdict() | {"surprise": jnp.ones(3)}
+
+
+def view(model: Model, params: Params, batch: Examples) -> Any:
+    """((loss, features), (gradient, gradient with respect to the taps))."""
+
+    def fn(params: Params, taps: Any) -> Any:
+        outputs, features, _ = model.tapped(params, taps, batch.x)
+        return jnp.mean(jnp.square(outputs[:, 0] - batch.y)), features
+
+    return jax.value_and_grad(fn, (0, 1), has_aux=True)(params, model.taps(batch.x))
+
+
+@functools.cache
+def make_network(silent: bool = False, **options: Any) -> Network:
+    """The network of methods that set these options; ``silent``: its units are silent for whole batches."""
+    model = MLP(**{"hidden": (8,), **options}).build(INPUTS, 1)
+    if silent:
+        drawn = model.init
+        model = model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
+    return network_of(model)
+
+
+def network_of(model: Model) -> Network:
+    """The network of a model with inputs ``[B, 3]`` and outputs ``[B, 1]``."""
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), BATCHES)
+    model = model._replace(batch_like=like)
+    return Network(model, quick(model.init), quick(functools.partial(view, model)))
+
+
+class Trial:
+    """A method, the small network that it trains, and the compiled training."""
+
+    def __init__(self, config: MethodConfig, network: Network | None = None, idle: Collection[str] = ()) -> None:
+        self.config, self.who, self.idle = config, type(config).__name__, frozenset(idle)
+        check_configuration(config)
+        what = f"plastax.models.MLP with the options {dict(config.model_options)}"
+        with Promise(MethodConfig, "model_options").kept(self.who, what, "name options that models have"):
+            self.network = network or make_network(**config.model_options)
+        self.trained = quick(self.train)
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Array]:
+        """The settings that may be traced, twice: as they are, and half of it."""
+        values = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}  # type: ignore[arg-type]
+        values = {name: value for name, value in values.items() if isinstance(value, float)}
+        return {name: jnp.asarray([value, value / 2 if value else 0.5]) for name, value in values.items()}
+
+    def build(self, inner: optax.GradientTransformation = INNER, **fields: Any) -> Any:
+        """The method, under other settings."""
+        with Promise(MethodConfig, "build").kept(self.who, "build", "accept (inner, model), and traced floats"):
+            return dataclasses.replace(self.config, **fields).build(inner, self.network.model)  # type: ignore[type-var]
+
+    def step(self, method: Any, params: Params, state: Tree, key: Key, clock: Array) -> tuple[Params, Tree, Array]:
+        """A gradient step: parameters, state and loss."""
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], BATCHES)
+        (value, features), (grads, tap_grads) = view(self.network.model, params, batch)
+        args = self.network.args(key, clock, batch, (value, features, tap_grads))
+        remedy = "name what update needs as keyword-only arguments, ignore the rest (**_), use settings as arrays"
+        with Promise(MethodArgs).kept(self.who, "update", remedy):
+            updates, state = method.update(grads, state, params, **args)
+        return optax.apply_updates(params, updates), state, value
+
+    def switch(self, method: Any, params: Params, state: Tree, key: Key, boundary: Any = True) -> tuple[Params, Tree]:
+        """A task switch as the programs call it: no gradient, no batch, no features."""
+        batch = jax.tree.map(lambda x: jnp.zeros_like(x[0]), BATCHES)
+        args = self.network.args(key, jnp.int32(SWITCH), batch, (jnp.zeros(()), {}, {}), boundary)
+        remedy = "act at a boundary without gradients, features and tap gradients"
+        with Promise(MethodArgs, "boundary").kept(self.who, "update", remedy):
+            updates, state = method.update(jax.tree.map(jnp.zeros_like, params), state, params, **args)
+        return optax.apply_updates(params, updates), state
+
+    def train(self, fields: Fields, key: Key, drawing: Key) -> tuple[Params, Tree, Array]:
+        """Trains with ``fields`` in place of the configuration's own: parameters, state and losses ``[STEPS]``.
+
+        Args:
+          fields: settings, traced.
+          key: of the initial network.
+          drawing: of what the method draws.
+        """
+        method, params = self.build(**fields), self.network.model.init(key)
+
+        def body(carry: Any, x: tuple[Key, Array]) -> tuple[Any, Array]:
+            if self.config.needs_boundary:
+                act = functools.partial(self.switch, method, key=jax.random.fold_in(x[0], 1))
+                carry = jax.lax.cond(x[1] == SWITCH, act, lambda *same: same, *carry)
+            params, state, value = self.step(method, carry[0], carry[1], x[0], x[1])
+            return (params, state), value
+
+        steps = (jax.random.split(drawing, STEPS), jnp.arange(STEPS))
+        (params, state), losses = jax.lax.scan(body, (params, method.init(params)), steps)
+        return params, state, losses
+
+    def run(
+        self,
+        setting: int = 0,
+        seed: int = 0,
+        drawing: int | None = None,
+        other: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
+        """`train`, compiled once for all settings."""
+        fields = jax.tree.map(lambda x: x[setting], self.fields) | other
+        return self.trained(fields, jax.random.key(seed), jax.random.key(seed if drawing is None else drawing))
+
+
+def check_configuration(config: Any) -> None:
+    """A frozen dataclass with all that `MethodConfig` names."""
+    who, promise = type(config).__name__, Promise(MethodConfig)
+    if not getattr(getattr(config, "__dataclass_params__", None), "frozen", False):
+        raise promise.broken(who, "it is no frozen dataclass", "decorate the class with @dataclass(frozen=True)")
+    lacking = [name for name in (*MEMBERS, "build") if not hasattr(config, name)]
+    if lacking:
+        remedy = "derive it from plastax.methods.base.Settings, which has defaults"
+        raise promise.broken(who, f"it has no {', '.join(lacking)}", remedy)
+
+
+def keeps_its_state(trial: Trial) -> None:
+    """Structure, shapes and types, weak ones included: a step that changes them compiles twice."""
+    method = trial.build()
+    params = jax.eval_shape(trial.network.model.init, tree.key_like())
+    state = jax.eval_shape(method.init, params)
+    later = jax.eval_shape(functools.partial(trial.step, method), params, state, tree.key_like(), jnp.int32(3))[:2]
+
+    def same(a: Any, b: Any) -> bool:
+        return (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+    for name, got, expected in zip(("parameters", "state"), later, (params, state)):
+        if found := difference(got, expected, same):
+            raise Promise(optax.GradientTransformation).broken(
+                trial.who,
+                f"a step changes the {name}' structure or types: {found}",
+                "return updates typed like the gradients, and a state like init's (jnp.zeros((), jnp.int32), not 0)",
+            )
+
+
+def is_a_pure_function(trial: Trial) -> None:
+    """Of its arguments: it keeps nothing elsewhere, and what it draws it draws with its key."""
+    args = jax.tree.map(lambda x: x[0], trial.fields), jax.random.key(0), jax.random.key(0)
+    remedy = "keep everything in the state, and draw with jax.random and the argument `key`, not with NumPy"
+    check_pure(Promise(MethodArgs, "key"), trial.who, trial.train, *args, remedy=remedy)
+    first = trial.run()
+    if found := difference(trial.run(), first):
+        raise Promise(MethodArgs, "key").broken(trial.who, f"the same training ends otherwise, {found}", remedy)
+    # In steps and switches: `init` has no key.
+    method = trial.build()
+    acts: list[Callable[..., Any]] = [functools.partial(trial.step, method, clock=jnp.int32(3))]
+    if trial.config.needs_boundary:
+        acts.append(functools.partial(trial.switch, method))
+    texts = [traced(act, *first[:2], args[1])[0] for act in acts]
+    if any("random_bits" in text for text in texts) and not difference(trial.run(drawing=1), first):
+        raise Promise(MethodArgs, "key").broken(
+            trial.who,
+            f"it draws random numbers, and they are the same under another key for {STEPS} steps",
+            "draw with the argument `key`; if it draws rarely, check it under settings with which it draws often",
+        )
+
+
+def stays_finite(trial: Trial) -> None:
+    """Parameters, state and losses."""
+    found = trial.run()
+    if wrong := difference(found, found, lambda a, _: bool(np.isfinite(plain(a)).all())):
+        raise Promise(MethodConfig).broken(
+            trial.who,
+            f"{STEPS} steps on a small network end in numbers that are not finite, {wrong}",
+            "guard divisions and roots against zero, or check it under milder settings",
+        )
+
+
+def is_compiled_once(trial: Trial) -> None:
+    """For all values of settings that may be traced."""
+    trial.run()
+    before = trial.trained._cache_size()
+    trial.run(setting=1, seed=1)
+    if trial.trained._cache_size() != before:
+        raise Promise(MethodConfig).broken(
+            trial.who, "other settings and another seed compile the step again", "use settings as arrays, not in Python"
+        )
+
+
+def uses_every_setting(trial: Trial) -> None:
+    """No setting is accepted and then ignored."""
+    before = trial.run(seed=2)[-1]
+    for field, value in trial.fields.items():
+        if field not in trial.idle and np.array_equal(before, trial.run(seed=2, other={field: value[1]})[-1]):
+            raise Promise(MethodConfig).broken(
+                trial.who,
+                f"the setting {field} changes nothing in {STEPS} steps: {value[0]} and {value[1]} train alike",
+                "use it or remove it; if it acts later, check it under settings with which it acts, or give "
+                f"idle=({field!r},)",
+            )
+
+
+def is_off_when_off(trial: Trial) -> None:
+    """With the settings `off` it is the optimiser, bit for bit."""
+    if trial.config.off is None:
+        return
+    network, off = trial.network, trial.build(EXACT, **trial.config.off)
+    drawn = [network.drawn(jax.random.key(i)) for i in range(4)]
+    start, params, *grads = [jax.tree.map(lambda x: jnp.round(8 * x), tree) for tree in drawn]
+    batches = [jax.tree.map(jnp.asarray, Examples(x, y)) for x, y in zip(BATCHES.x, BATCHES.y[: len(grads)])]
+    steps = [(jnp.int32(t), g, b, network.viewed(params, b)) for t, (g, b) in enumerate(zip(grads, batches))]
+
+    def both(states: Any, step: Any) -> Any:
+        clock, grads, batch, ((value, features), (_, tap_grads)) = step
+        args = network.args(jax.random.key(clock), clock, batch, (value, features, tap_grads))
+        got, state = off.update(grads, states[0], params, **args)
+        expected, inner_state = EXACT.update(grads, states[1], params)
+        return (state, inner_state), (got, expected)
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)
+    _, (got, expected) = quick(lambda s: jax.lax.scan(both, (off.init(start), EXACT.init(start)), s))(stacked)
+    if found := difference(got, expected):
+        raise Promise(MethodConfig, "off").broken(
+            trial.who,
+            f"with off = {dict(trial.config.off)} its updates are not the optimiser's, {found}",
+            "name settings that switch it off, or say off = None",
+        )
+
+
+def acts_at_switches(trial: Trial) -> None:
+    """If it says so, whether the boundary is traced or not."""
+    if not trial.config.needs_boundary:
+        return
+    method, (params, state, _) = trial.build(), trial.run()
+
+    @quick
+    def both(traced: Array) -> list[Any]:
+        return [trial.switch(method, params, state, jax.random.key(7), b) for b in (traced, True, False)]
+
+    traced_yes, yes, no = both(jnp.asarray(True))
+    traced_no = both(jnp.asarray(False))[0]
+    for got, expected in ((traced_yes, yes), (traced_no, no)):
+        if found := difference(got, expected, close(1e-6, 2e-7)):
+            raise Promise(MethodArgs, "boundary").broken(
+                trial.who,
+                f"a traced boundary and a Python one give different results, {found}",
+                "wrap the method with plastax.methods.base.at_boundary, or take jax.lax.cond(boundary, ...)",
+            )
+    if not difference(yes, (params, state)) or not difference(yes, no):
+        raise Promise(MethodConfig, "needs_boundary").broken(
+            trial.who,
+            "it says needs_boundary, and at a task switch it does nothing, or what it does in every step",
+            "act where `boundary` is true, or say needs_boundary = False",
+        )
+
+
+def trains_many_seeds_at_once(trial: Trial) -> None:
+    """Under `vmap`, over seeds and settings: each network is trained as it is alone, and draws of its own."""
+    chosen = np.array([(0, 0), (0, 1), (1, 0)] if trial.fields else [(0, 0), (0, 1)])
+    settings = jax.tree.map(lambda x: x[chosen[:, 0]], trial.fields)
+    keys = jax.vmap(jax.random.key)(chosen[:, 1])
+    *_, together = quick(jax.vmap(trial.train))(settings, keys, keys)
+    remedy = "look at no other network: take no mean over seeds, and no Python branch on an array"
+    for losses, (setting, seed) in zip(together, chosen.tolist(), strict=True):
+        alone = trial.run(setting, seed)[-1]
+        # Rounding grows with the steps.
+        if found := difference(losses[:30], alone[:30], close(2e-4, 0)):
+            what = f"among others, a network trains otherwise than alone (setting {setting}, seed {seed}), {found}"
+            raise Promise(MethodConfig).broken(trial.who, what, remedy)
+    if any(np.array_equal(together[0], other) for other in together[1:] if not trial.idle):
+        raise Promise(MethodConfig).broken(trial.who, "different seeds or settings train alike", remedy)
+
+
+PROMISES: tuple[Callable[[Trial], None], ...] = (
+    keeps_its_state, is_a_pure_function, stays_finite, is_compiled_once, uses_every_setting, is_off_when_off,
+    acts_at_switches, trains_many_seeds_at_once,
+)  # fmt: skip
+"""What `check_method` checks, in this order."""
+
+
+def check_method(config: Any, *, model: Model | None = None, idle: Collection[str] = ()) -> None:
+    """Checks that a method keeps what `plastax.types.MethodConfig` and `MethodArgs` promise; takes some seconds.
+
+    It trains a network of 8 hidden units for 200 steps, with a task switch in between if the method acts at switches.
+
+    Args:
+      config: the method's settings, or their class. Give settings under which each of them matters in 200 steps.
+      model: another network, with inputs ``[B, 3]`` and outputs ``[B, 1]``; None: an MLP with the method's options.
+      idle: names of settings that need not matter.
+
+    Raises:
+      AssertionError: a promise is broken; it says what is wrong, where the promise stands, and what to do.
+
+    Examples:
+      >>> from plastax import methods, testing
+      >>> testing.check_method(methods.L2(l2=0.1))
+    """
+    trial = Trial(config() if isinstance(config, type) else config, model and network_of(model), idle)
+    for promise in PROMISES:
+        promise(trial)
