@@ -4,7 +4,8 @@ A run directory holds one study: several methods, each a batch of vmapped seeds.
 configuration) an arm has its label, ``l2@l2=0.1``, where otherwise the method has its name::
 
     config.json                      experiment, run_id, hash, settings, asides, dims, coords (own_coords: of arms with
-                                     fewer labels); of a sweep: arms; folders: of labels too long to name one
+                                     fewer labels); of a sweep: arms; folders: of labels too long to name one;
+                                     own: what one's own objects were made of
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
 
@@ -60,7 +61,7 @@ _SEAL = b"\0plastax "
 _CONFIG = {
     "format": int, "experiment": str, "run_id": str, "hash": str, "dims": {...: [str]}, "coords": {...: [None]},
     "own_coords": {...: {...: [None]}}, "arms": {...: {"method": str, "settings": {}}}, "folders": {...: str},
-    "asides": [str],
+    "asides": [str], "own": {...: {...: str}},
     "settings": {"methods": [str], "seeds": int, "first_seed": int, "tasks": int, "updates_per_task": int},
 }  # fmt: skip
 _ENVIRONMENT = {

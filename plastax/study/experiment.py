@@ -283,7 +283,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
       ConfigError: a spectrum has more nodes or probe vectors than the network has parameters.
     """
     size = tree.size(jax.eval_shape(model.init, tree.key_like()))
-    found = {name: settings.entry(config, PROBES, name) for name in config.probes}
+    found = {settings.label(name): settings.entry(config, PROBES, name) for name in config.probes}
     for (name, probe), setting in itertools.product(found.items(), ("order", "probes")):
         if (asked := getattr(probe, setting, 0)) > size:
             raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
@@ -294,7 +294,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
 def rare(config: Study) -> list[str]:
     """A line for every chosen probe that is due in fewer than three tasks."""
     lines = []
-    for name in config.probes:
+    for name in map(settings.label, config.probes):
         every = math.lcm(config.probe_every, settings.entry(config, PROBES, name).every)
         count = len(range(0, config.tasks, every))
         if count < min(3, config.tasks):

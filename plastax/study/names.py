@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.records import environment
 from plastax.types import MethodConfig
@@ -200,7 +201,8 @@ def _of_object(kind: str, given: Any, registry: Mapping[str, Any], setting: str)
         held = [variable for variable, one in vars(sys.modules[module]).items() if one is given]
         path = held[0] if held else f"{path}()"
     again = module != "__main__" and "<" not in path and not path.endswith("()")
-    return _own(kind, f"{module}:{path}", module, path, given, registry, setting)._replace(again=again)
+    name = path if module == "builtins" else f"{module}:{path}"
+    return _own(kind, name, module, path, given, registry, setting)._replace(again=again)
 
 
 def _own(kind: str, name: str, module: str, path: str, target: Any, registry: Mapping[str, Any], setting: str) -> Named:
@@ -213,9 +215,9 @@ def _own(kind: str, name: str, module: str, path: str, target: Any, registry: Ma
             raise ConfigError(f"{setting}: {name}: give every field a default ({error})") from error
     if kind in _ATTRIBUTES and _is_entry(entry):
         _check(kind, name, entry, registry, setting)
-    elif kind in _ADAPTERS:
+    elif kind in _ADAPTERS and not isinstance(entry, Dataset):
         entry = importlib.import_module(_ADAPTERS[kind]).entry(target, name)
-    else:
+    elif kind not in _ADAPTERS:
         raise ConfigError(f"{setting}: {name} is {_described(target)}; {_needed(kind, registry)}")
     code = _code(target)
     origin = {

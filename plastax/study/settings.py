@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import tyro
 
 from plastax import output, ranges, tracking
+from plastax.data import DATA
 from plastax.errors import ConfigError, RecordError, RunError, Stopped
 from plastax.methods import METHODS
 from plastax.probes import PROBES
@@ -143,7 +144,7 @@ def parse(
       SystemExit: with status 2 if tyro refuses the line, 0 after ``--help``.
     """
     args = list(sys.argv[1:] if args is None else args)
-    flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", *choices)}
+    flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", "data", *choices)}
     flags |= {"methods": _values_of(args, "--methods", "--method"), "probes": _values_of(args, "--probes")}
     default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
     return _checked(tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None))
@@ -182,11 +183,13 @@ def configure(
     overrides = {"preset": preset, **presets[preset]}
     own: dict[str, dict[str, Named]] = {}
     chosen = {}
-    for field, registry in (dict(choices) | dict(GROUPS)).items():
-        usual = {field: next(f.default for f in dataclasses.fields(base) if f.name == field)}
+    defaults = {field.name: field.default for field in dataclasses.fields(base)}
+    named = {**choices, **GROUPS, **({"data": DATA} if "data" in defaults else {})}
+    for field, registry in named.items():
+        usual = {field: defaults[field]}
         source = next(place for place in (values, stored, overrides, usual) if place.get(field) is not None)
         shown, found = _found(field, source[field], registry)
-        groups = [f"{field}_settings" if field in choices else one.key for _, one in found]
+        groups = [one.key if field in GROUPS else f"{field}_settings" for _, one in found]
         own[field] = {group: one for group, (_, one) in zip(groups, found) if one.origin}
         if field in choices:
             chosen[field] = found[0][1].entry
@@ -195,7 +198,7 @@ def configure(
         objects = {
             group: one.entry
             for group, (given, one) in zip(groups, found)
-            if not isinstance(given, str) and dataclasses.fields(one.entry)
+            if not isinstance(given, str) and field != "data" and dataclasses.fields(one.entry)
         }
         if source is values:
             values = objects | dict(values) | {field: shown}
@@ -212,6 +215,8 @@ def configure(
 
 def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
     """What a field holds for some names or objects, and each of them with what it stands for."""
+    if field == "data" and isinstance(given, str | os.PathLike) and (":" not in str(given) or os.path.exists(given)):
+        return os.fspath(given), []  # `plastax.data.load` knows names and paths.
     if field not in GROUPS:
         one = names.find(KINDS.get(field, field), given, registry, field)
         return one.name, [(given, one)]
@@ -321,8 +326,9 @@ def _names(config: Study, field: str) -> tuple[str, ...]:
 
 
 def entry(config: Study, registry: Registry, name: str) -> Any:
-    """The settings of a registry's entry in a configuration, such as ``config.l2_er``."""
-    return getattr(config, name, registry[name])
+    """The settings of a name in a configuration, such as ``config.l2_er``; of an own object, ``config.cpr``."""
+    group = names.key(name)
+    return getattr(config, group) if hasattr(config, group) else registry[group]
 
 
 def choice(config: Study, field: str) -> Any:

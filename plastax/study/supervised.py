@@ -57,7 +57,7 @@ class ImageConfig(Config):
     """Settings of experiments on images."""
 
     data: str = "digits"
-    """Data set (`python -m plastax list data`)."""
+    """Data set (`plastax list data`), or your own: an .npz file, a folder of images by class, or module:object."""
     data_path: str = settings.aside("")
     """Folder or archive of its files. By default search PLASTAX_DATA, the cache and installed packages, or download."""
     data_verify: bool = settings.aside(True)
@@ -115,16 +115,22 @@ def share(config: Config) -> Shared:
     if not isinstance(config, ImageConfig):
         return Shared(streams(None))
     options = dataclasses.asdict(config.synthetic) if config.data == "synthetic" else {}
-    dataset = data.load(config.data, config.data_path or None, verify=config.data_verify, **options)
+    dataset = data.load(_data(config), config.data_path or None, verify=config.data_verify, **options)
     card = dataset.card
     # The card also has the path, which changes no number: only the checksum is part of the identity.
     recorded = {"data_checksum": card.checksum, "data_card": card.to_json()}
     return Shared(streams(dataset), recorded, f"{card}\n", "bold red" if card.synthetic else None)
 
 
+def _data(config: ImageConfig) -> Any:
+    """The data set's name or path, or the own object in its place."""
+    own = [named.entry for named in config.own.get("data", {}).values()]
+    return own[0] if own else config.data
+
+
 def stand_in(config: Config) -> Streams | None:
     """Streams over blank images, if the data set has to be downloaded; else None."""
-    if not isinstance(config, ImageConfig) or config.data_path or (blank := data.blank(config.data)) is None:
+    if not isinstance(config, ImageConfig) or config.data_path or (blank := data.blank(_data(config))) is None:
         return None
     return streams(blank)
 

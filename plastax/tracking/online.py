@@ -104,6 +104,7 @@ def open_run(
                 **settings_of(config, arm),
                 **({} if seed is None else {"seed": seed}),
                 "hash": config.get("hash"),
+                **({"own": config["own"]} if "own" in config else {}),
                 "environment": told,
             },
             tags=tags + ["synthetic"] * bool(notice(settings)),
