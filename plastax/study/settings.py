@@ -190,7 +190,7 @@ def configure(
         source = next(place for place in (values, stored, overrides, usual) if place.get(field) is not None)
         shown, found = _found(field, source[field], registry)
         groups = [one.key if field in GROUPS else f"{field}_settings" for _, one in found]
-        own[field] = {group: one for group, (_, one) in zip(groups, found) if one.origin}
+        own[field] = _own(field, groups, found)
         if field in choices:
             chosen[field] = found[0][1].entry
             overrides = _of_choice(overrides, groups[0], chosen[field])
@@ -228,6 +228,17 @@ def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[
         for one in several
     ]
     return tuple("+".join(one.name for _, one in members) for members in composed), list(itertools.chain(*composed))
+
+
+def _own(field: str, groups: Iterable[str], found: Iterable[tuple[Any, Named]]) -> dict[str, Named]:
+    """Group -> own object; raises `ConfigError` for two objects of one group."""
+    own: dict[str, Named] = {}
+    for group, (_, one) in zip(groups, found):
+        if one.origin and own.setdefault(group, one).name != one.name:
+            raise ConfigError(
+                f"{field}: {own[group].name} and {one.name} are both called {group!r}; rename one of them"
+            )
+    return own
 
 
 def _read(config: Any, path: str, name: str, value: Any) -> Any:
