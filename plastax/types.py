@@ -163,6 +163,7 @@ class Model(NamedTuple):
         examples in their state; None: not known.
       activation: name of the hidden layers' nonlinearity. Which units count as dead or linear depends on it.
       roles: what every parameter is, a `plastax.roles.RolesOf`; None: told from their structure.
+      lacking: layer -> why it has no units, of a network that was made elsewhere.
     """
 
     init: Callable[[Key], Params]
@@ -180,6 +181,7 @@ class Model(NamedTuple):
     batch_like: Tree = None
     activation: str = "relu"
     roles: Any = None
+    lacking: Mapping[str, str] = MappingProxyType({})
 
 
 class Operator(NamedTuple):

@@ -12,8 +12,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = {
+    "discovery",
     "drawing",
     "errors",
+    "flow",
     "keys",
     "layers",
     "linalg",

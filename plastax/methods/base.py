@@ -111,7 +111,9 @@ def require_whole(params: Params, name: str) -> Params:
 
 
 def fresh_params(init_fn: Callable[[Key], Params], key: Key, params: Params) -> Params:
-    """A fresh draw from the initialiser, in the types of ``params``."""
+    """A fresh draw from the initialiser, in the types of ``params``; raises `ConfigError` if it has but one to give."""
+    if refusal := getattr(init_fn, "refusal", ""):
+        raise ConfigError(f"model: {refusal}")
     return tree.cast(init_fn(key), params)
 
 

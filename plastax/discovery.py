@@ -1,0 +1,548 @@
+"""Finds the layers, features and units of any network by tracing it.
+
+A network is a function ``(params, x) -> (outputs, features)`` of named parameters. Its trace (a jaxpr) shows the same
+primitives whoever wrote it, in Flax, Equinox or plain JAX: a layer is a matrix product or a convolution of the data
+with one parameter. From there the trace is followed axis by axis. The units of a layer run along one axis of what it
+gives; they stay apart through biases, normalisations, nonlinearities, pooling and flattening, up to the layers that
+read them.
+
+What is not found: layers inside `jax.lax.scan` and other loops, grouped convolutions, kernels computed from several
+parameters, and layers that are called twice. Layers that are added up (residual connections) have features, but no
+units: no parameter belongs to one of their units alone. `Found.lacking` says which layers lack what, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from plastax import tree
+from plastax.errors import ConfigError
+from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR, carried
+from plastax.layers import Entries, LayerInputs, Units, Window
+from plastax.roles import Kernel, Kind, Role, Roles
+from plastax.types import Array, Params
+
+Network = Callable[[Params, Array], tuple[Any, ...]]
+"""``(params, x) -> (outputs, features, ...)``. Features that it names itself stand in the place of those found."""
+_INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+_DRAWS = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
+
+
+@dataclass(frozen=True, eq=False)
+class TracedRoles:
+    """What the parameters of a traced network are, a `plastax.roles.RolesOf`."""
+
+    structure: Roles
+    """The axes of the kernels; the rest as the parameters' structure shows it."""
+    kinds: Mapping[str, Kind]
+    """Parameter -> its kind, of those that the trace shows."""
+    layers: Mapping[str, str]
+    """Kernel or bias -> its layer."""
+    output: tuple[str, ...] | None
+    """The output layers; None: unknown."""
+    normalized: tuple[str, ...]
+    """The layers that a normalisation follows."""
+
+    def of(self, params: Params) -> dict[str, Role]:
+        """The role of each array, by path name."""
+
+        def traced(name: str, role: Role) -> Role:
+            layer = self.layers.get(name, role.layer)
+            output = None if self.output is None else layer in self.output
+            kind = self.kinds.get(name, role.kind)
+            return role._replace(kind=kind, layer=layer, output=output, normalized=layer in self.normalized)
+
+        return {name: traced(name, role) for name, role in self.structure.of(params).items()}
+
+
+class Found(NamedTuple):
+    """What the trace of a network shows.
+
+    Attributes:
+      layers: names of the layers that can be tapped, in the order of the forward pass. A layer is named by the path of
+        its parameters; where several kernels share a path, each by its own.
+      hidden: names of the layers with features, in that order.
+      units: hidden layer -> its units.
+      roles: what every parameter is.
+      activation: name of the hidden layers' nonlinearity, "other" if it is none that plastax knows or they differ.
+      lacking: layer or parameter -> what was not found, and why.
+    """
+
+    layers: tuple[str, ...]
+    hidden: tuple[str, ...]
+    units: Mapping[str, Units]
+    roles: TracedRoles
+    activation: str
+    lacking: Mapping[str, str]
+
+
+def discover(network: Network, params: Params, x: Array) -> Found:
+    """Traces a network and finds its layers; nothing is computed.
+
+    Args:
+      network: ``(params, x) -> (outputs, features)``; the features are a dict, empty if the network names none.
+      params: a tree of float arrays, or their shapes. Their path names are those of the result.
+      x: a batch of inputs, or its shape; the leading axis is that of the examples.
+
+    Raises:
+      ConfigError: the network draws random numbers.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from plastax.discovery import discover
+      >>> params = {"in": {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}, "out": {"w": jnp.ones((4, 2))}}
+      >>> def network(params, x):
+      ...     return jnp.tanh(x @ params["in"]["w"] + params["in"]["b"]) @ params["out"]["w"], {}
+      >>> found = discover(network, params, jnp.ones((5, 3)))
+      >>> found.layers, found.hidden, found.roles.output, found.activation
+      (('in', 'out'), ('in',), ('out',), 'tanh')
+      >>> found.units["in"].incoming, found.units["in"].outgoing
+      ((Entries(name='in/w', axis=1), Entries(name='in/b', axis=0)), (Entries(name='out/w', axis=0),))
+    """
+    return _Trace(network, params, x).found()
+
+
+def taps(network: Network, params: Params, x: Array) -> dict[str, Array]:
+    """Zeros of the shape of the pre-activations of every tapped layer, ``[B, ..., units]``; see `types.Model.taps`."""
+    trace, zeros = _Trace(network, params, x), {}
+    for name, label in trace.tapped().items():
+        out = trace.made[trace.layers[name].key].eqn.outvars[0].aval
+        zeros[label] = jnp.zeros([out.shape[axis] for axis in trace.orders(name)[1]], out.dtype)
+    return zeros
+
+
+def tapped(network: Network, params: Params, taps: Mapping[str, Array], x: Array) -> tuple[Any, ...]:
+    """The network with ``taps`` added to the pre-activations; see `types.Model.tapped`.
+
+    Returns:
+      The outputs; the features of the hidden layers, ``[B, ..., units]``; the inputs of the tapped layers; and what
+      else the network gives.
+    """
+    trace = _Trace(network, params, x)
+    values = trace.run(params, x, taps)
+    outputs, _, *rest = jax.tree.map(lambda key: _read(values, key), trace.given)
+    features = {one.name: jnp.moveaxis(_read(values, one.key), one.axis, -1) for one in trace.features()}
+    inputs = {}
+    for name, label in trace.tapped().items():
+        layer = trace.layers[name]
+        seen = _read(values, layer.data).transpose(trace.orders(name)[0])
+        inputs[label] = LayerInputs(seen, layer.bias, layer.window)
+    return outputs, features, inputs, *rest
+
+
+class _Step(NamedTuple):
+    """One primitive of the trace; the keys of its values are objects, or literals."""
+
+    eqn: Any
+    ins: tuple[Any, ...]
+    outs: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.eqn.primitive.name)
+
+
+class _Const(NamedTuple):
+    """A value that the trace captured."""
+
+    val: Any
+
+
+class _Value(NamedTuple):
+    """What is known of a value.
+
+    Attributes:
+      shape: its shape.
+      param: the parameter that it is, up to the arrangement of its axes.
+      axes: ``{(parameter, its axis, axis here)}`` of the parameters that it has entry by entry.
+      batch: axis of the examples.
+      layer: the last layer whose units run along the axis ``unit``.
+      unit: the axis; index i is of unit i modulo the width.
+      layers: all layers on whose units it depends, with no other layer in between.
+      raw: whether nothing but the arrangement has changed since the layer.
+    """
+
+    shape: tuple[int, ...]
+    param: str | None = None
+    axes: frozenset[tuple[str, int, int]] = frozenset()
+    batch: int | None = None
+    layer: str | None = None
+    unit: int | None = None
+    layers: frozenset[str] = frozenset()
+    raw: bool = False
+
+    @property
+    def data(self) -> bool:
+        return self.batch is not None or bool(self.layers)
+
+    @property
+    def own(self) -> bool:
+        """Whether each entry is of one unit and one example."""
+        return self.unit is not None and self.batch is not None
+
+
+class _Layer(NamedTuple):
+    """A matrix product or convolution of data with a parameter.
+
+    Attributes:
+      key: of what it gives.
+      kernel: name of the parameter.
+      axes: of its array.
+      data: key of what the layer reads.
+      order: axes of that as ``[B, ..., d_in]``, and of what it gives as ``[B, ..., units]``; None: it is not tapped.
+      window: of a convolution.
+      bias: whether a parameter is added to each unit.
+    """
+
+    key: Any
+    kernel: str
+    axes: Kernel
+    data: Any
+    order: tuple[tuple[int, ...], tuple[int, ...]] | None
+    window: Window | None = None
+    bias: bool = False
+
+
+class _Feature(NamedTuple):
+    """Features: their name, their layer (None: of no one layer), the key of the value, and the axis of the units."""
+
+    name: str
+    layer: str | None
+    key: Any
+    axis: int
+
+
+def _read(values: Mapping[Any, Any], key: Any) -> Any:
+    return key.val if isinstance(key, Literal | _Const) else values[key]
+
+
+def _opened(jaxpr: Any, args: list[Any]) -> tuple[Jaxpr, list[Any]]:
+    """A jaxpr whose constants are arguments, and all arguments."""
+    if not isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr, args
+    inner = jaxpr.jaxpr
+    return Jaxpr((), [*inner.constvars, *inner.invars], inner.outvars, inner.eqns), [*map(_Const, jaxpr.consts), *args]
+
+
+def _flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[_Step], list[Any]]:
+    """The primitives of a jaxpr in their order, without calls of other jaxprs; each value has a key of its own."""
+    keys: dict[Any, Any] = dict(zip(jaxpr.invars, ins, strict=True))
+    steps: list[_Step] = []
+    for eqn in jaxpr.eqns:
+        args = [v if isinstance(v, Literal) else keys[v] for v in eqn.invars]
+        if eqn.primitive.name in _INLINED:
+            inner, made = _flat(*_opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), args))
+            steps += inner
+        else:
+            made = [object() for _ in eqn.outvars]
+            steps.append(_Step(eqn, tuple(args), tuple(made)))
+        keys |= zip(eqn.outvars, made, strict=True)
+    return steps, [v if isinstance(v, Literal) else keys[v] for v in jaxpr.outvars]
+
+
+def _needed(steps: list[_Step], wanted: list[Any]) -> list[_Step]:
+    """The primitives that some values are computed by."""
+    keys, found = set(map(id, wanted)), []
+    for step in reversed(steps):
+        if any(id(key) in keys for key in step.outs):
+            keys |= set(map(id, step.ins))
+            found.append(step)
+    return found[::-1]
+
+
+class _Trace:
+    """A network's primitives, and what is known of every value."""
+
+    def __init__(self, network: Network, params: Params, x: Array) -> None:
+        closed, out = jax.make_jaxpr(network, return_shape=True)(params, x)
+        named = tree.named_leaves(params)
+        self.params, self.x = {name: object() for name in named}, object()
+        self.steps, outs = _flat(*_opened(closed, [*self.params.values(), self.x]))
+        self.given: Any = jax.tree.unflatten(jax.tree.structure(out), outs)
+        self.made = {key: step for step in self.steps for key in step.outs}
+        self.uses = dict.fromkeys(named, 0)
+        self.layers: dict[str, _Layer] = {}
+        self.incoming: dict[str, list[Entries]] = {}
+        self.outgoing: dict[str, list[Entries]] = {}
+        self.read: dict[str, Any] = {}
+        self.normalized: dict[str, None] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.lacking: dict[str, str] = {}
+        self.values = {self.x: _Value(tuple(x.shape), batch=0)}
+        for name, key in self.params.items():
+            shape = tuple(named[name].shape)
+            self.values[key] = _Value(shape, name, frozenset((name, i, i) for i in range(len(shape))))
+        self._follow(_needed(self.steps, jax.tree.leaves(self.given[:2])))
+        self.output = {layer for key in jax.tree.leaves(self.given[0]) for layer in self._value(key).layers}
+
+    def run(self, params: Params, x: Array, taps: Mapping[str, Array]) -> dict[Any, Array]:
+        """All values, by key."""
+        values: dict[Any, Any] = dict(zip(self.params.values(), jax.tree.leaves(params), strict=True)) | {self.x: x}
+        tapped = {self.layers[name].key: (self.orders(name)[1], label) for name, label in self.tapped().items()}
+        for eqn, ins, outs in self.steps:
+            with eqn.ctx.manager:
+                bound = eqn.primitive.get_bind_params(eqn.params)
+                given = eqn.primitive.bind(*(_read(values, key) for key in ins), **bound)
+            order, label = tapped.get(outs[0], ((), ""))
+            if label in taps:
+                given = given + taps[label].transpose([order.index(i) for i in range(given.ndim)])
+            values |= zip(outs, given if eqn.primitive.multiple_results else [given], strict=True)
+        return values
+
+    def label(self, kernel: str) -> str:
+        """The name of a kernel's layer: the path, or the kernel's own name where several share it."""
+        paths = [one.rpartition("/")[0] for one in self.layers]
+        path = kernel.rpartition("/")[0]
+        return path if paths.count(path) == 1 else kernel
+
+    def tapped(self) -> dict[str, str]:
+        """The layers that can be tapped, and their names."""
+        return {name: self.label(name) for name, layer in self.layers.items() if layer.order is not None}
+
+    def orders(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `_Layer.order`, of a tapped layer."""
+        order = self.layers[name].order
+        assert order is not None
+        return order
+
+    def features(self) -> list[_Feature]:
+        """The features of the hidden layers: those that the network names, else those found."""
+        if self.given[1]:
+            named = {name: (key, self._value(key)) for name, key in self.given[1].items()}
+            axis = {name: len(v.shape) - 1 if v.unit is None else v.unit for name, (_, v) in named.items()}
+            return [_Feature(name, v.layer, key, axis[name]) for name, (key, v) in named.items()]
+        found = []
+        for name in self.layers:
+            if name in self.read and name not in self.output:
+                key = self._feature(name)
+                value = self._value(key)
+                if value.batch == 0 and value.unit is not None:
+                    found.append(_Feature(self.label(name), name, key, value.unit))
+        return found
+
+    def found(self) -> Found:
+        """What `discover` returns."""
+        hidden, tapped, units = self.features(), self.tapped(), {}
+        for label, name, key, axis in hidden:
+            if name is None:
+                self.lacking[label] = "its units are not those of a layer"
+                continue
+            alone = all(self.uses[entry.name] == 1 for entry in self.incoming[name])
+            if not alone or name not in tapped or not self.outgoing[name]:
+                self.lacking.setdefault(name, "its parameters have another use, or its units have several axes")
+            if name not in self.lacking:
+                width = self.made[self.layers[name].key].eqn.outvars[0].aval.shape[self.orders(name)[1][-1]]
+                copies = self._value(key).shape[axis] // width
+                units[label] = Units(width, tuple(self.incoming[name]), tuple(self.outgoing[name]), copies)
+        kinds = {self._activation(one.layer, one.key) for one in hidden if one.layer} - {""}
+        activation = kinds.pop() if len(kinds) == 1 else "other"
+        lacking = {self.label(name): why for name, why in self.lacking.items() if name not in self.output}
+        for name, key in self.params.items():
+            if name not in self.kinds and len(self.values[key].shape) > 1:
+                lacking[name] = "no layer was found that has it"
+        labels = tuple(one.name for one in hidden)
+        return Found(tuple(tapped.values()), labels, units, self.roles(), activation, lacking)
+
+    def roles(self) -> TracedRoles:
+        """The parameters' roles."""
+        owners = {entry.name: name for name, entries in self.incoming.items() for entry in entries}
+        return TracedRoles(
+            Roles(kernels={name: layer.axes for name, layer in self.layers.items()}),
+            self.kinds,
+            {name: self.label(owner) for name, owner in owners.items() if self.kinds[name] in ("kernel", "bias")},
+            tuple(self.label(name) for name in self.layers if name in self.output) or None,
+            tuple(self.label(name) for name in self.normalized if name not in self.output),
+        )
+
+    def _value(self, key: Any) -> _Value:
+        return _Value(jnp.shape(key.val)) if isinstance(key, Literal | _Const) else self.values[key]
+
+    def _mixed(self, layers: frozenset[str], why: str) -> None:
+        """No unit of these layers acts through its readers alone."""
+        for name in layers:
+            self.lacking.setdefault(name, why)
+
+    def _follow(self, steps: list[_Step], *, inside: bool = False) -> None:
+        for step in steps:
+            if step.name in _DRAWS:
+                raise ConfigError("model: the network draws random numbers (dropout); set its rate to 0")
+            ins = [self._value(key) for key in step.ins]
+            if step.name.startswith("custom_") and (inner := step.eqn.params.get("call_jaxpr")) is not None:
+                nested, outs = _flat(*_opened(inner, list(step.ins)))
+                self._follow(nested, inside=True)
+                self.values |= {key: self._value(out) for key, out in zip(step.outs, outs, strict=True)}
+            elif inside or not self._is_layer(step, ins):
+                for value in ins:
+                    if value.param and step.name not in MOVING:
+                        self.uses[value.param] += 1
+                for key, var in zip(step.outs, step.eqn.outvars, strict=True):
+                    self.values[key] = self._after(step, ins, tuple(var.aval.shape))
+
+    def _after(self, step: _Step, ins: list[_Value], shape: tuple[int, ...]) -> _Value:
+        """What is known of what a primitive gives, from what is known of what it is given."""
+
+        def moved(i: int, axis: int | None) -> int | None:
+            return None if axis is None else carried(step.eqn, i, ins[i].shape, axis, shape)
+
+        elementwise, moves = step.name in ELEMENTWISE, step.name in MOVING
+        axes = frozenset(
+            (name, of, to) for i, v in enumerate(ins) for name, of, at in v.axes if (to := moved(i, at)) is not None
+        )
+        if not any(value.data for value in ins):
+            whole = moves and {of for _, of, _ in axes} >= {of for _, of, at in ins[0].axes if ins[0].shape[at] > 1}
+            return _Value(shape, ins[0].param if whole else None, axes)
+        layers = frozenset().union(*(value.layers for value in ins))
+        batches = {moved(i, v.batch) for i, v in enumerate(ins) if v.batch is not None}
+        units = {(v.layer, moved(i, v.unit)) for i, v in enumerate(ins) if v.unit is not None}
+        batch, unit, layer = (batches.pop() if len(batches) == 1 else None), None, None
+        if len({axis for _, axis in units}) == 1 and (elementwise or len({name for name, _ in units}) == 1):
+            layer, unit = max(units, key=lambda one: list(self.layers).index(one[0]))
+        if unit is None:
+            layer = None
+        if elementwise:
+            if len(layers) > 1:
+                self._mixed(layers, "its features are added to those of other layers, or multiplied by them")
+        elif unit is None and not (step.name.startswith("reduce_") or (moves and not units)):
+            self._mixed(layers, f"its units go through {step.name!r}")
+        raw = moves and ins[0].raw
+        if elementwise and layer is not None:
+            if any(value.layers and not value.own for value in ins) and any(value.own for value in ins):
+                self.normalized[layer] = None
+            entries = [Entries(name, of) for name, of, at in sorted(axes) if at == unit]
+            self.incoming[layer] += [entry for entry in entries if entry not in self.incoming[layer]]
+            bias = step.name == "add" and any(value.raw for value in ins) and len(entries) == 1
+            if bias:
+                self.layers[layer] = self.layers[layer]._replace(bias=True)
+            kind: Kind = "offset" if step.name in ("add", "sub") else "scale"
+            for name, _ in entries:
+                self.kinds.setdefault(name, "bias" if bias else kind if layer in self.normalized else "other")
+            axes = frozenset()
+        return _Value(shape, None, axes, batch, layer, unit, layers, raw)
+
+    def _is_layer(self, step: _Step, ins: list[_Value]) -> bool:
+        """Enters a product of data and one parameter as a layer; False if it is none."""
+        if step.name not in ("dot_general", "conv_general_dilated") or len(ins) != 2:
+            return False
+        i = next((i for i in (0, 1) if ins[i].param and not ins[i].data and ins[1 - i].data), None)
+        product = None if i is None else (_dense if step.name == "dot_general" else _convolution)(step.eqn, i)
+        if i is None or product is None:
+            return False
+        kernel, data = ins[i], ins[1 - i]
+        of = {at: axis for _, axis, at in kernel.axes}
+        if sorted(of) != list(range(len(kernel.shape))) or len({*of.values()}) < len(of):
+            return False
+        assert kernel.param is not None
+        name = kernel.param
+        self.uses[kernel.param] += 1
+        read = next((k for k, axis in zip(product.rows, product.read, strict=True) if axis == data.unit), None)
+        if read is None or data.layer is None:
+            self._mixed(data.layers, "its units are mixed before the next layer reads them")
+        else:
+            self.read.setdefault(data.layer, step.ins[1 - i])
+            self.outgoing[data.layer].append(Entries(kernel.param, of[read]))
+            if len(data.layers) > 1:
+                self._mixed(data.layers, "its features are added to those of other layers")
+        axes = Kernel(*(tuple(of[at] for at in group) for group in (product.rows, product.units, product.places)))
+        order, to = None, None if data.batch is None else product.to.get(data.batch)
+        given = product.given
+        if to is not None and len(product.read) == len(given) == 1 and product.plain:
+            others = [axis for axis in product.to if axis not in (data.batch, *product.read)]
+            order = (data.batch, *others, *product.read), (to, *(product.to[axis] for axis in others), *given)
+        shape = tuple(step.eqn.outvars[0].aval.shape)
+        if name in self.layers:
+            self.lacking[name], order = "it is called twice", None
+        self.layers[name] = _Layer(step.outs[0], kernel.param, axes, step.ins[1 - i], order, product.window)
+        self.incoming[name] = [Entries(name, of[product.units[0]])]
+        self.kinds[name] = "kernel"
+        self.outgoing.setdefault(name, [])
+        unit = given[0] if len(given) == 1 else None
+        self.values[step.outs[0]] = _Value(shape, None, frozenset(), to, name, unit, frozenset({name}), True)
+        return True
+
+    def _feature(self, layer: str) -> Any:
+        """The key of a layer's features: what its last nonlinearity gives before another layer reads it."""
+        key = self.read[layer]
+        linear = None
+        while (step := self.made.get(key)) is not None and key not in {one.key for one in self.layers.values()}:
+            own = {k for k in step.ins if self._value(k).own}
+            if step.name in NONLINEAR or step.name.startswith("custom_") or len(own) != 1:
+                return key
+            linear = key if step.name in ELEMENTWISE else linear
+            key = own.pop()
+        return key if linear is None else linear
+
+    def _activation(self, layer: str, key: Any) -> str:
+        """The name of the nonlinearity whose result has this key; empty for none."""
+        found: set[str] = set()
+        last, rest, seen = self.made[key], [key], set()
+        while rest:
+            step = self.made.get(key := rest.pop())
+            if step is None or key in seen or key == self.layers[layer].key:
+                continue
+            seen.add(key)
+            inner = step.eqn.params.get("call_jaxpr") if step.name.startswith("custom_") else None
+            parts = [step] if inner is None else _flat(*_opened(inner, list(step.ins)))[0]
+            found |= {part.name for part in parts} & NONLINEAR
+            rest += [k for k in step.ins if self._value(k).own and self._value(k).layer == layer]
+        if not found:
+            return ""
+        doubled = last.name == "concatenate"
+        kinds = {"max": "crelu" if doubled else "relu", "tanh": "tanh", "select_n": "leaky_relu", "logistic": "silu"}
+        if doubled and found == {"sin", "cos"}:
+            return "deep_fourier"
+        return kinds.get(found.pop(), "other") if len(found) == 1 else "other"
+
+
+class _Product(NamedTuple):
+    """The axes of a matrix product or convolution of data and a kernel.
+
+    Attributes:
+      rows: axes of the kernel along which the data is read.
+      units: axes of the kernel along which the units are.
+      places: axes of the kernel's window.
+      read: axes of the data that ``rows`` meet.
+      to: other axis of the data -> axis of the result.
+      given: axes of the result along which the units are.
+      plain: whether `LayerInputs` can describe it.
+      window: of a convolution.
+    """
+
+    rows: tuple[int, ...]
+    units: tuple[int, ...]
+    places: tuple[int, ...]
+    read: tuple[int, ...]
+    to: Mapping[int, int]
+    given: tuple[int, ...]
+    plain: bool = True
+    window: Window | None = None
+
+
+def _dense(eqn: Any, i: int) -> _Product | None:
+    """The axes of a matrix product whose i-th operand is the kernel; None if it is a stack of products."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    if batch[0]:
+        return None
+    free = [[j for j in range(eqn.invars[k].aval.ndim) if j not in contracted[k]] for k in (0, 1)]
+    start = [0, len(free[0])]
+    to = {axis: start[1 - i] + k for k, axis in enumerate(free[1 - i])}
+    given = tuple(start[i] + k for k in range(len(free[i])))
+    return _Product(tuple(contracted[i]), tuple(free[i]), (), tuple(contracted[1 - i]), to, given) if given else None
+
+
+def _convolution(eqn: Any, i: int) -> _Product | None:
+    """The axes of a convolution; None if it is grouped."""
+    given = eqn.params
+    if i == 0 or given["feature_group_count"] != 1 or given["batch_group_count"] != 1:
+        return None
+    (batch, channel, *space), (units, rows, *places), (to_batch, to_units, *to_space) = given["dimension_numbers"]
+    size = tuple(eqn.invars[1].aval.shape[j] for j in places)
+    window = Window(size, tuple(given["window_strides"]), tuple(map(tuple, given["padding"])), given["rhs_dilation"])
+    to = {batch: to_batch, **dict(zip(space, to_space, strict=True))}
+    plain = {*given["lhs_dilation"]} == {1}
+    return _Product((rows,), (units,), tuple(places), (channel,), to, (to_units,), plain, window)
