@@ -1,5 +1,11 @@
 """plastax: find out why neural networks stop learning, and stop it.
 
+A study from Python, and what it found::
+
+    study = plastax.Study(stream="random_label", methods=["backprop", "l2_er"], seeds=4)
+    run = study.run()
+    run.table()
+
 `open` opens a run, `load` reads runs as one labelled data set, `table` as data frames.
 The parts are modules: `curvature`, `methods`, `probes`, `models`, `streams`, `rl`, `data`, `report`. Everything is
 imported when it is used first.
@@ -16,11 +22,13 @@ if TYPE_CHECKING:
     from plastax import curvature, data, methods, models, probes, report, rl, streams
     from plastax.errors import ConfigError
     from plastax.records.loading import load, table
+    from plastax.study.api import Study
     from plastax.study.run import Run, open
 
 _HOMES = {
     "ConfigError": "plastax.errors",
     "Run": "plastax.study.run",
+    "Study": "plastax.study.api",
     "load": "plastax.records.loading",
     "open": "plastax.study.run",
     "table": "plastax.records.loading",
@@ -28,7 +36,7 @@ _HOMES = {
 """Public name -> the module that defines it."""
 
 __all__ = [
-    "ConfigError", "Run", "__version__", "curvature", "data", "load", "methods", "models", "open", "probes",
+    "ConfigError", "Run", "Study", "__version__", "curvature", "data", "load", "methods", "models", "open", "probes",
     "report", "rl", "streams", "table",
 ]  # fmt: skip
 

@@ -27,7 +27,12 @@ class Console(rich.console.Console):
 
     Args:
       **options: see `rich.console.Console`.
+
+    Attributes:
+      pause: least seconds between two lines of progress, where this is not a terminal.
     """
+
+    pause = 0.0
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **options)

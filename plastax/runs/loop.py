@@ -392,7 +392,7 @@ def study(
                 with stopping.at_once("before the report was written"):
                     lifecycle.conclude(directory, report)
     except Stopped as stop:
-        raise Stopped(f"{stop}; {again}, or run the same command again") from stop
+        raise Stopped(f"{stop}; start the same study again, or {again}") from stop
     except layout.RecordError as error:
         raise RunError(str(error)) from error
     except OSError as error:

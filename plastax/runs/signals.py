@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: the first asks a run to stop after its segment, the second ends the process."""
+"""SIGINT and SIGTERM: the first asks a run to stop after its segment, the second ends the process.
+
+In an interactive session, such as a notebook, the second raises `KeyboardInterrupt` instead, as soon as Python can.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,14 @@ class Stopping:
             raise Stopped(f"stopped by {name} {self._doing}")
 
     def _handle(self, number: int, _: object) -> None:
+        if self._interactive and self.asked and time.monotonic() - self._since >= TWICE:
+            raise KeyboardInterrupt
         self._raise(signal.Signals(number).name)
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is not threading.main_thread():
             return self
+        self._interactive, self._since = hasattr(sys, "ps1"), 0.0
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -76,16 +82,16 @@ class Stopping:
         os.close(self._read)
 
     def _watch(self) -> None:
-        since = 0.0
         while byte := os.read(self._read, 1):
             if byte[0] not in _SIGNALS:
                 continue
-            if self.asked and time.monotonic() - since < TWICE:
+            if self.asked and (self._interactive or time.monotonic() - self._since < TWICE):
                 continue
             if self.asked:
                 # Show the cursor, which a progress bar has hidden. Files are intact at every moment.
                 print("\x1b[?25h" * sys.stderr.isatty() + "stopped at once", file=sys.stderr, flush=True)
                 os._exit(128 + byte[0])
-            self.asked, since = signal.Signals(byte[0]).name, time.monotonic()
+            # In this order: the handler reads both.
+            self._since, self.asked = time.monotonic(), signal.Signals(byte[0]).name
             if not self._doing:
                 print(f"{self.asked}: stopping after this segment (again: at once)", file=sys.stderr, flush=True)

@@ -158,12 +158,21 @@ class Experiment(Generic[C]):
         ]
         return Built(arms, own, batches, prepared[0].plan)
 
-    def run(self, config: C, console: output.Console | None = None) -> Path | None:
+    def run(
+        self,
+        config: C,
+        console: output.Console | None = None,
+        *,
+        callback: loop.Callback | None = None,
+        table: bool = True,
+    ) -> Path | None:
         """Runs the study of a configuration and reports it.
 
         Args:
           config: from `parse`.
           console: where to print; by default a new one.
+          callback: see `loop.train`.
+          table: whether to print the summary.
 
         Returns:
           The run directory; None for a dry run.
@@ -189,9 +198,17 @@ class Experiment(Generic[C]):
                 said = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in sizes.items())
                 output.say(console, f"{said} each: nothing was run")
                 return None
-            return self._carry_out(config, shared, built, console)
+            return self._carry_out(config, shared, built, console, callback, table)
 
-    def _carry_out(self, config: C, shared: Shared, built: Built, console: output.Console) -> Path:
+    def _carry_out(
+        self,
+        config: C,
+        shared: Shared,
+        built: Built,
+        console: output.Console,
+        callback: loop.Callback | None,
+        table: bool,
+    ) -> Path:
         if config.compilation_cache:
             compilation.use_cache()
         for batch in built.batches:
@@ -226,6 +243,7 @@ class Experiment(Generic[C]):
             here=here,
             same=config.resume is None and bool(config.shard),
             report=lambda: report.write(read(directory)),
+            callback=callback,
         )
         if (status := lifecycle.status(directory)).state != "finished":
             output.say(
@@ -234,9 +252,10 @@ class Experiment(Generic[C]):
                 "writes the report",
             )
             return directory
-        report.print_table(read(directory), console)
-        for method, spent in times.items():
-            output.say(console, f"{method}: {spent}")
+        if table:
+            report.print_table(read(directory), console)
+            for method, spent in times.items():
+                output.say(console, f"{method}: {spent}")
         if "wandb" in config.track:
             tracking.publish_safely(directory, config.wandb)
         output.say(console, f"\nEverything is in {directory}")

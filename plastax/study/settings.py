@@ -313,7 +313,7 @@ def _with_groups(
                 )
             taken.add(group)
             fields.append((group, type(one.entry), one.entry))
-    namespace: dict[str, Any] = {"__doc__": base.__doc__, "own": own}
+    namespace: dict[str, Any] = {"__doc__": base.__doc__, "own": {**base.own, **own}}
     return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
 
 

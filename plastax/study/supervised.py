@@ -17,6 +17,7 @@ from plastax.program import supervised
 from plastax.program.training import Training
 from plastax.study import settings
 from plastax.study.experiment import Experiment, Prepared, Shared, cut, method_of, probes_of, with_defaults
+from plastax.study.names import Named
 from plastax.types import MethodConfig, Model, Program, Stream
 
 
@@ -126,6 +127,15 @@ def _data(config: ImageConfig) -> Any:
     """The data set's name or path, or the own object in its place."""
     own = [named.entry for named in config.own.get("data", {}).values()]
     return own[0] if own else config.data
+
+
+def about(stream: Named) -> Experiment[Any]:
+    """An experiment about a stream of one's own, with the defaults of `Config`."""
+    base = ImageConfig if getattr(stream.entry, "needs_data", True) else Config
+    namespace = {"__doc__": base.__doc__, "own": {"stream": {"stream": stream}}}
+    fields = [("stream", type(stream.entry), stream.entry)]
+    config = dataclasses.make_dataclass("Config", fields, bases=(base,), frozen=True, namespace=namespace)
+    return experiment(stream.key, config, {}, {"default": {}})
 
 
 def stand_in(config: Config) -> Streams | None:

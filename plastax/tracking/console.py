@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +47,7 @@ class ConsoleSink:
         self._frozen: dict[str, set[int]] = {}
         """Arms of the line -> their seeds that were reported as frozen."""
         self._parts: list[_ArmSegment] = []
+        self._told = -math.inf
 
     @property
     def _name(self) -> str:
@@ -119,7 +122,9 @@ class ConsoleSink:
             )
         line = "  ".join(shown)
         if self._bar is None or self._task is None:
-            output.say(self.console, f"{self._name}: {line}")
+            if (now := time.monotonic()) - self._told >= getattr(self.console, "pause", 0.0):
+                self._told = now
+                output.say(self.console, f"{self._name}: {line}")
         else:
             self._bar.update(self._task, completed=clock + length, description=line)
 
