@@ -47,6 +47,8 @@ def entries(registry: Mapping[str, Any]) -> dict[str, str]:
     """Name -> one line about the entry: its ``description``, or the first docstring line of its class or function."""
 
     def described(entry: Any) -> str:
+        if isinstance(entry, ConfigError):
+            return str(entry)
         if isinstance(description := getattr(entry, "description", None), str):
             return description
         return first_line((entry if inspect.isroutine(entry) or isinstance(entry, type) else type(entry)).__doc__)
@@ -74,7 +76,7 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
     """Prints what plastax has, one name and one line each.
 
     What is marked rl is for experiments in reinforcement learning (`--stream NAME`, `--model NAME`). Every supervised
-    experiment has one stream of its own, and sets it by `--stream.SETTING`.
+    experiment has one stream of its own, and sets it by `--stream.SETTING`. Other installed packages' come last.
 
     Args:
       kind: experiments, methods, streams, probes, models or data.
@@ -85,9 +87,12 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
         found = list(catalogue.described().items())
     else:
         found = []
+        names = importlib.import_module("plastax.study.names")
         for group, (module, name) in REGISTRIES[kind].items():
-            lines = entries(getattr(importlib.import_module(module), name))
-            found += [(key, f"{group:<12}{line}" if group else line) for key, line in lines.items()]
+            registry = getattr(importlib.import_module(module), name)
+            installed = names.of_packages("environments" if (kind, group) == ("streams", "rl") else kind, registry)
+            lines = [*entries(registry).items(), *entries(installed).items()]
+            found += [(key, f"{group:<12}{line}" if group else line) for key, line in lines]
     width = max((len(name) for name, _ in found), default=0)
     for name, line in found:
         print(output.plain(f"{name:<{width}}  {line}".rstrip()))

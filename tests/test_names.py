@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from experiments import random_label, rl_gymnax
+from plastax import __main__ as cli
 from plastax import methods
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
@@ -298,10 +299,18 @@ def test_entry_points_of_installed_packages(installed):
     assert origin["version"] == "1.2"
 
 
+def test_entry_points_are_listed(installed, capsys):
+    cli.main(["list", "methods"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["shrinker"] == "Takes a part of the parameters away."
+    assert "mylab.broken cannot be imported" in lines["broken"]
+    assert lines["reset"]
+
+
 def test_a_broken_entry_point_is_named_and_others_work(installed):
     found = names.of_packages("methods", METHODS)
     assert found["shrinker"].rate == 0.001
-    assert "broken of my-lab 1.2: mylab.broken cannot be imported (ModuleNotFoundError" in str(found["broken"])
+    assert "broken of my-lab 1.2: mylab.broken cannot be imported: ModuleNotFoundError" in str(found["broken"])
     assert "l2 is plastax's; give mylab.own:L2" in str(found["l2"])
     with pytest.raises(ConfigError, match=r"my-lab 1\.2"):
         parse("--methods broken")
@@ -313,7 +322,10 @@ def test_a_broken_entry_point_is_named_and_others_work(installed):
     [
         ("--methods nolab.own:CPR", ("there is no module 'nolab'", "PYTHONPATH")),
         ("--methods mylab.out:CPR", ("there is no module 'mylab.out'",)),
-        ("--methods mylab.broken:CPR", ("mylab.broken cannot be imported", "nothing_of_this_name")),
+        (
+            "--methods mylab.broken:CPR",
+            ("mylab.broken cannot be imported", "broken.py, line 1", "nothing_of_this_name"),
+        ),
         ("--methods nothing.py:CPR", ("there is no file nothing.py",)),
         ("--methods mylab.own:CRP", ("has no object 'CRP'", "did you mean 'CPR'")),
         ("--methods mylab.own:function", ("is a function", "build(inner, model)")),
@@ -348,7 +360,7 @@ def test_an_object_that_can_change_is_refused(own):
 
 def test_a_file_called_as_another_module_is_refused(lab):
     (lab / "json.py").write_text(OWN)
-    with pytest.raises(ConfigError, match=r"json is the name of another module .*rename the file"):
+    with pytest.raises(ConfigError, match=r"another module is called json .*rename the file"):
         parse("--methods json.py:CPR")
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from plastax.rl.classic import Chain, Physics
-from plastax.rl.environment import StreamConfig
+from plastax.rl.environment import ENVIRONMENTS, StreamConfig
+from plastax.rl.foreign import adapted
 from plastax.rl.minatar import MinAtar
+from plastax.rl.own import Own
 from plastax.rl.permuted import Permuted
 
 STREAMS: Mapping[str, StreamConfig] = MappingProxyType(
@@ -26,4 +28,4 @@ STREAMS: Mapping[str, StreamConfig] = MappingProxyType(
 )
 """Stream name -> its config, at its defaults; ``build()`` makes the `plastax.rl.environment.EnvironmentStream`."""
 
-__all__ = ["STREAMS", "Chain", "MinAtar", "Permuted", "Physics"]
+__all__ = ["ENVIRONMENTS", "STREAMS", "Chain", "MinAtar", "Own", "Permuted", "Physics", "adapted"]

@@ -41,7 +41,7 @@ class Chain:
     """
 
     env: str = "CartPole-v1"
-    """Id of a gymnax environment with vectors as observations."""
+    """Id of a gymnax environment with vectors as observations, or your own: module:object."""
     sigma: float = 2.0
     """Standard deviation of the offset, >= 0; 2 in C-CHAIN."""
 

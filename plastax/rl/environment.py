@@ -15,6 +15,8 @@ auto-reset, final observation).
 from __future__ import annotations
 
 import functools
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from plastax import drawing, tree
 from plastax.errors import ConfigError
+from plastax.rl import foreign
 from plastax.types import Array, Key, Tree
 
 Task = Tree
@@ -198,13 +201,46 @@ SPACES: Mapping[str, Spaces] = {
 environment: with this table, bad settings are refused before."""
 
 
-def spaces_of(env_id: str) -> Spaces:
-    """The spaces of a gymnax environment; raises `ConfigError` as `make` does."""
-    if env_id == "MNISTBandit-bsuite":
-        raise ConfigError(f"stream.env: {env_id!r} downloads a data set when it is built; choose another environment")
-    if env_id not in SPACES:
-        raise ConfigError.unknown("stream.env", env_id, sorted(SPACES))
-    return SPACES[env_id]
+ENVIRONMENTS: dict[str, Any] = {}
+"""Your own environments by name, for every stream that takes an ``env``: see `own`."""
+
+
+def spaces_of(env: Any) -> Spaces:
+    """The spaces of an environment; raises `ConfigError` as `make` does."""
+    if env == "MNISTBandit-bsuite":
+        raise ConfigError(f"stream.env: {env!r} downloads a data set when it is built; choose another environment")
+    if isinstance(env, str) and env in SPACES:
+        return SPACES[env]
+    made, params = own(env)
+    return Spaces(jax.eval_shape(made.reset_env, tree.key_like(), params)[0].shape, _action_space(made, params))
+
+
+def own(env: Any) -> tuple[Any, Tree]:
+    """Your own environment, in the form that `from_gymnax` takes, and its parameters.
+
+    Args:
+      env: an environment of gymnax's API (1.0 or 0.0.x, see `plastax.rl.foreign.adapted`), or a pair of one and its
+        parameters, or a function that returns either; or its name: of `ENVIRONMENTS`, or ``module:object``.
+
+    Raises:
+      ConfigError: there is no such name, or the environment is of another form.
+    """
+    if isinstance(env, str):
+        if env not in ENVIRONMENTS and ":" not in env:
+            raise ConfigError.unknown("stream.env", env, [*sorted(SPACES), *ENVIRONMENTS, "or your own, module:object"])
+        try:
+            env = ENVIRONMENTS[env] if env in ENVIRONMENTS else pkgutil.resolve_name(env)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"stream.env: {env!r} cannot be imported ({error}); give module:object") from error
+    if inspect.isroutine(env) or isinstance(env, type):
+        env = env()
+    env, params = env if isinstance(env, tuple) and len(env) == 2 else (env, None)
+    return foreign.adapted(env, params)
+
+
+PREDRAWN = 128
+"""Most numbers of a first observation and state that are drawn before a rollout: more would take as much memory as the
+rollout itself."""
 
 
 class Draw(NamedTuple):
@@ -219,12 +255,12 @@ class Draw(NamedTuple):
     restart: tuple[Array, State] | Key
 
 
-def make(env_id: str, **options: Any) -> tuple[Any, Tree]:
-    """A gymnax environment and its default parameters, as arrays.
+def make(env: Any, **options: Any) -> tuple[Any, Tree]:
+    """An environment and its parameters, as arrays.
 
     Args:
-      env_id: an id known to gymnax, such as ``CartPole-v1``.
-      **options: of the environment's constructor.
+      env: an id known to gymnax, such as ``CartPole-v1``, or your own, see `own`.
+      **options: of the constructor of gymnax's environment.
 
     Returns:
       The environment and its parameters, every leaf a strongly typed array.
@@ -232,12 +268,15 @@ def make(env_id: str, **options: Any) -> tuple[Any, Tree]:
     Raises:
       ConfigError: unknown id, or one that plastax does not run.
     """
-    spaces_of(env_id)
+    if not (isinstance(env, str) and env in SPACES):
+        spaces_of(env)
+        env, params = own(env)
+        return env, strong(params)
     # gymnax imports matplotlib and seaborn, which takes longer than importing plastax: only who builds a stream pays.
     drawing.import_matplotlib()
     import gymnax
 
-    env, params = gymnax.make(env_id, **options)
+    env, params = gymnax.make(env, **options)
     return env, strong(params)
 
 
@@ -250,17 +289,17 @@ def from_gymnax(
     env: Any,
     task: GymnaxTask,
     transform: Callable[[Array, Tree], Array] | None = None,
-    predraw: bool = True,
+    predraw: bool | None = None,
 ) -> Environment:
     """An `Environment` from an unwrapped gymnax environment, whose task is a `GymnaxTask`.
 
     Args:
-      env: the gymnax environment. Wrappers are not needed and not supported.
+      env: the environment, from `make`.
       task: any task of the stream; only its shapes and the action bounds are read.
       transform: ``(observation, view) -> observation``, applied to every float32 observation; None for none.
       predraw: True: `Environment.draw` holds the first state of a new episode; a rollout of classic control is then
         about 1.2 to 1.5 times as fast on a CPU. False: only the key for that state, which takes less memory where
-        states and observations are large.
+        states and observations are large. None: True for up to `PREDRAWN` numbers of both.
 
     Returns:
       The environment. From the same keys, `step` makes the transitions of ``env.step``, number for number, with the
@@ -309,6 +348,7 @@ def from_gymnax(
     wide = jax.dtypes.canonicalize_dtype(float) == np.float64
     try:
         observation, state = jax.eval_shape(restart, tree.key_like(), task)
+        predraw = tree.size((observation, state)) <= PREDRAWN if predraw is None else predraw
         if wide:
             action = jax.eval_shape(env.action_space(task.params).sample, tree.key_like())
             jax.eval_shape(
@@ -318,7 +358,7 @@ def from_gymnax(
         if not wide:
             raise
         raise ConfigError(
-            f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code in gymnax mixes types; unset it"
+            f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code mixes types; unset it"
         ) from error
     return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
 

@@ -1,4 +1,4 @@
-"""A stream of permuted observations, for any gymnax environment.
+"""A stream of permuted observations, for any environment.
 
 Source of the idea: Permuted MNIST, Goodfellow et al., arXiv:1312.6211; in reinforcement learning the "permute" shift
 of Juliani and Ash, arXiv:2405.19153.
@@ -16,21 +16,17 @@ from plastax.errors import ConfigError
 from plastax.rl.environment import EnvironmentStream, GymnaxTask, Spaces, from_gymnax, make, spaces_of
 from plastax.types import Array, Key
 
-PREDRAW_LIMIT = 64
-"""Largest observation whose first states are drawn before a rollout: for larger ones they would take as much memory as
-the rollout."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Permuted:
-    """Any gymnax environment whose observation entries get a new order every task.
+    """Any environment whose observation entries get a new order every task.
 
     The permutation is uniform over all entries of the observation and drawn once a task; an image loses its
     neighbourhoods. Task 0 has the identity. Dynamics, rewards and optimal returns do not change.
     """
 
     env: str = "CartPole-v1"
-    """Id of any gymnax environment with at least two numbers in its observation."""
+    """Id of any gymnax environment with at least two numbers in its observation, or your own: module:object."""
 
     def spaces(self) -> Spaces:
         """See `StreamConfig`; `ConfigError`: unknown ``env``, or one whose observation is a single number."""
@@ -53,6 +49,4 @@ class Permuted:
             order = jax.random.permutation(jax.random.fold_in(key, index), identity)
             return GymnaxTask(jnp.int32(index), params, jnp.where(index == 0, identity, order))
 
-        example = GymnaxTask(jnp.int32(0), params, identity)
-        environment = from_gymnax(env, example, permute, predraw=entries <= PREDRAW_LIMIT)
-        return EnvironmentStream(environment, task)
+        return EnvironmentStream(from_gymnax(env, GymnaxTask(jnp.int32(0), params, identity), permute), task)

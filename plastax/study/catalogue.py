@@ -6,10 +6,10 @@ import ast
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from plastax.errors import ConfigError
+from plastax.study import objects
 
 if TYPE_CHECKING:
     from plastax.study.experiment import Experiment
@@ -37,37 +37,24 @@ def find(name: str) -> Experiment:
       ConfigError: there is no such experiment.
     """
     place, _, attribute = name.partition(":")
+    attribute = attribute or "EXPERIMENT"
     if place in (own := described()):
         if FOLDER == _INSTALLED:
-            module = importlib.import_module(f"plastax.experiments.{place}")
+            place = f"plastax.experiments.{place}"
         else:
-            module = _from(_PACKAGE.parent, f"experiments.{place}")
-    elif place.endswith(".py"):
-        if not Path(place).is_file():
-            raise ConfigError(f"experiment: there is no file {place}")
-        module = _from(Path(place).resolve().parent, Path(place).stem)
-    elif ":" in name or "." in name:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            # A module that the named one imports and that is missing is another matter: its traceback says who asks.
-            if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise
-            raise ConfigError(f"experiment: there is no module {place!r} ({error})") from error
+            place = f"experiments.{place}"
+            if str(FOLDER.parent) not in sys.path[:1]:  # Searched first, as the folder of a script is.
+                sys.path.insert(0, str(FOLDER.parent))
+        found = getattr(importlib.import_module(place), attribute, None)
+    elif place.endswith(".py") or ":" in name or "." in name:
+        _, found = objects.load("experiment", name, f"{place}:{attribute}")
     else:
         raise ConfigError.unknown("experiment", name, (*own, "<file>.py", "<module>:<object>"))
-    attribute = attribute or "EXPERIMENT"
-    found = getattr(module, attribute, None)
     from plastax.study.experiment import Experiment
 
     if not isinstance(found, Experiment):
-        kind = "nothing" if found is None else f"an object of type {type(found).__name__}"
-        raise ConfigError(f"experiment: {place} has {kind} called {attribute}; plastax.study.Experiment is needed")
+        raise ConfigError(
+            f"experiment: {place} has an object of type {type(found).__name__} called {attribute}; "
+            "plastax.study.experiment.Experiment is needed"
+        )
     return found
-
-
-def _from(folder: Path, name: str) -> ModuleType:
-    """The module of a name in a folder, which is searched first from now on, as the folder of a script is."""
-    if str(folder) not in sys.path[:1]:
-        sys.path.insert(0, str(folder))
-    return importlib.import_module(name)

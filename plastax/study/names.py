@@ -5,8 +5,7 @@ Wherever one of these is named, a name is
 - an entry of plastax's registry, or an alias of one: ``l2_er``, ``er``;
 - an entry point of an installed package, in the group ``plastax.methods``, ``.probes``, ``.models``, ``.streams`` or
   ``.environments``;
-- ``module:object``, or ``path/to/file.py:object``. As for ``python -m``, modules are also looked for in the working
-  directory; a file is imported from its own folder, under its own name.
+- ``module:object``, or ``path/to/file.py:object``; see `objects.load`.
 
 In Python, an object may stand for its name: ``MyMethod(rate=0.1)``, or ``methods.L2(1e-3)`` for ``l2``.
 
@@ -19,19 +18,18 @@ differently must differ in a field: a run is continued by the same settings.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
 import inspect
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from plastax.data import Dataset
 from plastax.errors import ConfigError
 from plastax.records import environment
+from plastax.study import objects
 from plastax.types import MethodConfig
 
 ALIASES: Mapping[str, str] = {"er": "effective_rank", "spectrum": "hessian"}
@@ -99,7 +97,7 @@ def find(kind: str, given: Any, registry: Mapping[str, Any], setting: str = "") 
     if name in registry:
         return Named(name, name, registry[name])
     if ":" in name:
-        module, target = _load(setting, name, name)
+        module, target = objects.load(setting, name)
         return _own(kind, name, module, name.rpartition(":")[2], target, registry, setting)
     points = installed(kind)
     if name not in points:
@@ -108,7 +106,7 @@ def find(kind: str, given: Any, registry: Mapping[str, Any], setting: str = "") 
     if others:
         listed = " or ".join(other for other, _ in points[name])
         raise ConfigError(f"{setting}: {name!r} is in several installed packages; say which: {listed}")
-    module, target = _load(setting, f"{name} of {distribution}", value)
+    module, target = objects.load(setting, f"{name} of {distribution}", value)
     return _own(kind, name, module, value.rpartition(":")[2], target, registry, setting)
 
 
@@ -134,54 +132,6 @@ def of_packages(kind: str, registry: Mapping[str, Any]) -> dict[str, Any]:
         except ConfigError as error:
             found[name] = error
     return found
-
-
-def _load(setting: str, name: str, value: str) -> tuple[str, Any]:
-    """The module, under the name that it is imported by, and the object of ``module:object``."""
-    where, _, path = value.rpartition(":")
-    module, folder, file = where, Path.cwd(), None
-    if where.endswith(".py"):
-        file = Path(where).expanduser().resolve()
-        module, folder = file.stem, file.parent
-        if not file.is_file():
-            raise ConfigError(f"{setting}: {name}: there is no file {where} (working directory {Path.cwd()})")
-    if str(folder) not in sys.path and (file or not sys.flags.safe_path):
-        sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module}.".startswith(f"{missing}."):
-            raise ConfigError(
-                f"{setting}: {name}: there is no module {missing!r}; install it, or start in its folder (here: "
-                f"{Path.cwd()}), or add that to PYTHONPATH"
-            ) from error
-        said = f"{error}".partition("\n")[0]
-        raise ConfigError(f"{setting}: {name}: {where} cannot be imported ({type(error).__name__}: {said})") from error
-    if file and not _is_file(found, file):
-        raise ConfigError(
-            f"{setting}: {name}: {module} is the name of another module ({getattr(found, '__file__', 'built in')}); "
-            "rename the file"
-        )
-    target = found
-    for part in path.split("."):
-        try:
-            target = getattr(target, part)
-        except AttributeError as error:
-            if module == "__main__":
-                raise ConfigError(
-                    f"{setting}: {name} was defined in a script or notebook; continue there, or move it into a module"
-                ) from error
-            own = [x for x, one in vars(found).items() if getattr(one, "__module__", "") == module and x[0] != "_"]
-            close = difflib.get_close_matches(path, own, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own) or 'none'}"
-            raise ConfigError(f"{setting}: {name}: {where} has no object {path!r}; {hint}") from error
-    return module, target
-
-
-def _is_file(module: Any, file: Path) -> bool:
-    return (there := getattr(module, "__file__", None)) is not None and Path(there).resolve() == file
 
 
 def _of_object(kind: str, given: Any, registry: Mapping[str, Any], setting: str) -> Named:
