@@ -18,6 +18,7 @@ differently must differ in a field: a run is continued by the same settings.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -25,6 +26,9 @@ import re
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from plastax.data import Dataset
 from plastax.errors import ConfigError
@@ -50,7 +54,7 @@ class Named(NamedTuple):
     """An entry and its name.
 
     Attributes:
-      name: in the settings: of an own object ``module:object``.
+      name: in the settings: of an own object ``module:object``; of one that has no name, its class and a fingerprint.
       key: see `key`.
       entry: its settings.
       origin: of an own object, what ``config.json`` says of it: ``name``, ``module``, ``object``, ``source`` (SHA-256
@@ -149,10 +153,20 @@ def _of_object(kind: str, given: Any, registry: Mapping[str, Any], setting: str)
     if given is not code and not _is_entry(given):
         # No settings tell this object from others of its class, but a variable of the module may hold it.
         held = [variable for variable, one in vars(sys.modules[module]).items() if one is given]
-        path = held[0] if held else f"{path}()"
-    again = module != "__main__" and "<" not in path and not path.endswith("()")
+        path = held[0] if held else f"{path}({_fingerprint(given)})"
+    again = module != "__main__" and not re.search(r"[<(]", path)
     name = path if module == "builtins" else f"{module}:{path}"
     return _own(kind, name, module, path, given, registry, setting)._replace(again=again)
+
+
+def _fingerprint(given: Any) -> str:
+    """Eight hexadecimal digits of an object's arrays, and of how it and its attributes print, without addresses."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{given!r} {getattr(given, '__dict__', '')!r}")
+    digest = hashlib.sha256(text.encode())
+    for leaf in jax.tree.leaves(given):
+        if isinstance(leaf, np.ndarray | jax.Array):
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _own(kind: str, name: str, module: str, path: str, target: Any, registry: Mapping[str, Any], setting: str) -> Named:

@@ -389,12 +389,12 @@ def origins(config: Study) -> dict[str, Mapping[str, str]]:
 
 def fleeting(config: Study) -> list[str]:
     """A line for every own object that no other process finds by its name, and for every one of unknown source."""
-    used = [one for found in config.own.values() for one in found.values()]
-    lines = [f"{one.name}: only this program can continue the run, not a command line" for one in used if not one.again]
+    used = [(field, one) for field, found in config.own.items() for one in found.values()]
+    lines = [f"{one.name}: only this program can continue the run, no command line" for _, one in used if not one.again]
     return lines + [
         f"{one.name}: its source is not known, so no change of it will be noticed"
-        for one in used
-        if not one.origin["source"]
+        for field, one in used
+        if not one.origin["source"] and field != "data"  # whose checksum is known
     ]
 
 
