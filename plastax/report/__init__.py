@@ -155,18 +155,18 @@ def print_comparison(
       plastax.errors.ConfigError: something cannot be compared, or is unknown.
     """
     from plastax import output
-    from plastax.report import compare
+    from plastax.report import compare, comparison
 
     studies = [read(run) for run in runs]
     frame = compare.compare_windows(studies, statistic, **options)
     console = console or output.Console()
-    captions = {letter: compare.what(data) for letter, data in zip(compare.letters(len(studies)), studies)}
+    captions = {letter: comparison.what(data) for letter, data in zip(compare.letters(len(studies)), studies)}
     score = score_of(studies[0])
     scored = score is not None and frame["quantity"].iloc[0] in [quantity.name for quantity in score.quantities]
     for (label, window), part in frame.groupby(["label", "window"], sort=False):
         title = f"{label}, {statistic} over seeds and tasks, {window}"
         better = "better" if scored else "larger"
-        console.print(compare.render(part, title, captions, statistic, console.width, better))
+        console.print(comparison.render(part, title, captions, statistic, console.width, better))
     for line in frame.attrs["lacking"]:
         output.say(console, line)
     for data in studies if scored else ():

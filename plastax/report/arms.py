@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def is_sweep(data: xr.Dataset) -> bool:
+def is_sweep(data: xr.Dataset | xr.DataArray) -> bool:
     """Whether a method of the study has several arms, see `plastax.records.labelled.read_run`."""
     return data.sizes["arm"] > len(set(data.method.values.tolist()))
 
@@ -21,6 +21,11 @@ def swept(data: xr.Dataset | xr.DataArray) -> list[str]:
     return [
         str(name) for name, coord in data.coords.items() if coord.dims == ("arm",) and name not in ("arm", "method")
     ]
+
+
+def settings(frame: pd.DataFrame) -> list[str]:
+    """The swept settings among the columns of a table: the dotted ones."""
+    return [str(name) for name in frame if "." in str(name)]
 
 
 def described(data: xr.Dataset | xr.DataArray) -> pd.DataFrame:
@@ -60,3 +65,11 @@ def titles(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
         str(arm): "\n".join([row["method"], *(f"{name} {value}" for name, value in row.iloc[1:].items() if value)])
         for arm, row in frame.iterrows()
     }
+
+
+def names(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
+    """Arm -> what sentences call it: its label; in a sweep ``l2_er (er_lr 0.1)``."""
+    if not is_sweep(data):
+        return {str(arm): str(arm) for arm in data.arm.values}
+    parts = {arm: title.splitlines() for arm, title in titles(data).items()}
+    return {arm: f"{method} ({', '.join(values)})" if values else method for arm, (method, *values) in parts.items()}

@@ -15,17 +15,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import rich.table
 import xarray as xr
 
 from plastax.errors import ConfigError
 from plastax.records.layout import RecordError
-from plastax.report.arms import described, shown
-from plastax.report.notes import NUMBERED, run_name, task_numbers, unfinished, unscored
+from plastax.report.arms import described
+from plastax.report.notes import run_name, unscored
 from plastax.report.quantities import quantity as find
 from plastax.report.score import SCORES, Quantity, Score, TaskWindow, score_of
-from plastax.report.statistics import ABOUT_BOOTSTRAP, FEWEST, about_intervals, bootstrap, jackknife
-from plastax.report.table import ERROR, cell, fitted
+from plastax.report.statistics import bootstrap, jackknife
 from plastax.report.values import REFERENCES, finished, frozen_seeds, layer_mean, together
 
 Statistic = Literal["mean", "iqm"]
@@ -56,8 +54,6 @@ def iqm(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     kept -= np.clip(upto - count, cut, upto[..., -1:] - cut)
     return kept @ flat[order] / kept.sum(axis=-1)
 
-
-MISSING = "a seed's value is of its other tasks, a difference of the tasks that both seeds have"
 
 STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": mean, "iqm": iqm}
 
@@ -340,86 +336,3 @@ def compare_windows(studies: Sequence[xr.Dataset], statistic: Statistic = "mean"
     frame = pd.concat(parts, ignore_index=True)
     frame.attrs["lacking"] = lacking
     return frame
-
-
-def what(data: xr.Dataset) -> str:
-    """A run and the tasks that it lacks, for the captions of `render`."""
-    name = f"{run_name(data)} {data.attrs.get('notice', '')}".strip()
-    return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
-
-
-def _minus(frame: pd.DataFrame) -> pd.Series:
-    """What each row is compared with, in few words: an arm; or if there are many, the run and method of an arm."""
-    names = frame["arm"].where(frame["run"] == "", frame["run"] + ":" + frame["arm"])
-    methods = frame["method"].where(frame["run"] == "", frame["run"] + ":" + frame["method"])
-    several = frame["against"].nunique() > 1
-    return frame["against"].map(dict(zip(names, methods))) if several else frame["against"]
-
-
-def render(
-    frame: pd.DataFrame,
-    title: str,
-    captions: Mapping[str, str],
-    statistic: Statistic = "mean",
-    width: int = 120,
-    better: str = "better",
-) -> rich.table.Table:
-    """The table of `compare` for a terminal; columns that do not fit are left out, and the caption says so.
-
-    Args:
-      frame: from `compare`.
-      title: says what the numbers are; their tasks are added to it.
-      captions: letter of a run -> its description, see `what`.
-      statistic: as of `compare`.
-      width: of the terminal, in characters.
-      better: what ``improves`` is the probability of.
-    """
-    row = frame.iloc[0]
-    tasks = range(row["first_task"], row["last_task"] + 1)
-    some = f"{row['tasks']} of " if row["tasks"] < len(tasks) else ""
-    about = frame.loc[:, "method":"seeds"].iloc[:, :-1]
-    cells = shown(about)
-    if frame["run"].any():
-        cells.insert(0, "run", frame["run"])
-    keys = cells.shape[1]
-    compared = frame["against"].notna()
-    if frame["seeds"].nunique() > 1:
-        cells["seeds"] = frame["seeds"].astype(str)
-    cells["value"] = [cell(row, "value") for _, row in frame.iterrows()]
-    lines = [] if frame["seeds"].nunique() > 1 else [f"{row['seeds']} seeds"]
-    minus = _minus(frame)
-    many = minus.nunique() > 1
-    if compared.any() and not many:
-        same = frame["against"].nunique() > 1
-        lines.append(f"difference to {minus[compared].iloc[0]}{', with the same values' if same else ''}")
-
-    def column(name: str, mark: str = "") -> list[str]:
-        marks = np.where(frame["paired_seeds"] == 0, mark, "")
-        rows = zip(compared, marks, (row for _, row in frame.iterrows()))
-        return [cell(row, name) + end if there else "" for there, end, row in rows]
-
-    cells["difference"] = column("difference", "" if many else " (unpaired)")
-    if many:
-        cells["minus"] = minus.fillna("") + np.where(frame["paired_seeds"] == 0, " (unpaired)", "")
-    cells[f"P({better})"] = column("improves")
-    table = fitted(cells, width, keys)
-    left = list(cells)[len(table.columns) :]
-    table.title = f"{title}: {some}{task_numbers(tasks)}"
-    fewest = int(frame["seeds"].min())
-    lines.append(about_intervals(fewest, " over seeds", statistic).removeprefix(";").strip())
-    if not left:
-        lines.append(
-            f"P({better}): in the same task, ties count half{f', {ABOUT_BOOTSTRAP}' if fewest >= FEWEST else ''}"
-        )
-    lines = ["; ".join(lines)]
-    lines += [f"left out of {width} characters: {', '.join(left)}; --csv FILE has all"] if left else []
-    lines += [ERROR] if "value_se" in frame else []
-    if missing := frame["missing"].sum():
-        why = "no episode ended" if better == "better" else "they were not measured"
-        lines.append(f"values that are missing, because {why}: {missing}; {MISSING}")
-    if frame["frozen_seeds"].any():
-        lines.append("a frozen seed counts as the worst of all compared seeds in each task from then on")
-    lines.append(f"over the tasks that all arms have finished; {NUMBERED}")
-    lines += [f"{letter}: {text}" if letter else text for letter, text in captions.items()]
-    table.caption = "\n".join(lines)
-    return table

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plastax.report.arms import names
 from plastax.report.score import score_of
 from plastax.report.values import REFERENCES, base, task_values
 
@@ -81,7 +82,7 @@ def warning(data: xr.Dataset) -> list[str]:
     said, shown = [], arms(data)
     if text := left_out(data):
         said.append(f"A large study: {text}")
-    if others := [str(arm) for arm in data.arm.values if arm not in shown]:
+    if others := [name for arm, name in names(data).items() if arm not in shown]:
         said.append(
             f"Charts show the references, and arms spread evenly from the worst to the best score; left out of charts: "
             f"{', '.join(others)}."

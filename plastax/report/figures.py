@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import pathlib
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,24 +18,25 @@ from matplotlib.figure import Figure
 
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
-from plastax.report import drawn
+from plastax.report import drawn, sweeps
+from plastax.report.arms import swept, titles
 from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.spectra import counts
 from plastax.report.statistics import over_seeds
-from plastax.report.style import MOST_MARKERS, WIDTH, arm_styles, integer_axis, legend, save, stamp, styled
-from plastax.report.values import layer_mean, rank_at, task_values, threshold, weight_norm
-
-
-class Drawing(NamedTuple):
-    """A figure and its numbers, one row for each point. A notebook shows the figure."""
-
-    figure: Figure
-    frame: pd.DataFrame
-
-    def _repr_png_(self) -> bytes:
-        with styled(), io.BytesIO() as file:
-            self.figure.savefig(file, format="png")
-            return file.getvalue()
+from plastax.report.style import (
+    MOST_MARKERS,
+    WIDTH,
+    Drawing,
+    arm_looks,
+    integer_axis,
+    legend,
+    legend_looks,
+    log_scale,
+    save,
+    stamp,
+    styled,
+)
+from plastax.report.values import layer_mean, rank_at, task_values, threshold, weight_norm, without_scalars
 
 
 class Subplot(NamedTuple):
@@ -55,7 +56,7 @@ class Subplot(NamedTuple):
 def _intervals(subplots: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Dataset]]:
     """Name -> subplot and its interval, for the subplots with data."""
     return {
-        one.name: (one, over_seeds(one.values.reset_coords(drop=True)))
+        one.name: (one, over_seeds(without_scalars(one.values)))
         for one in subplots
         if one.values is not None and bool(one.values.notnull().any())
     }
@@ -64,7 +65,11 @@ def _intervals(subplots: Sequence[Subplot]) -> dict[str, tuple[Subplot, xr.Datas
 def _frame(intervals: Mapping[str, tuple[Subplot, xr.Dataset]]) -> pd.DataFrame:
     """The numbers of subplots: quantity, arm, task, mean, low, high, seeds; one row for each measured point."""
     parts = [
-        interval.to_dataframe(["arm", "task"]).reset_index().dropna(subset="mean").assign(quantity=name)
+        interval.drop_vars(["method", *swept(interval)], errors="ignore")
+        .to_dataframe(["arm", "task"])
+        .reset_index()
+        .dropna(subset="mean")
+        .assign(quantity=name)
         for name, (_, interval) in intervals.items()
     ]
     columns = ["quantity", "arm", "task", "mean", "low", "high", "seeds"]
@@ -74,14 +79,16 @@ def _frame(intervals: Mapping[str, tuple[Subplot, xr.Dataset]]) -> pd.DataFrame:
 
 def _lines(axes: Axes, interval: xr.Dataset, label: str, arms: Sequence[str]) -> None:
     """Means over tasks with bands, one line for each arm."""
-    styles = arm_styles(arms)
+    looks = arm_looks(interval.sel(arm=arms))
     for arm in arms:
         # A line bridges tasks without a measurement, and ends where a killed run ends.
         one = interval.sel(arm=arm).dropna("task", subset=["mean"])
-        style = styles[arm] | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
+        style = looks[arm].options | ({"marker": ""} if len(one.task) > MOST_MARKERS else {})
         axes.plot(one.task, one["mean"], label=arm, markersize=3.5, **style)
         axes.fill_between(one.task, one["low"], one["high"], color=style["color"], alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
+    if log_scale(interval["mean"]):
+        axes.set_yscale("log")
     integer_axis(axes)
 
 
@@ -106,7 +113,7 @@ def _stack(data: xr.Dataset, panels: Sequence[Subplot], columns: int, height: fl
         axes.set_xlabel("task")
     for axes in grid.flat[len(intervals) :]:
         axes.set_axis_off()
-    legend(figure, grid.flat[0])
+    legend(figure, legend_looks(data.sel(arm=arms)))
     _partly(figure, data)
     return Drawing(figure, _frame(intervals))
 
@@ -131,7 +138,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
         return None
     tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
     arms = drawn.arms(data)
-    styles = arm_styles(arms)
+    looks = arm_looks(data.sel(arm=arms))
     # Without a finished task, the subplot of the main quantity is empty.
     panels = [_score_subplot(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
@@ -142,7 +149,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     smooth = frame[arms].groupby(data.update_task.values).rolling(window, min_periods=1).mean().droplevel(0)
     x = (smooth.index + 0.5) / per_task - 0.5
     for arm in smooth.columns:
-        top.plot(x, smooth[arm], label=arm, **styles[arm] | {"linewidth": 1.0, "marker": ""})
+        top.plot(x, smooth[arm], label=arm, **looks[arm].options | {"linewidth": 1.0, "marker": ""})
     for axes in (top, *below):
         axes.grid(visible=False, axis="x")
         for boundary in range(1, tasks) if tasks <= MOST_MARKERS else ():
@@ -150,7 +157,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     top.set_ylabel(score.curve.label if window == 1 else f"{score.curve.label}, mean of {window} updates")
     below[-1].set_xlabel("task")
     below[-1].set_xlim(-0.5, tasks - 0.5)
-    legend(figure, top)
+    legend(figure, legend_looks(data.sel(arm=arms)))
     integer_axis(below[-1])
     intervals = _intervals(panels)
     for axes, panel in zip(below, panels):
@@ -230,8 +237,11 @@ def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
     return _Heat(shares, f"{unit} (log₁₀)", axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
 
 
-def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:
-    """One arm's spectral density over tasks, with lines at +-eps; tasks without a measurement are grey."""
+def _heat_map(axes: Axes, heat: _Heat, arm: str, more: str = "") -> QuadMesh:
+    """One arm's spectral density over tasks, with lines at +-eps; tasks without a measurement are grey.
+
+    Its title is the arm, and what is ``more`` to say of it.
+    """
     one = heat.values.sel(arm=arm).dropna("task", how="all")
     tasks = one.task.values.astype(float)
     middle = (tasks[1:] + tasks[:-1]) / 2.0
@@ -252,7 +262,8 @@ def _heat_map(axes: Axes, heat: _Heat, arm: str) -> QuadMesh:
     axes.minorticks_off()
     axes.grid(visible=False)
     axes.set_facecolor("0.85")
-    axes.set_title(arm)
+    method, *values = titles(heat.values)[arm].splitlines()
+    axes.set_title("\n".join(textwrap.fill(line, 30) for line in (f"{method}{more}", *values)))
     axes.set_xlabel("task")
     integer_axis(axes)
     return mesh
@@ -329,22 +340,21 @@ def overview(data: xr.Dataset) -> Drawing | None:
         axes[panel.name].set_xlabel("task")
     frames = [_frame(intervals)]
     if heat is not None and chosen:
-        for arm in chosen:
-            mesh = _heat_map(axes[arm], heat, arm)
-            axes[arm].sharey(axes[chosen[0]])
-        axes[chosen[0]].set_ylabel(heat.axis)
         ends = ("lowest", "highest") if score is None or score.higher_is_better else ("highest", "lowest")
         for arm, rank in zip(chosen, ends if score and len(chosen) == 2 else ("",)):
-            axes[arm].set_title(f"{arm} ({rank} {score.name})" if score and rank else arm)
+            mesh = _heat_map(axes[arm], heat, arm, f" ({rank} {score.name})" if score and rank else "")
+            axes[arm].sharey(axes[chosen[0]])
+        axes[chosen[0]].set_ylabel(heat.axis)
         figure.colorbar(mesh, ax=[axes[arm] for arm in chosen], label=heat.label, pad=0.01)
         frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
-    legend(figure, axes[next(iter(intervals))])
+    legend(figure, legend_looks(data.sel(arm=drawn.arms(data))))
     _partly(figure, data)
     return Drawing(figure, pd.concat(frames))
 
 
 FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
     "overview": overview,
+    "sweep": sweeps.draw,
     "spectra": spectra,
     "spectra_ggn": functools.partial(spectra, operator="ggn"),
     "ranks": ranks,

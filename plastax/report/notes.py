@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from plastax.report.arms import names
 from plastax.report.score import RETURN, score_of, thirds
 from plastax.report.statistics import about_intervals
 from plastax.report.values import finished, frozen, task_values
@@ -30,7 +31,7 @@ def unfinished(data: xr.Dataset) -> str:
     """How many tasks the unfinished arms have finished; "" if all arms are finished."""
     tasks = data.sizes["task"]
     done = finished(data).sum("task").to_series()
-    named = ", ".join(f"{arm} {count}" for arm, count in done.items() if count < tasks)
+    named = ", ".join(f"{names(data)[arm]} {count}" for arm, count in done.items() if count < tasks)
     return f"unfinished (finished of {tasks} tasks): {named}" if named else ""
 
 
@@ -44,8 +45,8 @@ def unscored(data: xr.Dataset) -> str:
         return "no return: no episode ended in any task; make tasks longer than episodes"
     lacking = (done & values.isnull().all("seed")).transpose("arm", "task")
     arms = [
-        f"{arm} {task_numbers(lacking.task.values[row].tolist())}"
-        for arm, row in zip(lacking.arm.values.tolist(), lacking.values)
+        f"{name} {task_numbers(lacking.task.values[row].tolist())}"
+        for name, row in zip(names(data).values(), lacking.values)
         if row.any()
     ]
     return f"no return, because no episode ended: {'; '.join(arms)}" if arms else ""

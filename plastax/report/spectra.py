@@ -88,7 +88,7 @@ def density(
     out = np.full((nodes.sizes["arm"], nodes.sizes["task"], len(edges) - 1), np.nan)
     for m, t in np.ndindex(out.shape[:2]):
         out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)
-    coords = {"arm": data.arm, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
+    coords = {**data.arm.coords, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
     return xr.DataArray(out, dims=("arm", "task", "bin"), coords=coords, name="share")
 
 

@@ -143,24 +143,24 @@ def _speed_column(score: Score | None) -> str:
     return f"{score.steps.replace(' ', '_') if score else 'env_steps'}_per_s"
 
 
-def _headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
+def headings(data: xr.Dataset, eps: float | None = None) -> dict[str, str]:
     """Column of `summary` -> its line in `render`."""
-    headings, tasks, base = {"tasks": "finished tasks"}, data.sizes["task"], reference(data)
-    headings["frozen_seeds"] = "frozen seeds (loss not finite)"
+    tasks, base = data.sizes["task"], reference(data)
+    found = {"tasks": "finished tasks", "frozen_seeds": "frozen seeds (loss not finite)"}
     for score in filter(None, [score_of(data)]):
         for quantity in score.quantities:
-            headings[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
+            found[f"{quantity.name}_change"] = f"{quantity.label}, late minus early, paired"
             for window in score.windows:
                 where = window.among(tasks)
-                headings[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
+                found[f"{quantity.name}{window.suffix}"] = f"{quantity.label}, {where}"
                 minus, over = _difference_names(score, quantity, str(base), window.suffix)
-                headings |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
-                headings |= {over: f"{quantity.label}, {where}, over {base}'s"}
+                found |= {minus: f"{quantity.label}, {where}, minus {base}'s, paired"}
+                found |= {over: f"{quantity.label}, {where}, over {base}'s"}
     rank = rank_at(data, eps)
     at = f" ({float(rank.eps):g})" if rank is not None and "eps" in rank.coords else ""
     for third in ("first", "last"):
-        headings[f"rank_{third}_third"] = f"Hessian ε-rank{at} at task start, {third} third"
-    return headings | {
+        found[f"rank_{third}_third"] = f"Hessian ε-rank{at} at task start, {third} third"
+    return found | {
         "feature_rank": "feature effective rank",
         "dormant_fraction": "dormant units, share",
         "compile_s": "seconds of compilation",
@@ -231,8 +231,9 @@ def fitted(cells: pd.DataFrame, width: int, keys: int = 1) -> rich.table.Table:
     return table
 
 
-def _by_weight(names: Sequence[str], score: Score | None) -> list[str]:
+def by_weight(names: Sequence[str], data: xr.Dataset) -> list[str]:
     """The columns of the summary, with the late score, the late rank and the score's change first."""
+    score = score_of(data)
     first = [f"{score.main.name}{score.windows[-1].suffix}"] if score else []
     first += ["rank_last_third", *([f"{score.main.name}_change"] if score else [])]
     return [*(name for name in first if name in names), *(name for name in names if name not in first)]
@@ -251,10 +252,10 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
       caption names the file with the others.
     """
     frame = summary(data, eps)
-    headings = _headings(data, eps)
-    names = [name for name in frame if name in headings]
+    heading = headings(data, eps)
+    names = [name for name in frame if name in heading]
     about = arms.shown(arms.described(data))
-    cells = pd.DataFrame({headings[name]: [cell(row, name) for _, row in frame.iterrows()] for name in names})
+    cells = pd.DataFrame({heading[name]: [cell(row, name) for _, row in frame.iterrows()] for name in names})
     cells.index = frame.index
     lines = notes.below(data)
     across = pd.concat([about.drop(columns="method"), cells], axis=1).T
@@ -265,14 +266,14 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
         table = fitted(across, 10**6)
         table.columns[0].width = room
     else:
-        cells = cells[[headings[name] for name in _by_weight(names, score_of(data))]]
+        cells = cells[[heading[name] for name in by_weight(names, data)]]
         table = fitted(pd.concat([about, cells], axis=1), width, about.shape[1])
         cells = cells.iloc[:, : len(table.columns) - about.shape[1]]
         left = len(names) - cells.shape[1]
         lines += [f"{left} more quantities are in summary.csv"] if left else []
     if cells.map(lambda text: "±" in text).any(axis=None):
         lines.append(ERROR)
-    if arms.is_sweep(data) and headings["compile_s"] in cells:
+    if arms.is_sweep(data) and heading["compile_s"] in cells:
         lines.append(TOGETHER)
     notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
     title = notes.run_name(data)

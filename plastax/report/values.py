@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from plastax.report.arms import names
 from plastax.report.score import Quantity, measured, score_of
 
 if TYPE_CHECKING:
@@ -115,12 +116,22 @@ def frozen(data: xr.Dataset) -> list[str]:
         return []
     since = alive.sum("task").where(~alive.all("task"))
     table = since.to_series().dropna()
-    return [f"{arm}: seed {k} since task {int(task)}" for (arm, k), task in table.items()]
+    return [f"{names(data)[arm]}: seed {k} since task {int(task)}" for (arm, k), task in table.items()]
 
 
 def base(arm: str) -> str:
     """The label of an arm without the letter of its run: ``l2_er`` of ``A: l2_er``."""
     return arm.partition(": ")[2] or arm
+
+
+def run_of(arm: str) -> str:
+    """The letter of an arm's run: A of ``A: l2_er``; "" of a single run."""
+    return arm.partition(": ")[0] if ": " in arm else ""
+
+
+def without_scalars(values: xr.DataArray) -> xr.DataArray:
+    """Values without their coordinates of a single number, which combine badly."""
+    return values.drop_vars([name for name, coord in values.coords.items() if not coord.dims])
 
 
 def reference(data: xr.Dataset) -> str | None:

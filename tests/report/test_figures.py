@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import rich.console
 import scipy.stats
+import xarray as xr
 
 import plastax
 from plastax import report
@@ -97,7 +98,7 @@ def raw_returns(directory: pathlib.Path, method: str) -> np.ndarray:
 
 
 def test_every_figure_is_there_as_png_pdf_and_csv(study: pathlib.Path) -> None:
-    for name in {*figures.FIGURES, "returns"} - {"spectra_ggn"}:
+    for name in {*figures.FIGURES, "returns"} - {"spectra_ggn", "sweep"}:
         for suffix, magic in {"png": b"\x89PNG", "pdf": b"%PDF", "csv": b"q"}.items():
             content = (study / "figures" / f"{name}.{suffix}").read_bytes()
             assert len(content) > 500
@@ -180,10 +181,12 @@ def test_table_is_printed(study: pathlib.Path) -> None:
 
 
 def test_arms_keep_their_colour_in_every_study() -> None:
-    many = [f"m{i}" for i in range(12)]
-    styles = style.arm_styles(["backprop", *many, "reset"])
-    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 14
-    assert style.arm_styles(["reset"])["backprop"] == styles["backprop"]
+    def looks(*names: str) -> dict[str, style.Look]:
+        return style.arm_looks(xr.Dataset(coords={"arm": [*names], "method": ("arm", [*names])}))
+
+    many = looks("backprop", *(f"m{i}" for i in range(12)), "reset")
+    assert len({(look.color, look.line) for look in many.values()}) == 14
+    assert looks("reset", "backprop")["backprop"] == many["backprop"]
 
 
 def test_killed_run_draws_what_it_has(tmp_path: pathlib.Path) -> None:

@@ -299,8 +299,17 @@ def test_the_command_to_repeat_it_and_warnings_are_there(study: pathlib.Path, pa
     )
     settings = read_json(study / "config.json")
     data, configs = pages.side_by_side([report.load_run(study)])
-    text = pages.page(data.assign_attrs(notice="SYNTHETIC DATA"), configs)
-    assert "python -m experiments.x --seeds 4 &lt;b&gt;" in text
+    ((config, environment),) = configs.values()
+    own = {
+        "cpr": {"name": "mylab.cpr:CPR", "module": "mylab.cpr", "object": "CPR", "source": "ab12" * 16, "version": "2"}
+    }
+    card = {"name": "digits", "train": 1498, "notes": ""}
+    told = {**config, "own": own, "settings": {**config["settings"], "data_card": card}}
+    text = pages.page(data.assign_attrs(notice="SYNTHETIC DATA"), {"": (told, environment)})
+    # As one types it, whatever Python it was started by.
+    assert "plastax run x --seeds 4 &#x27;&lt;b&gt;&#x27;" in text or "plastax run x --seeds 4 '&lt;b&gt;'" in text
+    assert f"mylab.cpr:CPR, version 2, source sha256 {'ab12' * 16}" in text
+    assert "name digits; train 1498" in text
     assert "c0ffee" in text
     assert '<p class="loud">SYNTHETIC DATA</p>' in text
     assert "4 seeds: a 95 % t interval covers" in text

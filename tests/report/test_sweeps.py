@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import pathlib
 import re
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import rich.console
+import xarray as xr
 
 from plastax import report
 from plastax.records.layout import write_json, write_segment
-from plastax.report import compare, table
+from plastax.report import compare, style, sweeps, table
 from plastax.types import Record
 
 METHODS, RATES = ("backprop", "l2_er", "layernorm"), (0.0005, 0.002, 0.01)
@@ -176,3 +178,97 @@ def test_windows_without_a_measurement_are_said(tmp_path: pathlib.Path) -> None:
     text = printed(lambda console: report.print_comparison([run], console=console, quantity="hessian.rank"), 200)
     assert "early (first 2): task 0" in text
     assert "no task of the window (late (last 2)) is finished and has a value of hessian/rank/init" in text
+
+
+def test_the_figure_of_a_sweep_is_score_and_rank_against_the_values(sweep: pathlib.Path) -> None:
+    figure, frame = report.draw(sweep, "sweep")["sweep"]
+    found = frame.set_index(["method", "training.learning_rate"])
+    for method in METHODS:
+        for rate in RATES:
+            row = found.loc[(method, rate)]
+            assert row["train_accuracy_late"] == pytest.approx(true_accuracy(method, rate), rel=1e-5)
+            assert row["rank_last_third"] == pytest.approx(true_rank(method, rate), rel=1e-5)
+            assert row["rank_last_third_low"] < row["rank_last_third"] < row["rank_last_third_high"]
+    score, rank = figure.axes
+    for axes, true in ((score, true_accuracy), (rank, true_rank)):
+        assert axes.get_xscale() == "log"
+        for line, method in zip(axes.get_lines(), METHODS, strict=True):
+            np.testing.assert_allclose(line.get_xdata(), RATES)
+            np.testing.assert_allclose(line.get_ydata(), [true(method, rate) for rate in RATES], rtol=1e-5)
+    assert [text.get_text() for text in rank.get_xticklabels()] == ["0.0005", "0.002", "0.01"]
+    # From 50 to 3000: on a linear axis the small ones could not be told apart.
+    assert (score.get_yscale(), rank.get_yscale()) == ("linear", "log")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1e-3, 1e-2], "log"),
+        ([0.1, 0.2, 0.5], "linear"),
+        ([0.0, 1e-3, 1e-1], "category"),
+        (["adam", "sgd"], "category"),
+    ],
+)
+def test_the_axis_suits_the_values(values: list, kind: str) -> None:
+    names = [f"l2@x={value}" for value in values]
+    coords = {"arm": names, "method": ("arm", ["l2"] * len(values)), "training.x": ("arm", values)}
+    (axis,) = sweeps.axes(xr.Dataset(coords=coords))
+    assert (axis.kind, axis.values) == (kind, values)
+    assert len(set(axis.places.values())) == len(values)
+
+
+def test_a_method_without_the_setting_is_a_flat_line() -> None:
+    frame = pd.DataFrame({"method": ["l2", "l2", "reset"], "l2.rate": [0.1, 0.2, np.nan], "x": [1.0, 2.0, 3.0]})
+    frame = frame.assign(x_low=0.0, x_high=4.0)
+    found = {c.name: c for c in sweeps.curves(frame, "x", sweeps.Axis("l2.rate", [0.1, 0.2], "linear"))}
+    assert found["reset"].points["mean"].tolist() == [3.0, 3.0]
+    assert (found["reset"].flat, found["l2"].flat) == (True, False)
+    assert found["l2"].points["place"].tolist() == [0.1, 0.2]
+
+
+def test_colour_is_the_method_and_shade_the_value(sweep: pathlib.Path) -> None:
+    data = report.read(sweep)
+    looks = style.arm_looks(data)
+    assert len({look.color for look in looks.values()}) == 9
+    base = style.method_colours(METHODS)
+    for method in METHODS:
+        shades = [looks[label(method, rate)].color for rate in RATES]
+        # The largest value has the full colour; smaller ones are lighter.
+        assert shades[-1].upper() == base[method][0]
+        light = [sum(int(shade[i : i + 2], 16) for i in (1, 3, 5)) for shade in shades]
+        assert light == sorted(light, reverse=True)
+    # The legend has methods and values, not every pair of them.
+    entries = [*METHODS, *(f"learning_rate {rate:g}" for rate in RATES)]
+    assert list(style.legend_looks(data)) == entries
+    figure = report.draw(sweep, "ranks")["ranks"].figure
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == entries
+    figure.canvas.draw()
+    inside, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= inside.x0 < inside.x1 <= page.x1
+
+
+def test_two_settings_are_shade_and_line() -> None:
+    pairs = [(rate, l2) for rate in (0.1, 0.2) for l2 in (1.0, 2.0)]
+    coords = {
+        "arm": [str(pair) for pair in pairs],
+        "method": ("arm", ["l2"] * 4),
+        "training.rate": ("arm", [rate for rate, _ in pairs]),
+        "method.l2": ("arm", [l2 for _, l2 in pairs]),
+    }
+    looks = style.arm_looks(xr.Dataset(coords=coords))
+    assert len({look.color for look in looks.values()}) == 2
+    assert len({(look.color, look.line) for look in looks.values()}) == 4
+    assert looks["(0.1, 1.0)"].line == looks["(0.2, 1.0)"].line
+
+
+def test_the_page_of_a_sweep(sweep: pathlib.Path) -> None:
+    page = report.write(sweep).read_text()
+    text = html.unescape(page[page.index("<body>") :] if "<body>" in page else page)
+    for name in ("sweep-train_accuracy_late-training-learning_rate", "sweep-rank_last_third-training-learning_rate"):
+        assert f'id="{name}"' in page
+    # No sentence, table or legend has the label of an arm.
+    assert "@learning_rate" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "layernorm (learning_rate 0.01) has the best" in text
+    assert (sweep / "figures" / "sweep.csv").exists()

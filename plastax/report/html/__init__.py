@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import pandas as pd
 import xarray as xr
 
 from plastax.errors import ConfigError
@@ -13,12 +14,15 @@ from plastax.records import loading
 from plastax.records.files import write_atomic
 from plastax.records.layout import arm_labels
 from plastax.report import drawn, selection
+from plastax.report.arms import described, is_sweep
+from plastax.report.arms import shown as shown_arms
 from plastax.report.compare import letters
-from plastax.report.html import learning, network, provenance, relation, spectra, verdict
-from plastax.report.html.look import over_tasks
+from plastax.report.html import learning, network, provenance, relation, spectra, sweep, verdict
+from plastax.report.html.look import over_tasks, styled
 from plastax.report.html.page import Chart, Section, Table, render
 from plastax.report.notes import unscored
 from plastax.report.reading import LoadedRun
+from plastax.report.style import legend_looks
 from plastax.report.values import task_values
 
 
@@ -58,6 +62,15 @@ def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.C
     return joined.assign_attrs(notice=" ".join(text for text in said if text)), configs
 
 
+def by_arm(frame: pd.DataFrame, data: xr.Dataset) -> pd.DataFrame:
+    """A table of a sweep's arms by method, with a column for each setting; rows that are no arm keep their name."""
+    if not is_sweep(data) or not set(frame.index) & set(data.arm.values.tolist()):
+        return frame
+    about = shown_arms(described(data)).reindex(frame.index)
+    methods = about.pop("method").fillna(frame.index.to_series())
+    return pd.concat([about.fillna(""), frame], axis=1).set_axis(methods.to_list())
+
+
 def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     """The report as HTML.
 
@@ -69,10 +82,13 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     shown = data if data.sizes["arm"] <= drawn.ARMS else data.sel(arm=drawn.arms(data))
     said = drawn.left_out(data)
 
+    def by_arms(section: Section) -> Section:
+        return section._replace(tables=[(title, by_arm(frame, data)) for title, frame in section.tables])
+
     def partly(section: Section) -> Section:
         return section._replace(text=[*section.text, said]) if said else section
 
-    charts = []
+    charts = sweep.charts(shown)
     if found is not None:
         made = over_tasks(task_values(shown, found.score.main), found.score.main.label, bars=True)
         if made is not None:
@@ -88,26 +104,33 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     sizes = f"{arms}{methods} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
     several = "; ".join(f"{letter}: {text}" for letter, text in ids.items()) if len(ids) > 1 else ""
     tables = [] if found is None else [Table("", verdict.table(found), verdict.NOTE)]
+    tables += sweep.tables(data)
+    tables = [one._replace(frame=by_arm(one.frame, data)) for one in tables]
     best = selection.best(data)
     if not isinstance(best, str):
-        tables.append(Table("Best arms", selection.shown(best), "; ".join(selection.note(best))))
+        chosen = selection.shown(best)
+        tables.append(Table("Best arms", chosen.set_index("method"), "; ".join(selection.note(best))))
     return render(
         title,
         f"{sizes}. {several}".strip(),
         str(data.attrs.get("notice", "")),
         verdict.answers(found, unscored(data)),
+        [styled(look, name) for name, look in legend_looks(shown).items()],
         tables,
         charts,
-        [*provenance.warnings(data, found, configs), *([best] if isinstance(best, str) and best else [])],
+        [
+            *provenance.warnings(data, found, configs),
+            *([f"{best[0].upper()}{best[1:]}."] if isinstance(best, str) and best else []),
+        ],
         [
             partly(learning.section(shown)),
             partly(spectra.section(shown, "hessian")),
             partly(spectra.section(shown, "ggn")),
-            relation.section(data),
+            by_arms(relation.section(data)),
             partly(network.section(shown)),
             partly(network.kronecker(shown)),
             partly(network.others(shown)),
-            provenance.section(data, configs),
+            by_arms(provenance.section(data, configs)),
             provenance.settings(configs),
         ],
     )

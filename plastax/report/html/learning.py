@@ -31,7 +31,7 @@ def curve(data: xr.Dataset) -> Chart | None:
     means = values.groupby("place").mean().transpose("arm", "seed", "place")
     interval = over_seeds(means)
     made = figure("task (a curve starts at its switch)", score.curve.label)
-    for arm, style in styles(data.arm.values.tolist()).items():
+    for arm, style in styles(data).items():
         one = interval.sel(arm=arm).dropna("place", subset=["mean"])
         if one.sizes["place"]:
             band(made, one.place.values, one, style["name"], style, markers=False, width=1.6)

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from plastax.report.arms import titles
 from plastax.report.drawn import TASKS, fewer_tasks
 from plastax.report.spectra import signed_log
 from plastax.report.statistics import over_seeds
-from plastax.report.style import arm_styles
-from plastax.report.values import base
+from plastax.report.style import Look, arm_looks, log_scale
+from plastax.report.values import without_scalars
 
-WIDE = 30.0
-"""A chart whose largest mean is more than this many times its smallest has a logarithmic axis."""
-
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
-def styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Arm -> ``name``, ``color``, ``dash`` and ``symbol``: methods differ in colour, runs in dash."""
-    names = [str(arm) for arm in arms]
-    colours = arm_styles(list(dict.fromkeys(map(base, names))))
-    runs = list(dict.fromkeys(name.partition(": ")[0] if ": " in name else "" for name in names))
-    out = {}
-    for name in names:
-        of_method = colours[base(name)]
-        # Black, the colour of reset in print, is invisible on a dark page.
-        colour = "#7d868f" if of_method["color"] == "#000000" else of_method["color"]
-        k = runs.index(name.partition(": ")[0] if ": " in name else "")
-        k += 0 if of_method["linestyle"] == "-" else 1
-        look = {"color": colour, "dash": _DASHES[k % len(_DASHES)], "symbol": _MARKERS[k % len(_MARKERS)]}
-        out[name] = {"name": plain(name), **look}
-    return out
+def styled(look: Look, name: str) -> dict[str, Any]:
+    """``name``, ``color``, ``dash`` and ``symbol`` of an arm's look."""
+    # Black, the colour of reset in print, is invisible on a dark page.
+    colour = "#7d868f" if look.color == "#000000" else look.color
+    return {"name": name, "color": colour, "dash": DASHES[look.line], "symbol": _SYMBOLS[look.marker]}
+
+
+def styles(data: xr.Dataset | xr.DataArray) -> dict[str, dict[str, Any]]:
+    """Arm -> its style, see `plastax.report.style.arm_looks`; its name has its values after the method."""
+    names = {arm: plain(", ".join(title.splitlines())) for arm, title in titles(data).items()}
+    return {arm: styled(look, names[arm]) for arm, look in arm_looks(data).items()}
+
+
+def logarithmic() -> dict[str, Any]:
+    """Settings of a logarithmic axis."""
+    return {"type": "log", "exponentformat": "power", "dtick": 1}
 
 
 def plain(text: str) -> str:
@@ -45,7 +43,7 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
-def faded(colour: str, alpha: float) -> str:
+def clear(colour: str, alpha: float) -> str:
     """A colour ``#rrggbb`` with transparency."""
     r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({r},{g},{b},{alpha})"
@@ -113,7 +111,7 @@ def band(
             "line": {"width": 0},
         }
         made.add_scatter(x=x, y=np.where(low > 0, low, mean / 10) if log else low, **edges)
-        made.add_scatter(x=x, y=high, fill="tonexty", fillcolor=faded(style["color"], 0.17), **edges)
+        made.add_scatter(x=x, y=high, fill="tonexty", fillcolor=clear(style["color"], 0.17), **edges)
     made.add_scatter(
         x=x,
         y=mean,
@@ -164,17 +162,14 @@ def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -
     if values is None or not bool(values.notnull().any()):
         return None
     values = fewer_tasks(values)
-    interval = over_seeds(values.reset_coords(drop=True))
-    means = interval["mean"].values[np.isfinite(interval["mean"].values)]
-    # On a linear axis, one arm far above the others would flatten them.
-    log = bool(means.min() > 0 and means.max() > WIDE * means.min())
+    interval = over_seeds(without_scalars(values))
+    log = log_scale(interval["mean"])
     made = figure("task", f"{label} (log)" if log else label)
     if log:
-        made.update_yaxes(type="log", exponentformat="power", dtick=1)
+        made.update_yaxes(**logarithmic())
     if values.sizes["task"] <= 8:
         made.update_xaxes(dtick=1)
-    of = styles(values.arm.values.tolist())
-    for arm, style in of.items():
+    for arm, style in styles(values).items():
         one = interval.sel(arm=arm).dropna("task", subset=["mean"])
         if not one.sizes["task"]:
             continue

@@ -52,7 +52,7 @@ def kronecker(data: xr.Dataset) -> Section:
     charts = []
     for i, layer in enumerate(layers[:LAYERS]):
         made = figure("task", "effective rank")
-        for arm, style in styles(data.arm.values.tolist()).items():
+        for arm, style in styles(data).items():
             for side, dash in (("a", "solid"), ("g", "dot")):
                 one = intervals[side].sel({"arm": arm, "layer": layer}).dropna("task", subset=["mean"])
                 name = f"{style['name']} {side.upper()}"
@@ -90,7 +90,7 @@ def others(data: xr.Dataset) -> Section:
     )
     interval = over_seeds(fewer_tasks(together))
     made = figure("task", "")
-    of = styles(data.arm.values.tolist())
+    of = styles(data)
     owner = []
     for i in range(len(chosen)):
         for arm, style in of.items():

@@ -6,7 +6,7 @@ Only this module makes HTML, and escapes all text. `look.styles` escapes the nam
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -93,6 +93,8 @@ html { overflow-y: scroll; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 10px 6px;
   min-width: 0; overflow: hidden; }
 .wide { grid-column: 1 / -1; }
+.legend { position: sticky; top: 0; z-index: 2; background: var(--bg); padding: 6px 0; font-size: .86rem; }
+.legend span { margin-right: 16px; white-space: nowrap; display: inline-block; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; margin: 4px 0 14px; }
 th, td { padding: 3px 4px 3px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
   font-variant-numeric: tabular-nums; }
@@ -124,7 +126,22 @@ _CONFIG = {
 }
 
 
+_DASHARRAYS = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3"}
+
+
+def _legend(entries: Sequence[Mapping[str, str]]) -> str:
+    """One legend for all charts, which stays in sight; entries as of `look.styled`."""
+    lines = "".join(
+        f'<span><svg width="26" height="8"><line x2="26" y1="4" y2="4" stroke="{one["color"]}" stroke-width="3" '
+        f'stroke-dasharray="{_DASHARRAYS[one["dash"]]}"/></svg> {html.escape(one["name"])}</span>'
+        for one in entries
+    )
+    return f'<div class="legend">{lines}</div>' if entries else ""
+
+
 def _chart(chart: Chart) -> str:
+    # A legend of its own would take half of a small chart; in a wide one it also hides and shows arms.
+    chart.figure.update_layout(showlegend=chart.wide)
     drawn = chart.figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -167,6 +184,7 @@ def render(
     subtitle: str,
     notice: str,
     answer: Sequence[tuple[str, str]],
+    legend: Sequence[Mapping[str, str]],
     tables: Sequence[Table],
     charts: Sequence[Chart],
     warnings: Sequence[str],
@@ -179,6 +197,7 @@ def render(
       subtitle: a line below.
       notice: shown above everything, unless "".
       answer: questions and answers.
+      legend: of all charts, see `look.styled`.
       tables: of the findings.
       charts: of the findings.
       warnings: for whoever cites a number.
@@ -201,6 +220,7 @@ def render(
             f'<p class="sub">{html.escape(subtitle)}</p>',
             f'<p class="loud">{html.escape(notice)}</p>' if notice else "",
             f'<div class="answer">{said}</div>',
+            _legend(legend),
             f'<div class="grid two">{"".join(map(_chart, charts))}</div>' if charts else "",
             *map(_noted, tables),
             f'<div class="warn"><b>Before you cite this</b><ul>{beware}</ul></div>' if warnings else "",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,11 +129,40 @@ def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataF
         "versions": ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items() if v),
         "precision": f"matmul {environment.get('matmul_precision')}, x64 {environment.get('x64')}",
         "code": f"{environment.get('git_revision')}{' and uncommitted changes' * bool(environment.get('git_dirty'))}",
-        "repeat by": environment.get("command"),
+        "repeat by": repeat(environment.get("command") or ""),
+        **{f"own {group}": _own(origin) for group, origin in config.get("own", {}).items()},
         "resumed": f"{len(environment['resumed'])} times" if environment.get("resumed") else None,
-        "data": json.dumps(settings["data_card"]) if settings.get("data_card") else None,
+        "data": "; ".join(f"{k} {v}" for k, v in (settings.get("data_card") or {}).items() if v not in (None, "")),
     }
     return pd.DataFrame({"value": {key: value for key, value in rows.items() if value}})
+
+
+def repeat(command: str) -> str:
+    """The command that repeats a run as one types it: ``plastax run rl_gymnax --seeds 16``.
+
+    Args:
+      command: as recorded, with Python's path; one that is not plastax's is returned as it is.
+
+    Examples:
+      >>> repeat("/venv/bin/python -m experiments.rl_gymnax --seeds 16")
+      'plastax run rl_gymnax --seeds 16'
+      >>> repeat("/venv/bin/python /venv/bin/plastax run rl_gymnax")
+      'plastax run rl_gymnax'
+    """
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        if word.startswith("experiments.") and words[i - 1] == "-m":
+            return shlex.join(["plastax", "run", word.removeprefix("experiments."), *words[i + 1 :]])
+        if pathlib.PurePath(word).name == "plastax":
+            return shlex.join(["plastax", *words[i + 1 :]])
+    return command
+
+
+def _own(origin: Mapping[str, str]) -> str:
+    """An own object by its full name, with version and source."""
+    version, source = origin.get("version"), origin.get("source")
+    known = [f"version {version}" if version else "", f"source sha256 {source}" if source else "source not known"]
+    return ", ".join(text for text in (origin["name"], *known) if text)
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

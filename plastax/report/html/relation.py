@@ -124,7 +124,7 @@ def section(data: xr.Dataset) -> Section:
     charts, columns = [], {}
     for key, label, x, quantity, y in pairs(data):
         made = figure(f"{label} at task start", quantity.label)
-        for arm, style in styles(data.arm.values.tolist()).items():
+        for arm, style in styles(data).items():
             mine, its = (v.sel(arm=arm).transpose("seed", "task") for v in (x, y))
             seeds, tasks = np.broadcast_arrays(mine.seed.values[:, None], mine.task.values)
             good = np.isfinite(mine.values) & np.isfinite(its.values)

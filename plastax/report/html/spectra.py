@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,16 +10,18 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from plastax.report import drawn
+from plastax.report.arms import names
 from plastax.report.drawn import TASKS, evenly, fewer_tasks
-from plastax.report.html.look import band, faded, figure, over_tasks, small, styles, symlog_axis
+from plastax.report.html.look import band, clear, figure, logarithmic, over_tasks, small, styles, symlog_axis
 from plastax.report.html.page import Chart, Section
+from plastax.report.notes import task_numbers
 from plastax.report.score import thirds
 from plastax.report.spectra import counts, signed_log
 from plastax.report.statistics import over_seeds
 from plastax.report.values import layer_mean, middle_eps, rank_at, threshold
 
-ROWS = 8
-"""The most tasks in the ridgeline."""
+ROWS, RIDGES = 8, 4
+"""The most tasks and arms in the ridgeline; more would be a tangle."""
 
 NAMES = {"hessian": "Hessian", "ggn": "Gauss-Newton"}
 
@@ -64,7 +67,7 @@ def _measured(shown: Density) -> list[int]:
 
 def slider(shown: Density, name: str) -> go.Figure:
     """The densities of all arms in the task that the slider chooses."""
-    of = styles(shown.counts.arm.values.tolist())
+    of = styles(shown.counts)
     tasks = evenly(_measured(shown), TASKS)
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
@@ -97,15 +100,14 @@ def slider(shown: Density, name: str) -> go.Figure:
     places = {"currentvalue": {"prefix": "task ", "xanchor": "left"}, "pad": {"t": 46, "b": 4}, "len": 0.98, "x": 0.01}
     made.update_layout(sliders=[{"steps": steps, "active": len(steps) - 1, "tickcolor": "rgba(0,0,0,0)", **places}])
     made.update_xaxes(**shown.axis)
-    made.update_yaxes(type="log", range=[top - 4.5, top + 0.3], exponentformat="power", dtick=1)
+    made.update_yaxes(range=[top - 4.5, top + 0.3], **logarithmic())
     made.update_layout(margin={"b": 96})
     return made
 
 
-def ridgeline(shown: Density, name: str) -> go.Figure:
-    """One row for each task, the first at the bottom, with the densities of all arms."""
-    of = styles(shown.counts.arm.values.tolist())
-    tasks = evenly(_measured(shown), ROWS)
+def ridgeline(shown: Density, name: str, tasks: Sequence[int]) -> go.Figure:
+    """One row for each of some tasks, the first at the bottom, with the densities of all arms."""
+    of = styles(shown.counts)
     counts = shown.counts.where(shown.counts > shown.least, 0.0)
     height = counts.copy(data=np.log10(1.0 + counts.values))
     height = 1.3 * height / float(height.max())
@@ -125,7 +127,7 @@ def ridgeline(shown: Density, name: str) -> go.Figure:
                 showlegend=row == 0,
                 mode="lines",
                 fill="toself",
-                fillcolor=faded(style["color"], 0.14),
+                fillcolor=clear(style["color"], 0.14),
                 line={"color": style["color"], "dash": style["dash"], "width": 1.4},
                 hoveron="points",
                 hovertemplate=f"{style['name']}, task {task}<extra></extra>",
@@ -180,7 +182,7 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     ranks = (xr.concat(above, xr.DataArray(eps, dims="eps", name="eps")) * dim).transpose("arm", "seed", "task", "eps")
     first, last = thirds(data.sizes["task"])
     made = figure("eps (log)", "eigenvalues with |e| > eps (log)")
-    for arm, style in styles(data.arm.values.tolist()).items():
+    for arm, style in styles(data).items():
         for where, tasks in (("first third", first), ("last third", last)):
             one = ranks.sel(arm=arm).isel(task=tasks).mean("task")
             if not bool(one.notnull().any()):
@@ -193,8 +195,8 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
             band(
                 made, eps, interval, name, look, group=style["name"], markers=False, legend=late, log=True, width=width
             )
-    made.update_xaxes(type="log", exponentformat="power", dtick=1)
-    made.update_yaxes(type="log", exponentformat="power", dtick=1)
+    made.update_xaxes(**logarithmic())
+    made.update_yaxes(**logarithmic())
     return made
 
 
@@ -240,7 +242,7 @@ def _measurement_error(data: xr.Dataset, operator: str, key: str) -> str:
 def section(data: xr.Dataset, operator: str) -> Section:
     """The section on one operator's spectrum."""
     name, shown, fine = NAMES[operator], densities(data, operator, 4), densities(data, operator, 8)
-    charts, text = [], []
+    charts, text, named = [], [], names(data)
     if shown is not None and fine is not None and _measured(shown):
         arms = [m for m in data.arm.values.tolist() if bool(shown.counts.sel(arm=m).notnull().any())]
         charts.append(
@@ -250,15 +252,24 @@ def section(data: xr.Dataset, operator: str) -> Section:
                 460, wide=True,
             )
         )  # fmt: skip
-        ridge = ridgeline(shown, name)
-        note = f"Height: log10(1 + {shown.unit}). First task below, last on top."
+        few = drawn.arms(data.sel({"arm": arms}), RIDGES)
+        tasks = evenly(_measured(shown), ROWS)
+        ridge = ridgeline(shown._replace(counts=shown.counts.sel({"arm": few})), name, tasks)
+        note = f"Height: log10(1 + {shown.unit}). First task below, last on top; {task_numbers(tasks)}."
+        note += (
+            f" {len(few)} of {len(arms)} arms: {', '.join(map(named.__getitem__, few))}."
+            if len(few) < len(arms)
+            else ""
+        )
         charts.append(Chart(f"{operator}-ridge", "The same, task above task", ridge, note, 560, wide=True))
         eps = threshold(data, operator)
         if len(heats := drawn.arms(data.sel({"arm": arms}), drawn.HEATS)) < len(arms):
-            text.append(f"Heat maps are drawn of {', '.join(heats)}; figures/*.csv has the others.")
+            text.append(
+                f"Heat maps are drawn of {', '.join(map(named.__getitem__, heats))}; figures/*.csv has the others."
+            )
         for i, arm in enumerate(heats):
             made = heat_map(fine, name, arm, eps)
-            charts.append(Chart(f"{operator}-heat-{i}", arm, made, "" if eps is None else f"Dashed: +-{eps:g}"))
+            charts.append(Chart(f"{operator}-heat-{i}", named[arm], made, "" if eps is None else f"Dashed: +-{eps:g}"))
     if (made := rank_curve(data, operator)) is not None and made.data:
         note = (
             "Solid: last third of the tasks; dotted: first third. Where solid is below dotted, the spectrum has shrunk."

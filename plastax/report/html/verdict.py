@@ -6,13 +6,14 @@ zero, "no clear change" if it contains zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from plastax.report import arms
 from plastax.report.score import Score, TaskWindow, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds
 from plastax.report.table import cell
@@ -24,8 +25,8 @@ _THIRDS = (
 )
 
 
-FEW = 3
-"""Sentences about more arms than this leave the numbers to the table."""
+FEW, MANY = 3, 4
+"""Sentences leave the numbers of more arms than ``FEW`` to the table, and the names of more arms than ``MANY``."""
 
 
 class Measure(NamedTuple):
@@ -92,6 +93,7 @@ class Findings(NamedTuple):
       reference: the arm that others are compared with.
       best: the arm with the best late score, except ``reset``.
       seeds: number of seeds.
+      names: arm -> what sentences call it.
     """
 
     frame: pd.DataFrame
@@ -101,6 +103,7 @@ class Findings(NamedTuple):
     reference: str | None
     best: str
     seeds: int
+    names: Mapping[str, str]
 
 
 def findings(data: xr.Dataset) -> Findings | None:
@@ -135,7 +138,12 @@ def findings(data: xr.Dataset) -> Findings | None:
     for key, found in drops.items():
         frame[key] = pd.Series(found, dtype=object)
     sizes = len(range(count)[early]), len(range(count)[late])
-    return Findings(frame, score, measure, sizes, name, best, data.sizes["seed"])
+    return Findings(frame, score, measure, sizes, name, best, data.sizes["seed"], arms.names(data))
+
+
+def _listed(named: Sequence[str]) -> str:
+    """Arms in a sentence; the table names them if there are many."""
+    return ", ".join(named) if len(named) <= MANY else f"{len(named)} arms"
 
 
 _ENDS = {"mean": "", "low": "_low", "high": "_high"}
@@ -145,12 +153,12 @@ def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
     """Questions and the study's answers; ``why`` it has none, if not for lack of finished tasks."""
     if found is None:
         return [("", f"{why[:1].upper()}{why[1:]}." if why else "No late task is finished yet.")]
-    frame, score = found.frame, found.score
+    frame = found.frame
     if found.seeds < FEWEST:
         many = "One seed has" if found.seeds == 1 else f"{found.seeds} seeds have"
         return [("", f"{many} no interval, so a difference may be chance. Run more seeds (--seeds 8).")]
     learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
-    kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, score, found.tasks)]
+    kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, found)]
     return [
         *((question, text) for question, text in zip(["Which method keeps its plasticity?", "", ""], kept)),
         ("Does its spectrum collapse first?", _order(frame.loc[learners], found)),
@@ -162,30 +170,32 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
     if frame.empty:
         return []
     score, best = found.score, found.best
-    text = f"In the last {found.tasks[1]} tasks {best} has the best {score.main.label}: {cell(frame.loc[best], 'late')}"
+    value = cell(frame.loc[best], "late")
+    text = f"In the last {found.tasks[1]} tasks {found.names[best]} has the best {score.main.label}: {value}"
     ahead: dict[bool, list[str]] = {True: [], False: []}
     for arm, row in frame.drop(best).iterrows():
         # The numbers of many arms would hide the sentence.
         number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
-        ahead[_side(row, "lead", score) > 0].append(f"{arm}{number}")
+        ahead[_side(row, "lead", score) > 0].append(f"{found.names[arm]}{number}")
     text += f" ({found.reference} left out)" if found.reference and base(found.reference) == "reset" else ""
-    text += f"; clearly ahead of {', '.join(ahead[True])}" if ahead[True] else ""
-    text += f"; not clearly ahead of {', '.join(ahead[False])}" if ahead[False] else ""
+    text += f"; clearly ahead of {_listed(ahead[True])}" if ahead[True] else ""
+    text += f"; not clearly ahead of {_listed(ahead[False])}" if ahead[False] else ""
     said = [f"{text}."]
     if found.reference is not None and base(found.reference) == "reset":
         verbs = {-1: "worse", 0: "not clearly different", 1: "better"}
         rows = frame.drop(found.reference, errors="ignore").dropna(subset=["minus_low"])
-        each = _grouped(rows, "minus", verbs, score)
+        each = _grouped(rows, "minus", verbs, found)
         said += [f"Compared with a new network in every task ({found.reference}): {each}."] if each else []
     return said
 
 
-def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], score: Score) -> str:
+def _grouped(rows: pd.DataFrame, name: str, verbs: Mapping[int, str], found: Findings) -> str:
     """``worse: a (-3), b (-2); better: c (+1)``, without intervals, which the table has."""
     groups: dict[int, list[str]] = {}
     for arm, row in rows.iterrows():
-        groups.setdefault(_side(row, name, score), []).append(f"{arm} ({_signed(row[[name]], name)})")
-    return "; ".join(f"{verbs[side]}: {', '.join(groups[side])}" for side in verbs if side in groups)
+        number = _signed(row[[name]], name)
+        groups.setdefault(_side(row, name, found.score), []).append(f"{found.names[arm]} ({number})")
+    return "; ".join(f"{verbs[side]}: {_listed(groups[side])}" for side in verbs if side in groups)
 
 
 def _side(row: pd.Series, name: str, score: Score) -> int:
@@ -199,14 +209,15 @@ def _signed(row: pd.Series, name: str) -> str:
     return f"{'+' if float(row[name]) > 0 else ''}{cell(row, name)}"
 
 
-def _changes(frame: pd.DataFrame, score: Score, tasks: tuple[int, int]) -> list[str]:
+def _changes(frame: pd.DataFrame, found: Findings) -> list[str]:
     """The change of each arm's score over the stream."""
     if "change" not in frame:
         return []
     said = _grouped(
-        frame.dropna(subset=["change_low"]), "change", {-1: "worse", 0: "no clear change", 1: "better"}, score
+        frame.dropna(subset=["change_low"]), "change", {-1: "worse", 0: "no clear change", 1: "better"}, found
     )
-    return [f"In the last {tasks[1]} tasks, compared with the first {tasks[0]}: {said}."] if said else []
+    early, late = found.tasks
+    return [f"In the last {late} tasks, compared with the first {early}: {said}."] if said else []
 
 
 def _order(frame: pd.DataFrame, found: Findings) -> str:
@@ -216,10 +227,10 @@ def _order(frame: pd.DataFrame, found: Findings) -> str:
     score, groups = found.score.name, dict[str, list[str]]()
     for arm, row in frame.iterrows():
         verdict, when = _reading(row, score)
-        groups.setdefault(verdict, []).append(f"{arm}{when}")
+        groups.setdefault(verdict, []).append(f"{found.names[arm]}{when}")
     label = found.measure.label
     hint = "" if label.startswith(("Hessian", "Gauss")) else " No spectrum was measured; --probes hessian does."
-    said = "; ".join(f"{verdict}: {', '.join(groups[verdict])}" for verdict in groups)
+    said = "; ".join(f"{verdict}: {_listed(groups[verdict])}" for verdict in groups)
     return f"By the {label}: {said}.{hint}"
 
 
