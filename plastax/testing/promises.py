@@ -85,14 +85,15 @@ def _short(x: Any) -> str:
     return np.array2string(plain(x), precision=4, threshold=6)
 
 
-def traced(fn: Callable[..., Any], *args: Any) -> tuple[str, list[np.ndarray]]:
-    """A program's text and constants: two traces of a pure function have the same."""
-    closed = jax.make_jaxpr(fn)(*args)
-    return re.sub(r"0x[0-9a-f]+", "", str(closed)), [plain(x) for x in closed.consts]
+def traced(fn: Callable[..., Any], *args: Any) -> tuple[str, list[np.ndarray], Tree]:
+    """A program's text, constants and shapes of outputs: two traces of a pure function have the same."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return re.sub(r"0x[0-9a-f]+", "", str(closed)), [plain(x) for x in closed.consts], shapes
 
 
-def check_pure(promise: Promise, who: str, fn: Callable[..., Any], *args: Any, remedy: str) -> None:
-    """Refuses a function that is another program when it is traced again."""
-    (text, constants), (again, others) = (traced(lambda *x: fn(*x), *args) for _ in range(2))
+def check_pure(promise: Promise, who: str, fn: Callable[..., Any], *args: Any, remedy: str) -> Tree:
+    """Refuses a function that is another program when it is traced again; returns the shapes of its outputs."""
+    (text, constants, shapes), (again, others, _) = (traced(lambda *x: fn(*x), *args) for _ in range(2))
     if text != again or difference(others, constants):
         raise promise.broken(who, "the same call gives another program the second time it is traced", remedy)
+    return shapes

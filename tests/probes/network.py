@@ -15,7 +15,7 @@ from plastax.curvature import running
 from plastax.curvature.kronecker import Factors, factors
 from plastax.models import ActorCritic
 from plastax.probes import KroneckerSpectrum
-from plastax.types import Loss, Probe, ProbeInput
+from plastax.types import Loss, ProbeInput
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -110,19 +110,6 @@ def measure_of(config: Any) -> Callable[..., dict[str, jax.Array]]:
 
 def live_and_dead() -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), make_params(), make_params(dead=True))
-
-
-def assert_declared(probe: Probe, values: dict[str, Any]) -> None:
-    """Names and lengths of all axes are as the probe says; ``values`` are arrays or shape structs of one network."""
-    assert set(probe.dims) <= set(values)
-    lengths = {axis: len(labels) for axis, labels in probe.coords.items()}
-    for name, value in values.items():
-        axes = probe.dims.get(name, ())
-        assert len(axes) == value.ndim, name
-        assert jnp.issubdtype(value.dtype, jnp.floating), name
-        for axis, size in zip(axes, value.shape, strict=True):
-            assert lengths.setdefault(axis, size) == size, (name, axis)
-    assert set(probe.coords) <= set(lengths)
 
 
 def dense_spectrum(gauss_newton: bool) -> np.ndarray:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from plastax import testing
 from plastax.errors import ConfigError
 from plastax.probes import (
     GGN,
@@ -21,44 +18,18 @@ from plastax.probes import (
     NTKProbe,
     TrainabilityProbe,
 )
-from tests.probes.network import (
-    MODEL,
-    assert_declared,
-    live_and_dead,
-    look,
-    make_batch,
-    make_params,
-    measure_of,
-    no_factors,
-)
+from plastax.testing.probes import Kind
+from tests.probes.network import MODEL
 
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
-every_probe = pytest.mark.parametrize("name", PROBES)
 
 
-@every_probe
-def test_registered_probe(name: str, assert_no_retrace: Callable) -> None:
-    probe = CONFIGS[name].build(MODEL)
-    assert probe.name == name
-    shapes = jax.eval_shape(lambda p, b: probe.measure(look(p, b, no_factors())), make_params(), make_batch())
-    assert_declared(probe, shapes)
-
-    params, batch, seeds = live_and_dead(), make_batch(), jnp.arange(2)
-    values = measure_of(CONFIGS[name])(params, batch, seeds)
-    assert {k: v.shape[1:] for k, v in values.items()} == {k: v.shape for k, v in shapes.items()}
-    for key, value in values.items():
-        padding = np.isnan(value[0]) if key.endswith("_eigenvalues") else np.zeros_like(value[0], bool)
-        for network in range(2):
-            np.testing.assert_array_equal(np.isfinite(value[network]), ~padding, err_msg=key)
-
-    # The other network's neighbour, and the order, change nothing; nor does the other batch compile.
-    other = make_batch(3)
-    with assert_no_retrace():
-        measure_of(CONFIGS[name])(params, other, seeds)
-    flipped = measure_of(CONFIGS[name])(jax.tree.map(lambda x: x[::-1], params), batch, seeds[::-1])
-    for key, value in values.items():
-        np.testing.assert_allclose(flipped[key][1], value[0], rtol=1e-5, atol=1e-6, err_msg=key)
+@pytest.mark.parametrize("kind", [pytest.param("supervised", marks=pytest.mark.slow), "reinforcement"])
+@pytest.mark.parametrize("name", PROBES)
+def test_registered_probe_keeps_its_promises(name: str, kind: Kind) -> None:
+    assert CONFIGS[name].name == name
+    testing.check_probe(CONFIGS[name], kinds=(kind,))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe, ranks
+from plastax.testing.probes import check_declared
 from plastax.types import ProbeInput
 from tests.probes.layers import entropy_rank
 from tests.probes.network import (
     EXAMPLES,
     MODEL,
-    assert_declared,
     dense_spectrum,
     jit,
     live_and_dead,
@@ -59,7 +59,7 @@ def test_complete_spectra_equal_the_dense_matrix(config: Any) -> None:
     assert not any(np.any(np.abs(size - e * f) < 2e-5) for e in eps for f in (1.0, norm)), "choose another seed"
     probe = config(order=200, probes=1, eps=eps, **({"method": "lanczos"} if config is GGN else {})).build(MODEL)
     values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
-    assert_declared(probe, values)
+    check_declared(probe, values)
     assert values["dim"] == len(expected)
     np.testing.assert_array_equal(values["rank"], [(size > e).sum() for e in eps])
     np.testing.assert_array_equal(values["relative_rank"], [(size > e * norm).sum() for e in eps])
@@ -76,7 +76,7 @@ def test_the_gram_matrix_gives_the_whole_spectrum() -> None:
     expected = dense_spectrum(gauss_newton=True)
     probe = GGN(eps=(1e-3, 1e-2), method="gram").build(MODEL)
     values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
-    assert_declared(probe, values)
+    check_declared(probe, values)
     assert values["complete"]
     largest = expected[-values["nodes"].size :]
     np.testing.assert_allclose(values["nodes"][0], largest, atol=1e-5 * expected[-1])
@@ -95,7 +95,7 @@ def test_trainability_is_linear_descent_on_random_targets() -> None:
     size = 3 * EXAMPLES
     probe = TrainabilityProbe(tau=0.9).within(lr, steps).build(MODEL)
     found = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
-    assert_declared(probe, found)
+    check_declared(probe, found)
     kept = (1.0 - lr * np.sort(values)[-size:]) ** (2 * steps)
     np.testing.assert_allclose(found["loss"], kept.mean(), rtol=1e-4)
     np.testing.assert_allclose(found["eps_star"], 1.0 / (lr * steps), rtol=1e-6)
