@@ -132,17 +132,16 @@ def folder(path: Path) -> Arrays:
       DataError: there are none, one is damaged, or they differ in size.
     """
     held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-    two = held_out is not None and (path / "train").is_dir()
-    parts = [_files(part) for part in ([path / "train", held_out] if two else [path])]
-    images = _decoded([file for part in parts for file in part])
-    labels = np.array([file.parent.name for part in parts for file in part])
-    if not two:
-        return arrays(images, labels)
-    split = len(parts[0])
+    if held_out is None or not (path / "train").is_dir():
+        files = _files(path)
+        return arrays(_decoded(files), np.array([file.parent.name for file in files]))
+    train, test = _files(path / "train"), _files(held_out)
+    images, labels = _decoded([*train, *test]), np.array([file.parent.name for file in (*train, *test)])
+    split = len(train)
     return arrays(images[:split], labels[:split], images[split:], labels[split:])
 
 
-def _files(path: Path | None) -> list[Path]:
+def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.glob("[!.]*/[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"data: {path} holds no images <class>/*.png ({', '.join(SUFFIXES)})")

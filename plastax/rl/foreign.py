@@ -107,12 +107,11 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
             "if step does not reset, give plastax.rl.adapted(env, resets=False)",
         )
 
+    told_by = truncated or (None if told else own)
+
     def advance(key: Key, state: Tree, action: Array, params: Tree) -> tuple[Any, ...]:
         observation, after, reward, done, *flag, info = step(key, state, action, params)
-        if truncated or (own and not told):
-            cut = (truncated or own)(after, params)
-        else:
-            cut = info[told] if told else flag[0] & ~done if both else False
+        cut = told_by(after, params) if told_by else info[told] if told else flag[0] & ~done if both else False
         return info[final] if final else observation, after, reward, done, cut
 
     return Adapted(name, env.action_space, reset, advance), params

@@ -10,9 +10,9 @@ from typing import Any
 from plastax.errors import ConfigError
 from plastax.models import ACTOR_CRITICS
 from plastax.program import segments
-from plastax.rl import STREAMS, ppo
+from plastax.rl import STREAMS, Own, ppo
 from plastax.rl.environment import EnvironmentStream
-from plastax.study import settings
+from plastax.study import names, settings
 from plastax.study.experiment import Experiment, Prepared, Shared, cut, method_of, probes_of, with_defaults
 from plastax.types import Program
 
@@ -56,8 +56,23 @@ def experiment(
 
 
 def share(config: Config) -> Shared:
-    """Builds streams, one for all arms with the same stream settings."""
-    return Shared(functools.cache(lambda stream: stream.build()))
+    """Builds streams, one for all arms with the same stream settings.
+
+    The source of your own environment is part of the settings that ``config.json`` keeps.
+
+    Raises:
+      ConfigError: there is no such environment, or an object is in the place of its name.
+    """
+    stream, recorded = settings.choice(config, "stream"), {}
+    env = getattr(stream, "env", "")
+    if not isinstance(env, str):
+        raise ConfigError(
+            f"stream.env: a {type(env).__name__} is given; give it a name, plastax.rl.ENVIRONMENTS['mine'] = ..., and "
+            "that name here"
+        )
+    if not isinstance(stream, Own) and (":" in env or env in names.installed("environments")):
+        recorded["env_source"] = names.find("environments", env, STREAMS, "stream.env").origin["source"]
+    return Shared(functools.cache(lambda stream: stream.build()), recorded)
 
 
 def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStream]) -> Prepared:

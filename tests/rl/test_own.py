@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnax
@@ -12,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.rl_gymnax import EXPERIMENT
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds
 from plastax.rl import ENVIRONMENTS, Chain, Own, Permuted, Physics, adapted, own, ppo
 from plastax.rl.environment import Continuous, Discrete, Spaces, Timestep, make, spaces_of
+from plastax.study import reinforcement, settings
 from tests.rl import forms
 from tests.rl.runs import run, same
 from tests.rl.toy_environments import observation_reward, truncation, two_steps
@@ -205,3 +210,21 @@ def test_what_does_not_fit_is_said_before_anything_compiles(env, said):
 def test_a_name_of_gymnax_is_refused():
     with pytest.raises(ConfigError, match="CartPole-v1 is the name of gymnax's environment"):
         own.entry(forms.Modern(truncation()), "CartPole-v1")
+
+
+def test_an_experiment_takes_them_by_name_and_records_their_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "poles_of_mine.py").write_text("from tests.rl.test_own import cartpole\n")
+    configure = functools.partial(settings.configure, EXPERIMENT.config, EXPERIMENT.presets, EXPERIMENT.choices)
+
+    def recorded(stream, **values):
+        return reinforcement.share(configure({"stream": stream, **values})).recorded
+
+    for name in ("tests.rl.test_own:cartpole", f"{tmp_path}/poles_of_mine.py:cartpole"):
+        source = recorded("permuted_obs", **{"stream.env": name})["env_source"]
+        assert source in [
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(__file__), *tmp_path.iterdir())
+        ]
+    assert not recorded("permuted_obs")
+    with pytest.raises(ConfigError, match=r"stream.env: a CartPole is given; give it a name"):
+        recorded(Permuted(env=CARTPOLE[0]))
