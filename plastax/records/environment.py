@@ -101,6 +101,7 @@ def own_sources(used: Collection[object] = ()) -> dict[str, str]:
 def _is_installed(file: str) -> bool:
     return (
         file.startswith(_STANDARD)
+        or os.path.dirname(file) == sysconfig.get_path("scripts")
         or f"{os.sep}site-packages{os.sep}" in file
         or f"{os.sep}dist-packages{os.sep}" in file
     )
