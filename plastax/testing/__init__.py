@@ -6,5 +6,6 @@ accelerator and take seconds. plastax's own tests call the same functions.
 
 from plastax.testing.methods import check_method
 from plastax.testing.probes import check_probe
+from plastax.testing.streams import check_stream
 
-__all__ = ["check_method", "check_probe"]
+__all__ = ["check_method", "check_probe", "check_stream"]

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax.curvature import losses
+from plastax import testing
 from plastax.errors import ConfigError
 from plastax.keys import fold
 from plastax.streams import STREAMS
 from plastax.streams.slowly_changing_regression import SlowlyChangingRegression
-from plastax.types import Stream
+from plastax.testing.streams import Looks
 from tests.streams.tiny import CLASSES, DATASET, TEST, TRAIN
 
 USED = 20
-SOME = np.array([5, 0, 2])
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -38,94 +37,30 @@ CASES = {name: dataclasses.replace(config, **SMALL.get(name, {"examples": USED})
 # Draws at every look.
 CASES["incremental_cifar, augmented"] = dataclasses.replace(CASES["incremental_cifar"], augment=True, rotate=30.0)
 
-every_stream = pytest.mark.parametrize("name", CASES)
 # The other's inputs are few bits, which recur.
-of_images = pytest.mark.parametrize("name", [name for name, config in CASES.items() if config.needs_data])
+OF_IMAGES = [name for name, config in CASES.items() if config.needs_data]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_registered_stream_keeps_its_promises(name):
+    testing.check_stream(CASES[name], DATASET, recurring=name not in OF_IMAGES)
 
 
 @functools.cache
-def made(name: str) -> Stream:
-    return CASES[name].build(DATASET) if CASES[name].needs_data else CASES[name].build()
+def look_of(name: str) -> Looks:
+    return Looks(CASES[name].build(DATASET) if CASES[name].needs_data else CASES[name].build())
 
 
-@functools.cache
-def program(name: str) -> Any:
-    """``(key, data, task) -> (all examples, some)``, each of them training and held-out ones; one compilation a
-    stream."""
-    stream = made(name)
-
-    @jit
-    def run(key, data, number):
-        task = stream.task(key, data, number)
-        train = stream.train(task, data, jnp.arange(stream.examples), key)
-        every = train, stream.test(task, data, jnp.arange(stream.held_out))
-        return every, (stream.train(task, data, SOME, jax.random.key(9)), stream.test(task, data, SOME))
-
-    return run
-
-
-def looks(name: str, part: int = 0) -> Any:
-    """``(seed, task) -> (training, held-out)``: all examples of a task; those numbered `SOME` as ``part`` 1."""
-
-    def look(seed, task):
-        return jax.tree.map(np.asarray, program(name)(jax.random.key(seed), made(name).data, jnp.int32(task))[part])
-
-    return look
+def looks(name: str) -> Any:
+    """``(seed, task) -> (training, held-out)``: all examples of a task."""
+    return lambda seed, task: look_of(name)(seed, task)[0]
 
 
 def rows(x: np.ndarray) -> set[bytes]:
     return {row.tobytes() for row in x}
 
 
-@every_stream
-def test_examples_are_what_the_stream_says(name):
-    stream = made(name)
-    assert stream.description
-    for examples, count in zip(looks(name)(0, 1), (stream.examples, stream.held_out), strict=True):
-        assert examples.x.shape == (count, *stream.input_shape)
-        assert examples.x.dtype == np.float32
-        assert np.isfinite(examples.x).all()
-        assert examples.x.min() < examples.x.max()
-        outputs = jnp.zeros((count, stream.outputs))
-        assert np.isfinite(losses.get(stream.loss).value(outputs, examples))  # shapes and types of the labels fit
-        if stream.loss == "cross_entropy":
-            assert 0 <= examples.y.min() < examples.y.max() < stream.outputs
-
-
-@every_stream
-def test_a_task_is_a_pure_function_of_key_and_number(name):
-    """So that it does not depend on the method, or on what was before.
-
-    A look may draw (augmentation, noise), so inputs are the same where its key and its examples are. Held-out examples
-    and all labels are the same at every look, however many are asked for at once.
-    """
-    train, test = looks(name)(3, 2)
-    for a, b in zip(jax.tree.leaves((train, test)), jax.tree.leaves(looks(name)(3, 2)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    some, held_out = looks(name, 1)(3, 2)
-    np.testing.assert_array_equal(some.y, train.y[SOME])
-    np.testing.assert_array_equal(held_out.y, test.y[SOME])
-    np.testing.assert_allclose(held_out.x, test.x[SOME], atol=1e-6)
-
-
-@every_stream
-def test_tasks_differ_and_so_do_seeds(name):
-    def same(a, b):
-        return all(np.array_equal(x, y) for x, y in zip(a[0][:2], b[0][:2]))
-
-    first, later, other = looks(name)(0, 0), looks(name)(0, 1), looks(name)(1, 0)
-    assert not same(first, later)
-    assert not same(first, other)
-
-
-@of_images
-def test_held_out_examples_are_not_trained_on(name):
-    for task in range(3):
-        train, test = looks(name)(0, task)
-        assert not rows(train.x) & rows(test.x)
-
-
-@of_images
+@pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.parametrize("examples", [-1, TRAIN + 1])
 def test_more_images_than_there_are_is_refused(name, examples):
     with pytest.raises(ConfigError, match=rf"stream.examples: {examples} .*give .*tiny"):
