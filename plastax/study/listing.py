@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich.box
 import rich.table
 import rich.text
 
@@ -37,18 +38,21 @@ def find(directory: Path) -> list[Path]:
 def table(directory: Path) -> rich.table.Table:
     """One row per run; see `lifecycle.Status` for the states.
 
-    "best" is the method with the best score in its newest record (`plastax.report.score`; mean over seeds).
+    Below a run's name are its details, and the arm with the best score in its newest record (`plastax.report.score`;
+    mean over seeds): as columns they would fit no narrow terminal.
     """
-    out = rich.table.Table()
-    for heading in ("run", "state", "progress", "left", "best", ""):
+    out = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for heading in ("run", "state", "progress", "left"):
         # Never cut a run's name: users copy it.
-        out.add_column(heading, no_wrap=heading in ("run", "state", "left"), overflow="fold")
+        out.add_column(heading, no_wrap=heading != "run", overflow="fold")
     for run in find(directory):
         name = run.name if run == directory else str(run.relative_to(directory))
-        cells = (name, *_row(run))
-        texts = [rich.text.Text(output.plain(cell)) for cell in cells]
-        texts[1].stylize(_STYLES.get(cells[1], ""))
-        out.add_row(*texts)
+        state, progress, left, best, detail = _row(run)
+        lines = [
+            output.plain(line) for line in (name, f"  best: {best}" if best else "", f"  {detail}".rstrip()) if line
+        ]
+        style = _STYLES.get(state, "")
+        out.add_row(rich.text.Text("\n".join(lines)), rich.text.Text(output.plain(state), style), progress, left)
     return out
 
 
@@ -87,4 +91,8 @@ def _best(run: Path, config: Mapping[str, Any]) -> str:
     if not values:
         return ""
     best = choose(values, key=lambda name: values[name])
-    return f"{label} {values[best]:.4g} ({best})"
+    arm = config.get("arms", {}).get(best, {"method": best, "settings": {}})
+    named = ", ".join(
+        [arm["method"], *(f"{name.rpartition('.')[2]} {value}" for name, value in arm["settings"].items())]
+    )
+    return f"{named} ({label} {values[best]:.4g})"

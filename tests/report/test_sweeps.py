@@ -16,6 +16,7 @@ import xarray as xr
 from plastax import report
 from plastax.records.layout import write_json, write_segment
 from plastax.report import compare, style, sweeps, table
+from plastax.study import listing
 from plastax.types import Record
 
 METHODS, RATES = ("backprop", "l2_er", "layernorm"), (0.0005, 0.002, 0.01)
@@ -123,6 +124,14 @@ def test_arms_are_compared_with_the_reference_under_the_same_values(sweep: pathl
     assert other.loc[label("backprop", 0.01), "against"] == label("l2_er", 0.01)
     one = compare.compare([report.read(sweep)], reference=label("l2_er", 0.002)).set_index("arm")
     assert set(one["against"].dropna()) == {label("l2_er", 0.002)}
+
+
+def test_the_list_of_runs_is_not_cut(sweep: pathlib.Path) -> None:
+    text = printed(lambda console: console.print(listing.table(sweep.parent)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert re.search(rf"^{sweep.name} ", text, flags=re.MULTILINE)
+    assert "best: layernorm, learning_rate 0.01 (final training accuracy 0.5)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 100])
