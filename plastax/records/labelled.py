@@ -218,7 +218,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     for name, along in config.get("coords", {}).items():
         if name not in coords and used.get(name) == len(along):
             coords[name] = list(along)
-    attributes = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
+    attributes: dict[str, Any] = {name: config[name] for name in ("experiment", "run_id", "hash") if name in config}
     attributes["tables"] = 'not .to_dataframe(), which combines all axes, but plastax.table(data, "train" or "probe")'
     try:
         return xr.Dataset(variables, coords, attributes)

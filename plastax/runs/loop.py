@@ -23,7 +23,7 @@ from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
 from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
-from plastax.runs.networks import TaskEnd
+from plastax.runs.networks import Callback, TaskEnd
 from plastax.runs.signals import Stopping
 from plastax.runs.timing import ProbeCosts, Times
 from plastax.tracking import Sink, reduce_segment
@@ -57,9 +57,6 @@ class Plan(NamedTuple):
                 f"updates_per_segment: {self.updates_per_segment} does not divide the {self.updates_per_task} updates "
                 "of a task"
             )
-
-
-Callback = Callable[[TaskEnd], Any]
 
 
 class Saving(NamedTuple):
@@ -116,10 +113,7 @@ def train(
       stopping: asked after every segment whether to stop.
       lock: the lock of the run. Nothing is written once it is lost.
       ahead: holds the compiled program of the batch; by default, compile it now.
-      callback: called for every arm after every task. It sees copies, so it changes no number. It runs while the device
-        computes the next segment; the copy costs memory of the size of the parameters, and waits for the task's end.
-        What it raises ends the run as ``failed``. After a resume, the tasks since the last checkpoint are repeated, and
-        so are their calls.
+      callback: see `networks.Callback`.
 
     Returns:
       Where the time of this call went; None if nothing was left to do.

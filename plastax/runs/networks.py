@@ -14,7 +14,7 @@ statistics of batch normalisation, and ``statistics``, those of the observations
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,14 @@ class TaskEnd(NamedTuple):
     params: Tree
     stats: Tree
     statistics: Tree
+
+
+Callback = Callable[[TaskEnd], Any]
+"""Called for every arm after every task, between its records and its checkpoint.
+
+It gets copies, so it changes no number. They take host memory of the size of the networks, and the next task waits for
+them; then the device computes that task while the callback runs. What it raises ends the run as ``failed``. A resumed
+run repeats the tasks since its last checkpoint, and their calls."""
 
 
 def holds(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from plastax import output, streams
 from plastax.errors import ConfigError
 from plastax.rl import STREAMS
-from plastax.runs.networks import TaskEnd
+from plastax.runs.networks import Callback
 from plastax.study import catalogue, names, settings, supervised
 from plastax.study.experiment import Experiment
 from plastax.study.run import Run
@@ -89,7 +89,7 @@ class Study:
             "training": training, "preset": preset, "runs_dir": runs_dir,
         }  # fmt: skip
         given = {key: value for key, value in (named | more).items() if value is not None}
-        told = {"experiment": experiment, **given, "settings": settings, "name": name}
+        told = {"experiment": getattr(experiment, "name", experiment), **given, "settings": settings, "name": name}
         chosen, values = _experiment(experiment, given)
         if name is not None:
             if Path(name).name != name:
@@ -103,26 +103,25 @@ class Study:
         shown = (f"{key}={textwrap.shorten(repr(value), 80, placeholder='...')}" for key, value in self._given.items())
         return f"Study({', '.join(shown)})"
 
-    def run(self, callback: Callable[[TaskEnd], Any] | None = None) -> Run:
+    def run(self, callback: Callback | None = None) -> Run:
         """Trains, records and reports the study; continues its interrupted run if there is one.
 
         A terminal shows a progress bar, a notebook or a log file now and then a line. Ctrl-C, and the stop button of a
         notebook, end the run after a checkpoint. In another thread than the main one signals are left alone.
 
         Args:
-          callback: called after every task of every arm with a `TaskEnd`: the directory of the run, with the records of
-            the task, and the trained networks as NumPy arrays. They are copies, so it changes no number. The copy takes
-            host memory of the size of the networks, and the next task waits for it; then the device computes that task
-            while the callback runs. What it raises ends the run, which can be continued. Tasks after the last
-            checkpoint are then repeated, and so are their calls.
+          callback: called for every arm after every task with a `TaskEnd`: the directory of the run, with the records
+            of the task, and the trained networks as NumPy arrays. `plastax.runs.networks.Callback` says what it costs.
+            What it raises ends the run, which `run` then continues.
 
         Raises:
           ConfigError: settings do not fit together; nothing was compiled.
           Stopped: it was interrupted.
           RunError: the run cannot continue; see `plastax.runs.loop.study`.
         """
+        # A notebook's kernel calls itself a terminal, and shows standard error as if it were an error.
         notebook = output.Console().is_jupyter
-        console = output.Console(stderr=not notebook, force_jupyter=False)
+        console = output.Console(force_jupyter=False, force_terminal=False) if notebook else output.Console(stderr=True)
         console.pause = QUIET
         directory = self.experiment.run(self.config, console, callback=callback, table=False)
         if directory is None:

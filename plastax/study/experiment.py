@@ -30,7 +30,7 @@ from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
 from plastax.records import environment, lifecycle
-from plastax.runs import compilation, loop, memory
+from plastax.runs import compilation, loop, memory, networks
 from plastax.study import settings, starting, sweep
 from plastax.study.settings import Registry, Study
 from plastax.types import MethodConfig, Model, Probe, Program
@@ -163,7 +163,7 @@ class Experiment(Generic[C]):
         config: C,
         console: output.Console | None = None,
         *,
-        callback: loop.Callback | None = None,
+        callback: networks.Callback | None = None,
         table: bool = True,
     ) -> Path | None:
         """Runs the study of a configuration and reports it.
@@ -171,7 +171,7 @@ class Experiment(Generic[C]):
         Args:
           config: from `parse`.
           console: where to print; by default a new one.
-          callback: see `loop.train`.
+          callback: see `networks.Callback`.
           table: whether to print the summary.
 
         Returns:
@@ -206,7 +206,7 @@ class Experiment(Generic[C]):
         shared: Shared,
         built: Built,
         console: output.Console,
-        callback: loop.Callback | None,
+        callback: networks.Callback | None,
         table: bool,
     ) -> Path:
         if config.compilation_cache:

@@ -255,7 +255,7 @@ def _read(config: Any, path: str, name: str, value: Any) -> Any:
     if dataclasses.is_dataclass(now):
         if isinstance(value, Mapping):
             return replaced(now, {key: _read(now, key, f"{name}.{key}", one) for key, one in value.items()})
-        given = value if type(value) is type(now) else None
+        given: Any = value if type(value) is type(now) else None
     elif kind is str and isinstance(value, str):
         given = value
     else:
@@ -277,8 +277,8 @@ def read(kind: Any, words: Sequence[str]) -> Any:
 
 def _checked(config: C) -> C:
     """``config`` with the names of entries that its fields stand for; raises `ConfigError` for what is not allowed."""
-    for field in GROUPS:
-        config = dataclasses.replace(config, **{field: _names(config, field)})
+    found: dict[str, Any] = {field: _names(config, field) for field in GROUPS}
+    config = dataclasses.replace(config, **found)
     _check(config)
     return config
 
