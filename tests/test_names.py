@@ -23,7 +23,7 @@ from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ACTOR_CRITICS, SUPERVISED
 from plastax.records import environment, layout
-from plastax.study import names, settings, starting, sweep
+from plastax.study import catalogue, names, settings, starting, sweep
 from plastax.study.experiment import method_of, probes_of
 from tests import tiny_experiment
 
@@ -44,6 +44,7 @@ from plastax.methods.base import Settings
 from plastax.models import MLP
 from plastax.probes.base import ProbeConfig
 from plastax.rl import Chain
+from plastax.streams import RandomLabel
 from plastax.types import Probe
 
 
@@ -87,6 +88,23 @@ class MyNorm(ProbeConfig):
             return {"value": optax.global_norm(seen.params) ** self.power}
 
         return Probe("my_norm", measure, {}, {}, self.every)
+
+
+@dataclass(frozen=True)
+class Hidden(MyNorm):
+    def build(self, model):
+        return super().build(model)._replace(name="features")
+
+
+@dataclass(frozen=True)
+class Empty(MyNorm):
+    def build(self, model):
+        return None
+
+
+@dataclass(frozen=True)
+class Rising(RandomLabel):
+    """A stream of images."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +354,7 @@ def test_a_broken_entry_point_is_named_and_others_work(installed):
         ("--methods mylab.own:Needy", ("give every field a default", "rate")),
         ("--model mylab.own:CPR", ("build(inner, model)", "continuous")),
         ("--stream mylab.own:Net", ("has no spaces",)),
-        ("--methods mylab.own:L2", ("mylab.own:L2 is called 'l2'", "rename")),
+        ("--methods mylab.own:L2", ("the name 'l2' is taken", "rename")),
         ("--methods mylab.own:CPR mylab.own:Cpr", ("are both called 'cpr'",)),
         ("--methods mylab.own:CPR loose.py:CPR", ("are both called 'cpr'",)),
         ("--methods mylab.own:CPR mylab.own:CPR", ("twice",)),
@@ -362,6 +380,23 @@ def test_a_file_called_as_another_module_is_refused(lab):
     (lab / "json.py").write_text(OWN)
     with pytest.raises(ConfigError, match=r"another module is called json .*rename the file"):
         parse("--methods json.py:CPR")
+
+
+def test_what_an_own_probe_builds_is_looked_at(lab):
+    model = ACTOR_CRITICS["mlp"].build((4,), 2, continuous=False)
+    for name, said in (
+        ("Hidden", r"hidden records its values as features/\.\.\., as another probe"),
+        ("Empty", "empty.build gives NoneType"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            probes_of(parse(f"--probes features loose.py:{name}"), model, 1e-3, 1)
+
+
+def test_an_own_stream_of_images_is_an_experiment(lab):
+    experiment = catalogue.find("mylab.own:Rising")
+    config = experiment.parse(["--stream.examples", "7", "--methods", "mylab.own:CPR"])
+    assert (experiment.name, config.stream.examples) == ("rising", 7)
+    assert settings.origins(config).keys() == {"stream", "cpr"}
 
 
 def test_help_shows_own_settings(lab, capsys, monkeypatch):

@@ -31,7 +31,8 @@ def find(name: str) -> Experiment:
 
     Args:
       name: an experiment of plastax (``rl_gymnax``), a file (``my_study.py``), or a module (``mylab.studies:LONG``).
-        Files and modules without ``:object`` have the experiment in ``EXPERIMENT``.
+        Files and modules without ``:object`` have the experiment in ``EXPERIMENT``. The object may also be a supervised
+        stream (``mylab.streams:Noisy``), which is an experiment of its own.
 
     Raises:
       ConfigError: there is no such experiment.
@@ -52,6 +53,11 @@ def find(name: str) -> Experiment:
         raise ConfigError.unknown("experiment", name, (*own, "<file>.py", "<module>:<object>"))
     from plastax.study.experiment import Experiment
 
+    if not isinstance(found, Experiment) and hasattr(found, "build"):
+        from plastax.streams import STREAMS
+        from plastax.study import names, supervised
+
+        return supervised.about(names.find("streams", name, STREAMS, "experiment"))
     if not isinstance(found, Experiment):
         raise ConfigError(
             f"experiment: {place} has an object of type {type(found).__name__} called {attribute}; "

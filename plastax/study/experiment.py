@@ -307,7 +307,15 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
         if (asked := getattr(probe, setting, 0)) > size:
             raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
     configs = (p.within(learning_rate, steps) if isinstance(p, TrainabilityProbe) else p for p in found.values())
-    return [probe.build(model) for probe in configs]
+    built = [probe.build(model) for probe in configs]
+    for name, probe in zip(found, built):
+        if not isinstance(probe, Probe):
+            raise ConfigError(f"probes: {name}.build gives {type(probe).__name__}; a plastax.types.Probe is needed")
+        if sum(probe.name == other.name for other in built) > 1:
+            raise ConfigError(
+                f"probes: {name} records its values as {probe.name}/..., as another probe does; rename it"
+            )
+    return built
 
 
 def rare(config: Study) -> list[str]:

@@ -181,7 +181,7 @@ def configure(
     preset = values.get("preset") or stored.get("preset", "default")
     _known("preset", preset, presets)
     overrides = {"preset": preset, **presets[preset]}
-    own: dict[str, dict[str, Named]] = {}
+    own = dict(base.own)
     chosen = {}
     defaults = {field.name: field.default for field in dataclasses.fields(base)}
     named = {**choices, **GROUPS, **({"data": DATA} if "data" in defaults else {})}
@@ -308,9 +308,7 @@ def _with_groups(
     for field in GROUPS:
         for group, one in own[field].items():
             if group in taken:
-                raise ConfigError(
-                    f"{field}: {one.name} is called {group!r}, and so is something else; rename the object"
-                )
+                raise ConfigError(f"{field}: {one.name}: the name {group!r} is taken; rename the object")
             taken.add(group)
             fields.append((group, type(one.entry), one.entry))
     namespace: dict[str, Any] = {"__doc__": base.__doc__, "own": {**base.own, **own}}
@@ -388,14 +386,13 @@ def origins(config: Study) -> dict[str, Mapping[str, str]]:
 
 
 def fleeting(config: Study) -> list[str]:
-    """A line for every own object that no other process finds by its name, and for every one of unknown source."""
+    """A line about own objects that no other process finds by their names, and one about those of unknown source."""
     used = [(field, one) for field, found in config.own.items() for one in found.values()]
-    lines = [f"{one.name}: only this program can continue the run, no command line" for _, one in used if not one.again]
-    return lines + [
-        f"{one.name}: its source is not known, so no change of it will be noticed"
-        for field, one in used
-        if not one.origin["source"] and field != "data"  # whose checksum is known
-    ]
+    alone = ", ".join(one.name for _, one in used if not one.again)
+    # Of data the checksum is known.
+    unknown = ", ".join(one.name for field, one in used if not one.origin["source"] and field != "data")
+    lines = [f"{alone}: only this program can continue the run, no command line"] if alone else []
+    return lines + ([f"{unknown}: the source is not known, so no change of it will be noticed"] if unknown else [])
 
 
 def with_options(model: Any, name: str, method: str, options: Mapping[str, Any]) -> Any:
