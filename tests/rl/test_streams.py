@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -13,11 +11,10 @@ import pytest
 from plastax.errors import ConfigError
 from plastax.rl import STREAMS
 from plastax.rl.classic import Chain, Physics
-from plastax.rl.environment import Discrete, EnvironmentStream
+from plastax.rl.environment import Discrete
 from plastax.rl.minatar import ACTIONS, GAMES, MinAtar
 from plastax.rl.permuted import Permuted
-
-SEEDS, STEPS, ENVS = 3, 25, 2
+from plastax.testing.environments import SEEDS, Run, check_run, rollout, run_all
 
 # Two quick games stand in for the default four, which take half a minute to compile; those are in a slow test below.
 QUICK = {**STREAMS, "minatar_chain": MinAtar(("Breakout", "Freeway"))}
@@ -29,42 +26,6 @@ def params(names):
     """Chains are one piece of code: one with discrete and one with continuous actions stand in for all."""
     repeated = ("acrobot_chain", "mountaincar_chain")
     return [pytest.param(name, marks=pytest.mark.slow) if name in repeated else name for name in names]
-
-
-class Run(NamedTuple):
-    stream: EnvironmentStream
-    first: list  # observations of the resets, [S, N, ...], for each of the tasks 0, 1, 2
-    timesteps: list  # [S, T, N, ...], likewise
-    tasks: list  # [S, ...], likewise
-    compilations: int
-
-
-def rollout(stream: EnvironmentStream, key, index):
-    """One seed's random rollout on task ``index``; all randomness but the task's is the same for every index."""
-    environment, space = stream.environment, stream.environment.action_space
-    reset_key, action_key, step_key = jax.random.split(key, 3)
-    task = stream.task(key, index)
-    first, state = jax.vmap(environment.reset, (0, None))(jax.random.split(reset_key, ENVS), task)
-    if isinstance(space, Discrete):
-        actions = jax.random.randint(action_key, (STEPS, ENVS), 0, space.n)
-    else:
-        actions = jax.random.uniform(action_key, (STEPS, ENVS, space.size), jnp.float32, space.low[0], space.high[0])
-
-    def body(state, xs):
-        noise, action = xs
-        return jax.vmap(environment.advance, (0, 0, 0, None))(noise, state, action, task)
-
-    xs = (environment.noise(step_key, task, STEPS, ENVS), actions)
-    return first, jax.lax.scan(body, state, xs)[1], task
-
-
-def run_all(stream: EnvironmentStream, tasks: int = 3) -> Run:
-    seeds = jax.random.split(jax.random.key(7), SEEDS)
-    # Everything below allows rounding, so that the compiler may be spared its work.
-    options = {"xla_backend_optimization_level": 0}
-    run = jax.jit(jax.vmap(lambda key, index: rollout(stream, key, index), (0, None)), compiler_options=options)
-    outputs = [jax.tree.map(np.asarray, run(seeds, jnp.int32(index))) for index in range(tasks)]
-    return Run(stream, *map(list, zip(*outputs)), run._cache_size())
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +50,13 @@ def defaults(config):
 
 
 @pytest.mark.parametrize("name", params(STREAMS))
-def test_one_compilation_with_static_shapes_serves_all_tasks(runs, name):
-    run = runs(name)
-    assert run.compilations == 1
-    shape = run.stream.environment.observation_shape
-    for first, timestep in zip(run.first, run.timesteps):
-        assert first.shape == (SEEDS, ENVS, *shape)
-        assert timestep.observation.shape == timestep.final_observation.shape == (SEEDS, STEPS, ENVS, *shape)
-        assert timestep.observation.dtype == timestep.reward.dtype == np.float32
-        assert timestep.reward.shape == timestep.terminated.shape == timestep.truncated.shape == (SEEDS, STEPS, ENVS)
-        assert timestep.terminated.dtype == timestep.truncated.dtype == np.bool_
-        assert all(np.all(np.isfinite(leaf)) for leaf in timestep)
+def test_registered_stream_keeps_its_promises(runs, name):
+    check_run(name, QUICK[name], runs(name))
 
 
 @pytest.mark.parametrize("name", params(STREAMS))
-def test_tasks_are_a_function_of_seed_and_number(runs, name):
+def test_tasks_differ_but_for_the_first_of_all_seeds(runs, name):
     run = runs(name)
-    key = jax.random.split(jax.random.key(7), SEEDS)[1]
-    again = run.stream.task(key, jnp.int32(2))
-    for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(run.tasks[2]), strict=True):
-        np.testing.assert_allclose(x, y[1], rtol=1e-6)
     content = [task[1:] for task in run.tasks]  # all but the number
     assert [task[0].tolist() for task in run.tasks] == [[i] * SEEDS for i in range(3)]
     assert not same(content[0], content[1])
