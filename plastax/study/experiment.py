@@ -308,10 +308,10 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
             raise ConfigError(f"{name}.{setting}: {asked} is not allowed for {size} parameters; give at most as many")
     configs = (p.within(learning_rate, steps) if isinstance(p, TrainabilityProbe) else p for p in found.values())
     built = [probe.build(model) for probe in configs]
-    for name, probe in zip(found, built):
+    for i, (name, probe) in enumerate(zip(found, built)):
         if not isinstance(probe, Probe):
             raise ConfigError(f"probes: {name}.build gives {type(probe).__name__}; a plastax.types.Probe is needed")
-        if sum(probe.name == other.name for other in built) > 1:
+        if probe.name in [other.name for other in built[:i]]:
             raise ConfigError(
                 f"probes: {name} records its values as {probe.name}/..., as another probe does; rename it"
             )
