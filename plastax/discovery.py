@@ -132,7 +132,7 @@ def tapped(network: Network, params: Params, taps: Mapping[str, Array], x: Array
     for name, label in trace.tapped().items():
         layer = trace.layers[name]
         seen = _read(values, layer.data).transpose(trace.orders(name)[0])
-        inputs[label] = LayerInputs(seen, layer.bias, layer.window)
+        inputs[label] = LayerInputs(seen, layer.bias is not None, layer.window)
     return outputs, features, inputs, *rest
 
 
@@ -148,7 +148,8 @@ class _Step(NamedTuple):
         return str(self.eqn.primitive.name)
 
 
-class _Const(NamedTuple):
+@dataclass(frozen=True, eq=False)  # No tuple, which would be a tree.
+class _Const:
     """A value that the trace captured."""
 
     val: Any
@@ -197,7 +198,7 @@ class _Layer(NamedTuple):
       data: key of what the layer reads.
       order: axes of that as ``[B, ..., d_in]``, and of what it gives as ``[B, ..., units]``; None: it is not tapped.
       window: of a convolution.
-      bias: whether a parameter is added to each unit.
+      bias: the parameter that is added to its units, if any.
     """
 
     key: Any
@@ -206,7 +207,7 @@ class _Layer(NamedTuple):
     data: Any
     order: tuple[tuple[int, ...], tuple[int, ...]] | None
     window: Window | None = None
-    bias: bool = False
+    bias: str | None = None
 
 
 class _Feature(NamedTuple):
@@ -303,7 +304,9 @@ class _Trace:
 
     def tapped(self) -> dict[str, str]:
         """The layers that can be tapped, and their names."""
-        return {name: self.label(name) for name, layer in self.layers.items() if layer.order is not None}
+        found = {name: layer for name, layer in self.layers.items() if layer.order is not None}
+        once = {name for name, layer in found.items() if all(self.uses[p] == 1 for p in (name, layer.bias) if p)}
+        return {name: self.label(name) for name in found if name in once}
 
     def orders(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """See `_Layer.order`, of a tapped layer."""
@@ -418,7 +421,7 @@ class _Trace:
             self.incoming[layer] += [entry for entry in entries if entry not in self.incoming[layer]]
             bias = step.name == "add" and any(value.raw for value in ins) and len(entries) == 1
             if bias:
-                self.layers[layer] = self.layers[layer]._replace(bias=True)
+                self.layers[layer] = self.layers[layer]._replace(bias=entries[0].name)
             kind: Kind = "offset" if step.name in ("add", "sub") else "scale"
             for name, _ in entries:
                 self.kinds.setdefault(name, "bias" if bias else kind if layer in self.normalized else "other")

@@ -22,6 +22,7 @@ BASE = {
     "locks",
     "machine",
     "output",
+    "parameters",
     "ranges",
     "roles",
     "structure",

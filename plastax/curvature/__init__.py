@@ -11,7 +11,7 @@ Examples:
   ...     op = curvature.hessian(loss_fn, params, data=batch)
   ...     return curvature.spectrum(op, jax.random.key(0), order=6, probes=1).rank(1e-3)
   >>> rank(params, batch)
-  Estimate(value=Array(2., dtype=float32), standard_error=Array(0., dtype=float32))
+  2 ± 0
 """
 
 from __future__ import annotations

@@ -10,22 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import tree
-from plastax.types import Array, Operator, Params, Tree
-
-
-def parameters(params: Params) -> Params:
-    """The parameters as arrays; raises ValueError unless they have entries, all real floating point."""
-    leaves = tree.named_leaves(params)
-    if not any(np.size(leaf) for leaf in leaves.values()):
-        raise ValueError("params has no parameters: it is a tree without arrays, or with empty ones only")
-    wrong = {name: str(jnp.result_type(leaf)) for name, leaf in leaves.items()}
-    wrong = {name: dtype for name, dtype in wrong.items() if not jnp.issubdtype(dtype, jnp.floating)}
-    if wrong:
-        listed = ", ".join(f"{name!r} ({dtype})" for name, dtype in wrong.items())
-        raise ValueError(
-            f"params must be real floating point, but these are not: {listed}; close over what is no parameter"
-        )
-    return jax.tree.map(jnp.asarray, params)
+from plastax.types import Array, Operator, Tree
 
 
 def operator(op: object) -> None:
@@ -39,7 +24,8 @@ def key(key: Any) -> None:
     array = isinstance(key, jax.Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not array or key.shape != (() if typed else (2,)) or not (typed or key.dtype == jnp.uint32):
-        raise ValueError(f"key must be a PRNG key, such as jax.random.key(0), got {key!r}")
+        meant = f"; for the seed {key} give jax.random.key({key})" if isinstance(key, int) else ""
+        raise ValueError(f"key must be a PRNG key, such as jax.random.key(0), got {key!r}{meant}")
 
 
 def scalar(loss_fn: Callable[..., Any], *args: Tree) -> None:

@@ -39,9 +39,9 @@ def _outer(cotangents: Tree) -> Product:
 
 def empirical_fisher(
     apply_fn: Callable[[Params, Tree], Tree],
-    loss: Loss | str,
     params: Params,
     data: Tree,
+    loss: Loss | str,
     chunk_size: int | None = None,
 ) -> Operator:
     """Empirical Fisher matrix ``1/B sum_i g_i g_i^T``, ``g_i`` the gradient of example i's own loss at its own label.
@@ -53,10 +53,10 @@ def empirical_fisher(
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
+      params: where the gradients are taken, as in `hessian`.
+      data: the batch of B examples.
       loss: a `Loss` with a value, or a name in `losses.LOSSES`. Given all outputs, the value must be a mean of one term
         per example. Weights computed from ``data`` alone (PPO's normalised advantages) are allowed without chunks.
-      params: where the gradients are taken: any tree of real floating arrays.
-      data: the batch of B examples.
       chunk_size: examples to process together, see `plastax.curvature.operators`. Static.
 
     Returns:
@@ -84,9 +84,9 @@ def empirical_fisher(
 
 def fisher(
     apply_fn: Callable[[Params, Tree], Tree],
-    loss: Loss | str,
     params: Params,
     data: Tree,
+    loss: Loss | str,
     key: Key,
     samples: int = 1,
     chunk_size: int | None = None,
@@ -101,9 +101,9 @@ def fisher(
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
-      loss: a `Loss` with ``sample``, or a name in `losses.LOSSES`.
-      params: where the gradients are taken: any tree of real floating arrays.
+      params: where the gradients are taken, as in `hessian`.
       data: the batch of B examples.
+      loss: a `Loss` with ``sample``, or a name in `losses.LOSSES`.
       key: for the draws; those of an example depend on its place alone, not on ``chunk_size``.
       samples: draws R per example. Static.
       chunk_size: examples to process together, see `plastax.curvature.operators`. Static.
@@ -122,8 +122,8 @@ def fisher(
       >>> import jax, jax.numpy as jnp
       >>> from plastax import curvature
       >>> batch, w, apply = (jnp.eye(2), jnp.zeros(2)), jnp.ones(2), lambda w, batch: batch[0] @ w
-      >>> fisher = curvature.fisher(apply, "mse", w, batch, jax.random.key(0), samples=1000)
-      >>> ggn = curvature.ggn(apply, "mse", w, batch)
+      >>> fisher = curvature.fisher(apply, w, batch, "mse", jax.random.key(0), samples=1000)
+      >>> ggn = curvature.ggn(apply, w, batch, "mse")
       >>> bool(jnp.allclose(fisher.mv(w), ggn.mv(w), atol=0.1))
       True
     """

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from plastax import linalg, tree
+from plastax import linalg, parameters, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import ROUNDING, coupling, independent
 from plastax.curvature.fisher import weights
@@ -59,7 +59,8 @@ def _gram(
     apply_fn: Apply, root: Root, finite: Callable[[Tree], Tree], params: Params, data: Tree, chunk_size: int | None
 ) -> Array:
     """``R^T J J^T R``, ``[B K, B K]``, for roots R of every example as a batch of its own."""
-    params, data = tree.gathered((checks.parameters(params), data))
+    apply_fn, params = parameters.of(apply_fn, params)
+    params, data = tree.gathered((params, data))
     examples = checks.examples(data)
     size = examples if chunk_size is None else min(chunk_size, examples)
     whole, left = chunks(data, size)
@@ -111,7 +112,7 @@ def _gram(
     return matrix(params, data)
 
 
-def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, chunk_size: int | None = None) -> Array:
+def gram_matrix(apply_fn: Apply, params: Params, data: Tree, loss: Loss | str, chunk_size: int | None = None) -> Array:
     """The loss-weighted Gram matrix ``A A^T`` of the Gauss-Newton matrix ``A^T A``.
 
     Row ``i K + k`` of A is ``J_i^T r_ki / sqrt(B)``: the gradient of example i along the k-th root of its curvature. If
@@ -119,18 +120,18 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
-      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
-      params: where the matrix is taken: any tree of real floating arrays.
+      params: where the matrix is taken, as in `hessian`.
       data: the batch of B examples.
+      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
 
     Returns:
       ``[B K, B K]``, symmetric up to rounding, positive semi-definite.
 
     Raises:
-      ValueError: if ``loss`` is unknown or has no ``root``, ``params`` has no leaf or one that is not real floating
-        point, the leaves of ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or
-        chunked examples depend on one another (inside, the matrix is NaN).
+      ValueError: if ``loss`` is unknown or has no ``root``, ``params`` has no parameters or complex ones, the leaves of
+        ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or chunked examples depend
+        on one another (inside, the matrix is NaN).
     """
     loss = losses.get(loss)
     if loss.root is None:
@@ -139,7 +140,7 @@ def gram_matrix(apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, c
 
 
 def gram_spectrum(
-    apply_fn: Apply, loss: Loss | str, params: Params, data: Tree, chunk_size: int | None = None
+    apply_fn: Apply, params: Params, data: Tree, loss: Loss | str, chunk_size: int | None = None
 ) -> Spectrum:
     """The exact spectrum of the Gauss-Newton matrix: every eigenvalue, without probes or standard errors.
 
@@ -149,9 +150,9 @@ def gram_spectrum(
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
-      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
-      params: where the matrix is taken: any tree of P real floating scalars.
+      params: where the matrix is taken, as in `hessian`.
       data: the batch of B examples.
+      loss: a `Loss` with ``root``, or a name in `losses.LOSSES`.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
 
     Returns:
@@ -164,11 +165,12 @@ def gram_spectrum(
       >>> import jax, jax.numpy as jnp
       >>> from plastax import curvature
       >>> batch = jnp.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), jnp.zeros(2)
-      >>> s = jax.jit(lambda w: curvature.gram_spectrum(lambda w, b: b[0] @ w, "mse", w, batch))(jnp.ones(3))
+      >>> s = jax.jit(lambda w: curvature.gram_spectrum(lambda w, b: b[0] @ w, w, batch, "mse"))(jnp.ones(3))
       >>> s.nodes.round(3).tolist(), bool(s.complete), int(s.dim)  # and a third eigenvalue, zero
       ([[1.0, 4.0]], True, 3)
     """
-    values = linalg.eigvalsh(gram_matrix(apply_fn, loss, params, data, chunk_size))
+    apply_fn, params = parameters.of(apply_fn, params)
+    values = linalg.eigvalsh(gram_matrix(apply_fn, params, data, loss, chunk_size))
     # None is negative but by rounding; a maximum keeps NaN.
     return from_eigenvalues(jnp.maximum(values, 0.0), tree.size(params))
 
@@ -182,7 +184,7 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
-      params: where the kernel is taken: any tree of real floating arrays.
+      params: where the kernel is taken, as in `hessian`.
       data: B examples.
       chunk_size: examples whose linearised network is held at a time; all by default. Static.
 
@@ -215,9 +217,9 @@ def _gram_is_cheaper(rows: int, examples: int, dim: int, order: int, probes: int
 
 def ggn_spectrum(
     apply_fn: Apply,
-    loss: Loss | str,
     params: Params,
     data: Tree,
+    loss: Loss | str,
     key: Key,
     order: int = 64,
     probes: int = 4,
@@ -234,9 +236,9 @@ def ggn_spectrum(
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree with a leading axis of examples.
-      loss: a `Loss`, or a name in `losses.LOSSES`.
-      params: where the matrix is taken: any tree of real floating arrays.
+      params: where the matrix is taken, as in `hessian`.
       data: the batch of B examples.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       key: for the Lanczos probes.
       order: Lanczos steps, see `spectrum`. Static.
       probes: Lanczos probes, see `spectrum`. Static.
@@ -253,8 +255,8 @@ def ggn_spectrum(
         raise ValueError(f"method is {method!r}; methods are {get_args(Way)}")
     if order < 1 or probes < 1:
         raise ValueError(f"order and probes must be positive, got {order} and {probes}")
+    apply_fn, params = parameters.of(apply_fn, params)
     if method == "auto":
-        checks.parameters(params)
         root, dim = losses.get(loss).root, tree.size(params)
         method = "lanczos"
         if root is not None:
@@ -264,5 +266,5 @@ def ggn_spectrum(
             if _gram_is_cheaper(examples * roots[0].shape[0], examples, dim, min(order, dim), probes, itemsize):
                 method = "gram"
     if method == "gram":
-        return gram_spectrum(apply_fn, loss, params, data, chunk_size)
-    return spectrum(ggn(apply_fn, loss, params, data, chunk_size), key, order, probes)
+        return gram_spectrum(apply_fn, params, data, loss, chunk_size)
+    return spectrum(ggn(apply_fn, params, data, loss, chunk_size), key, order, probes)

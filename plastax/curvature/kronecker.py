@@ -67,9 +67,9 @@ class Eigenvalues(NamedTuple):
 
 def kronecker(
     network: Tapped,
-    loss: Loss | str,
     params: Params,
     data: Tree,
+    loss: Loss | str,
     *,
     kind: Kind = "exact",
     key: Key | None = None,
@@ -79,9 +79,9 @@ def kronecker(
 
     Args:
       network: made of a module by `plastax.models.tapped`.
-      loss: a `Loss`, or a name in `losses.LOSSES`.
       params: where the factors are taken.
       data: the batch, third argument of ``network.apply`` and second of the loss; leading axis ``B``.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       kind: whose gradients, see the module. ``exact`` holds a cotangent of all outputs for each output of an example:
         ``B (T C)^2`` numbers for T places of C classes. Sequences ask for ``sampled``.
       key: for the draws of ``sampled``, which alone needs it.
@@ -101,7 +101,7 @@ def kronecker(
       >>> network = models.tapped(nn.Dense(2), inputs=lambda batch: batch[0])
       >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
       >>> batch = jnp.ones((4, 3)), jnp.ones((4, 2))
-      >>> factors = curvature.kronecker(network, "mse", params, batch, kind="empirical")[""]
+      >>> factors = curvature.kronecker(network, params, batch, "mse", kind="empirical")[""]
       >>> factors.a.shape, factors.g.shape  # with a row for the bias
       ((4, 4), (2, 2))
     """

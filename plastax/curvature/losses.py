@@ -297,6 +297,11 @@ def get(loss: Loss | str) -> Loss:
     """The loss of this name in `LOSSES`, or the given one; raises ValueError for an unknown name."""
     if isinstance(loss, Loss):
         return loss
-    if not isinstance(loss, str) or loss not in LOSSES:
+    if not isinstance(loss, str):
+        raise ValueError(
+            f"loss is of type {type(loss).__name__}; names are {sorted(LOSSES)}, or give a Loss (the order is "
+            "function, params, data, loss)"
+        )
+    if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}; names are {sorted(LOSSES)}, or give a Loss")
     return LOSSES[loss]

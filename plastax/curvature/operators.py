@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from plastax import tree
+from plastax import parameters, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
 from plastax.types import Array, Loss, Operator, Params, Tree
@@ -107,16 +107,17 @@ def hessian(
 
     Args:
       loss_fn: ``(params) -> scalar``, or ``(params, data) -> scalar`` if ``data`` is given.
-      params: where the Hessian is taken: any tree of real floating arrays.
+      params: where the Hessian is taken: a tree of arrays, or what else `plastax.parameters.split` takes (variables,
+        modules, train states). ``loss_fn`` gets it as it was given.
       data: second argument of ``loss_fn``, not differentiated.
       chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
 
     Returns:
-      An operator over trees like ``params``, of their dtypes.
+      An operator over trees like ``params``, of their dtypes, with None for what is no parameter.
 
     Raises:
-      ValueError: if ``loss_fn`` does not return a scalar, ``params`` has no leaf or one that is not real floating
-        point, the leaves of ``data`` cannot be chunked, or, outside `jit`, loss or gradient is not finite.
+      ValueError: if ``loss_fn`` does not return a scalar, ``params`` has no parameters or complex ones, the leaves of
+        ``data`` cannot be chunked, or, outside `jit`, loss or gradient is not finite.
 
     References:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
@@ -128,7 +129,7 @@ def hessian(
       >>> op.mv(jnp.array([1.0, 1.0])).tolist()
       [2.0, 6.0]
     """
-    params = checks.parameters(params)
+    loss_fn, params = parameters.of(loss_fn, params)
     if chunk_size is not None:
         if data is None:
             raise ValueError("chunk_size needs data, and a loss_fn of (params, data)")
@@ -171,7 +172,7 @@ def sandwich(
       chunk_size: see the module.
       finite: see `Loss.finite`.
     """
-    params = checks.parameters(params)
+    apply_fn, params = parameters.of(apply_fn, params)
     data = data if chunk_size is None else tree.gathered(data)
 
     def linearised(part: Tree) -> tuple[Product, Tree]:
@@ -197,9 +198,9 @@ def sandwich(
 
 def ggn(
     apply_fn: Callable[[Params, Tree], Tree],
-    loss: Loss | str,
     params: Params,
     data: Tree,
+    loss: Loss | str,
     chunk_size: int | None = None,
 ) -> Operator:
     """Generalised Gauss-Newton matrix ``J^T C J``: J of the outputs, C the loss's Hessian in the outputs.
@@ -209,13 +210,13 @@ def ggn(
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree.
-      loss: a `Loss`, or a name in `losses.LOSSES`.
-      params: where the matrix is taken: any tree of real floating arrays.
+      params: where the matrix is taken, as in `hessian`.
       data: the batch, second argument of ``apply_fn`` and of the loss.
+      loss: a `Loss`, or a name in `losses.LOSSES`.
       chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
 
     Returns:
-      An operator over trees like ``params``, of their dtypes.
+      An operator over trees like ``params``, of their dtypes, with None for what is no parameter.
 
     Raises:
       ValueError: if ``loss`` is an unknown name, ``params`` has no leaf or one that is not real floating point, outputs
@@ -230,7 +231,7 @@ def ggn(
       >>> import jax.numpy as jnp
       >>> from plastax import curvature
       >>> batch = jnp.eye(2), jnp.zeros(2)
-      >>> op = curvature.ggn(lambda w, batch: batch[0] @ w, "mse", jnp.ones(2), batch)
+      >>> op = curvature.ggn(lambda w, batch: batch[0] @ w, jnp.ones(2), batch, "mse")
       >>> curvature.dense(op).tolist()  # 2/N X^T X
       [[1.0, 0.0], [0.0, 1.0]]
     """

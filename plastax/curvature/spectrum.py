@@ -7,20 +7,40 @@ threshold of a few s, and makes thousands of large eigenvalues out of nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from plastax.curvature import counting, drawing
+from plastax.curvature import checks, counting, drawing
 from plastax.curvature.counting import Counts, Quadrature
 from plastax.types import Array
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error, arrays of one shape."""
+    """A value and its standard error, arrays of one shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from plastax import curvature
+      >>> curvature.Estimate(jnp.float32(1833.4), jnp.float32(507.1))
+      1833 ± 507
+    """
 
     value: Array
     standard_error: Array
+
+    def __repr__(self) -> str:
+        """``1833 ± 507``; several in brackets. Traced values are shown as they are."""
+        if not checks.concrete(tuple(self)):
+            return f"Estimate(value={self.value}, standard_error={self.standard_error})"
+        pairs = zip(np.ravel(self.value), np.ravel(self.standard_error))
+        words = [drawing.with_error(float(value), float(error)) for value, error in pairs]
+        return f"[{', '.join(words)}]" if np.ndim(self.value) else words[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"value": ..., "standard_error": ...}``, numbers or lists of numbers."""
+        return {name: np.asarray(x).tolist() for name, x in self._asdict().items()}
 
 
 class Extremes(NamedTuple):
@@ -54,6 +74,29 @@ class Spectrum(Quadrature):
     """
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        """One line: dimension, nodes x probes, the largest absolute eigenvalue, the trace."""
+        probes, order = self.nodes.shape[-2:]
+        shape = f"dim {self.dim}, {order} x {probes}"
+        if not checks.concrete(tuple(self)) or self.nodes.ndim > 2:
+            return f"Spectrum({shape}, nodes {self.nodes.shape})"
+        return f"Spectrum({shape}, top {float(self.norm()):.4g}, trace {self.trace()})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as numbers and lists of numbers."""
+        return {name: None if x is None else np.asarray(x).tolist() for name, x in self._asdict().items()}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the smoothed density over a symmetric-logarithmic axis, and the nodes of all probes below.
+
+        Args:
+          ax: axes of matplotlib; new ones by default.
+
+        Returns:
+          The axes.
+        """
+        return drawing.plot(self, ax)
 
     def rounding(self) -> Array:
         """Size below which an eigenvalue may be rounding, a scalar.

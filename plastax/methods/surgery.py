@@ -254,6 +254,13 @@ def reader_bias(kernel: str, leaves: Mapping[str, Array]) -> str:
     return biases[0]
 
 
+def _reader_axis(shape: tuple[int, ...], axis: int, size: int) -> int:
+    """The axis of a kernel's own units, of which there are ``size``; ``axis`` is that of the units that it reads."""
+    last = axis % len(shape) == len(shape) - 2  # [..., inputs, units], as in Flax; else [units, inputs, ...]
+    order = range(len(shape))[::-1] if last else range(len(shape))
+    return next(i for i in order if i != axis % len(shape) and shape[i] == size)
+
+
 def _shift(
     units: Mapping[str, Units], chosen: Chosen, leaves: Mapping[str, Array], means: Mapping[str, Array]
 ) -> dict[str, Array]:
@@ -262,9 +269,10 @@ def _shift(
     for layer, mask in chosen.items():
         lost = jnp.where(jnp.tile(mask, units[layer].copies), means[layer], 0)
         for name, axis in units[layer].outgoing:
-            w = leaves[name]
-            given = jnp.sum(w * along(lost, axis, w), tuple(range(w.ndim - 1)))
-            bias = reader_bias(name, leaves)
+            w, bias = leaves[name], reader_bias(name, leaves)
+            readers = _reader_axis(w.shape, axis, leaves[bias].size)
+            given = jnp.sum(w * along(lost, axis, w), tuple(i for i in range(w.ndim) if i != readers))
+            given = given.reshape(leaves[bias].shape)
             shift[bias] = shift[bias] + given if bias in shift else given
     return shift
 

@@ -63,13 +63,13 @@ def tapped(
     starts from those that it had when it was tapped.
 
     Returns:
-      The network. ``params`` is ``module.init(...)["params"]``, or ``nnx.state(module, nnx.Param)`` (also as
-      `nnx.to_pure_dict`, whose names are those of the layers); ``outputs`` is what the module gives.
+      The network. ``params`` is ``module.init(...)["params"]``, or all variables; of nnx ``nnx.state(module,
+      nnx.Param)`` (also as `nnx.to_pure_dict`, whose names are those of the layers), all state, or a module like this
+      one. ``outputs`` is what the module gives.
 
     Raises:
       ConfigError: ``module`` is not of Flax, or an argument for linen is given for nnx. Where the network is applied:
-        ``params`` has other collections too, the module has no layer of a name in ``layers``, or it needs a collection
-        that ``variables`` lacks.
+        the module has no layer of a name in ``layers``, or it needs a collection that ``variables`` lacks.
       ValueError: where the network is applied: a layer is called twice (its parameters have two inputs) or is in
         `nn.scan` and the like, or no `Window` describes a convolution: grouped, masked, transposed by an input
         dilation, circular or reflecting, or with other than one batch axis.
@@ -182,14 +182,16 @@ def _linen(
         return {name: jnp.zeros(shape.shape, shape.dtype) for name, (_, shape) in found.items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
+        collections: Mapping[str, Tree] = variables
         if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
-            raise ConfigError(f"params: the collections {', '.join(params)} are not allowed; give variables['params']")
+            collections = {**variables, **{name: x for name, x in params.items() if name != "params"}}
+            params = params["params"]
         placed = unflatten_dict({(*name.split("/"), "tap") if name else ("tap",): tap for name, tap in taps.items()})
-        given = {"params": params, **variables} | ({_TAPS: placed} if taps else {})
+        given = {"params": params, **collections} | ({_TAPS: placed} if taps else {})
 
         def run(own: str) -> Any:
-            collections = [_INPUTS, *variables, *mutable, own]
-            return module.apply(given, inputs(data), rngs=dict(rngs), mutable=collections, **arguments)
+            kept = [_INPUTS, *collections, *mutable, own]
+            return module.apply(given, inputs(data), rngs=dict(rngs), mutable=kept, **arguments)
 
         outputs, state, found = seen(_INPUTS, run)
         if mutable:

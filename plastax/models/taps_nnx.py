@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from plastax import tree
+from plastax import parameters, tree
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
 from plastax.models.window import layer_inputs
@@ -52,6 +52,7 @@ def tapped(
 
     def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Array], dict[str, Array]]:
         """Outputs, what each layer was given, and its tap."""
+        params = parameters.split(params)[0]
         given, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
         if given != mine:
             raise ConfigError(f"params: {', '.join(given)} are not allowed; give nnx.state(module, nnx.Param)")

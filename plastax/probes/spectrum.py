@@ -114,9 +114,9 @@ class GGN(_SpectrumProbe):
         """That of ``J^T C J``: J the Jacobian of the outputs, C the program's output curvature."""
         return curvature.ggn_spectrum(
             seen.outputs_fn,
-            seen.output_loss,
             seen.params,
             seen.batch,
+            seen.output_loss,
             seen.key,
             order_within(self.order, seen),
             self.probes,

@@ -70,9 +70,9 @@ class TrainabilityProbe(ProbeConfig):
             residual = jnp.ones(shape.shape, shape.dtype)
             spectrum = curvature.ggn_spectrum(
                 lambda params, data: outputs(seen, params, data[0]),
-                "mse",
                 seen.params,
                 (seen.batch, residual),
+                "mse",
                 seen.key,
                 order_within(self.order, seen),
                 self.probes,

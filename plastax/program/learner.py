@@ -116,11 +116,14 @@ def grad_norm(seen: Pass) -> Array:
     """
     direct, squared = tree.named_leaves(seen.grads), jnp.zeros(())
     for name, inputs in seen.inputs.items():
-        kernel = direct[f"{name}/kernel"]
+        parts = [f"{name}/{part}" for part in (("kernel", "bias") if inputs.bias else ("kernel",))]
+        if not all(part in direct for part in parts):  # Other networks than Flax's have other names.
+            continue
+        kernel = direct[parts[0]]
         a, g = (x.reshape(-1, x.shape[-1]) for x in (inputs.values, seen.tap_grads[name]))
         if inputs.window is None and len(a) ** 2 * sum(kernel.shape) < kernel.size:
-            for part in ("kernel", "bias") if inputs.bias else ("kernel",):
-                del direct[f"{name}/{part}"]
+            for part in parts:
+                del direct[part]
             with jax.default_matmul_precision("highest"):
                 squared += jnp.sum((a @ a.T + float(inputs.bias)) * (g @ g.T))
     return jnp.sqrt(jnp.maximum(squared, 0) + jnp.square(tree.norm(direct)))

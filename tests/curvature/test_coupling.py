@@ -84,8 +84,8 @@ def test_gram_spectra_are_those_of_the_whole_batch(name: str) -> None:
 
     def spectra(params: Any, batch: Any) -> tuple[jax.Array, ...]:
         jacobian = jax.jacrev(lambda f: apply(unravel(f), batch).ravel())(ravel_pytree(params)[0])
-        dense = curvature.dense(curvature.ggn(apply, "cross_entropy", params, batch))
-        gram = curvature.gram_spectrum(apply, "cross_entropy", params, batch)
+        dense = curvature.dense(curvature.ggn(apply, params, batch, "cross_entropy"))
+        gram = curvature.gram_spectrum(apply, params, batch, "cross_entropy")
         ntk = curvature.ntk_spectrum(apply, params, batch)
         return dense, jacobian @ jacobian.T, gram.nodes[0], ntk.nodes[0], coupling(apply, params, batch)
 
@@ -107,9 +107,9 @@ def test_gram_spectra_are_those_of_the_whole_batch(name: str) -> None:
 def test_parts_of_a_batch_that_needs_all_are_refused(name: str) -> None:
     apply, params = network(name)
     takes = {
-        "gram": lambda p, b, size: curvature.gram_matrix(apply, "cross_entropy", p, b, size),
-        "ggn": lambda p, b, size: curvature.dense(curvature.ggn(apply, "cross_entropy", p, b, size)),
-        "fisher": lambda p, b, size: curvature.dense(curvature.empirical_fisher(apply, "cross_entropy", p, b, size)),
+        "gram": lambda p, b, size: curvature.gram_matrix(apply, p, b, "cross_entropy", size),
+        "ggn": lambda p, b, size: curvature.dense(curvature.ggn(apply, p, b, "cross_entropy", size)),
+        "fisher": lambda p, b, size: curvature.dense(curvature.empirical_fisher(apply, p, b, "cross_entropy", size)),
     }
     chosen = list(takes.values()) if name == "centred" else [takes["ggn"]]
     for take, size in zip(chosen, (2, 5, 2)):
@@ -124,9 +124,9 @@ def test_exact_factors_need_independent_examples() -> None:
     network_of = {name: Tapped(lambda d: {}, lambda p, taps, d, f=f: (f(p, d), {})) for name, f in
                   (("centred", centred), ("apart", apart))}  # fmt: skip
     with pytest.raises(ValueError, match=r"kind='exact'.*batch statistics"):
-        curvature.kronecker(network_of["centred"], "cross_entropy", params, data())
-    assert curvature.kronecker(network_of["apart"], "cross_entropy", params, data()) == {}
-    assert curvature.kronecker(network_of["centred"], "cross_entropy", params, data(), kind="empirical") == {}
+        curvature.kronecker(network_of["centred"], params, data(), "cross_entropy")
+    assert curvature.kronecker(network_of["apart"], params, data(), "cross_entropy") == {}
+    assert curvature.kronecker(network_of["centred"], params, data(), "cross_entropy", kind="empirical") == {}
 
 
 def resnet() -> Model:

@@ -45,7 +45,7 @@ def test_empirical_fisher_is_the_second_moment_of_example_gradients() -> None:
             return ravel_pytree(jax.grad(lambda p: losses.LOSSES[name].value(network(p, one), one))(params))[0]
 
         gradients = jax.lax.map(example, jnp.arange(EXAMPLES))
-        return gradients, curvature.dense(curvature.empirical_fisher(network, name, params, batch))
+        return gradients, curvature.dense(curvature.empirical_fisher(network, params, batch, name))
 
     for name, data in (("cross_entropy", batch), ("mse", targets)):
         run = jax.jit(lambda p, b, name=name: matrices(p, b, name), compiler_options=FAST)
@@ -61,9 +61,9 @@ def test_fisher_draws_the_gauss_newton_matrix() -> None:
 
     def matrices(params: dict, batch: tuple, keys: jax.Array) -> tuple[jax.Array, ...]:
         def dense(key: jax.Array, chunk_size: int | None = None) -> jax.Array:
-            return curvature.dense(curvature.fisher(network, "cross_entropy", params, batch, key, 2, chunk_size))
+            return curvature.dense(curvature.fisher(network, params, batch, "cross_entropy", key, 2, chunk_size))
 
-        exact = curvature.dense(curvature.ggn(network, "cross_entropy", params, batch))
+        exact = curvature.dense(curvature.ggn(network, params, batch, "cross_entropy"))
         return exact, jax.lax.map(dense, keys), dense(keys[0], 4)
 
     exact, drawn, chunked = map(np.asarray, jax.jit(matrices, compiler_options=FAST)(params, batch, keys))
@@ -80,15 +80,15 @@ def test_bad_arguments() -> None:
     params, batch = make(np.float32)
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"loss\.sample"):
-        curvature.fisher(network, losses.LOSSES["mse"]._replace(sample=None), params, batch, key)
+        curvature.fisher(network, params, batch, losses.LOSSES["mse"]._replace(sample=None), key)
     with pytest.raises(ValueError, match="samples must be at least 1"):
-        curvature.fisher(network, "mse", params, batch, key, samples=0)
+        curvature.fisher(network, params, batch, "mse", key, samples=0)
     with pytest.raises(ValueError, match="without its value"):
         curvature.empirical_fisher(
-            lambda p, b: {"value": network(p, b)[:, 0]}, losses.actor_critic("categorical"), params, batch
+            lambda p, b: {"value": network(p, b)[:, 0]}, params, batch, losses.actor_critic("categorical")
         )
     each = losses.LOSSES["mse"]._replace(value=lambda outputs, batch: outputs)
     with pytest.raises(ValueError, match=r"scalar, got shape \(11, 3\)"):
-        curvature.empirical_fisher(network, each, params, batch)
+        curvature.empirical_fisher(network, params, batch, each)
     with pytest.raises(ValueError, match=r"leading axis.*'1': \(10,\)"):
-        curvature.fisher(network, "cross_entropy", params, (batch[0], batch[1][:10]), key)
+        curvature.fisher(network, params, (batch[0], batch[1][:10]), "cross_entropy", key)

@@ -78,7 +78,7 @@ def test_non_zero_eigenvalues_are_those_of_the_gauss_newton_matrix(name: str) ->
         params, batch = jax.tree.unflatten(jax.tree.structure((params, batch)), list(narrow))
 
     def spectra(params: Any, batch: Any) -> tuple[curvature.Spectrum, ...]:
-        spectrum = curvature.gram_spectrum(apply, loss, params, batch)
+        spectrum = curvature.gram_spectrum(apply, params, batch, loss)
         return spectrum, curvature.ntk_spectrum(apply, params, batch)
 
     found, ntk = jax.jit(spectra, compiler_options=FAST)(params, batch)
@@ -101,7 +101,7 @@ def test_matrix_holds_products_of_the_roots_of_examples() -> None:
         root = losses.LOSSES[loss].root(outputs, batch)
         alone = root[None] * jnp.eye(EXAMPLES)[:, None, :, None]
         rows = jax.vmap(lambda r: ravel_pytree(pull(r)[0])[0])(alone.reshape(-1, *outputs.shape))
-        return rows @ rows.T, *(curvature.gram_matrix(apply, loss, params, batch, size) for size in (None, 3))
+        return rows @ rows.T, *(curvature.gram_matrix(apply, params, batch, loss, size) for size in (None, 3))
 
     expected, *found = jax.jit(matrices, compiler_options=FAST)(params, batch)
     for got in found:
@@ -115,7 +115,7 @@ def test_seeds_under_vmap_equal_single_ones_in_one_program(compilations: Callabl
     seeds = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x, 0.0 * x]), params)
 
     def one(params: Any) -> jax.Array:
-        return curvature.gram_spectrum(apply, loss, params, batch).nodes
+        return curvature.gram_spectrum(apply, params, batch, loss).nodes
 
     alone = jax.jit(one, compiler_options=FAST)
     singles = [alone(jax.tree.map(lambda x, i=i: x[i], seeds)) for i in range(3)]
@@ -147,7 +147,7 @@ def test_the_cheaper_way_is_taken() -> None:
     key = jax.random.key(0)
 
     def complete(order: int, method: str = "auto", loss: Loss | str = loss) -> jax.Array:
-        return curvature.ggn_spectrum(apply, loss, params, batch, key, order, 1, method).complete
+        return curvature.ggn_spectrum(apply, params, batch, loss, key, order, 1, method).complete
 
     def run() -> tuple[jax.Array, ...]:
         rootless = losses.LOSSES["mse"]._replace(root=None)
@@ -160,17 +160,17 @@ def test_bad_arguments() -> None:
     apply, loss, params, batch, _ = problem("mse")
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"loss\.root"):
-        curvature.gram_spectrum(apply, losses.LOSSES["mse"]._replace(root=None), params, batch)
+        curvature.gram_spectrum(apply, params, batch, losses.LOSSES["mse"]._replace(root=None))
     with pytest.raises(ValueError, match=r"'exact'.*lanczos"):
-        curvature.ggn_spectrum(apply, loss, params, batch, key, method="exact")
+        curvature.ggn_spectrum(apply, params, batch, loss, key, method="exact")
     with pytest.raises(ValueError, match="order and probes"):
-        curvature.ggn_spectrum(apply, loss, params, batch, key, order=0)
+        curvature.ggn_spectrum(apply, params, batch, loss, key, order=0)
     with pytest.raises(ValueError, match="no parameters"):
-        curvature.ggn_spectrum(apply, loss, {}, batch, key)
+        curvature.ggn_spectrum(apply, {}, batch, loss, key)
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         curvature.ntk_spectrum(apply, params, batch, chunk_size=0)
     with pytest.raises(ValueError, match="leading axis"):
-        curvature.gram_matrix(apply, loss, params, (batch[0], batch[1][:3]))
+        curvature.gram_matrix(apply, params, (batch[0], batch[1][:3]), loss)
 
 
 def test_not_finite_outputs_are_refused_where_they_are_known_and_seen_where_not() -> None:

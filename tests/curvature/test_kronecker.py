@@ -106,7 +106,7 @@ def problem() -> Problem:
     @jit
     def measure(params: dict, data: tuple[jax.Array, jax.Array]) -> Any:
         got = {
-            (kind, sharing): kronecker(NETWORK, "cross_entropy", params, data, kind=kind, key=KEY, sharing=sharing)
+            (kind, sharing): kronecker(NETWORK, params, data, "cross_entropy", kind=kind, key=KEY, sharing=sharing)
             for kind, sharing in CASES
         }
         outputs, inputs = apply(params, {}, data)
@@ -238,7 +238,7 @@ def test_what_is_not_a_number_does_not_reach_the_eigensolver(problem: Problem) -
 @pytest.mark.slow
 def test_vmap_over_seeds_equals_single(problem: Problem) -> None:
     def one(params: dict) -> tuple[dict, Any]:
-        pairs = kronecker(NETWORK, "cross_entropy", params, problem.data)
+        pairs = kronecker(NETWORK, params, problem.data, "cross_entropy")
         return pairs, {name: eigenvalues(pair) for name, pair in pairs.items()}
 
     params = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x, -x]), problem.params)

@@ -146,7 +146,7 @@ def factors(kind: str) -> Callable:
     def take(params: Any, batch: Any, apply: Callable) -> Any:
         network = Tapped(lambda d: {}, lambda p, taps, d: (apply(p, d), {}))
         return cotangents(CE, kind, network.apply(params, {}, batch)[0], batch, KEY), curvature.kronecker(
-            network, CE, params, batch, kind=kind, key=KEY
+            network, params, batch, CE, kind=kind, key=KEY
         )
 
     return take
@@ -157,11 +157,11 @@ CE, KEY = losses.LOSSES["cross_entropy"], jax.random.key(0)
 TAKERS: dict[str, Callable[..., Any]] = {
     "value": lambda p, b, f: CE.value(f(p, b), b),
     "gradient": lambda p, b, f: jax.grad(lambda p: CE.value(f(p, b), b))(p),
-    "ggn": lambda p, b, f: curvature.ggn(f, CE, p, b).mv(p),
-    "fisher": lambda p, b, f: curvature.fisher(f, CE, p, b, KEY).mv(p),
-    "empirical_fisher": lambda p, b, f: curvature.empirical_fisher(f, CE, p, b).mv(p),
-    "gram": lambda p, b, f: curvature.gram_spectrum(f, CE, p, b).nodes,
-    "ggn_spectrum": lambda p, b, f: curvature.ggn_spectrum(f, CE, p, b, KEY, 2, 1, "lanczos").nodes,
+    "ggn": lambda p, b, f: curvature.ggn(f, p, b, CE).mv(p),
+    "fisher": lambda p, b, f: curvature.fisher(f, p, b, CE, KEY).mv(p),
+    "empirical_fisher": lambda p, b, f: curvature.empirical_fisher(f, p, b, CE).mv(p),
+    "gram": lambda p, b, f: curvature.gram_spectrum(f, p, b, CE).nodes,
+    "ggn_spectrum": lambda p, b, f: curvature.ggn_spectrum(f, p, b, CE, KEY, 2, 1, "lanczos").nodes,
     **{kind: factors(kind) for kind in ("empirical", "sampled", "exact")},
 }
 every_taker = pytest.mark.parametrize("name", TAKERS)
@@ -218,9 +218,9 @@ def test_masked_logits_are_those_of_classes_that_cannot_be(name: str) -> None:
 
 def test_masked_logits_are_refused_by_losses_without_classes() -> None:
     params = jnp.ones((4, 3))
-    curvature.ggn(masked(-jnp.inf), CE, params, batch_of(0, 2))
+    curvature.ggn(masked(-jnp.inf), params, batch_of(0, 2), CE)
     with pytest.raises(ValueError, match="not finite: outputs"):
-        curvature.ggn(masked(-jnp.inf), "mse", params, (batch_of(0, 2)[0], jnp.ones((2, 3))))
+        curvature.ggn(masked(-jnp.inf), params, (batch_of(0, 2)[0], jnp.ones((2, 3))), "mse")
 
 
 def test_curvature_of_confident_classifiers_stays_positive() -> None:

@@ -70,7 +70,7 @@ def symmetric_matrix() -> jax.Array:
 
 OPERATORS: dict[str, Callable[[dict, tuple], Operator]] = {
     "hessian": lambda params, batch: curvature.hessian(loss_fn("cross_entropy"), params, data=batch),
-    "ggn": lambda params, batch: curvature.ggn(network, "cross_entropy", params, data=batch),
+    "ggn": lambda params, batch: curvature.ggn(network, params, batch, "cross_entropy"),
     "matrix": lambda params, batch: curvature.from_matrix(symmetric_matrix()),
 }
 
@@ -80,7 +80,7 @@ def test_hessian_and_ggn_match_dense_double_precision(name: str) -> None:
     params, batch = make(name)
     got = jax.jit(lambda p, b: curvature.dense(curvature.hessian(loss_fn(name), p, data=b)))(params, batch)
     np.testing.assert_allclose(got, exact_hessian(name), atol=1e-6)
-    got = jax.jit(lambda p, b: curvature.dense(curvature.ggn(network, name, p, data=b)))(params, batch)
+    got = jax.jit(lambda p, b: curvature.dense(curvature.ggn(network, p, b, name)))(params, batch)
     np.testing.assert_allclose(got, exact_ggn(name), atol=1e-6)
     assert np.linalg.eigvalsh(got).min() > -1e-6
 
@@ -93,8 +93,8 @@ def test_hessian_of_a_closure_and_loss_given_as_functions() -> None:
     def products(params: dict, batch: tuple) -> tuple:
         closed = curvature.hessian(lambda p: loss_fn("mse")(p, batch), params)
         given = curvature.hessian(loss_fn("mse"), params, data=batch)
-        named = curvature.ggn(network, "mse", params, data=batch)
-        built = curvature.ggn(network, curvature.Loss(*LOSSES["mse"]), params, data=batch)
+        named = curvature.ggn(network, params, batch, "mse")
+        built = curvature.ggn(network, params, batch, curvature.Loss(*LOSSES["mse"]))
         return closed.mv(tangent), given.mv(tangent), named.mv(tangent), built.mv(tangent)
 
     closed, given, named, built = products(params, batch)
@@ -168,7 +168,7 @@ def test_products_and_extremes_of_networks_match_double_precision(name: str) -> 
 
     def measure(params: dict, x: jax.Array, tangents: dict) -> tuple:
         hessian = curvature.hessian(lambda p, b: value(apply(p, b), b), params, data=(x, y))
-        ggn = curvature.ggn(apply, "cross_entropy", params, data=(x, y))
+        ggn = curvature.ggn(apply, params, (x, y), "cross_entropy")
         products = jax.lax.map(lambda t: (hessian.mv(t), ggn.mv(t)), tangents)
         return products, curvature.spectrum(hessian, jax.random.key(0), tree.size(params) // 2, 1).extreme(1)
 
@@ -196,9 +196,9 @@ def test_products_and_extremes_of_networks_match_double_precision(name: str) -> 
 def all_products(params: dict, batch: tuple, key: jax.Array, chunk_size: int | None) -> dict[str, Any]:
     ops = {
         "hessian": curvature.hessian(loss_fn("cross_entropy"), params, batch, chunk_size),
-        "ggn": curvature.ggn(network, "cross_entropy", params, batch, chunk_size),
-        "empirical_fisher": curvature.empirical_fisher(network, "cross_entropy", params, batch, chunk_size),
-        "fisher": curvature.fisher(network, "cross_entropy", params, batch, key, chunk_size=chunk_size),
+        "ggn": curvature.ggn(network, params, batch, "cross_entropy", chunk_size),
+        "empirical_fisher": curvature.empirical_fisher(network, params, batch, "cross_entropy", chunk_size),
+        "fisher": curvature.fisher(network, params, batch, "cross_entropy", key, chunk_size=chunk_size),
     }
     return {name: op.mv(params) for name, op in ops.items()}
 
@@ -206,7 +206,7 @@ def all_products(params: dict, batch: tuple, key: jax.Array, chunk_size: int | N
 def some_products(params: dict, batch: tuple, key: jax.Array, chunk_size: int | None) -> list[Any]:
     """One of a loss, and one of outputs and draws."""
     of_loss = curvature.hessian(loss_fn("cross_entropy"), params, batch, chunk_size)
-    of_draws = curvature.fisher(network, "cross_entropy", params, batch, key, chunk_size=chunk_size)
+    of_draws = curvature.fisher(network, params, batch, "cross_entropy", key, chunk_size=chunk_size)
     return [of_loss.mv(params), of_draws.mv(params)]
 
 
@@ -285,7 +285,7 @@ def test_blocks_sums_multiples_and_shifts() -> None:
         def apply(p: dict, b: tuple) -> jax.Array:
             return network({"w0": p["first"]["w"], "b0": p["first"]["b"], "w1": p["firsts"], "b1": p["last"]}, b)
 
-        op = curvature.ggn(apply, "mse", named, batch)
+        op = curvature.ggn(apply, named, batch, "mse")
         other = curvature.hessian(lambda p: 0.5 * tree.dot(p, p), named)
         return (
             curvature.dense(op),
@@ -316,7 +316,7 @@ def test_blocks_sums_multiples_and_shifts() -> None:
 def test_bad_arguments() -> None:
     params, batch = make("mse")
     with pytest.raises(ValueError, match="cross_entropy"):
-        curvature.ggn(network, "hinge", params, data=batch)
+        curvature.ggn(network, params, batch, "hinge")
     with pytest.raises(ValueError, match="square"):
         curvature.from_matrix(jnp.ones((2, 3)))
     op = curvature.from_matrix(jnp.eye(3))
@@ -325,7 +325,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="one structure"):
         curvature.add()
     with pytest.raises(ValueError, match=r"'b'.*\['b0', 'b1', 'w0', 'w1'\]"):
-        curvature.block(curvature.ggn(network, "mse", params, data=batch), "b")
+        curvature.block(curvature.ggn(network, params, batch, "mse"), "b")
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -341,7 +341,8 @@ def test_what_has_no_hessian_is_refused_before_compilation(traced: bool, assert_
             jax.jit(run)(params) if traced else run(params)
 
     with assert_no_retrace():
-        refused(r"'mask' \(bool\), 'step' \(int32\)", params={"w": params["w0"], "step": np.int32(3), "mask": np.True_})
+        refused(r"no parameters.*'mask' \(bool\), 'step' \(int32\)", params={"step": np.int32(3), "mask": np.True_})
+        refused("complex: 'w'", params={"w": np.ones(2, np.complex64)})
         refused("no parameters", params={})
         refused("no parameters", params={"w": np.ones((0, 3), np.float32)})
         refused(r"\(11, 4\)", loss=network, data=batch)
@@ -359,8 +360,8 @@ def test_what_is_not_finite_is_named_where_it_is_known_and_seen_where_not(chunk_
     with pytest.raises(ValueError, match=r"not finite: gradient/b0, .*, loss$"):
         curvature.hessian(loss_fn("mse"), broken, batch, chunk_size)
     with pytest.raises(ValueError, match=r"not finite: outputs$"):
-        curvature.ggn(network, "mse", broken, batch, chunk_size)
-    image = jax.jit(lambda p: curvature.ggn(network, "mse", p, batch, chunk_size).mv(params))(broken)
+        curvature.ggn(network, broken, batch, "mse", chunk_size)
+    image = jax.jit(lambda p: curvature.ggn(network, p, batch, "mse", chunk_size).mv(params))(broken)
     assert not np.isfinite(image["w0"]).any()
 
 

@@ -73,7 +73,7 @@ def test_decompositions_and_factors_are_in_32_bits() -> None:
     rows = jnp.asarray(rng.standard_normal((2000, 3)), jnp.bfloat16)
     found = curvature.kronecker(
         models.tapped(nn.Dense(2, use_bias=False, dtype=jnp.bfloat16), inputs=lambda b: b[0]),
-        "cross_entropy", {"kernel": jnp.ones((3, 2))}, (rows, jnp.zeros(2000, int)), kind="empirical",
+        {"kernel": jnp.ones((3, 2))}, (rows, jnp.zeros(2000, int)), "cross_entropy", kind="empirical",
     )  # fmt: skip
     (pair,) = found.values()
     x = np.asarray(rows, np.float64)

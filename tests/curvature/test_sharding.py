@@ -45,20 +45,20 @@ def measured(*probes: Any) -> Callable[[Any, Any], Any]:
 
 FAST: dict[str, Callable[[Any, Any], Any]] = {
     "effective rank": lambda p, d: jax.value_and_grad(linalg.effective_rank)(d[0]),
-    "kronecker": lambda p, d: curvature.kronecker(layers(), LOSS, p, d, kind="empirical"),
+    "kronecker": lambda p, d: curvature.kronecker(layers(), p, d, LOSS, kind="empirical"),
 }
 RARE: dict[str, Callable[[Any, Any], Any]] = {
-    "gram": lambda p, d: curvature.gram_spectrum(outputs, LOSS, p, d),
+    "gram": lambda p, d: curvature.gram_spectrum(outputs, p, d, LOSS),
     "effective rank of wide features": lambda p, d: linalg.effective_rank(jnp.concatenate([d[0]] * 8, axis=1)),
-    "exact kronecker": lambda p, d: curvature.kronecker(layers(), LOSS, p, d),
-    "sampled kronecker": lambda p, d: curvature.kronecker(layers(), LOSS, p, d, kind="sampled", key=KEY),
+    "exact kronecker": lambda p, d: curvature.kronecker(layers(), p, d, LOSS),
+    "sampled kronecker": lambda p, d: curvature.kronecker(layers(), p, d, LOSS, kind="sampled", key=KEY),
     "factors": lambda p, d: factors({"a": d[0]}, {"a": jnp.sin(d[0])}),
-    "gram in chunks": lambda p, d: curvature.gram_spectrum(outputs, LOSS, p, d, 4),
+    "gram in chunks": lambda p, d: curvature.gram_spectrum(outputs, p, d, LOSS, 4),
     "ntk": lambda p, d: curvature.ntk_spectrum(outputs, p, d),
-    "fisher": lambda p, d: curvature.dense(curvature.fisher(outputs, LOSS, p, d, KEY)),
-    "empirical fisher": lambda p, d: curvature.dense(curvature.empirical_fisher(outputs, LOSS, p, d)),
-    "ggn": lambda p, d: curvature.dense(curvature.ggn(outputs, LOSS, p, d)),
-    "ggn in chunks": lambda p, d: curvature.dense(curvature.ggn(outputs, LOSS, p, d, 4)),
+    "fisher": lambda p, d: curvature.dense(curvature.fisher(outputs, p, d, LOSS, KEY)),
+    "empirical fisher": lambda p, d: curvature.dense(curvature.empirical_fisher(outputs, p, d, LOSS)),
+    "ggn": lambda p, d: curvature.dense(curvature.ggn(outputs, p, d, LOSS)),
+    "ggn in chunks": lambda p, d: curvature.dense(curvature.ggn(outputs, p, d, LOSS, 4)),
     "hessian in chunks": lambda p, d: curvature.dense(
         curvature.hessian(lambda p, d: LOSS.value(outputs(p, d), d), p, d, 4)
     ),

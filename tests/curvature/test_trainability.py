@@ -48,7 +48,7 @@ def forward(params: Any, batch: Any) -> jax.Array:
 def gram_and_jacobian(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     flat, unravel = ravel_pytree(params)
     jacobian = jax.jacobian(lambda f: outputs(unravel(f), x))(flat).reshape(y.size, -1)
-    return curvature.gram_matrix(forward, "mse", params, (x, y)), jacobian
+    return curvature.gram_matrix(forward, params, (x, y), "mse"), jacobian
 
 
 linear_loss = jax.jit(curvature.linear_loss)
