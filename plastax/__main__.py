@@ -69,7 +69,7 @@ def run(args: Sequence[str]) -> None:
 
     if not args or args[0].startswith("-"):
         tyro.cli(command, args=args[:1], prog="plastax run")
-    catalogue.find(args[0]).main(args[1:])
+    catalogue.find(args[0]).main(args[1:], f"plastax run {args[0]}")
 
 
 def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:

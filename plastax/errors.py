@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the setting, its value and what is allowed."""
 
     @classmethod
-    def unknown(cls, setting: str, name: str, allowed: Iterable[str]) -> ConfigError:
-        """The error for a name that is not among ``allowed``, with the nearest one that is."""
+    def unknown(cls, setting: str, name: str, allowed: Iterable[str], close: Sequence[str] = ()) -> ConfigError:
+        """The error for a name that is not among ``allowed``, with the first of ``close``, or else the nearest name."""
         allowed = list(allowed)
-        close = difflib.get_close_matches(name, allowed, 1)
+        close = close or difflib.get_close_matches(name, allowed, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
 

@@ -2,7 +2,7 @@
 
 `Experiment.main` goes from a command line to a report in four steps::
 
-    parse   command line -> configuration                          (settings.parse)
+    parse   command line -> configuration                          (command_line.parse)
     share   configuration -> what all arms share: data, streams    (supervised, reinforcement)
     build   configuration -> arms -> compiled programs             (sweep, Experiment.prepare, parallel.batch)
     run     programs -> records, checkpoints, report               (loop.study, report.write)
@@ -31,7 +31,7 @@ from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
 from plastax.records import environment, lifecycle
 from plastax.runs import compilation, loop, memory, networks
-from plastax.study import settings, starting, sweep
+from plastax.study import command_line, settings, starting, sweep
 from plastax.study.settings import Registry, Study
 from plastax.types import MethodConfig, Model, Probe, Program
 
@@ -95,7 +95,7 @@ class Experiment(Generic[C]):
     Attributes:
       name: the folder of its runs.
       config: the class of its settings.
-      presets: name -> dotted setting -> value, over the defaults; see `settings.parse`.
+      presets: name -> dotted setting -> value, over the defaults; see `settings.configure`.
       choices: field -> registry of which it names one entry.
       prepare: ``(config, method, shared) -> Prepared``, where ``shared`` is `Shared.value`. It compiles nothing and
         raises `ConfigError` for settings that do not fit together.
@@ -117,13 +117,13 @@ class Experiment(Generic[C]):
     rate: str = "training.learning_rate"
     fixed: Sequence[str] = ()
 
-    def parse(self, args: Sequence[str] | None = None) -> C:
-        """Parses a command line, `sys.argv[1:]` by default; see `settings.parse`."""
-        return settings.parse(self.config, self.presets, self.choices, args)
+    def parse(self, args: Sequence[str] | None = None, prog: str | None = None) -> C:
+        """Parses a command line, `sys.argv[1:]` by default; see `command_line.parse`."""
+        return command_line.parse(self.config, self.presets, self.choices, args, prog)
 
-    def main(self, args: Sequence[str] | None = None) -> None:
-        """Runs the study of a command line; see `settings.main` for the exit status."""
-        settings.main(lambda: self.run(self.parse(args)))
+    def main(self, args: Sequence[str] | None = None, prog: str | None = None) -> None:
+        """Runs the study of a command line, see `command_line.parse`; see `settings.main` for the exit status."""
+        settings.main(lambda: self.run(self.parse(args, prog)))
 
     def build(self, config: C, value: Any = None) -> Built:
         """Builds the programs of all arms: one for all arms that differ in traced settings only.
@@ -293,7 +293,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
     """The chosen probes, built for a model.
 
     Args:
-      config: from `settings.parse`.
+      config: from `settings.configure`.
       model: the network they measure.
       learning_rate: for the probe ``trainability``.
       steps: gradient steps of a task, for the same probe.
@@ -334,7 +334,7 @@ def cut(config: Study, segments_per_task: int, updates: int, examples: int, step
     """Cuts a run into segments.
 
     Args:
-      config: from `settings.parse`.
+      config: from `settings.configure`.
       segments_per_task: calls of the compiled program per task.
       updates: updates per task.
       examples: examples, or environment steps, of a seed per update.

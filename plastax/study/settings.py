@@ -2,19 +2,19 @@
 
 An experiment declares a frozen dataclass that extends `Study`. `configure` adds a group of settings for every entry of
 the registries and for every object of one's own (``--l2-er.er-lr``, ``--hessian.order``, ``--stream.sigma``; see
-`names`), and checks the values before anything is compiled. `parse` reads them from a command line with tyro.
+`names`), and checks the values before anything is compiled. `command_line.parse` reads them from a command line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import io
 import itertools
 import json
 import os
-import sys
 import typing
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -120,36 +120,6 @@ C = TypeVar("C", bound=Study)
 D = TypeVar("D")
 
 
-def parse(
-    base: type[C],
-    presets: Mapping[str, Mapping[str, Any]],
-    choices: Mapping[str, Registry],
-    args: Sequence[str] | None = None,
-) -> C:
-    """The configuration that a command line asks for.
-
-    Args:
-      base: a frozen dataclass that extends `Study`.
-      presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
-        All settings of a choice at once (``{"model_settings": CNN(...)}``) apply only if that choice is made.
-      choices: field -> registry of which it names one entry. The settings of that entry are the group of the field's
-        name: ``--model.hidden``.
-      args: the command line, `sys.argv[1:]` by default. If one method is chosen, ``--method.X`` is its setting X.
-
-    Returns:
-      The configuration. Its class extends ``base`` with the groups: see `choice` and `entry`.
-
-    Raises:
-      ConfigError: a name is unknown, or a value is out of range.
-      SystemExit: with status 2 if tyro refuses the line, 0 after ``--help``.
-    """
-    args = list(sys.argv[1:] if args is None else args)
-    flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", "data", *choices)}
-    flags |= {"methods": _values_of(args, "--methods", "--method"), "probes": _values_of(args, "--probes")}
-    default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
-    return _checked(tyro.cli(type(default), args=_spelled_out(args, default), default=default, prog=None))
-
-
 def configure(
     base: type[C],
     presets: Mapping[str, Mapping[str, Any]],
@@ -159,14 +129,16 @@ def configure(
     """The configuration of some values, over those of a preset, or of the run that ``resume`` names.
 
     Args:
-      base: see `parse`.
-      presets: see `parse`.
-      choices: see `parse`.
+      base: a frozen dataclass that extends `Study`.
+      presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
+        All settings of a choice at once (``{"model_settings": CNN(...)}``) apply only if that choice is made.
+      choices: field -> registry of which it names one entry. The settings of that entry are the group of the field's
+        name: ``model.hidden``.
       values: dotted setting -> value, as on the command line: ``{"seeds": 3, "model.hidden": (8, 8)}``. The value of a
         group, ``{"training": ...}``, is a whole group or a mapping of some of its settings.
 
     Returns:
-      See `parse`.
+      The configuration. Its class extends ``base`` with the groups: see `choice` and `entry`.
 
     Raises:
       ConfigError: a name is unknown, or a value is of another type or out of range.
@@ -204,13 +176,13 @@ def configure(
             values = objects | dict(values) | {field: shown}
         elif source is not stored:
             overrides = objects | overrides | {field: shown}
-    config = replaced(_with_groups(base, presets, chosen, own)(), overrides)
+    config = replaced(_with_groups(base, chosen, own)(), overrides)
     config = _from_json(config, stored) if stored else config
     for name, value in values.items():
-        group, dot, setting = name.replace("-", "_").partition(".")
+        group, dot, setting = in_full(config, name.replace("-", "_")).partition(".")
         group = f"{group}_settings" if dot and group in choices else ALIASES.get(group, group)
         config = replaced(config, {f"{group}{dot}{setting}": _read(config, f"{group}{dot}{setting}", name, value)})
-    return _checked(config)
+    return checked(config)
 
 
 def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
@@ -275,7 +247,34 @@ def read(kind: Any, words: Sequence[str]) -> Any:
         return None
 
 
-def _checked(config: C) -> C:
+SHORT: Mapping[str, str] = {"lr": "learning_rate", "epochs": "epochs", "batch_size": "batch_size"}
+"""What everybody calls a setting of the training -> its name."""
+
+
+def in_full(config: Study, name: str) -> str:
+    """The dotted setting of a name in `SHORT`, in whichever group the configuration has it; other names as they are."""
+    for group in ("training", "ppo"):
+        if name in SHORT and hasattr(getattr(config, group, None), SHORT[name]):
+            return f"{group}.{SHORT[name]}"
+    return name
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known dotted settings that an unknown one may mean, the likeliest first.
+
+    >>> nearest("training.lr", ["training.b1", "training.learning-rate", "muon.learning-rate"])
+    ['training.learning-rate']
+    """
+    known = list(known)
+    group, dot, last = name.rpartition(".")
+    last = SHORT.get(last, last).replace("_", "-" if any("-" in one for one in known) else "_")
+    if (whole := f"{group}{dot}{last}") in known:
+        return [whole]
+    same = [one for one in known if one.rpartition(".")[2] == last]
+    return (same or difflib.get_close_matches(whole, known, 3))[:3]
+
+
+def checked(config: C) -> C:
     """``config`` with the names of entries that its fields stand for; raises `ConfigError` for what is not allowed."""
     found: dict[str, Any] = {field: _names(config, field) for field in GROUPS}
     config = dataclasses.replace(config, **found)
@@ -293,12 +292,9 @@ def _of_choice(overrides: Mapping[str, Any], group: str, entry: Any) -> dict[str
     return {name: value for name, value in overrides.items() if holds(name, value)}
 
 
-def _with_groups(
-    base: type[C], presets: Iterable[str], chosen: Mapping[str, Any], own: Mapping[str, Mapping[str, Named]]
-) -> type[C]:
+def _with_groups(base: type[C], chosen: Mapping[str, Any], own: Mapping[str, Mapping[str, Named]]) -> type[C]:
     """``base`` with a group of settings for every choice, entry of `GROUPS` and own object, as tyro reads them."""
-    told = Annotated[str, tyro.conf.arg(help=f"{' | '.join(presets)}: a set of defaults.")]
-    fields: list[Any] = [("preset", told, aside("default"))]
+    fields: list[Any] = []
     for field, one in chosen.items():
         fields.append((f"{field}_settings", Annotated[type(one), tyro.conf.arg(name=field)], one))
     for registry in GROUPS.values():
@@ -416,46 +412,9 @@ def with_options(model: Any, name: str, method: str, options: Mapping[str, Any])
     return dataclasses.replace(model, **options)
 
 
-def _value_of(args: Sequence[str], flag: str) -> str | None:
-    """The value of ``--flag value`` or ``--flag=value``, None if it is not given; raises `ConfigError` for two."""
-    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == flag]
-    found += [arg.partition("=")[2] for arg in args if arg.startswith(flag + "=")]
-    if len(found) > 1:
-        raise ConfigError(f"{flag.removeprefix('--')}: {' and '.join(found)} are given; give one")
-    return found[0] if found else None
-
-
-def _values_of(args: Sequence[str], *flags: str) -> list[str] | None:
-    """The words after the last of some flags, None if none is given."""
-    found = None
-    for i, arg in enumerate(args):
-        if arg in flags:
-            found = list(itertools.takewhile(lambda word: not word.startswith("-"), args[i + 1 :]))
-        elif arg.startswith(tuple(f"{flag}=" for flag in flags)):
-            found = [arg.partition("=")[2]]
-    return found
-
-
 def _known(field: str, name: str, allowed: Collection[str]) -> None:
     if name not in allowed:
         raise ConfigError.unknown(field, name, allowed)
-
-
-def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
-    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by names of entries."""
-    for alias, name in ALIASES.items():
-        flag = f"--{name.replace('_', '-')}."
-        args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
-    if not any(arg.startswith("--method.") for arg in args):
-        return list(args)
-    methods = [member for name in default.methods for member in members(name)]
-    if len(methods) != 1:
-        flag = next(arg for arg in args if arg.startswith("--method."))
-        raise ConfigError(
-            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); say whose setting it is, "
-            f"--<one of them>{flag.removeprefix('--method')}"
-        )
-    return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
 
 
 def replaced(config: D, values: Mapping[str, Any]) -> D:

@@ -17,7 +17,18 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from plastax.errors import ConfigError
 from plastax.records.layout import short
-from plastax.study.settings import ALIASES, Study, check_sizes, label, members, read, registered, replaced
+from plastax.study.settings import (
+    ALIASES,
+    Study,
+    check_sizes,
+    in_full,
+    label,
+    members,
+    nearest,
+    read,
+    registered,
+    replaced,
+)
 
 C = TypeVar("C", bound=Study)
 ARMS = 10_000
@@ -76,20 +87,20 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
     """The arms of a study: for every method, the grid over the swept settings that apply to it.
 
     Args:
-      config: from `settings.parse`. In its ``sweep``, ``method.X`` is the setting X of every method that has one,
+      config: from `settings.configure`. In its ``sweep``, ``method.X`` is the setting X of every method that has one,
         ``l2_er.X`` is that of one method, and ``training.X``, ``model.X``, ... apply to all methods.
       fixed: groups of settings that cannot be swept.
 
     Raises:
       ConfigError: a name is unknown, or a value is refused.
     """
-    swept = axes(config.sweep)
+    swept = [axis._replace(name=in_full(config, axis.name)) for axis in axes(config.sweep)]
     # Settings of probes cannot be swept either: arms are compared by the same measurements.
     outside = {*fixed, *registered(config, "probes")}
     known = _settings(config, outside)
     for axis in swept:
         if axis.name not in known:
-            raise ConfigError.unknown("sweep", axis.name, known)
+            raise ConfigError.unknown("sweep", axis.name, known, nearest(axis.name, known))
     out: list[Arm[C]] = []
     read = functools.cache(functools.partial(_value, config))
     for method in map(label, config.methods):

@@ -1,0 +1,312 @@
+"""The command line of an experiment: its flags become a configuration, and --help says what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import sys
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import docstring_parser
+import rich.padding
+import rich.table
+import rich.text
+import tyro
+
+from plastax import output
+from plastax.errors import ConfigError
+from plastax.study.settings import (
+    ALIASES,
+    GROUPS,
+    C,
+    Registry,
+    Study,
+    checked,
+    configure,
+    in_full,
+    members,
+    nearest,
+    registered,
+)
+
+SHOWN = ("--preset", "--keep-params", "--runs-dir", "--resume", "--fresh", "--wandb")
+"""Settings that change no number of a run and are in the short help all the same."""
+tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
+
+
+def parse(
+    base: type[C],
+    presets: Mapping[str, Mapping[str, Any]],
+    choices: Mapping[str, Registry],
+    args: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> C:
+    """The configuration that a command line asks for.
+
+    Args:
+      base: see `configure`.
+      presets: see `configure`.
+      choices: see `configure`.
+      args: the command line, `sys.argv[1:]` by default. If one method is chosen, ``--method.X`` is its setting X.
+      prog: how the program was called.
+
+    Returns:
+      See `configure`.
+
+    Raises:
+      ConfigError: a name or flag is unknown, or a value is not allowed.
+      SystemExit: with status 0, after ``--help``.
+    """
+    args, asked = _without_help(sys.argv[1:] if args is None else args)
+    flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", "data", *choices)}
+    flags |= {"methods": _values_of(args, "--methods", "--method"), "probes": _values_of(args, "--probes")}
+    default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
+    if asked is not None:
+        print_help(default, presets, asked, prog or sys.argv[0])
+        raise SystemExit(0)
+    args = _spelled_out(args, default)
+    _check_flags(args, default)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return checked(tyro.cli(type(default), args=args, default=default, prog=prog))
+    except SystemExit as error:
+        raise ConfigError(_message(said.getvalue())) from error
+
+
+def _message(box: str) -> str:
+    """What tyro says in a box, with a title, as one line."""
+
+    def rule(line: str) -> bool:
+        return not line.strip("─╰╯- ")
+
+    _, *lines = [line.strip("│ ") for line in box.splitlines()]
+    said = " ".join(itertools.takewhile(lambda line: not rule(line), itertools.dropwhile(rule, lines)))
+    return re.sub(r"^Error parsing (\S+: )(\S+: )?", lambda found: found[2] or found[1], said)
+
+
+class _Flag(NamedTuple):
+    """A setting as the command line has it.
+
+    Attributes:
+      group: the field of the configuration that holds it; "" for the configuration itself.
+      name: with dashes.
+      value: its default.
+      kind: its type.
+      text: its docstring.
+      aside: see `settings.aside`.
+    """
+
+    group: str
+    name: str
+    value: Any
+    kind: Any
+    text: str
+    aside: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The flag: of a switch, the one that changes it."""
+        if self.value is True:
+            return re.sub(r"(--|\.)(?=[^.]*$)", r"\1no-", self.name)
+        return self.name
+
+    @property
+    def default(self) -> str:
+        """Its default in words; "" for switches."""
+        value = self.value
+        if value is None or isinstance(value, bool):
+            return ""
+        return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    @property
+    def choices(self) -> str:
+        """What is allowed, of a type with a few values."""
+        return (
+            " | ".join(map(str, typing.get_args(self.kind))) if typing.get_origin(self.kind) is typing.Literal else ""
+        )
+
+
+def _flags(config: Any, group: str = "") -> list[_Flag]:
+    """All flags of a configuration."""
+    found, texts, kinds = [], _texts(type(config)), typing.get_type_hints(type(config))
+    prefix = f"{group.removesuffix('_settings')}." if group else ""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found += _flags(value, field.name)
+            continue
+        name = f"--{prefix}{field.name}".replace("_", "-")
+        text = texts.get(field.name, "")
+        found.append(_Flag(group, name, value, kinds[field.name], text, bool(field.metadata.get("aside"))))
+    return found
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """Field -> docstring below it, of a class and its bases."""
+    return {
+        found.arg_name: found.description or ""
+        for base in reversed(kind.__mro__[:-1])
+        for found in docstring_parser.parse_from_object(base).params
+    }
+
+
+def _without_help(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """A line without ``--help``, and what it asks for: "", a group, or all; None if it does not."""
+    for i, arg in enumerate(args):
+        if arg == "--help-all":
+            return [*args[:i], *args[i + 1 :]], "all"
+        if arg in ("-h", "--help"):
+            named = [word for word in args[i + 1 : i + 2] if not word.startswith("-")]
+            return [*args[:i], *args[i + 1 + len(named) :]], named[0] if named else ""
+    return list(args), None
+
+
+def print_help(config: Study, presets: Iterable[str], asked: str = "", prog: str = "") -> None:
+    """Prints what the settings of an experiment are.
+
+    Args:
+      config: their defaults.
+      presets: names of the presets.
+      asked: "" for a line for each setting that this configuration uses, a group for the whole text of its settings,
+        or all.
+      prog: how the program was called.
+
+    Raises:
+      ConfigError: there is no such group.
+    """
+    console = output.Console()
+    choice = typing.Literal[tuple(presets)]  # type: ignore[valid-type]
+    flags = [flag._replace(kind=choice) if flag.name == "--preset" else flag for flag in _flags(config)]
+    names = {flag.group: flag.group.removesuffix("_settings").replace("_", "-") for flag in flags}
+    if asked:
+        wanted = ALIASES.get(asked, asked).replace("_", "-")
+        if wanted not in (known := [*filter(None, names.values()), "all"]):
+            raise ConfigError.unknown("--help", asked, known)
+        groups = [group for group, name in names.items() if wanted in (name, "all")]
+    else:
+        groups = [group for group in names if group not in _unused(config)]
+        flags = [flag for flag in flags if flag.group or not flag.aside or flag.name in SHOWN]
+    console.print(f"usage: {prog} [settings]\n\n{_first_line(config)}")
+    for group in groups:
+        line = rich.text.Text(names[group], "bold")
+        if group:
+            said = _first_line(getattr(config, group))
+            line.append(f"  {said if asked else _fitting(said, console.width - len(line) - 2) or said}", "not bold")
+        console.print("", line, sep="\n" if group else "")
+        (_explain if asked else _list)([flag for flag in flags if flag.group == group], console)
+    if not asked:
+        console.print("\n--help GROUP explains a group, such as --help hessian; --help-all explains everything.")
+
+
+def _first_line(entry: Any) -> str:
+    return (type(entry).__doc__ or "").strip().partition("\n")[0]
+
+
+def _unused(config: Study) -> set[str]:
+    """The groups of what a configuration does not name."""
+    used = {member for name in (*config.methods, *config.probes) for member in members(name)}
+    entries = {group for field in GROUPS for group in registered(config, field)}
+    return entries - used | {"synthetic"} - {getattr(config, "data", "")}
+
+
+def _list(flags: Sequence[_Flag], console: output.Console) -> None:
+    """A line for each flag, or two for one outside of groups: its name, its default and as much of its text as fits."""
+    table = rich.table.Table.grid(padding=(0, 2))
+    wide = max(len(flag.shown) for flag in flags), min(16, max(len(flag.default) for flag in flags))
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=wide[1])
+    table.add_column()
+    room = console.width - sum(wide) - 6
+    for flag in flags:
+        text = _fitting(flag.text, (1 if flag.group else 2) * room - len(flag.choices))
+        text = " ".join(filter(None, [flag.choices, text]))
+        table.add_row(f"  {flag.shown}", rich.text.Text(flag.default, "cyan"), text)
+    console.print(table)
+
+
+def _explain(flags: Sequence[_Flag], console: output.Console) -> None:
+    """The whole text of each flag."""
+    for flag in flags:
+        kind = flag.choices or getattr(flag.kind, "__name__", str(flag.kind)).removeprefix("typing.")
+        line = rich.text.Text(f"{flag.shown} ", "bold").append(kind, "not bold")
+        line.append(f" (default: {flag.default})" if flag.default else "", "cyan not bold")
+        console.print(rich.padding.Padding(line, (0, 0, 0, 2)))
+        console.print(rich.padding.Padding(" ".join(flag.text.split()), (0, 0, 0, 6)))
+
+
+def _fitting(text: str, width: int) -> str:
+    """The longest beginning of a text that fits and stands by itself; "" if there is none.
+
+    >>> _fitting("Steps of each environment in a rollout (one update).", 40)
+    'Steps of each environment in a rollout'
+    """
+    text = " ".join(text.split())
+    beginnings = [text[: end.start()] for end in re.finditer(r"[.;,](?= |$)| \(|$", text)]
+    whole = [one for one in beginnings if one.count("(") == one.count(")") and one.count("`") % 2 == 0]
+    return max((one for one in whole if len(one) <= width), key=len, default="")
+
+
+def _check_flags(args: Sequence[str], config: Study) -> None:
+    """Raises `ConfigError` for a flag that no setting has, with those that may be meant."""
+    unused = _unused(config)
+    known = [flag.name for flag in sorted(_flags(config), key=lambda flag: flag.group in unused)]
+    for arg in args:
+        name = arg.partition("=")[0].replace("_", "-")
+        positive = re.sub(r"(--|\.)no-(?=[^.]*$)", r"\1", name)
+        if not arg.startswith("--") or {name, positive} & {*known, "--method"}:
+            continue
+        near = nearest(name.removeprefix("--"), [flag.removeprefix("--") for flag in known])
+        hint = f"; did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""
+        raise ConfigError(f"{name} is unknown{hint} (--help-all lists all)")
+
+
+def _value_of(args: Sequence[str], flag: str) -> str | None:
+    """The value of ``--flag value`` or ``--flag=value``, None if it is not given; raises `ConfigError` for two."""
+    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == flag]
+    found += [arg.partition("=")[2] for arg in args if arg.startswith(flag + "=")]
+    if len(found) > 1:
+        raise ConfigError(f"{flag.removeprefix('--')}: {' and '.join(found)} are given; give one")
+    return found[0] if found else None
+
+
+def _values_of(args: Sequence[str], *flags: str) -> list[str] | None:
+    """The words after the last of some flags, None if none is given."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg in flags:
+            found = list(itertools.takewhile(lambda word: not word.startswith("-"), args[i + 1 :]))
+        elif arg.startswith(tuple(f"{flag}=" for flag in flags)):
+            found = [arg.partition("=")[2]]
+    return found
+
+
+def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
+    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by names of entries and settings."""
+    args = [_in_full(arg, default) for arg in args]
+    for alias, name in ALIASES.items():
+        flag = f"--{name.replace('_', '-')}."
+        args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
+    if not any(arg.startswith("--method.") for arg in args):
+        return list(args)
+    methods = [member for name in default.methods for member in members(name)]
+    if len(methods) != 1:
+        flag = next(arg for arg in args if arg.startswith("--method."))
+        raise ConfigError(
+            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); say whose setting it is, "
+            f"--<one of them>{flag.removeprefix('--method')}"
+        )
+    return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
+
+
+def _in_full(arg: str, config: Study) -> str:
+    """``--lr`` as ``--training.learning-rate`` or ``--ppo.learning-rate``."""
+    name, equals, value = arg.partition("=")
+    full = in_full(config, name.removeprefix("--").replace("-", "_"))
+    return f"--{full.replace('_', '-')}{equals}{value}" if name.startswith("--") else arg
