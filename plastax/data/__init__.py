@@ -1,8 +1,8 @@
-"""Image data sets as arrays, each with a card that says where it comes from.
+"""Data sets as arrays, each with a card that says where it comes from.
 
-`load` finds a data set by name: an explicit path, then the directory that ``PLASTAX_DATA`` names, then the cache
-(``~/.cache/plastax/data``), then installed packages, then the network. ``make data NAME=mnist`` or
-``python -m plastax data mnist`` does it ahead of time and prints the card.
+`load` takes a path or looks for a published data set: in the directory that ``PLASTAX_DATA`` names, in the cache
+(``~/.cache/plastax/data``), in installed packages, then on the network. ``plastax data mnist`` fetches it ahead of time
+and prints its card. Your own data are in `plastax.data.own`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def load(
 
     Args:
       name: one of `DATA`; or a path or a Python object, see `plastax.data.own`.
-      path: the folder (or archive) that holds its files; None: look in ``PLASTAX_DATA``, the cache and installed
-        packages, and fetch it if it is nowhere.
-      verify: refuse files that are not the published ones, or not all of them. False takes any files of the right
-        format: your own subset, say.
+      path: the folder or archive that holds the files of a published data set. By default they are looked for, and
+        fetched if they are not found.
+      verify: refuse files that differ from the published ones, and incomplete sets. False takes any files of the right
+        format, such as a subset.
       download: whether the network may be asked.
-      **options: of the reader: of ``synthetic`` (`plastax.data.synthetic.read`) and ``imagenet32``
+      **options: for the reader of ``synthetic`` (`plastax.data.synthetic.read`) or ``imagenet32``
         (`plastax.data.imagenet.read`).
 
     Returns:
@@ -60,8 +60,8 @@ def load(
       labels, and the card.
 
     Raises:
-      ConfigError: an unknown name, a path that does not exist, an option that cannot be used.
-      DataError: the data are missing, damaged or of another format; the message names the file and the remedy.
+      ConfigError: the name or an option is unknown, or the path does not exist.
+      DataError: data are missing, damaged or of another format; the message says which file, and what to do.
 
     Examples:
       >>> digits = load("digits")
@@ -94,15 +94,15 @@ def load(
 
 
 def blank(name: Any) -> Dataset | None:
-    """A stand-in for a data set that would have to be fetched: the published sizes, all pixels 0, in hardly any memory.
+    """A stand-in for a data set that has to be fetched: its published sizes, and pixels 0, in hardly any memory.
 
-    It lets settings be checked before a download.
+    With it, settings are checked before a download.
 
     Returns:
       The stand-in; None if the data set is on this machine or cannot be fetched.
 
     Raises:
-      ConfigError: an unknown name, or ``PLASTAX_DATA`` is not there.
+      ConfigError: the name is unknown, or ``PLASTAX_DATA`` does not exist.
     """
     name, entry = _entry(name)
     with reading(name):

@@ -1,4 +1,4 @@
-"""What a data set is: arrays, a card that says where they come from, and the entry that the registry keeps of it."""
+"""What a data set is: arrays, a card that says where they come from, and an entry in the registry."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from plastax import machine
 from plastax.errors import ConfigError
 from plastax.output import plain
 
-MEANT = "if you mean what is there, say verify=False (experiments: --no-data-verify, plastax data: --no-verify)"
+MEANT = "to use what is there, give verify=False (plastax run: --no-data-verify, plastax data: --no-verify)"
 """How to use files that are not the published ones."""
 
 
 class DataError(ConfigError):
-    """Data that cannot be had or used; the message names the file and the remedy. Ends an experiment with status 2."""
+    """Data that are missing or cannot be used; the message says which file, and what to do about it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(plain(message))  # It may quote a file.
 
 
 class Card(NamedTuple):
-    """Where a data set comes from; its fields are JSON types, and `str` prints them one a line.
+    """Where a data set comes from. `str` gives a line for each field.
 
     Attributes:
       name: its name in `plastax.data.DATA`.
-      synthetic: True if the images were drawn by a generator. What is measured on them says nothing about real images.
+      synthetic: whether a generator drew the images. Results on them say nothing about real images.
       source: who made it and where it is published.
-      licence: under what terms, as far as they are known.
-      origin: what these arrays were read from: a path or a package, or the call that made them.
-      checksum: ``sha256:<hex>`` of the four arrays' bytes in C order: the same for all origins of the same data.
+      licence: its terms, as far as they are known.
+      origin: where these arrays were read: a path, or the call that made them.
+      checksum: of the arrays, see `checksum`; the same for all origins of the same data.
       shape: (height, width, channels) of an image, or the shape of another example.
       classes: number of classes; labels are 0 .. classes - 1.
       train: number of training images.
       test: number of held-out images.
-      notes: how training and held-out images were told apart, and what else to know.
+      notes: how held-out images were chosen, and what else to know.
       labels: the label that each class had in your own data; () where it was the same.
     """
 
@@ -109,12 +109,12 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A place that a data set can be fetched from.
+    """A place to fetch a data set from.
 
     Attributes:
-      label: what messages and cards call it.
-      fetch: ``(folder) -> None``: puts the data set's files into the folder, or raises `SourceError`. What it leaves
-        there may be continued by its next call.
+      label: its name in messages.
+      fetch: ``(folder) -> None``: puts the files into the folder, or raises `SourceError`. The next call may continue
+        what it leaves there.
     """
 
     label: str
@@ -129,24 +129,24 @@ class SourceError(Exception):
 
 
 class Entry(NamedTuple):
-    """What the registry knows of a data set.
+    """A data set in the registry.
 
     Attributes:
       description: one line.
       source: who made it and where it is published.
-      licence: under what terms, as far as they are known.
+      licence: its terms, as far as they are known.
       notes: for the card.
-      read: ``(folder, verify, **options) -> Arrays``; ``(**options) -> Arrays`` if the data set needs no files.
-      files: what files to put into a folder, in words; "" for a data set that needs none.
+      read: ``(folder, verify, **options) -> Arrays``; ``(**options) -> Arrays`` for a data set without files.
+      files: the files that a folder needs, in words; "" for a data set without files.
       present: ``(folder) -> bool``: whether the folder holds the data set, whole or in part.
-      folders: where the files may lie below ``PLASTAX_DATA``, other libraries' habits included.
+      folders: where the files may be below ``PLASTAX_DATA``, also by the habits of other libraries.
       installed: folders of operating system packages that hold it.
-      sources: where it can be fetched, best first.
-      remedy: how to get the files where there is no source.
+      sources: where to fetch it, best first.
+      remedy: how to get the files if there are no sources.
       synthetic: whether a generator draws it.
-      name: of your own data; others have the registry's.
-      published: of a set with sources, the sizes of what they bring: training images, held-out images, shape of an
-        image, classes.
+      name: of your own data; others are named by the registry.
+      published: what the sources bring: the number of training images and of held-out images, the shape of an image,
+        the number of classes.
     """
 
     description: str
@@ -166,7 +166,7 @@ class Entry(NamedTuple):
 
 
 def checksum(arrays: Arrays) -> str:
-    """``sha256:<hex>`` of the four arrays' bytes, in the order of `Arrays`; of their form too if they are no images."""
+    """``sha256:<hex>`` of the four arrays' bytes in C order, and of the examples' form if they are no uint8 images."""
     digest, images = hashlib.sha256(), arrays.train_images
     if images.dtype != np.uint8 or images.ndim != 4:
         digest.update(f"{images.dtype} {images.shape}".encode())
@@ -176,7 +176,12 @@ def checksum(arrays: Arrays) -> str:
 
 
 def verify(path: Path, content: bytes, expected: str) -> None:
-    """Before it is parsed: refuses a file that is not the published one; ``expected`` is ``<algorithm>:<hex>``.
+    """Refuses a file that is not the published one, before it is parsed.
+
+    Args:
+      path: for the message.
+      content: of the file.
+      expected: ``<algorithm>:<hex>``.
 
     Raises:
       DataError: the content has another digest.
@@ -186,34 +191,30 @@ def verify(path: Path, content: bytes, expected: str) -> None:
     if found != digest:
         raise DataError(
             f"{path}: not the published file, or a damaged one ({algorithm} {found[:12]}..., published: "
-            f"{digest[:12]}...); delete it and get it again, or, {MEANT}"
+            f"{digest[:12]}...); delete it and get it again; {MEANT}"
         )
 
 
 def affordable(*shape: int, working: int = 0) -> None:
-    """Refuses images of more bytes than there are free.
+    """Refuses images that do not fit into free memory.
 
     Args:
-      shape: of the images, a byte each.
-      working: bytes that it takes to make them.
+      shape: of all images, one byte a number.
+      working: more bytes, to make them.
 
     Raises:
-      ConfigError: states the size.
+      ConfigError: they do not fit.
     """
     there = machine.free_memory()
     if there is not None and (size := math.prod(shape) + working) > there:
         raise ConfigError(
-            f"{' x '.join(map(str, shape))} bytes of images are asked for, which take {size / 2**30:,.1f} GiB, and "
-            f"{there / 2**30:,.1f} GiB are free; ask for fewer classes, or fewer images a class"
+            f"{' x '.join(map(str, shape))} bytes of images take {size / 2**30:,.1f} GiB, and {there / 2**30:,.1f} GiB "
+            "are free; take fewer classes, or fewer images"
         )
 
 
 def positive(**values: int) -> None:
-    """Refuses counts below one.
-
-    Raises:
-      ConfigError: names the first such count.
-    """
+    """Raises `ConfigError` for a count below one."""
     for name, value in values.items():
         if value < 1:
             raise ConfigError(f"{name}={value} is not a positive number of {name.replace('_', ' ')}")

@@ -1,8 +1,8 @@
-"""Reads files from strangers without believing what they announce.
+"""Reads files from strangers and trusts nothing that they announce.
 
-A few kilobytes may unpack to gigabytes, and a header of a few bytes may promise terabytes. Everything here therefore
-takes a limit, the size that the published file has, and never reads, unpacks or allocates more. What the content is,
-compressed or not, is told by the content: browsers unpack a file without taking the ``.gz`` from its name.
+A few kilobytes may unpack to gigabytes, and a short header may promise terabytes. So everything here takes a limit and
+never reads, unpacks or allocates more. The content tells whether a file is compressed, not its name: browsers unpack
+files and leave the ``.gz``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from plastax.errors import ConfigError
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
 MEMBERS = 10_000
-"""Of a tar archive. The published ones have a handful; a list of millions would fill the memory."""
+"""Most members of a tar archive. Published ones have a few; a list of millions would fill the memory."""
 
 
 @contextlib.contextmanager
 def reading(label: str | Path) -> Iterator[None]:
-    """Turns what the machine refuses while something is read, bytes or memory, into a `DataError`."""
+    """Turns errors of files and of memory into a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -43,17 +43,17 @@ def reading(label: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing(path: str | Path, kind: str, remedy: str = "delete it and get it again") -> Iterator[None]:
-    """Turns whatever goes wrong while ``path`` is read as ``kind`` into a `DataError` with the remedy.
+    """Turns whatever goes wrong while ``path`` is read as ``kind`` into a `DataError` that says what to do.
 
-    A file that cannot be read is not called damaged: nobody should delete it for that.
+    It does not call a file damaged that cannot be read: nobody should delete it for that.
     """
     with reading(path):
         try:
             yield
         except (ConfigError, MemoryError):
             raise
-        # zipfile, tarfile, zlib and numpy have errors of their own for damaged files, an AttributeError among them;
-        # EINVAL is that of a seek to where no file begins.
+        # For damaged files, zipfile, tarfile, zlib and numpy raise errors of many kinds, even AttributeError. EINVAL
+        # comes from a seek to a place before the file.
         except Exception as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
@@ -62,7 +62,7 @@ def refusing(path: str | Path, kind: str, remedy: str = "delete it and get it ag
 
 
 class Limited:
-    """A stream that fails where it would give more than ``limit`` bytes in all."""
+    """A stream that fails before it gives more than ``limit`` bytes in all."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self.stream, self.limit, self.left = stream, limit, limit
@@ -78,9 +78,9 @@ class Limited:
 
 @contextlib.contextmanager
 def unpacked(path: Path, limit: int) -> Iterator[Limited]:
-    """The content of a file, decompressed if it is gzip's, as a stream of at most ``limit`` bytes."""
+    """The content of a file as a stream of at most ``limit`` bytes, decompressed if it is compressed by gzip."""
     with path.open("rb") as file:
-        # gzip makes nothing much larger; without this, millions of empty parts would be unpacked.
+        # gzip makes no file much larger. Without this check, a file of millions of empty parts would be unpacked.
         if (size := os.fstat(file.fileno()).st_size) > limit + CHUNK:
             raise ValueError(f"{size:,} bytes, where at most {limit:,} are expected")
         compressed = file.peek(len(GZIP))[: len(GZIP)] == GZIP
@@ -88,17 +88,17 @@ def unpacked(path: Path, limit: int) -> Iterator[Limited]:
 
 
 def content(path: Path, limit: int) -> bytes:
-    """The bytes of a file, decompressed if it is gzip's.
+    """The bytes of a file, decompressed if it is compressed by gzip.
 
     Raises:
-      DataError: it cannot be read, is damaged, or holds more than ``limit`` bytes.
+      DataError: it cannot be read, is damaged, or has more than ``limit`` bytes.
     """
     with refusing(path, "a whole file"), unpacked(path, limit) as stream:
         return b"".join(iter(lambda: stream.read(CHUNK), b""))
 
 
 def whole(file: BinaryIO, limit: int) -> bytearray:
-    """All of a file that can be read from any place.
+    """All bytes of a file that can seek.
 
     Raises:
       ValueError: it has more than ``limit`` bytes.
@@ -111,17 +111,17 @@ def whole(file: BinaryIO, limit: int) -> bytearray:
 
 
 def members(stream: Limited, limits: Mapping[str, int]) -> dict[str, bytes]:
-    """Regular files of a tar archive, with their names in it.
+    """Regular files of a tar archive, by name.
 
     Args:
       stream: the archive, decompressed.
-      limits: the largest size of each, by name.
+      limits: name of each wanted file -> its largest size.
 
     Raises:
-      ValueError, tarfile.TarError, ...: one is larger, or the archive is damaged.
+      ValueError, tarfile.TarError, ...: a file is larger, or the archive is damaged.
     """
     found: dict[str, bytes] = {}
-    # One pass from the first to the last byte: nothing is unpacked twice, and links lead nowhere.
+    # One pass over the bytes: nothing is unpacked twice, and links are not followed.
     with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
         for number, member in enumerate(tar):
             if number >= MEMBERS:
@@ -131,14 +131,14 @@ def members(stream: Limited, limits: Mapping[str, int]) -> dict[str, bytes]:
                 if member.size > limits[name]:
                     raise ValueError(f"{name} is larger than the {limits[name]:,} bytes that are expected")
                 found[name] = bytes(exactly(tar.extractfile(member), member.size))  # type: ignore[arg-type]
-    # tarfile stops at the archive's end mark; only at the end of the file does gzip compare its checksum.
+    # tarfile stops at the archive's end mark, but gzip compares its checksum at the end of the file.
     while stream.read(CHUNK):
         pass
     return found
 
 
 class _Clipped:
-    """A file that reads at most `CHUNK` bytes at a time: a zip archive's directory is read in one go."""
+    """A file that reads at most `CHUNK` bytes at a time: zipfile reads the list of members at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
@@ -151,7 +151,7 @@ def archive(file: BinaryIO) -> zipfile.ZipFile:
     """A zip archive whose list of members has at most `CHUNK` bytes.
 
     Raises:
-      zipfile.BadZipFile: damaged, no zip archive, or its list of members is larger.
+      zipfile.BadZipFile: it is damaged or no zip archive, or its list of members is larger.
     """
     return zipfile.ZipFile(_Clipped(file))  # type: ignore[call-overload]
 
@@ -161,49 +161,46 @@ def member(zipped: zipfile.ZipFile, name: str, limit: int) -> Iterator[tuple[Bin
     """A member of a zip archive and its size.
 
     Raises:
-      ValueError: it is larger than ``limit`` bytes, or compressed by another method than deflate (that of LZMA reserves
-        whatever memory the archive asks for).
+      ValueError: it is larger than ``limit`` bytes, or compressed otherwise than by deflate (LZMA reserves as much
+        memory as the archive asks for).
     """
     info = zipped.getinfo(name)
     if info.file_size > limit or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
-            f"{name} has {info.file_size:,} bytes (expected: at most {limit:,}), or is not compressed by deflate"
+            f"{name} has {info.file_size:,} bytes, where at most {limit:,} are expected, or another compression than "
+            "deflate"
         )
     with zipped.open(info) as stream:
         yield stream, info.file_size  # type: ignore[misc]
 
 
 def exactly(stream: BinaryIO, size: int) -> bytearray:
-    """The next ``size`` bytes, read in pieces into one buffer.
-
-    Raises:
-      EOFError: there are fewer.
-    """
+    """The next ``size`` bytes, read in pieces into one buffer; raises `EOFError` if there are fewer."""
     buffer = bytearray(size)
     view, done = memoryview(buffer), 0
     while done < size:
         count = stream.readinto(view[done : done + CHUNK])  # type: ignore[attr-defined]
         if not count:
-            raise EOFError(f"{done:,} bytes where {size:,} are promised")
+            raise EOFError(f"{done:,} bytes, where {size:,} are promised")
         done += count
     return buffer
 
 
 HEADER = 1000
-"""More characters than the header of an ``.npy`` file of numbers has."""
+"""Most characters in the header of an ``.npy`` file; one of numbers has fewer."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def npy(stream: BinaryIO, size: int) -> np.ndarray:
-    """The array of an ``.npy`` file of ``size`` bytes: numbers only, and exactly as long as its header says.
+    """The array in an ``.npy`` file of ``size`` bytes.
 
     Raises:
-      ValueError, KeyError, ...: it holds objects, is damaged, or is not as long as its header says.
+      ValueError, KeyError, ...: it is damaged, holds anything but numbers, or is not as long as its header says.
     """
     start: Any = Limited(stream, size)
     version = np.lib.format.read_magic(start)  # type: ignore[no-untyped-call]
     shape, fortran, dtype = _HEADERS[version](start, max_header_size=HEADER)  # type: ignore[no-untyped-call]
     promised, there = math.prod(shape) * dtype.itemsize, start.left
     if dtype.kind not in "buif" or promised != there:
-        raise ValueError(f"{dtype} {shape}, which is {promised:,} bytes of numbers, in {there:,} bytes")
+        raise ValueError(f"{dtype} {shape}, where numbers are expected, {promised:,} bytes in {there:,}")
     return np.frombuffer(exactly(stream, promised), dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,4 +1,4 @@
-"""CIFAR-100 from its Python archive, ``cifar-100-python.tar.gz``, or the folder that it unpacks to."""
+"""CIFAR-100 from its Python archive, ``cifar-100-python.tar.gz``, or from the unpacked folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ARCHIVE = "cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
 CLASSES = 100
 LIMIT = 1 << 28
-"""More bytes than the archive has, unpacked or not, or one of its members: the largest holds 50,000 x 3,072 pixels."""
+"""Most bytes of the archive and of a member; the largest holds 50,000 x 3,072 pixels."""
 DIGESTS = {"train": "md5:16019d7e3df5f24257cddd939b257f8d", "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"}
-"""Of the two members that are read: they hold for the archive and for what was unpacked from it."""
+"""Of the two members that are read, in the archive or unpacked."""
 
 
 def archive(path: Path) -> Path | None:
-    """The archive that ``path`` is, or holds: also as a tar file, if a browser has unpacked the rest."""
+    """The archive that ``path`` is or holds, also as a tar file that a browser has decompressed."""
     return next((p for p in (path, path / ARCHIVE, path / ARCHIVE.removesuffix(".gz")) if p.is_file()), None)
 
 
 def folder_of(path: Path) -> Path | None:
-    """The unpacked folder that ``path`` is, or holds."""
+    """The unpacked folder that ``path`` is or holds."""
     return next((p for p in (path, path / FOLDER) if any((p / name).is_file() for name in DIGESTS)), None)
 
 
@@ -37,7 +37,7 @@ def present(path: Path) -> bool:
 
 
 def members(path: Path) -> dict[str, tuple[Path, bytes]]:
-    """What the files ``train`` and ``test`` contain, and what messages call them.
+    """The files ``train`` and ``test``: their place, for messages, and their content.
 
     Raises:
       DataError: one is missing, or the archive is damaged.
@@ -63,7 +63,7 @@ def read(path: Path, verify_: bool) -> Arrays:
       verify_: whether they must be the published files.
 
     Raises:
-      DataError: something is missing, damaged, of another format, or not the published file.
+      DataError: a file is missing, damaged, of another format, or not the published one.
     """
     contents = members(path)
 
@@ -84,7 +84,7 @@ CIFAR100 = Entry(
     licence="none published by its author, who asks to cite the report",
     notes="the published split; fine labels",
     read=lambda path, verify: read(path, verify),
-    files=f"{ARCHIVE}, or the folder {FOLDER}/ that it unpacks to,",
+    files=f"{ARCHIVE}, or its unpacked folder {FOLDER}/,",
     present=present,
     folders=("cifar100", "CIFAR100", "."),
     published=(50_000, 10_000, (32, 32, 3), CLASSES),

@@ -7,12 +7,12 @@ import numpy as np
 from plastax.data.base import Arrays, Entry
 
 HELD_OUT = 6
-"""Every sixth image is held out. The images are sorted by writer, so this takes some of every writer's."""
+"""Every sixth image is held out. Images are sorted by writer, so some of each writer's are among them."""
 
 
 def read() -> Arrays:
     """The digits: 1,498 training and 299 held-out images ``[8, 8, 1]``, levels 0 .. 16 rescaled to 0 .. 255."""
-    # Here and not on top: it takes a second to import, and only this data set needs it.
+    # Imported here because it takes a second, and only this data set needs it.
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,9 +1,8 @@
-"""Downloads from servers that may break off, fall silent, or talk nonsense.
+"""Downloads from servers that may break off, fall silent, or send nonsense.
 
-This is our own, on the standard library, because the libraries that could do it leave out a part: pooch has checksums
-and retries but starts a cut download from its beginning; the file systems of fsspec neither resume nor check. No server
-is believed: what it sends is bounded in size and in time, and an answer that makes no sense is an error of its source.
-Checksums are not the download's affair.
+It rests on the standard library, because pooch cannot resume a download, and fsspec can neither resume nor check one.
+No server is trusted: size and time are bounded, and an answer that makes no sense is an error of its source. Whoever
+reads the files compares checksums.
 """
 
 from __future__ import annotations
@@ -26,37 +25,37 @@ from plastax.data.base import SourceError
 from plastax.output import Console
 
 TIMEOUT = 10.0
-"""Seconds without a connection or without a byte after which a mirror is given up or asked again."""
+"""Seconds without a connection or a byte. Then the mirror is asked again, or the next one."""
 GRACE = 30.0
-"""Seconds after which a connection must have brought `RATE` bytes for each of its seconds."""
+"""Seconds after which the mean rate of a connection must be `RATE`."""
 RATE = 1 << 14
-"""Bytes a second. With the largest size of a file it bounds the time that any server can take."""
+"""Bytes a second. With the limit of a file's size, it bounds the time that a server can take."""
 ATTEMPTS = 5
-"""Connections for one file before its mirror is given up."""
+"""Most connections to a mirror for one file."""
 BACKOFF = 1.0
-"""Seconds before the second attempt; doubles with each one."""
+"""Seconds before the second attempt; they double with each one."""
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 CHUNK = 1 << 16
 
 
 class _Cut(Exception):
-    """A transfer that ended early and is worth another attempt."""
+    """A transfer that ended early; another attempt may help."""
 
 
 def download(
     url: str, path: Path, limit: int, *, timeout: float = TIMEOUT, attempts: int = ATTEMPTS, backoff: float = BACKOFF
 ) -> None:
-    """Fetches ``url`` into ``path``, which appears only when it is whole.
+    """Fetches ``url`` into ``path``, which appears when it is whole.
 
-    The transfer goes to ``<path>.part``, which a later call continues from its last byte if the server can.
+    Until then, the bytes are in ``<path>.part``. A later call continues there, if the server can.
 
     Args:
       url: what to fetch.
-      path: where it goes; its folder must exist.
-      limit: the most bytes that it may have.
-      timeout: seconds without a connection or without a byte.
-      attempts: connections in all.
-      backoff: seconds before the second attempt; doubles with each one.
+      path: of the file; its folder must exist.
+      limit: most bytes that it may have.
+      timeout: seconds without a connection or a byte.
+      attempts: most connections.
+      backoff: seconds before the second attempt; they double with each one.
 
     Raises:
       SourceError: the server cannot be reached, refuses, breaks off too often, is slower than `RATE`, sends more than
@@ -70,7 +69,7 @@ def download(
     with contextlib.ExitStack() as shown:
 
         def report(done: int, total: int | None) -> None:
-            # From the first byte on: a mirror that does not answer leaves no empty bar.
+            # Started by the first byte, so that a mirror without an answer leaves no empty bar.
             if not bar.live.is_started:
                 shown.enter_context(bar)
             bar.update(task, completed=done, total=total)
@@ -91,7 +90,7 @@ def download(
 def _transfer(
     url: str, part: Path, limit: int, timeout: float, attempt: int, report: Callable[[int, int | None], None]
 ) -> None:
-    """One connection: appends to ``part`` what it does not have yet."""
+    """One connection: appends to ``part`` what is missing."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "plastax", **({"Range": f"bytes={start}-"} if start else {})}
     try:
@@ -105,9 +104,9 @@ def _transfer(
         raise _Cut(f"HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        # A server that was there a moment ago may come back; one that never answered is left for the next source.
+        # A server that has answered may come back. For one that never has, the next source is asked.
         raise _Cut(str(reason)) if attempt else SourceError(f"{url}: {reason}") from error
-    except ValueError as error:  # a redirection to what is no address
+    except ValueError as error:  # a redirection to something that is no address
         raise SourceError(f"{url}: an answer that makes no sense ({error})") from error
     with response:
         length = response.headers.get("Content-Length")
@@ -116,7 +115,7 @@ def _transfer(
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
-            raise _Cut("the server continues at another byte than asked for")
+            raise _Cut("the server continues at another byte than it was asked for")
         done = start if resumed else 0
         total = None if length is None else done + int(length)
         with part.open("ab" if resumed else "wb") as file:
@@ -132,7 +131,7 @@ def _transfer(
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body, piece by piece; only the network's errors are turned into `_Cut`, never those of who writes it."""
+    """The body, piece by piece. Errors of the network become `_Cut`, those of the code that writes it do not."""
     while True:
         try:
             chunk = response.read1(CHUNK)
@@ -144,7 +143,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 class _Paced(io.RawIOBase):
-    """What a server sends, headers and body, as long as it comes fast enough: a timeout sees silence only."""
+    """What a server sends, headers and body, while it is fast enough: a timeout only notices silence."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.raw, self.began, self.count = raw, time.monotonic(), 0
@@ -180,7 +179,7 @@ class _SecureConnection(http.client.HTTPSConnection):
 
 
 class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Opens http and https addresses by the connections above."""
+    """Opens http and https addresses with the connections above."""
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_Connection, request)
@@ -190,7 +189,7 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follows redirections without their bodies, which urllib reads to their end, if they have one."""
+    """Follows redirections without reading their bodies, which may be endless."""
 
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         fp.close()
@@ -200,7 +199,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """urllib's, without what a redirection has no business with: ftp, files and data in the address itself."""
+    """An opener without ftp, files, and data in the address: no redirection may lead there."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

@@ -1,8 +1,8 @@
-"""Finds a data set: given folder, ``PLASTAX_DATA``, cache, installed packages, and last the network.
+"""Finds a data set: in a given folder, ``PLASTAX_DATA``, the cache, installed packages, or on the network.
 
-The cache is ``$XDG_CACHE_HOME/plastax/data/<name>`` (``~/.cache`` by default). What a source brings goes to a hidden
-folder beside it, is read and verified there, and then becomes the cache's folder by one rename: a data set in the cache
-is whole. A lock makes a second process wait for the first one's download instead of repeating it.
+The cache is ``$XDG_CACHE_HOME/plastax/data/<name>`` (``~/.cache`` by default). A source fetches into a hidden folder
+beside it. There the files are read and verified, and one rename then puts them into the cache: what is there is whole.
+A lock lets a second process wait for the first one's download.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from plastax.errors import ConfigError
 
 
 def cache() -> Path | None:
-    """The folder that fetched data sets are kept in; None: the user has no home, and ``XDG_CACHE_HOME`` is not set."""
+    """The folder of fetched data sets; None if the user has no home and ``XDG_CACHE_HOME`` is not set."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a container's user without HOME and without an entry in the list of users
+    except RuntimeError:  # in a container: no HOME, and no such user
         return None
     return Path(home) / "plastax" / "data"
 
@@ -31,13 +31,13 @@ def cache() -> Path | None:
 def locate(
     name: str, entry: Entry, path: str | os.PathLike[str] | None, check: bool, fetch: bool, options: Mapping[str, Any]
 ) -> tuple[Arrays, str]:
-    """Reads a data set that is kept in files.
+    """Reads a data set from files.
 
     Args:
       name: its name.
       entry: its entry.
-      path: where its files are; None: look for them.
-      check: whether the files must be the published ones. Fetched files always must.
+      path: of its files; None: look for them.
+      check: whether the files must be the published ones; fetched files must be anyway.
       fetch: whether the network may be asked.
       options: for the reader.
 
@@ -45,8 +45,8 @@ def locate(
       The arrays, and where they were found.
 
     Raises:
-      ConfigError: ``path`` or ``PLASTAX_DATA`` is not there.
-      DataError: the data are nowhere, or damaged, or there is no cache or it cannot be written.
+      ConfigError: ``path`` or ``PLASTAX_DATA`` does not exist.
+      DataError: the data are not found or damaged, or the cache cannot be written.
       OSError: a folder or a file cannot be read.
     """
     if path is not None:
@@ -64,7 +64,7 @@ def locate(
         if kept is None:
             raise DataError(
                 f"there is no home directory to keep {name} in; set XDG_CACHE_HOME to a directory for it, or "
-                "PLASTAX_DATA to one that holds it"
+                "PLASTAX_DATA to a directory that holds it"
             )
         try:
             arrays, failures = fetched(name, entry, kept, options)
@@ -80,7 +80,7 @@ def locate(
 
 
 def places(name: str, entry: Entry) -> list[Path]:
-    """Where a data set may lie on this machine, best first; raises `ConfigError` if ``PLASTAX_DATA`` is not there."""
+    """Where a data set may be on this machine, best first; `ConfigError`: ``PLASTAX_DATA`` does not exist."""
     given: list[Path] = []
     if top := os.environ.get("PLASTAX_DATA"):
         given = [_existing("PLASTAX_DATA", Path(top)) / folder for folder in entry.folders]
@@ -89,10 +89,10 @@ def places(name: str, entry: Entry) -> list[Path]:
 
 
 def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -> tuple[Arrays | None, list[str]]:
-    """Fetches a data set into ``folder`` from the first source that has it whole.
+    """Fetches a data set into ``folder`` from the first source that has all of it.
 
     Returns:
-      The arrays, None if no source had them, and what went wrong with each source.
+      The arrays, or None if no source had them; and what went wrong with each source.
     """
     failures: list[str] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
                 failures.append(f"{source.label}: {str(error).removeprefix(source.label).lstrip(': ')}")
                 output.tell(f"{name}: {failures[-1]}")
                 continue
-            if folder.exists():  # and holds nothing of this data set: what it does hold is somebody's
+            if folder.exists():  # It holds nothing of this data set, but files of somebody.
                 for other in folder.iterdir():
                     other.rename(staging / other.name)
                 folder.rmdir()
@@ -121,7 +121,7 @@ def fetched(name: str, entry: Entry, folder: Path, options: Mapping[str, Any]) -
 
 
 def _tried(source: Source, entry: Entry, staging: Path, options: Mapping[str, Any]) -> Arrays:
-    """What one source brings, read and verified. What an earlier, cut attempt left is continued, once."""
+    """What one source brings, read and verified. It continues an earlier attempt that was cut, once."""
     continued = staging.exists() and any(staging.iterdir())
     staging.mkdir(exist_ok=True)
     source.fetch(staging)

@@ -1,8 +1,8 @@
 """MNIST and its drop-in replacements: four files in the idx format, compressed by gzip or not.
 
-An idx file is two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as a big-endian
-32-bit integer, and the values in C order (LeCun, Cortes and Burges, The MNIST database of handwritten digits). A file
-that is shorter or longer than its header says is refused.
+An idx file has two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as a big-endian
+32-bit integer, and the values in C order (LeCun, Cortes and Burges, The MNIST database of handwritten digits). Its
+length must be what its header says.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CLASSES = 10
 SIDE = 28
 UNSIGNED_BYTE = 8
 SIZES = dict(zip(FILES, (16 + 60_000 * SIDE**2, 8 + 60_000, 16 + 10_000 * SIDE**2, 8 + 10_000)))
-"""Bytes of the published files, not compressed."""
+"""Bytes of the published files, uncompressed."""
 COMPRESSED = {f"{name}.gz": size for name, size in SIZES.items()}
-"""What is fetched, and more bytes than each has: gzip makes a file smaller."""
+"""Fetched files, and the most bytes of each: uncompressed it has as many."""
 LARGER = 10
-"""How many times as large as the published files those may be that need not be the published ones."""
+"""Unverified files may be so many times as large as the published ones."""
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """The names that one file goes by: ``train-images-idx3-ubyte``, also ``train-images.idx3-ubyte``, each with .gz."""
+    """The names of one file: ``train-images-idx3-ubyte`` and ``train-images.idx3-ubyte``, each also with ``.gz``."""
     dotted = name.replace("-idx", ".idx")
     return name, f"{name}.gz", dotted, f"{dotted}.gz"
 
@@ -54,7 +54,7 @@ def parse(path: Path, data: bytes, ndim: int) -> np.ndarray:
     Args:
       path: for messages.
       data: the decompressed content.
-      ndim: how many dimensions it must have.
+      ndim: the number of dimensions that it must have.
 
     Raises:
       DataError: not an idx file of unsigned bytes with ``ndim`` dimensions, or not as long as its header says.
@@ -69,7 +69,7 @@ def parse(path: Path, data: bytes, ndim: int) -> np.ndarray:
     values = np.frombuffer(data, np.uint8, offset=header)
     if values.size != math.prod(shape):
         raise DataError(
-            f"{path}: {values.size} values where its header promises {' x '.join(map(str, shape))}; "
+            f"{path}: {values.size} values, where its header promises {' x '.join(map(str, shape))}; "
             "delete it and get it again"
         )
     return values.reshape(shape)
@@ -79,7 +79,7 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
     """Reads the four files.
 
     Args:
-      folder: where they lie.
+      folder: their folder.
       check: whether they must be the published files.
       digests: file name -> ``<algorithm>:<hex>`` of the decompressed content.
 
@@ -104,10 +104,10 @@ def read(folder: Path, check: bool, digests: Mapping[str, str]) -> Arrays:
             raise DataError(f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels, expected {SIDE} x {SIDE}")
         if not len(images) or len(images) != len(labels):
             raise DataError(
-                f"{path}: {len(images)} images, and {len(labels)} labels in {labels_path.name}: not one pair of files"
+                f"{path}: {len(images)} images, but {len(labels)} labels in {labels_path.name}; get both files again"
             )
         if labels.max() >= CLASSES:
-            raise DataError(f"{labels_path}: label {labels.max()}, expected 0 to {CLASSES - 1}")
+            raise DataError(f"{labels_path}: label {labels.max()}, expected 0 to {CLASSES - 1}; replace it")
         return images[..., None], labels.astype(np.int32)
 
     return Arrays(*split(TRAIN_IMAGES, TRAIN_LABELS), *split(TEST_IMAGES, TEST_LABELS), CLASSES)
@@ -168,7 +168,7 @@ FASHION_MNIST = Entry(
         mirror("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", COMPRESSED),
         mirror("https://storage.googleapis.com/tensorflow/tf-keras-datasets/", COMPRESSED),
         debian("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/", COMPRESSED),
-        # Its authors' own address. Amazon serves web sites from buckets by http only, so it comes last.
+        # The authors' own address comes last: Amazon serves it by http alone.
         mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", COMPRESSED),
     ),
 )

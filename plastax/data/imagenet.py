@@ -1,14 +1,14 @@
-"""ImageNet at 32 x 32 pixels, from either of the two forms that its users have on disk.
+"""ImageNet at 32 x 32 pixels, from either of two forms.
 
-- A folder ``classes/`` with one ``<class>.npy`` a class, uint8 ``[images, 3, 32, 32]``, 700 images each: the form of
-  the continual ImageNet problem (Dohare et al., Loss of plasticity in deep continual learning, Nature 632, 2024). The
-  first 600 are training images, the last 100 are held out.
+- A folder ``classes/`` with a file ``<class>.npy`` for each class, uint8 ``[700, 3, 32, 32]``, as for Continual
+  ImageNet (Dohare et al., Loss of plasticity in deep continual learning, Nature 632, 2024). The first 600 are training
+  images, the last 100 are held out.
 - The training batches of the official downsampled ImageNet (Chrabaszcz, Loshchilov and Hutter, arXiv:1707.08819),
   ``train_data_batch_1`` .. ``10`` as npz files or pickles, or the zip archive that holds them. Each has ``data``
-  ``[N, 3072]`` and ``labels`` 1 .. 1000. They are sorted into the same 600 + 100 images a class: the first 700 of each
-  class in the order of the files. The official validation images are not used.
+  ``[N, 3072]`` and ``labels`` 1 .. 1000. Of each class they give the first 700 images, in the order of the files: 600
+  to train on and 100 held out. The official validation images are not used.
 
-In both, images come sorted by class, so that the images of a class are one slice.
+Images are sorted by class, so that those of a class are one slice.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ CLASS = re.compile(r"(0|[1-9][0-9]*)\.npy")
 BATCH = re.compile(r"(?:.*/)?train_data_batch_([1-9][0-9]?)(\.npz)?")
 ZIPS = ("Imagenet32_train_npz.zip", "Imagenet32_train.zip")
 LIMIT = 1 << 29
-"""More bytes than a batch has, unpacked or not: the largest holds 128,117 x 3,072 pixels. A class file has fewer."""
+"""Most bytes of a file; the largest, a batch, holds 128,117 x 3,072 pixels."""
 NAMES = ("data", "labels")
 Opener = Callable[[], contextlib.AbstractContextManager[BinaryIO]]
 
 
 def folders(path: Path) -> list[Path]:
-    """``path``, and what the two archives unpack to below it."""
+    """``path``, and the folders in it that the two archives unpack to."""
     return [path, *(path / Path(name).stem for name in ZIPS)]
 
 
 def class_files(path: Path) -> dict[int, Path]:
-    """The ``<class>.npy`` files in ``path`` or its folder ``classes``, by class number in order."""
+    """Class number -> its file, in ``path`` or its folder ``classes``; in order."""
     for folder in (path / "classes", path):
         files = ((CLASS.fullmatch(file.name), file) for file in folder.glob("*.npy") if file.is_file())
         if found := {int(match[1]): file for match, file in files if match}:
@@ -54,7 +54,7 @@ def class_files(path: Path) -> dict[int, Path]:
 
 
 def batches(path: Path) -> dict[int, tuple[Path, Opener]]:
-    """The training batches in ``path`` (a folder or a zip archive), by number in order, each with what opens it."""
+    """Number -> training batch in ``path``, a folder or a zip archive: its name, and what opens it; in order."""
     archive = path if path.is_file() else next((path / name for name in ZIPS if (path / name).is_file()), None)
     found: dict[int, tuple[Path, Opener]] = {}
     for folder in folders(path):
@@ -75,7 +75,7 @@ def _opened(file: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _member(archive: Path, name: str) -> Iterator[BinaryIO]:
-    """One member in memory: npz files are read out of order, which a compressed member cannot do well."""
+    """One member, in memory: reading an npz file seeks, which is slow in a compressed member."""
     with (
         archive.open("rb") as file,
         bounded.archive(file) as zipped,
@@ -102,18 +102,18 @@ def read(
 
     Args:
       path: a folder with one of the two forms, or the official zip archive.
-      verify: whether the ten batches, or the class files from 0 on, must be there without a gap: with one, the first
-        images of a class would be others. There are no published checksums of these files.
-      classes: how many classes to keep, the first ones; all by default (2.2 GB).
-      train_per_class: training images a class, the first ones.
-      test_per_class: held-out images a class: the last ones of a class file, or those after the training images.
+      verify: whether all ten batches, or all class files from 0 to the last, must be there: without one, other images
+        would be the first of a class. No checksums of these files are published.
+      classes: the number of classes, the first ones; all by default (2.2 GB).
+      train_per_class: training images of a class, the first ones.
+      test_per_class: held-out images of a class: the last ones of a class file, or those after the training images.
 
     Returns:
       ``[classes * train_per_class, 32, 32, 3]`` training and ``[classes * test_per_class, 32, 32, 3]`` held-out images.
 
     Raises:
       ConfigError: a count is below one.
-      DataError: something is missing, damaged or of another format, or a class has too few images.
+      DataError: a file is missing, damaged or of another format, or a class has too few images.
     """
     positive(
         classes=CLASSES if classes is None else classes, train_per_class=train_per_class, test_per_class=test_per_class
@@ -129,15 +129,15 @@ def read(
 
 
 def _whole(path: Path, kind: str, found: Container[int], expected: Iterable[int], suffix: str) -> None:
-    """Refuses a gap: it would change what the numbers mean, without a word."""
+    """Refuses a gap: it would silently change the images."""
     if missing := [number for number in expected if number not in found]:
         few = ", ".join(f"{number}{suffix}" for number in missing[:10]) + ", ..." * (len(missing) > 10)
-        raise DataError(f"{path}: {kind} {few} missing; put it there, or, {MEANT}")
+        raise DataError(f"{path}: {kind} {few} missing; add it; {MEANT}")
 
 
 def _from_class_files(files: list[Path], classes: int | None, train: int, test: int) -> Arrays:
     if classes is not None and classes > len(files):
-        raise DataError(f"{files[0].parent}: {len(files)} class files where classes={classes} are asked for")
+        raise DataError(f"{files[0].parent}: {len(files)} class files, fewer than classes={classes}; give more of them")
     files = files[:classes]
     affordable(len(files), train + test, *SHAPE)
     train_images = np.empty((len(files), train, *SHAPE), np.uint8)
@@ -153,7 +153,7 @@ def _from_class_files(files: list[Path], classes: int | None, train: int, test: 
 
 
 def _class_images(file: Path) -> np.ndarray:
-    """uint8 ``[N, 32, 32, 3]`` of one class file; other types are taken if they hold whole numbers 0 .. 255."""
+    """uint8 ``[N, 32, 32, 3]`` of one class file; also of other types if their numbers are whole, 0 .. 255."""
     with bounded.refusing(file, "an .npy file of numbers"), file.open("rb") as stream:
         images = bounded.npy(stream, min(file.stat().st_size, LIMIT))
     if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or images.dtype.kind not in "uif":
@@ -161,11 +161,9 @@ def _class_images(file: Path) -> np.ndarray:
             f"{file}: {images.dtype} {images.shape}, expected uint8 [N, 3, 32, 32]; replace it by the right file"
         )
     if images.dtype != np.uint8:
-        # NaN fails the comparison, so it is refused too.
+        # NaN fails the comparison too.
         if not np.all((images >= 0) & (images <= 255) & (images == np.round(images))):
-            raise DataError(
-                f"{file}: {images.dtype} values that are not whole numbers from 0 to 255; store them as uint8"
-            )
+            raise DataError(f"{file}: {images.dtype} that are no whole numbers from 0 to 255; store levels as uint8")
         images = images.astype(np.uint8)
     return images.transpose(0, 2, 3, 1)
 
@@ -175,7 +173,7 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
         raise DataError(f"{path}: holds neither classes/<class>.npy nor train_data_batch_<number>")
     limit = CLASSES if classes is None else classes
     affordable(limit, train + test, *SHAPE)
-    # Pages that are not written cost no memory, so the full size is no waste for fewer classes.
+    # Unwritten pages take no memory, so the full size is no waste if there are fewer classes.
     train_images = np.empty((limit, train, *SHAPE), np.uint8)
     test_images = np.empty((limit, test, *SHAPE), np.uint8)
     counts = np.zeros(CLASSES, np.int64)
@@ -193,14 +191,14 @@ def _from_batches(path: Path, found: list[tuple[Path, Opener]], classes: int | N
     few = np.flatnonzero(counts[:number] < train + test)
     if len(few):
         raise DataError(
-            f"{path}: class {few[0] + 1} has {counts[few[0]]} images in {len(found)} training batches, needed are "
-            f"{train} + {test}; put all ten batches there"
+            f"{path}: class {few[0] + 1} has {counts[few[0]]} images in {len(found)} training batches, and needs "
+            f"{train} + {test}; add the other batches"
         )
     return _sorted_by_class(train_images[:number], test_images[:number])
 
 
 def _batch(label: Path, opener: Opener) -> dict[str, np.ndarray]:
-    """Images and labels of a pickle or an npz file, which is a zip archive of ``.npy`` files."""
+    """Images and labels of a pickle or an npz file."""
     with bounded.refusing(label, "a batch of images"), opener() as file:
         if label.suffix != ".npz":
             return pickles.load(bounded.whole(file, LIMIT), label, NAMES)
@@ -227,7 +225,7 @@ IMAGENET32 = Entry(
     description="ImageNet at 32 x 32, 600 + 100 colour images a class, up to 1,000 classes",
     source="P. Chrabaszcz, I. Loshchilov, F. Hutter: A downsampled variant of ImageNet, arXiv:1707.08819",
     licence="ImageNet terms of access: non-commercial research and education",
-    notes="sorted by class; all from ImageNet's training set; there are no published checksums of these files",
+    notes="sorted by class; all from ImageNet's training set; no checksums of these files are published",
     read=read,
     files=f"{ZIPS[0]} or {ZIPS[1]} (or the ten train_data_batch_<number> in it), or classes/<class>.npy",
     present=present,

@@ -1,9 +1,9 @@
-"""Data sets that are published as Python pickles, read without running them.
+"""Reads data sets that are published as Python pickles, without running them.
 
-A pickle is a program for a stack machine. It may name any function and call it, and Python's own machine reserves
-whatever memory it announces. So a machine of our own goes through its instructions. It knows numbers, strings,
-containers, and the few names and calls that stand for NumPy arrays, and refuses everything else. Even those calls are
-not made: they leave a note of their arguments, from which `array` builds an array if type, shape and bytes agree.
+A pickle is a program for a stack machine: it may call any function, and Python's machine reserves whatever memory it
+announces. The machine here knows numbers, strings, containers, and the few names and calls that stand for NumPy arrays.
+It refuses everything else. Even those calls are not made: their arguments are kept, and `array` builds an array of them
+if type, shape and bytes agree.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from plastax.data.base import DataError
 from plastax.data.bounded import refusing
 
 INSTRUCTIONS = 2_000_000
-"""Of one pickle. The largest published one has 260,000; each may take up some hundred bytes."""
+"""Most instructions of a pickle. The largest published one has 260,000; each may take some hundred bytes."""
 DIGITS = 100
+"""Most digits of a number in decimals: a longer one takes long to read."""
 NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
-"""The types of arrays: numbers of fixed size, as NumPy spells them in a pickle."""
+"""The types of arrays, numbers of fixed size, as NumPy spells them in a pickle."""
 
 
 class _Name(NamedTuple):
-    """What an instruction names: never looked up."""
+    """A name in an instruction; nobody looks it up."""
 
     module: str
     name: str
 
 
 class _Call:
-    """A call that is not made. ``state`` is what the pickle would set on the result."""
+    """A call that is not made; ``state`` is what the pickle sets on its result."""
 
     def __init__(self, function: _Name, arguments: tuple[Any, ...]) -> None:
         self.name, self.arguments = function.name, arguments
@@ -53,7 +54,7 @@ NAMED = CALLED | {("numpy", "ndarray")}
 
 
 class _Machine:
-    """Goes through the instructions of a pickle."""
+    """Follows the instructions of a pickle."""
 
     def __init__(self, content: bytes | bytearray) -> None:
         self.content, self.view, self.at = content, memoryview(content), 0
@@ -62,7 +63,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """What the pickle holds."""
+        """The object in the pickle."""
         for _ in range(INSTRUCTIONS):
             if self.at == len(self.content):
                 raise EOFError("it ends before its last instruction")
@@ -79,9 +80,9 @@ class _Machine:
         raise ValueError(f"more than {INSTRUCTIONS:,} instructions")
 
     def take(self, size: int) -> memoryview:
-        """The next bytes, where they lie."""
+        """The next bytes, without a copy."""
         if not 0 <= size <= len(self.content) - self.at:
-            raise ValueError(f"{size} bytes are announced where {len(self.content) - self.at} are left")
+            raise ValueError(f"{size} bytes are announced, where {len(self.content) - self.at} are left")
         self.at += size
         return self.view[self.at - size : self.at]
 
@@ -95,14 +96,14 @@ class _Machine:
         return line
 
     def digits(self) -> bytes:
-        """The number on a line; a long one takes long to read."""
+        """The number on a line."""
         line = self.line()
         if len(line) > DIGITS:
             raise ValueError(f"a number of {len(line)} digits")
         return line
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark."""
+        """Everything since the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -120,43 +121,43 @@ class _Machine:
     def called(self) -> _Call:
         function, arguments = self.last(2)
         if not isinstance(function, _Name) or function not in CALLED or not isinstance(arguments, tuple):
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls something that is no function")
         return _Call(function, arguments)
 
     def build(self) -> None:
         call, state = self.last(2)
         if not isinstance(call, _Call) or not isinstance(state, tuple):
-            raise ValueError("it changes what is no array")
+            raise ValueError("it changes something that is no array")
         self.stack.append(call)
         call.state = state
 
     def extend(self, items: Iterable[Any]) -> None:
         (target,) = self.last(1)
         if not isinstance(target, list):
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to something that is no list")
         self.stack.append(target)
         target.extend(items)
 
     def update(self, items: Sequence[Any]) -> None:
         (target,) = self.last(1)
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError("it sets items of what is no dictionary")
+            raise ValueError("it sets items of something that is no dictionary")
         self.stack.append(target)
-        # Keys are made strings first: the hash of nested tuples can take for ever.
+        # Keys become strings first: to hash nested tuples can take for ever.
         target.update((_string(key), value) for key, value in zip(items[::2], items[1::2]))
 
 
 def _string(value: Any) -> str:
-    """A short string, whichever Python wrote it: those of Python 2 are bytes."""
+    """A short string of Python 3, or of Python 2, whose strings are bytes."""
     if isinstance(value, _Call) and value.name == "encode":
         value = value.arguments[0]
     if not isinstance(value, str | bytes | memoryview) or len(value) > 256:
-        raise ValueError("a name or key is no short string")
+        raise ValueError("a name or a key is no short string")
     return value if isinstance(value, str) else str(value, "latin1")
 
 
 def _quoted(line: bytes) -> bytes:
-    """The string that Python 2 wrote as a literal."""
+    """The string in a literal of Python 2."""
     if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
         raise ValueError("a string without quotes")
     return line[1:-1].decode("unicode_escape").encode("latin1")
@@ -167,7 +168,7 @@ def _text(data: memoryview) -> str:
 
 
 def _whole(line: bytes) -> int | bool:
-    """How protocol 0 writes numbers, True and False among them."""
+    """A number of protocol 0, or True or False."""
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line.rstrip(b"L"))
 
 
@@ -251,11 +252,11 @@ def load(content: bytes | bytearray, label: str | Path, names: Sequence[str]) ->
 
     Args:
       content: the pickle.
-      label: what messages call it.
-      names: keys of the dictionary; what else it holds is passed over.
+      label: its name in messages.
+      names: keys of the dictionary; others are ignored.
 
     Returns:
-      The arrays by key; they are views of ``content``, lists of whole numbers excepted.
+      The arrays by key: views of ``content``, or copies of lists of whole numbers.
 
     Raises:
       DataError: the pickle is damaged, holds no dictionary with these keys, or asks for anything but data.
@@ -270,7 +271,7 @@ def load(content: bytes | bytearray, label: str | Path, names: Sequence[str]) ->
 
 
 def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> None:
-    """Refuses a batch that lacks one of the names."""
+    """Raises `DataError` for a batch that lacks one of the names."""
     there = set(batch)
     if missing := [name for name in names if name not in there]:
         only = f" (only {', '.join(map(ascii, sorted(there)[:10]))})" if there else ""
@@ -278,15 +279,15 @@ def complete(batch: Iterable[str], label: str | Path, names: Sequence[str]) -> N
 
 
 def array(value: Any) -> np.ndarray:
-    """The array that a call stands for, or a list of whole numbers as one.
+    """The array of a call, or of a list of whole numbers.
 
     Raises:
-      ValueError, TypeError, ...: it is neither; type, shape and bytes do not agree.
+      ValueError, TypeError, ...: it is neither, or type, shape and bytes do not agree.
     """
     if isinstance(value, list | tuple):
         numbers = [one.item() if isinstance(one, np.ndarray) else one for one in map(_scalar, value)]
         if not all(type(one) is int for one in numbers):
-            raise ValueError("a list of other things than whole numbers")
+            raise ValueError("a list of things other than whole numbers")
         return np.array(numbers, np.int64)
     if isinstance(value, _Call) and value.name == "_reconstruct":
         _, shape, dtype, fortran, data = value.state
@@ -299,7 +300,7 @@ def array(value: Any) -> np.ndarray:
 
 
 def _scalar(value: Any) -> Any:
-    """An array of no dimension for a NumPy scalar; other values as they are."""
+    """A NumPy scalar as an array without dimensions; other values as they are."""
     if isinstance(value, _Call) and value.name == "scalar":
         dtype, data = value.arguments
         return _built(data, dtype, (), "C", None)
@@ -314,13 +315,13 @@ def _built(data: Any, dtype: Any, shape: Any, order: Any, axes: Any) -> np.ndarr
             raise ValueError(f"encoding {_string(encoding)!a} is not allowed")
         data = text.encode("latin1")
     size = len(data)
-    # Dimensions first: the product of unbounded numbers can take for ever.
+    # Dimensions first: to multiply unbounded numbers can take for ever.
     if len(shape) > 4 or not all(type(n) is int and 0 <= n <= size for n in shape):
         raise ValueError("the shape of an array has impossible dimensions")
     if math.prod(shape) * kind.itemsize != size:
         raise ValueError(f"an array {kind} {shape} in {size} bytes")
     values = np.frombuffer(data, kind)
-    # "K" of protocol 5: in C order, with the axes in an order of their own.
+    # "K" of protocol 5: in C order, then the axes are transposed.
     if order == "K" and axes is not None:
         return values.reshape(shape).transpose(axes)
     return values.reshape(shape, order=order)
@@ -330,30 +331,30 @@ def _dtype(call: Any) -> np.dtype:
     if not isinstance(call, _Call) or call.name != "dtype":
         raise ValueError("an array without a type")
     code = _string(call.arguments[0])
-    # Version, byte order, and then what structured types have: a base, names, fields.
+    # Version and byte order, then base, names and fields of structured types.
     _, byte_order, *structure = (call.state or (3, "|", None, None, None))[:5]
     if not NUMBER.fullmatch(code) or any(part is not None for part in structure):
-        raise ValueError(f"an array of {code!a}, which are no plain numbers")
+        raise ValueError(f"an array of {code!a}, which is no type of plain numbers")
     return np.dtype({"<": "<", ">": ">"}.get(_string(byte_order), "=") + code)
 
 
 def images_and_labels(
     batch: dict[str, np.ndarray], label: str | Path, key: str, lowest: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of one batch in the layout that CIFAR and the downsampled ImageNet share.
+    """Images and labels of one batch of CIFAR or the downsampled ImageNet.
 
     Args:
-      batch: ``data``, uint8 ``[N, 3072]``: rows of a red, a green and a blue plane of 32 x 32, and labels.
-      label: what messages call it.
+      batch: ``data``, uint8 ``[N, 3072]``, where a row is a red, a green and a blue plane of 32 x 32; and labels.
+      label: its name in messages.
       key: the name of the labels.
       lowest: the label of the first class.
-      classes: how many classes there are.
+      classes: the number of classes.
 
     Returns:
       uint8 ``[N, 32, 32, 3]`` (a view) and int32 ``[N]``, from 0 on.
 
     Raises:
-      DataError: one of them is of another shape or type, or a label out of range.
+      DataError: images or labels have another shape or type, or a label is out of range.
     """
     data, labels = batch["data"], batch[key]
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:

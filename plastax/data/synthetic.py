@@ -1,11 +1,10 @@
-"""Synthetic colour images with any number of classes: stand-ins for CIFAR-100 and ImageNet-32.
+"""Synthetic colour images with any number of classes, in place of CIFAR-100 and ImageNet-32.
 
-A class is a random smooth pattern on the torus, a sum of the plane waves with up to `WAVES` periods in each direction,
-whose amplitudes fall off with frequency as those of natural images do (Field, Relations between the statistics of
-natural images and the response properties of cortical cells, J. Opt. Soc. Am. A 4, 1987). An image is the pattern of
-its class plus a pattern of its own, shifted, zoomed, perhaps mirrored, with changed contrast, brightness and colours,
-and pixel noise. Because patterns are sums of waves, they are evaluated at the moved coordinates themselves; nothing is
-interpolated.
+A class is a random smooth pattern on the torus: a sum of plane waves with up to `WAVES` periods in each direction.
+Their amplitudes fall with frequency as in natural images (Field, Relations between the statistics of natural images and
+the response properties of cortical cells, J. Opt. Soc. Am. A 4, 1987). An image is the pattern of its class plus its
+own pattern, shifted, zoomed, perhaps mirrored, with other contrast, brightness and colours, and with pixel noise. A sum
+of waves has values at all coordinates, so nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from plastax.errors import ConfigError
 
 WAVES = 4
 CONTRAST = 40.0
-"""Standard deviation of a pattern in grey levels, around 127.5."""
+"""Standard deviation of a pattern in grey levels; the mean is 127.5."""
 
 
 def read(
@@ -32,26 +31,26 @@ def read(
     channels: int = 3,
     seed: int = 0,
 ) -> Arrays:
-    """Draws a pool of classes, sorted by class.
+    """Draws images, sorted by class.
 
-    The same arguments give the same images. Class k is the same in a pool of any number of classes.
+    The same arguments give the same images, and class k is the same for any number of classes.
 
     Args:
       classes: number of classes.
-      train_per_class: training images a class.
-      test_per_class: held-out images a class, drawn independently.
-      difficulty: 0: every image of a class is its pattern itself; 1: a pattern of its own with 1.5 times the class's
-        standard deviation is added, it is shifted by up to a quarter of its width, zoomed by up to 1.35, mirrored
-        half of the time, contrast, brightness and colours change by up to a half, and the noise is as large as the
-        pattern. In between, each of these grows in proportion. As a guide, the nearest class mean gets 95 %
-        of 2 classes, 67 % of 10 and 27 % of 100 right at 0.75 (100 training images a class); at 1 it is 80, 35 and 9 %.
+      train_per_class: training images of a class.
+      test_per_class: held-out images of a class, drawn independently.
+      difficulty: at 0, every image is the pattern of its class. At 1, it has its own pattern of 1.5 times the class's
+        standard deviation added, a shift of up to a quarter of its width, a zoom of up to 1.35, a mirror image in half
+        of the cases, contrast, brightness and colours changed by up to a half, and noise as large as the pattern. In
+        between, all of these grow in proportion. As a guide, the nearest class mean is right for 95 % of images of 2
+        classes, 67 % of 10 and 27 % of 100 at 0.75 (100 training images a class), and for 80, 35 and 9 % at 1.
       side: height and width in pixels.
       channels: 3 for colour, 1 for grey.
       seed: of all draws.
 
     Raises:
-      ConfigError: a count below one, or a difficulty outside 0 .. 1.
-      MemoryError: more images than there is memory for.
+      ConfigError: a count is below one, the difficulty is outside 0 .. 1, the seed is negative, or the images do not
+        fit into memory.
     """
     positive(
         classes=classes, train_per_class=train_per_class, test_per_class=test_per_class, side=side, channels=channels
@@ -79,8 +78,8 @@ def read(
 def pattern(rng: np.random.Generator, channels: int) -> np.ndarray:
     """Random amplitudes of plane waves, complex64 ``[channels, 2 WAVES + 1, 2 WAVES + 1]``.
 
-    Entry ``[c, j, k]`` belongs to ``exp(2 pi i ((j - WAVES) y + (k - WAVES) x))``. The mean of the real part over the
-    torus is zero and its mean square over the torus and the channels is one.
+    Entry ``[c, j, k]`` belongs to ``exp(2 pi i ((j - WAVES) y + (k - WAVES) x))``. The real part has mean zero over the
+    torus, and mean square one over the torus and the channels.
     """
     frequency = np.arange(-WAVES, WAVES + 1)
     radius = np.hypot(frequency[:, None], frequency[None, :])
@@ -119,7 +118,7 @@ def evaluate(waves: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
     Args:
       waves: amplitudes ``[N or 1, channels, 2 WAVES + 1, 2 WAVES + 1]``, see `pattern`.
-      y: row coordinates in units of the width, ``[N, height]``.
+      y: row coordinates in widths, ``[N, height]``.
       x: column coordinates, ``[N, width]``.
 
     Returns:

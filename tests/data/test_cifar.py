@@ -134,7 +134,7 @@ def test_damage_names_the_archive_and_the_remedy(tmp_path, archive):
         (lambda batch: batch.update({b"fine_labels": [100] * len(batch[b"data"])}), "labels from 100 to 100"),
         (lambda batch: batch.update({b"fine_labels": [-1] * len(batch[b"data"])}), "labels from -1"),
         (lambda batch: batch.update({b"fine_labels": [1, 2]}), "expected .* integers"),
-        (lambda batch: batch.update({b"fine_labels": [0.5] * len(batch[b"data"])}), "other things than whole numbers"),
+        (lambda batch: batch.update({b"fine_labels": [0.5] * len(batch[b"data"])}), "things other than whole numbers"),
         (lambda batch: batch.update({b"fine_labels": np.ones(len(batch[b"data"]))}), "expected .* integers"),
         (lambda batch: batch.update({b"fine_labels": np.full(len(batch[b"data"]), 2**32, np.uint64)}), "labels from 4"),
         (lambda batch: batch.update({b"data": batch[b"data"].astype(np.float32)}), "expected uint8"),

@@ -118,7 +118,7 @@ def test_damage_names_the_file_and_the_remedy(folder):
     ("name", "array", "said"),
     [
         (idx.TRAIN_LABELS, np.full(20, 10), "label 10"),
-        (idx.TRAIN_LABELS, np.zeros(19), "20 images, and 19 labels"),
+        (idx.TRAIN_LABELS, np.zeros(19), "20 images, but 19 labels"),
         (idx.TEST_IMAGES, np.zeros((10, 32, 32)), "32 x 32"),
         (idx.TEST_IMAGES, np.zeros((0, 28, 28)), "0 images"),
         (idx.TEST_LABELS, np.zeros((10, 1)), "not an idx file"),
