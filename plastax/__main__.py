@@ -125,9 +125,10 @@ def compare(
     Args:
       runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
       statistic: mean, or the interquartile mean of all seeds and tasks.
-      quantity: what to compare, such as test_accuracy; by default what the experiment is judged by.
-      reference: what to compare with, such as reset, or A:reset of several runs; by default the same method in the
-        first run, and there its reset or backprop.
+      quantity: what to compare: test_accuracy, or any measurement, such as hessian/rank, features/norm/end or
+        train/loss; by default what the experiment is judged by.
+      reference: what to compare with, such as reset, or A:reset of several runs; by default the same arm in the
+        first run, and there its reset or backprop, in a sweep under the same values.
       csv: also write the table into this file.
     """
     report = importlib.import_module("plastax.report")

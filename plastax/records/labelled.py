@@ -141,6 +141,24 @@ def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: 
     return dims
 
 
+ABOUT = {
+    "train/episode_return": "mean return of the episodes that ended in an update; over updates, a mean over time",
+    "train/episode_return_sum": "sum of the returns of the episodes that ended in an update; over updates, divided by "
+    "the sum of train/episodes, the mean return per episode",
+    "train/episodes": "number of episodes that ended in an update",
+    "train/accuracy": "accuracy on the batch of an update, before its step",
+    "train/loss": "loss on the batch of an update, before its step",
+    "host/env_steps": "environment steps, or examples of supervised learning, of all seeds together",
+}
+"""Variable -> its attribute ``long_name``, where its name does not say all."""
+
+
+def _about(name: str) -> dict[str, str]:
+    """The attributes of a variable."""
+    units = {"units": "s"} if name.endswith("_seconds") else {}
+    return ({"long_name": ABOUT[name]} if name in ABOUT else {}) | units
+
+
 def _of_arms(arms: Mapping[str, Any], labels: Sequence[str]) -> dict[str, list[Any]]:
     """The coordinates along ``arm``: its method, and in a sweep its settings."""
     out: dict[str, list[Any]] = {"method": [arms.get(label, {}).get("method", label) for label in labels]}
@@ -157,10 +175,10 @@ def read_run(path: PathLike) -> xr.Dataset:
     """Reads a finished, killed or running run as one labelled data set.
 
     Variables: ``train/<name>`` (arm, seed, update), with the coordinate ``update_task`` along ``update``;
-    ``probe/<probe>/<value>`` (arm, seed, task, mark, ...), mark ``init`` right after the switch to the task and
-    ``end`` at its last update, other axes as in ``config.json``; ``host/<name>`` (arm, segment). What was not measured
-    is NaN. `plastax.table` makes data frames: ``.to_dataframe()`` of all variables has a row for every combination of
-    all axes.
+    ``probe/<probe>/<value>`` (arm, seed, task, mark, ...), mark ``init`` right after the switch to the task and ``end``
+    at its last update, other axes as in ``config.json``; ``host/<name>`` (arm, segment). What was not measured is NaN.
+    The attribute ``long_name`` says what a variable is where its name does not. `plastax.table` makes data frames:
+    ``.to_dataframe()`` of all variables has a row for every combination of all axes.
 
     An arm is a method, or in a sweep a method with certain settings: ``data.sel(arm="reset")``. The coordinate
     ``method`` along ``arm`` is the arm's method: ``data.where(data.method == "l2_er", drop=True)``. The settings of a
@@ -205,7 +223,7 @@ def read_run(path: PathLike) -> xr.Dataset:
                 dims = ["arm", "segment"]
             case _:
                 dims = ["arm", "seed", "task", "mark", *_trailing(name, array.shape[4:], config, used)]
-        variables[name] = (dims, array)
+        variables[name] = (dims, array, _about(name))
     coords: dict[str, Any] = {
         "arm": plan.arms,
         "seed": plan.first_seed + np.arange(plan.seeds),

@@ -23,6 +23,21 @@ def swept(data: xr.Dataset | xr.DataArray) -> list[str]:
     ]
 
 
+def base(method: str) -> str:
+    """A method without the letter of its run: ``l2_er`` of ``A: l2_er``."""
+    return method.partition(": ")[2] or method
+
+
+def run_of(arm: str) -> str:
+    """The letter of an arm's run: A of ``A: l2_er``; "" of a single run."""
+    return arm.partition(": ")[0] if ": " in arm else ""
+
+
+def methods(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
+    """Arm -> its method, without the letter of its run."""
+    return {str(arm): base(str(method)) for arm, method in zip(data.arm.values, data.method.values)}
+
+
 def settings(frame: pd.DataFrame) -> list[str]:
     """The swept settings among the columns of a table: the dotted ones."""
     return [str(name) for name in frame if "." in str(name)]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plastax.report.arms import names
+from plastax.report.arms import methods, names
 from plastax.report.score import score_of
-from plastax.report.values import REFERENCES, base, task_values
+from plastax.report.values import REFERENCES, task_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,15 +48,16 @@ def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
       All, if they are not too many; otherwise the `REFERENCES`, and others spread evenly from the worst to the best
       score.
     """
-    names = [str(arm) for arm in data.arm.values]
-    if len(names) <= most:
-        return names
-    references = [arm for arm in names if base(arm) in REFERENCES][: most // 2]
-    others = [arm for arm in names if arm not in references]
+    all_arms = [str(arm) for arm in data.arm.values]
+    if len(all_arms) <= most:
+        return all_arms
+    of = methods(data)
+    references = [arm for arm in all_arms if of[arm] in REFERENCES][: most // 2]
+    others = [arm for arm in all_arms if arm not in references]
     if (scores := late_scores(data)) is not None:
         others = scores[others].sort_values(na_position="first", kind="stable").index.tolist()
     kept = {*references, *evenly(others, most - len(references))}
-    return [arm for arm in names if arm in kept]
+    return [arm for arm in all_arms if arm in kept]
 
 
 def fewer_tasks(values: xr.DataArray) -> xr.DataArray:

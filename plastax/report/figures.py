@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
 from plastax.report import drawn, sweeps
-from plastax.report.arms import swept, titles
+from plastax.report.arms import methods, swept, titles
 from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.spectra import counts
 from plastax.report.statistics import over_seeds
@@ -308,7 +308,8 @@ def worst_and_best(data: xr.Dataset) -> list[str]:
     """
     scores = drawn.late_scores(data)
     arms = [str(arm) for arm in data.arm.values]
-    others = [arm for arm in arms if arm != "reset"]
+    of = methods(data)
+    others = [arm for arm in arms if of[arm] != "reset"]
     arms = others if len(others) >= 2 else arms
     if scores is None:
         return [arms[0], arms[-1]][: len(arms)]

@@ -21,8 +21,7 @@ from matplotlib.lines import Line2D
 
 from plastax.records.files import write_atomic
 from plastax.records.loading import write_table
-from plastax.report.arms import described, is_sweep, shown, value_text
-from plastax.report.values import base, run_of
+from plastax.report.arms import base, described, is_sweep, run_of, shown, value_text
 
 WIDE = 30.0
 """An axis whose largest mean is more than this many times its smallest is logarithmic."""

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from plastax.report import arms, table
 from plastax.report.drawn import evenly
 from plastax.report.style import LINES, WIDTH, Drawing, Look, legend, log_scale, method_colours
-from plastax.report.values import base, run_of
 
 SETTINGS, TICKS = 3, 8
 """The most swept settings that are drawn, and the most of their values that are written at an axis."""
@@ -86,9 +85,9 @@ def curves(frame: pd.DataFrame, column: str, axis: Axis) -> list[Curve]:
       column: of it.
       axis: of the swept setting.
     """
-    colours = method_colours(map(base, frame["method"]))
+    colours = method_colours(map(arms.base, frame["method"]))
     others = [name for name in arms.settings(frame) if name != axis.name]
-    runs = [run_of(str(arm)) for arm in frame.index]
+    runs = [arms.run_of(str(arm)) for arm in frame.index]
     texts = arms.shown(frame[["method", *others]])
     rest = [
         (f"run {run}, " if run else "") + ", ".join(f"{name} {value}" for name, value in row.iloc[1:].items() if value)
@@ -96,7 +95,7 @@ def curves(frame: pd.DataFrame, column: str, axis: Axis) -> list[Curve]:
     ]
     kinds = list(dict.fromkeys(rest))
     found = []
-    for (method, more), rows in frame.groupby([frame["method"].map(base), rest], sort=False):
+    for (method, more), rows in frame.groupby([frame["method"].map(arms.base), rest], sort=False):
         colour, turn = colours[method]
         flat = bool((rows[axis.name].map(arms.value_text) == "").all())
         rows = pd.concat([rows] * len(axis.values)) if flat else rows

@@ -16,7 +16,7 @@ from rich.text import Text
 from plastax.report import arms, notes
 from plastax.report.score import Quantity, Score, score_of, thirds
 from plastax.report.statistics import over_seeds
-from plastax.report.values import finished, frozen_seeds, layer_mean, rank_at, reference, task_values
+from plastax.report.values import finished, frozen_seeds, layer_mean, of_reference, rank_at, reference, task_values
 
 
 def _add(columns: dict[str, xr.DataArray], name: str, data: xr.DataArray | None) -> None:
@@ -31,7 +31,7 @@ def _add_interval(columns: dict[str, xr.DataArray], name: str, interval: xr.Data
 
 
 def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], values: xr.DataArray, base: str) -> None:
-    """Adds the paired difference of (arm, seed, task) to the reference, and the ratio to it.
+    """Adds the paired difference of (arm, seed, task) to the reference, see `of_reference`, and the ratio to it.
 
     Args:
       columns: to add to.
@@ -39,11 +39,11 @@ def _add_difference(columns: dict[str, xr.DataArray], names: tuple[str, str], va
       values: of one quantity, in one window of tasks.
       base: the reference.
     """
-    other = values.sel(arm=base, drop=True)
+    other = of_reference(values, base)
     # If one of two arms was killed, only the tasks that both have finished are compared.
     common = values.notnull() & other.notnull()
     mine, its = values.where(common), other.where(common)
-    different = values.arm != base
+    different = values.method != base
     difference = over_seeds(mine.mean("task") - its.mean("task"))
     _add_interval(columns, names[0], difference.where(different))
     if names[1]:

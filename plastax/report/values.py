@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plastax.report.arms import names
+from plastax.report.arms import base, described, names
 from plastax.report.score import Quantity, measured, score_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def finished(data: xr.Dataset) -> xr.DataArray:
 
     last = data.update_task.groupby("update_task").count().values.cumsum()
     if "host/clock" not in data:
-        return xr.DataArray(np.zeros((data.sizes["arm"], len(last)), bool), dims=("arm", "task"))
+        return xr.zeros_like(data.arm, bool) & xr.zeros_like(data.task, bool)
     done = (data["host/clock"] + data["host/length"]).max("segment")
     return done >= xr.DataArray(last, dims="task", coords={"task": data.task})
 
@@ -119,24 +119,28 @@ def frozen(data: xr.Dataset) -> list[str]:
     return [f"{names(data)[arm]}: seed {k} since task {int(task)}" for (arm, k), task in table.items()]
 
 
-def base(arm: str) -> str:
-    """The label of an arm without the letter of its run: ``l2_er`` of ``A: l2_er``."""
-    return arm.partition(": ")[2] or arm
-
-
-def run_of(arm: str) -> str:
-    """The letter of an arm's run: A of ``A: l2_er``; "" of a single run."""
-    return arm.partition(": ")[0] if ": " in arm else ""
-
-
 def without_scalars(values: xr.DataArray) -> xr.DataArray:
     """Values without their coordinates of a single number, which combine badly."""
     return values.drop_vars([name for name, coord in values.coords.items() if not coord.dims])
 
 
 def reference(data: xr.Dataset) -> str | None:
-    """The arm that others are compared with: the first of `REFERENCES` that the (first) run has; None without one."""
-    return next((arm for name in REFERENCES for arm in data.arm.values.tolist() if base(arm) == name), None)
+    """The method that others are compared with: the first of `REFERENCES` that the (first) run has, or None."""
+    return next((one for name in REFERENCES for one in data.method.values.tolist() if base(one) == name), None)
+
+
+def of_reference(values: xr.DataArray, method: str) -> xr.DataArray:
+    """What each arm is compared with, in its place: the values of the method's arm; in a sweep, under the same values.
+
+    Args:
+      values: along ``arm``, with the coordinates of `plastax.load`.
+      method: the reference.
+    """
+    about = described(values)
+    theirs = about[about["method"] == method].drop(columns="method")
+    alike = [(theirs == row).sum(axis=1).idxmax() for _, row in about.drop(columns="method").iterrows()]
+    own = {name: coord for name, coord in values.coords.items() if coord.dims == ("arm",)}
+    return values.sel(arm=alike).assign_coords(own)
 
 
 def rank_at(

@@ -16,6 +16,7 @@ import xarray as xr
 from plastax import report
 from plastax.records.layout import write_json, write_segment
 from plastax.report import compare, style, sweeps, table
+from plastax.report.html import verdict
 from plastax.study import listing
 from plastax.types import Record
 
@@ -107,6 +108,29 @@ def test_the_file_has_a_column_for_each_swept_setting(sweep: pathlib.Path) -> No
     frame = table.summary(report.read(sweep))
     assert frame.loc[label("l2_er", 0.002), ["method", "training.learning_rate"]].tolist() == ["l2_er", 0.002]
     assert frame["rank_last_third_se"].tolist() == pytest.approx((0.5 * frame["rank_last_third"]).tolist(), rel=0.02)
+
+
+def test_the_summary_pairs_arms_with_the_reference_under_the_same_values(sweep: pathlib.Path) -> None:
+    data = report.read(sweep)
+    frame = table.summary(data)
+    found = verdict.findings(data)
+    for method in METHODS[1:]:
+        for rate in RATES:
+            difference = 0.1 * METHODS.index(method)
+            assert frame.loc[label(method, rate), "minus_backprop_late"] == pytest.approx(difference, abs=1e-6)
+            assert found.frame.loc[label(method, rate), "minus"] == pytest.approx(difference, abs=1e-6)
+    assert frame.loc[[label("backprop", rate) for rate in RATES], "minus_backprop_late"].isna().all()
+
+
+def test_a_swept_reset_is_no_method_that_keeps_its_plasticity(sweep: pathlib.Path) -> None:
+    data = report.read(sweep)
+    # layernorm is best, under the name of reset.
+    methods = ["reset" if name == "layernorm" else name for name in data.method.values.tolist()]
+    found = verdict.findings(data.assign_coords(method=("arm", methods)))
+    assert (found.best, found.reference) == (label("l2_er", 0.01), "reset")
+    texts = " ".join(text for _, text in verdict.answers(found))
+    assert "l2_er (learning_rate 0.01) has the best" in texts
+    assert "Compared with a new network in every task (reset): worse: 6 arms" in texts
 
 
 def test_arms_are_compared_with_the_reference_under_the_same_values(sweep: pathlib.Path) -> None:

@@ -14,11 +14,12 @@ import xarray as xr
 
 from plastax.records.loading import differing
 from plastax.report import drawn
+from plastax.report.arms import methods
 from plastax.report.html.page import Section
 from plastax.report.html.verdict import Findings
 from plastax.report.notes import broken, gaps, unfinished, unscored
 from plastax.report.statistics import FEWEST
-from plastax.report.values import base, rank_at
+from plastax.report.values import rank_at
 
 Configs = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Letter of a run, "" for a single one -> content of its ``config.json`` and ``environment.json``."""
@@ -47,7 +48,7 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
     ]
     said += _measurement(data, configs)
     said += drawn.warning(data)
-    if any(base(m) == "reset" for m in data.arm.values.tolist()):
+    if "reset" in methods(data).values():
         said.append("reset starts every task with a new network: a reference without history, not an upper bound.")
     if found is not None and found.measure is not None:
         said.append(

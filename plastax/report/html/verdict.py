@@ -17,7 +17,7 @@ from plastax.report import arms
 from plastax.report.score import Score, TaskWindow, score_of, thirds
 from plastax.report.statistics import FEWEST, over_seeds
 from plastax.report.table import cell
-from plastax.report.values import base, frozen_seeds, layer_mean, rank_at, reference, task_values
+from plastax.report.values import frozen_seeds, layer_mean, of_reference, rank_at, reference, task_values
 
 _THIRDS = (
     TaskWindow("_early", "first {n}", lambda tasks: thirds(tasks)[0]),
@@ -90,9 +90,10 @@ class Findings(NamedTuple):
       score: of the study.
       measure: of the spectrum; None without one.
       tasks: numbers of early and of late tasks.
-      reference: the arm that others are compared with.
+      reference: the method that others are compared with.
       best: the arm with the best late score, except ``reset``.
       seeds: number of seeds.
+      methods: arm -> its method, of several runs with the letter of its run.
       names: arm -> what sentences call it.
     """
 
@@ -103,6 +104,7 @@ class Findings(NamedTuple):
     reference: str | None
     best: str
     seeds: int
+    methods: Mapping[str, str]
     names: Mapping[str, str]
 
 
@@ -120,11 +122,12 @@ def findings(data: xr.Dataset) -> Findings | None:
     if count > 1:
         parts["change"] = over_seeds(at_end - values.isel(task=early).mean("task"))
     if name is not None:
-        parts["minus"] = over_seeds(at_end - at_end.sel(arm=name, drop=True))
+        parts["minus"] = over_seeds(at_end - of_reference(at_end, name))
     means = parts["late"]["mean"].to_series().dropna()
     if means.empty:
         return None
-    ranked = means[[m for m in means.index if base(m) != "reset"] or means.index]
+    of = dict(zip(data.arm.values.tolist(), data.method.values.tolist()))
+    ranked = means[[arm for arm in means.index if arms.base(of[arm]) != "reset"] or means.index]
     best = ranked.idxmax() if score.higher_is_better else ranked.idxmin()
     parts["lead"] = over_seeds(at_end.sel(arm=best, drop=True) - at_end)
     drops: dict[str, Any] = {"drop": first_drop(values, score.higher_is_better)}
@@ -138,7 +141,7 @@ def findings(data: xr.Dataset) -> Findings | None:
     for key, found in drops.items():
         frame[key] = pd.Series(found, dtype=object)
     sizes = len(range(count)[early]), len(range(count)[late])
-    return Findings(frame, score, measure, sizes, name, best, data.sizes["seed"], arms.names(data))
+    return Findings(frame, score, measure, sizes, name, best, data.sizes["seed"], of, arms.names(data))
 
 
 def _listed(named: Sequence[str]) -> str:
@@ -157,7 +160,7 @@ def answers(found: Findings | None, why: str = "") -> list[tuple[str, str]]:
     if found.seeds < FEWEST:
         many = "One seed has" if found.seeds == 1 else f"{found.seeds} seeds have"
         return [("", f"{many} no interval, so a difference may be chance. Run more seeds (--seeds 8).")]
-    learners = [m for m in frame.index if base(m) != "reset"] or list(frame.index)
+    learners = [arm for arm in frame.index if arms.base(found.methods[arm]) != "reset"] or list(frame.index)
     kept = [*_who(frame.loc[learners].dropna(subset="late"), found), *_changes(frame, found)]
     return [
         *((question, text) for question, text in zip(["Which method keeps its plasticity?", "", ""], kept)),
@@ -177,13 +180,13 @@ def _who(frame: pd.DataFrame, found: Findings) -> list[str]:
         # The numbers of many arms would hide the sentence.
         number = f" by {cell(row, 'lead')}" if len(frame) <= FEW else ""
         ahead[_side(row, "lead", score) > 0].append(f"{found.names[arm]}{number}")
-    text += f" ({found.reference} left out)" if found.reference and base(found.reference) == "reset" else ""
+    text += f" ({found.reference} left out)" if found.reference and arms.base(found.reference) == "reset" else ""
     text += f"; clearly ahead of {_listed(ahead[True])}" if ahead[True] else ""
     text += f"; not clearly ahead of {_listed(ahead[False])}" if ahead[False] else ""
     said = [f"{text}."]
-    if found.reference is not None and base(found.reference) == "reset":
+    if found.reference is not None and arms.base(found.reference) == "reset":
         verbs = {-1: "worse", 0: "not clearly different", 1: "better"}
-        rows = frame.drop(found.reference, errors="ignore").dropna(subset=["minus_low"])
+        rows = frame[[found.methods[arm] != found.reference for arm in frame.index]].dropna(subset=["minus_low"])
         each = _grouped(rows, "minus", verbs, found)
         said += [f"Compared with a new network in every task ({found.reference}): {each}."] if each else []
     return said
@@ -263,7 +266,7 @@ def table(found: Findings) -> pd.DataFrame:
     for key, heading in headings.items():
         if key in found.frame:
             out[heading] = [
-                "" if key == "minus" and arm == found.reference else cell(row, key)
+                "" if key == "minus" and found.methods[arm] == found.reference else cell(row, key)
                 for arm, row in found.frame.iterrows()
             ]
     for key, heading in {
