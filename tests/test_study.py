@@ -77,6 +77,11 @@ def test_the_run_is_that_of_the_command_line(run: plastax.Run, tmp_path: pathlib
         ({"stream": "random_label", "preset": "smoke"}, "--preset smoke"),
         ({"stream": RandomLabel(examples=70), "tasks": 3}, "--stream.examples 70 --tasks 3"),
         ({"experiment": "random_label", "training": {"learning_rate": 1}}, "--training.learning-rate 1"),
+        # With 10 updates, training refuses 9 epochs.
+        (
+            {"stream": "random_label", "training": {"epochs": 4, "updates": 2}},
+            "--training.epochs 4 --training.updates 2",
+        ),
         ({"stream": "random_label", "model": {"hidden": [8, 8]}}, "--model.hidden 8 8"),
         ({"stream": "random_label", "methods": ["l2+redo", L2(0.5)]}, "--methods l2+redo l2 --l2.l2 0.5"),
         ({"stream": "random_label", "probes": [], "settings": {"hessian.order": np.int64(9)}}, "--probes none"),

@@ -123,7 +123,7 @@ class Study:
         notebook = output.Console().is_jupyter
         console = output.Console(force_jupyter=False, force_terminal=False) if notebook else output.Console(stderr=True)
         console.pause = QUIET
-        directory = self.experiment.run(self.config, console, callback=callback, table=False)
+        directory = self.experiment.run(self.config, console, callback=callback, verbose=False)
         if directory is None:
             raise ConfigError("dry_run: True is not allowed here; it is for the command line")
         return Run(directory)

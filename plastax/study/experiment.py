@@ -164,7 +164,7 @@ class Experiment(Generic[C]):
         console: output.Console | None = None,
         *,
         callback: networks.Callback | None = None,
-        table: bool = True,
+        verbose: bool = True,
     ) -> Path | None:
         """Runs the study of a configuration and reports it.
 
@@ -172,7 +172,7 @@ class Experiment(Generic[C]):
           config: from `parse`.
           console: where to print; by default a new one.
           callback: see `networks.Callback`.
-          table: whether to print the summary.
+          verbose: whether to print the card of the data and the summary.
 
         Returns:
           The run directory; None for a dry run.
@@ -191,14 +191,14 @@ class Experiment(Generic[C]):
                 self.build(config, stand_in)
             shared = self.share(config)
             built = self.build(config, shared.value)
-            if shared.said:
+            if shared.said and (verbose or shared.style):
                 output.say(console, shared.said, shared.style)
             if config.dry_run:
                 sizes = {"arm": len(built.arms), "seed": config.seeds, "segment": built.plan.segments}
                 said = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in sizes.items())
                 output.say(console, f"{said} each: nothing was run")
                 return None
-            return self._carry_out(config, shared, built, console, callback, table)
+            return self._carry_out(config, shared, built, console, callback, verbose)
 
     def _carry_out(
         self,
@@ -207,7 +207,7 @@ class Experiment(Generic[C]):
         built: Built,
         console: output.Console,
         callback: networks.Callback | None,
-        table: bool,
+        verbose: bool,
     ) -> Path:
         if config.compilation_cache:
             compilation.use_cache()
@@ -252,7 +252,7 @@ class Experiment(Generic[C]):
                 "writes the report",
             )
             return directory
-        if table:
+        if verbose:
             report.print_table(read(directory), console)
             for method, spent in times.items():
                 output.say(console, f"{method}: {spent}")

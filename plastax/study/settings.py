@@ -178,11 +178,12 @@ def configure(
             overrides = objects | overrides | {field: shown}
     config = replaced(_with_groups(base, chosen, own)(), overrides)
     config = _from_json(config, stored) if stored else config
+    changes = {}
     for name, value in values.items():
         group, dot, setting = in_full(config, name.replace("-", "_")).partition(".")
         group = f"{group}_settings" if dot and group in choices else ALIASES.get(group, group)
-        config = replaced(config, {f"{group}{dot}{setting}": _read(config, f"{group}{dot}{setting}", name, value)})
-    return checked(config)
+        changes[f"{group}{dot}{setting}"] = _read(config, f"{group}{dot}{setting}", name, value)
+    return checked(replaced(config, changes))
 
 
 def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
@@ -423,11 +424,16 @@ def replaced(config: D, values: Mapping[str, Any]) -> D:
     >>> replaced(Study(), {"seeds": 3}).seeds
     3
     """
+    whole = {name: value for name, value in values.items() if "." not in name}
+    inner: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        head, _, rest = name.partition(".")
-        new = replaced(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: new})  # type: ignore[type-var]
-    return config
+        group, dot, setting = name.partition(".")
+        if dot:
+            inner.setdefault(group, {})[setting] = value
+    # All settings of a group at once: a group may refuse one without the others.
+    for group, some in inner.items():
+        whole[group] = replaced(whole.get(group, getattr(config, group)), some)
+    return dataclasses.replace(config, **whole)  # type: ignore[type-var]
 
 
 def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
