@@ -95,7 +95,8 @@ def arrays(x: Any, y: Any, x_test: Any = None, y_test: Any = None) -> Arrays:
         raise DataError(f"data: all labels are {known[0]!s}; give two classes or more")
     labels = labels.astype(np.int32)
     names = () if np.array_equal(known, np.arange(len(known))) else tuple(known.tolist())
-    levels = "levels 0 .. 255" if images.dtype == np.uint8 else f"numbers from {images.min():g} to {images.max():g}"
+    levels = f"{images.dtype} from {images.min():g} to {images.max():g}, "
+    levels += "divided by 255" if images.dtype == np.uint8 else "as they are"
     if x_test is not None:
         parts = images, labels[:split], held_out, labels[split:]
         return Arrays(*parts, len(known), names, f"{levels}; held-out examples as given")
@@ -165,7 +166,7 @@ def _decoded(files: Sequence[Path]) -> np.ndarray:
             raise DataError(f"{file}: {size} pixels, where {files[0].name} has {first}; resize it")
     mode, channels = ("L", 1) if all(mode in GREY for _, mode in kinds) else ("RGB", 3)
     (wide, high), _ = kinds[0]
-    affordable(len(files), high, wide, channels)
+    affordable(len(files), high, wide, channels, working=8 * high * wide)  # Pillow's own copies of an image
     images = np.empty((len(files), high, wide, channels), np.uint8)
     for place, file in zip(images, files):
         with bounded.refusing(file, "an image", "replace or remove it"), opened(file) as image:

@@ -109,7 +109,7 @@ class IncrementalCIFAR(ImageStream):
         def look(values: Array) -> Array:
             if scale is None:
                 return pixels(values)
-            mean, deviation = (jnp.expand_dims(x, range(values.ndim - 1)) for x in scale)
+            mean, deviation = (np.expand_dims(x, tuple(range(values.ndim - 1))) for x in scale)
             return (pixels(values) - mean) / deviation
 
         def task(key: Key, data: Sorted, index: Array) -> Task:

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.data.formats import planes
 
 Files = dict[str, bytes]
 Case = tuple[str, str, Files, dict[str, Any]]
-"""What, the name of the data set, its files, and how they are loaded."""
+"""What, the name of the data set (or the path of own data), its files, and how they are loaded."""
 COUNTS = {"train_per_class": 1, "test_per_class": 1}
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
 ROWS = planes(IMAGES.reshape(-1, 32, 32, 3))
@@ -283,6 +284,25 @@ IDX: Files = {
 }
 
 
+def png(wide: int, high: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG file of this size, whose pixels are zeros as far as they go."""
+    parts = [(b"IHDR", struct.pack(">2I5B", wide, high, 8, 0, 0, 0, 0)), *chunks]
+    parts += [(b"IDAT", zlib.compress(bytes(1 << 24))), (b"IEND", b"")]
+    whole = (struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+IMAGE_FILES: Files = {
+    "4 billion x 4 billion pixels": png((1 << 32) - 1, (1 << 32) - 1),
+    "60,000 x 60,000 pixels": png(60_000, 60_000),
+    "13,000 x 13,000 pixels": png(13_000, 13_000),
+    "no pixels": png(0, 0),
+    "16 MB of text": png(4, 4, (b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 24), 9))),
+    "a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "nothing": b"",
+}
+
+
 def crafted() -> Iterator[Case]:
     """Made to do harm."""
     unverified: dict[str, Any] = {"verify": False}
@@ -299,12 +319,18 @@ def crafted() -> Iterator[Case]:
         yield f"idx: {what}", "mnist", dict.fromkeys(idx.FILES, content), unverified
     for what, content in ZIPS.items():
         yield f"zip: {what}", "imagenet32", {"Imagenet32_train.zip": content}, few
+    for what, content in NPYS.items():
+        yield f"own x: {what}", "own.npz", {"own.npz": npz(x=content, y=LABELS)}, {}
+        yield f"own y: {what}", "own.npz", {"own.npz": npz(x=IMAGE_ROWS, y=content)}, {}
+    for what, content in IMAGE_FILES.items():
+        yield f"image: {what}", "", {"a/1.png": content, "b/2.png": content}, {}
     yield "idx: 8 GB", "mnist", {f"{name}.gz": bomb(1 << 33) for name in idx.FILES}, {}
     yield "idx: twice compressed", "mnist", {f"{idx.FILES[0]}.gz": gzip.compress(bomb(1 << 33))}, unverified
 
 
 def bombs() -> Iterator[Case]:
     """Small files that unpack to gigabytes; each is unpacked as far as its limit."""
+    yield "own x: 2 GB", "own.npz", {"own.npz": npz(x=npy(head("(2, 1073741824)"), bytes(1 << 31)), y=LABELS)}, {}
     yield "idx: 8 GB, not verified", "mnist", {f"{name}.gz": bomb(1 << 33) for name in idx.FILES}, {"verify": False}
     for what, content in BOMBS.items():
         yield f"tar: {what}", "cifar100", {cifar.ARCHIVE: gzip.compress(content) + bomb(1 << 33)}, {"verify": False}
