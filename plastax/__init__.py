@@ -21,6 +21,7 @@ from plastax.version import __version__
 if TYPE_CHECKING:
     from plastax import curvature, data, methods, models, probes, report, rl, streams
     from plastax.errors import ConfigError
+    from plastax.inspecting import inspect
     from plastax.records.loading import load, table
     from plastax.study.api import Study
     from plastax.study.run import Run, open
@@ -29,6 +30,7 @@ _HOMES = {
     "ConfigError": "plastax.errors",
     "Run": "plastax.study.run",
     "Study": "plastax.study.api",
+    "inspect": "plastax.inspecting",
     "load": "plastax.records.loading",
     "open": "plastax.study.run",
     "table": "plastax.records.loading",
@@ -36,8 +38,8 @@ _HOMES = {
 """Public name -> the module that defines it."""
 
 __all__ = [
-    "ConfigError", "Run", "Study", "__version__", "curvature", "data", "load", "methods", "models", "open", "probes",
-    "report", "rl", "streams", "table",
+    "ConfigError", "Run", "Study", "__version__", "curvature", "data", "inspect", "load", "methods", "models", "open",
+    "probes", "report", "rl", "streams", "table",
 ]  # fmt: skip
 
 

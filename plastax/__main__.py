@@ -217,6 +217,13 @@ def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path
     output.Console().print(importlib.import_module("plastax.study.listing").table(directory))
 
 
+def inspect_(args: Sequence[str]) -> None:
+    """Looks at networks that were trained anywhere: a series of checkpoints, to the report of a run."""
+    made = importlib.import_module("plastax.inspecting.command").run(args)
+    importlib.import_module("plastax.report").print_table(made)
+    print(output.plain(f"Everything is in {made.directory}"))
+
+
 HERE = launch.Jobs()
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -261,6 +268,7 @@ def main(args: list[str] | None = None) -> None:
         "data": data,
         "runs": runs,
         "sweep": sweep,
+        "inspect": inspect_,
     }
     if args is None:
         args = sys.argv[1:]
@@ -269,8 +277,8 @@ def main(args: list[str] | None = None) -> None:
     if args[:1] == ["--version"]:
         return print(f"plastax {__version__}")
     try:
-        if args[:1] in (["run"], ["sweep"]):
-            return {"run": run, "sweep": sweep}[args[0]](args[1:])
+        if args[:1] in (["run"], ["sweep"], ["inspect"]):
+            return {"run": run, "sweep": sweep, "inspect": inspect_}[args[0]](args[1:])
         tyro.extras.subcommand_cli_from_dict(commands, prog="plastax", description=first_line(__doc__), args=args)
     except (ConfigError, RecordError) as error:
         output.fail(f"error: {error}")

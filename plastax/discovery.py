@@ -228,7 +228,9 @@ def _opened(jaxpr: Any, args: list[Any]) -> tuple[Jaxpr, list[Any]]:
     if not isinstance(jaxpr, ClosedJaxpr):
         return jaxpr, args
     inner = jaxpr.jaxpr
-    return Jaxpr((), [*inner.constvars, *inner.invars], inner.outvars, inner.eqns), [*map(_Const, jaxpr.consts), *args]
+    told = inner.debug_info.with_unknown_names()
+    opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars], debug_info=told)
+    return opened, [*map(_Const, jaxpr.consts), *args]
 
 
 def _flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[_Step], list[Any]]:

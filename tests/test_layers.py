@@ -44,14 +44,16 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "tracking": KEPT | {"report"},  # the report's statistics, for live intervals
     "runs": KEPT | {"program", "tracking"},
     "testing": ENGINE,
-    **dict.fromkeys(("study", "__init__", "__main__"), ENGINE | KEPT | {"report", "tracking", "runs", "study"}),
+    "inspecting": ENGINE | KEPT | {"report", "tracking", "runs", "study"},
+    "study": ENGINE | KEPT | {"report", "tracking", "runs"},
+    **dict.fromkeys(("__init__", "__main__"), ENGINE | KEPT | {"report", "tracking", "runs", "study", "inspecting"}),
 }
 DOORS = {
     "flax": {"models"},
     "wandb": {"tracking"},
     "wandb_workspaces": {"tracking"},
     "tensorboard": {"tracking"},
-    "orbax": {"runs"},
+    "orbax": {"runs", "inspecting"},
     "submitit": {"study"},
 }
 LAPACK = re.compile(

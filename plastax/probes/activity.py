@@ -19,6 +19,8 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax.numpy as jnp
 
 from plastax.probes.ranks import rows
@@ -126,6 +128,31 @@ def has_signs(activation: str) -> bool:
 def linearises(activation: str) -> bool:
     """Whether a unit with pre-activations of one sign is exactly linear."""
     return activation in ("relu", "leaky_relu", "crelu")
+
+
+_CAVEATS = {
+    "tanh": "a small tanh feature is in the range where the unit learns best, and a saturated unit counts as active",
+    "leaky_relu": "a leaky unit is never off: dead units are none, and a dormant one still passes gradients",
+    "smooth_leaky": "a leaky unit is never off: dead units are none, and a dormant one still passes gradients",
+    "silu": "a smooth unit is never exactly off: dead units are none, and a dormant one still passes gradients",
+    "deep_fourier": "a sine is as sensitive where it is zero: neither dormant nor dead units tell what has stopped",
+    "other": "its nonlinearity is not known, or layers differ: dormant, dead and active units are those of a ReLU",
+}
+
+
+def caveats(activation: str, probes: Collection[str]) -> list[str]:
+    """Sentences on measurements that do not suit an activation.
+
+    >>> caveats("relu", ["features"]), len(caveats("tanh", ["features"])), caveats("tanh", ["hessian"])
+    ([], 1, [])
+
+    Args:
+      activation: see the module.
+      probes: names of those that measure.
+    """
+    if "features" not in probes or activation not in _CAVEATS:
+        return []
+    return [f"The dormancy of this network says little: {_CAVEATS[activation]}. See gradient/dormant instead."]
 
 
 def _positive(features: Array, activation: str) -> Array:

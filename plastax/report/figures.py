@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
@@ -37,6 +38,7 @@ from plastax.report.style import (
     styled,
 )
 from plastax.report.values import layer_mean, rank_at, task_values, threshold, weight_norm, without_scalars
+from plastax.report.wording import worded
 
 
 class Subplot(NamedTuple):
@@ -384,6 +386,8 @@ def drawings(data: xr.Dataset, names: Collection[str] = ()) -> dict[str, Drawing
         out = {name: drawing for name, drawing in made.items() if drawing is not None}
         for drawing in out.values():
             stamp(drawing.figure, data.attrs.get("notice", ""))
+            for text in drawing.figure.findobj(Text):
+                text.set_text(worded(text.get_text(), data.attrs.get("axis", "task")))
     if empty := [name for name in names if name not in out]:
         raise ConfigError(f"figure: {empty[0]!r} has no data in this study, which did not measure what it shows")
     return out

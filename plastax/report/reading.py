@@ -23,7 +23,8 @@ class LoadedRun(NamedTuple):
       directory: ``runs/<experiment>/<run id>``.
       config: content of its ``config.json``.
       environment: content of its ``environment.json``.
-      data: from `plastax.load`, with the attribute ``notice``, which every number must be shown with; often "".
+      data: from `plastax.load`, with the attributes ``notice``, which every number must be shown with, often "", and
+        ``axis``, see `wording.worded`.
     """
 
     directory: pathlib.Path
@@ -50,5 +51,6 @@ def load_run(run: Run) -> LoadedRun:
     environment: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
         environment = read_environment(directory)
-    data = read_run(directory).assign_attrs(notice=notice(config.get("settings", {})))
+    attributes = {"notice": notice(config.get("settings", {})), "axis": config.get("axis", "task")}
+    data = read_run(directory).assign_attrs(attributes)
     return LoadedRun(directory, config, environment, data)

@@ -17,6 +17,7 @@ from plastax.report import arms, notes
 from plastax.report.score import Quantity, Score, score_of, thirds
 from plastax.report.statistics import over_seeds
 from plastax.report.values import finished, frozen_seeds, layer_mean, of_reference, rank_at, reference, task_values
+from plastax.report.wording import worded
 
 
 def _add(columns: dict[str, xr.DataArray], name: str, data: xr.DataArray | None) -> None:
@@ -251,8 +252,8 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
       One column for each arm, if all fit. Otherwise one row for each arm, with the quantities that matter most; the
       caption names the file with the others.
     """
-    frame = summary(data, eps)
-    heading = headings(data, eps)
+    frame, axis = summary(data, eps), data.attrs.get("axis", "task")
+    heading = {name: worded(text, axis) for name, text in headings(data, eps).items()}
     names = [name for name in frame if name in heading]
     about = arms.shown(arms.described(data))
     cells = pd.DataFrame({heading[name]: [cell(row, name) for _, row in frame.iterrows()] for name in names})
@@ -278,7 +279,7 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
     notice = (f"{text}\n", "bold red") if (text := data.attrs.get("notice")) else ""
     title = notes.run_name(data)
     table.title = Text.assemble(notice, title) if notice or title else None
-    table.caption = Text.assemble(notice, "\n".join(lines))
+    table.caption = Text.assemble(notice, worded("\n".join(lines), axis))
     return table
 
 

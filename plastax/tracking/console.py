@@ -13,6 +13,7 @@ import numpy as np
 from plastax import output
 from plastax.records.layout import PathLike
 from plastax.report.score import notice
+from plastax.report.wording import worded
 from plastax.tracking.base import Metric, score_values
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ConsoleSink:
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, method=self._name)
             return
-        settings = config["settings"]
+        settings, self._axis = config["settings"], str(config.get("axis", "task"))
         self._tasks = int(settings["tasks"])
         self._updates = self._tasks * int(settings["updates_per_task"])
         self._seconds = 0.0
@@ -120,7 +121,7 @@ class ConsoleSink:
                 + (f" to {max(means):.4g}" if len(parts) > 1 else "")
                 + (f" ({there} of {len(seeds)} seeds)" if there < len(seeds) else "")
             )
-        line = "  ".join(shown)
+        line = worded("  ".join(shown), self._axis)
         if self._bar is None or self._task is None:
             if (now := time.monotonic()) - self._told >= getattr(self.console, "pause", 0.0):
                 self._told = now

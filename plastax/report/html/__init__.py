@@ -24,6 +24,7 @@ from plastax.report.notes import unscored
 from plastax.report.reading import LoadedRun
 from plastax.report.style import legend_looks
 from plastax.report.values import task_values
+from plastax.report.wording import worded
 
 
 def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.Configs]:
@@ -59,7 +60,9 @@ def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.C
         for name in ("arm", "method")
     }
     joined = joined.assign_coords({name: ("arm", values) for name, values in named.items()})
-    return joined.assign_attrs(notice=" ".join(text for text in said if text)), configs
+    axes = {study.data.attrs["axis"] for study in studies}
+    attributes = {"notice": " ".join(text for text in said if text), "axis": axes.pop() if len(axes) == 1 else "task"}
+    return joined.assign_attrs(attributes), configs
 
 
 def by_arm(frame: pd.DataFrame, data: xr.Dataset) -> pd.DataFrame:
@@ -149,6 +152,8 @@ def write(studies: Sequence[LoadedRun], path: str | os.PathLike[str]) -> pathlib
     Raises:
       ConfigError: the runs cannot be drawn side by side.
     """
-    path, content = pathlib.Path(path), page(*side_by_side(studies)).encode()
+    path, (data, configs) = pathlib.Path(path), side_by_side(studies)
+    head, body, rest = page(data, configs).rpartition("</head>")  # The head has plotly's code.
+    content = (head + body + worded(rest, data.attrs["axis"])).encode()
     write_atomic(path, lambda file: file.write(content))
     return path

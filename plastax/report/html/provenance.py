@@ -46,6 +46,7 @@ def warnings(data: xr.Dataset, found: Findings | None, configs: Configs) -> list
         for line in (unfinished(data), unscored(data), *gaps(data), broken(data))
         if line
     ]
+    said += [note for config, _ in configs.values() for note in config.get("notes", ())]
     said += _measurement(data, configs)
     said += drawn.warning(data)
     if "reset" in methods(data).values():
