@@ -7,8 +7,8 @@ A study from Python, and what it found::
     run.table()
 
 `open` opens a run, `load` reads runs as one labelled data set, `table` as data frames.
-The parts are modules: `curvature`, `methods`, `probes`, `models`, `streams`, `rl`, `data`, `report`. Everything is
-imported when it is used first.
+The parts are modules: `curvature`, `methods`, `probes`, `models`, `streams`, `rl`, `data`, `report`, `testing`. Each
+is imported on first use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from plastax.version import __version__
 
 if TYPE_CHECKING:
-    from plastax import curvature, data, methods, models, probes, report, rl, streams
+    from plastax import curvature, data, methods, models, probes, report, rl, streams, testing
     from plastax.errors import ConfigError
     from plastax.inspecting import inspect
     from plastax.records.loading import load, table
@@ -39,7 +39,7 @@ _HOMES = {
 
 __all__ = [
     "ConfigError", "Run", "Study", "__version__", "curvature", "data", "inspect", "load", "methods", "models", "open",
-    "probes", "report", "rl", "streams", "table",
+    "probes", "report", "rl", "streams", "table", "testing",
 ]  # fmt: skip
 
 

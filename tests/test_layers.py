@@ -46,7 +46,8 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "testing": ENGINE,
     "inspecting": ENGINE | KEPT | {"report", "tracking", "runs", "study"},
     "study": ENGINE | KEPT | {"report", "tracking", "runs"},
-    **dict.fromkeys(("__init__", "__main__"), ENGINE | KEPT | {"report", "tracking", "runs", "study", "inspecting"}),
+    "__main__": ENGINE | KEPT | {"report", "tracking", "runs", "study", "inspecting"},
+    "__init__": ENGINE | KEPT | {"report", "study", "inspecting", "testing"},
 }
 DOORS = {
     "flax": {"models"},

@@ -8,6 +8,7 @@ configuration) an arm has its label, ``l2@l2=0.1``, where otherwise the method h
                                      own: what one's own objects were made of
     environment.json                 versions, devices, precision, git revision
     records/<method>/000000.npz      one immutable file per segment
+    checkpoints/, params/            states and trained networks, see `plastax.runs.networks`
 
 A record file holds ``train/<name>`` ``[S, length]``, ``probe/<probe>/<value>`` ``[S, 2, ...]`` (axis 1: start and end
 of the segment) and ``host/<name>`` scalars. Its last bytes, the archive's comment, are its seal: a checksum of all
