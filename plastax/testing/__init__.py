@@ -6,7 +6,8 @@ accelerator and take seconds. plastax's own tests call the same functions.
 
 from plastax.testing.environments import check_environment_stream
 from plastax.testing.methods import check_method
+from plastax.testing.models import check_model
 from plastax.testing.probes import check_probe
 from plastax.testing.streams import check_stream
 
-__all__ = ["check_environment_stream", "check_method", "check_probe", "check_stream"]
+__all__ = ["check_environment_stream", "check_method", "check_model", "check_probe", "check_stream"]
