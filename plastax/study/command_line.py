@@ -133,18 +133,18 @@ class _Flag(NamedTuple):
         )
 
 
-def _flags(config: Any, group: str = "") -> list[_Flag]:
+def _flags(config: Any, group: str = "", aside: bool = False) -> list[_Flag]:
     """All flags of a configuration."""
     found, texts, kinds = [], _texts(type(config)), typing.get_type_hints(type(config))
     prefix = f"{group.removesuffix('_settings')}." if group else ""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, aside_too = getattr(config, field.name), aside or bool(field.metadata.get("aside"))
         if dataclasses.is_dataclass(value):
-            found += _flags(value, field.name)
+            found += _flags(value, field.name, aside_too)
             continue
         name = f"--{prefix}{field.name}".replace("_", "-")
         text = texts.get(field.name, "")
-        found.append(_Flag(group, name, value, kinds[field.name], text, bool(field.metadata.get("aside"))))
+        found.append(_Flag(group, name, value, kinds[field.name], text, aside_too))
     return found
 
 
@@ -191,8 +191,8 @@ def print_help(config: Study, presets: Iterable[str], asked: str = "", prog: str
             raise ConfigError.unknown("--help", asked, known)
         groups = [group for group, name in names.items() if wanted in (name, "all")]
     else:
-        groups = [group for group in names if group not in _unused(config)]
-        flags = [flag for flag in flags if flag.group or not flag.aside or flag.name in SHOWN]
+        flags = [flag for flag in flags if not flag.aside or flag.name in SHOWN]
+        groups = [group for group in dict.fromkeys(flag.group for flag in flags) if group not in _unused(config)]
     console.print(f"usage: {prog} [settings]\n\n{_first_line(config)}")
     for group in groups:
         line = rich.text.Text(names[group], "bold")
@@ -225,8 +225,7 @@ def _list(flags: Sequence[_Flag], console: output.Console) -> None:
     table.add_column()
     room = console.width - sum(wide) - 6
     for flag in flags:
-        text = _fitting(flag.text, (1 if flag.group else 2) * room - len(flag.choices))
-        text = " ".join(filter(None, [flag.choices, text]))
+        text = flag.choices or _fitting(flag.text, room) or ("" if flag.group else _fitting(flag.text, 2 * room))
         table.add_row(f"  {flag.shown}", rich.text.Text(flag.default, "cyan"), text)
     console.print(table)
 
@@ -242,14 +241,15 @@ def _explain(flags: Sequence[_Flag], console: output.Console) -> None:
 
 
 def _fitting(text: str, width: int) -> str:
-    """The longest beginning of a text that fits and stands by itself; "" if there is none.
+    """The longest beginning of a text's first sentence that fits and stands by itself; "" if there is none.
 
     >>> _fitting("Steps of each environment in a rollout (one update).", 40)
     'Steps of each environment in a rollout'
     """
-    text = " ".join(text.split())
-    beginnings = [text[: end.start()] for end in re.finditer(r"[.;,](?= |$)| \(|$", text)]
+    text = " ".join(text.split()).partition(". ")[0].removesuffix(".")
+    beginnings = [text[: end.start()] for end in re.finditer(r"[;,](?= )| \(|$", text)]
     whole = [one for one in beginnings if one.count("(") == one.count(")") and one.count("`") % 2 == 0]
+    whole = [one for one in whole if one == text or ":" not in one]
     return max((one for one in whole if len(one) <= width), key=len, default="")
 
 
