@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn, cast
 
 import rich.console
@@ -54,6 +54,21 @@ class Console(rich.console.Console):
 def say(console: rich.console.Console, text: str, style: str | None = None) -> None:
     """Prints lines as they are and unbroken, so that paths can be copied."""
     console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def waiting(console: rich.console.Console, text: str) -> Iterator[None]:
+    """Says what is waited for: with a running clock on a terminal, as a line elsewhere."""
+    if not console.is_terminal:
+        say(console, text)
+        yield
+        return
+    import rich.progress as progress
+
+    columns = progress.SpinnerColumn(), progress.TextColumn("{task.description}", markup=False)
+    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console, transient=True) as clock:
+        clock.add_task(plain(text), total=None)
+        yield
 
 
 def tell(text: str) -> None:

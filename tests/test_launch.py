@@ -223,7 +223,11 @@ def test_jobs_leave_their_logs_beside_the_runs(tmp_path):
 
 def test_a_dry_run_writes_nothing_and_asks_for_no_devices(tmp_path, capsys):
     tiny_experiment.EXPERIMENT.main(["--dry-run", "--devices", "99", "--runs-dir", str(tmp_path / "runs")])
-    assert capsys.readouterr().out == "2 arms, 2 seeds, 6 segments each: nothing was run\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "2 methods, 2 seeds each: 4 networks in 2 programs, 3 tasks",
+        "no probe measures anything",
+        "nothing was run",
+    ]
     assert not list(tmp_path.iterdir())
 
 

@@ -220,8 +220,8 @@ def test_console_shows_the_current_score(tmp_path: pathlib.Path, regression: boo
     sink.finish()
     notice, *lines = console.file.getvalue().splitlines()
     assert notice.startswith("l2_er: SYNTHETIC DATA")
-    assert lines[0] == f"l2_er: task 1/3  5,000 examples/s  0:00:04 left  {first}"
-    assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}"
+    assert lines[0] == f"l2_er: task 1/3  5,000 examples/s  0:00:04 left  {first}  (mean of 4 seeds)"
+    assert lines[1] == f"l2_er: task 1/3  5,000 examples/s  0:00:02 left  {second}  (mean of 4 seeds)"
 
 
 def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pathlib.Path) -> None:
@@ -241,7 +241,10 @@ def test_arms_trained_together_share_a_line_and_keep_their_numbers(tmp_path: pat
     assert second.startswith("l2@l2=0.1: seed 3 is frozen")
     assert third.startswith("l2@l2=1: seed 3 is frozen")
     assert compiled == "l2@l2=0 and 2 more: compiled in 7.5 s"
-    assert line == "l2@l2=0 and 2 more: task 1/3  5,000 examples/s  0:00:12 left  online accuracy 0.5 to 0.7"
+    assert line == (
+        "l2@l2=0 and 2 more: task 1/3  5,000 examples/s  0:00:12 left  online accuracy 0.5 to 0.7  "
+        "(means of 3 arms x 4 seeds)"
+    )
 
 
 def test_the_line_says_how_many_seeds_its_mean_is_of(tmp_path: pathlib.Path) -> None:
@@ -254,7 +257,7 @@ def test_the_line_says_how_many_seeds_its_mean_is_of(tmp_path: pathlib.Path) -> 
     sink.log(metrics | {"task/accuracy": np.array([0.5, 0.7, 0.7, 0.9])}, 0)
     some, every = console.file.getvalue().splitlines()[1:]
     assert some.endswith("online accuracy 0.6 (2 of 4 seeds)")
-    assert every.endswith("online accuracy 0.7")
+    assert every.endswith("online accuracy 0.7  (mean of 4 seeds)")
 
 
 def test_probes_are_a_part_of_the_time_that_is_left(tmp_path: pathlib.Path) -> None:

@@ -178,6 +178,16 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
     return sorted(found, key=lambda run: (last(run), run.name), reverse=True)
 
 
+def lasted(directory: Path, identity: str) -> float | None:
+    """Seconds that the newest finished run of a configuration took, of those that were never interrupted; or None."""
+    found = []
+    for place in directory.glob(f"*{identity}*"):
+        word = _word(place)
+        if word.get("state") == "finished" and word.get("done") == 0 and (began := _time(word.get("started", ""))):
+            found.append((began, (place / "status.json").stat().st_mtime - began))
+    return max(found)[1] if found else None
+
+
 def shard_numbers(shard: str) -> tuple[int, int]:
     """The numbers i and n of a shard ``i/n``, with or without leading zeros.
 

@@ -29,6 +29,8 @@ from plastax.runs.timing import ProbeCosts, Times
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
+Waiting = Callable[[str], contextlib.AbstractContextManager[Any]]
+
 
 class Plan(NamedTuple):
     """How a run is cut into segments.
@@ -96,6 +98,7 @@ def train(
     lock: locks.Lock | None = None,
     ahead: Ahead | None = None,
     callback: Callback | None = None,
+    waiting: Waiting = contextlib.nullcontext,
 ) -> Times | None:
     """Runs one program to its end, from its newest checkpoint if it has one.
 
@@ -114,6 +117,7 @@ def train(
       lock: the lock of the run. Nothing is written once it is lost.
       ahead: holds the compiled program of the batch; by default, compile it now.
       callback: see `networks.Callback`.
+      waiting: text -> context in which a program is compiled, such as `output.waiting` of a console.
 
     Returns:
       Where the time of this call went; None if nothing was left to do.
@@ -143,10 +147,11 @@ def train(
         about = {"arms": list(batch.arms), "segments_per_task": plan.segments // plan.tasks}
         if checkpoints := Checkpoints(place, config, saving.keep, first, about) if saving.enabled else None:
             ending.callback(checkpoints.close)
-        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, saving.params, callback)
         waited = time.perf_counter()
-        compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
+        with waiting(f"compiling {batch.name}"):
+            compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
         waited = time.perf_counter() - waited
+        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, saving.params, callback)
         needed = memory.need(compiled.segment)
         ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
@@ -332,6 +337,7 @@ def study(
     same: bool = False,
     report: Callable[[], Any] | None = None,
     callback: Callback | None = None,
+    waiting: Waiting = contextlib.nullcontext,
 ) -> dict[str, Times]:
     """Runs programs one after another into one run directory; see `lifecycle` for the states of a run.
 
@@ -348,6 +354,7 @@ def study(
       same: see `layout.start_run`.
       report: writes the report, once all shards are recorded; None: there is no report.
       callback: see `train`.
+      waiting: see `train`.
 
     Returns:
       Method -> where its time went, for methods that had something left to do.
@@ -381,6 +388,7 @@ def study(
                             times[batch.name] = train(
                                 directory, config, batch, plan, sinks,
                                 saving=saving, stopping=stopping, lock=lock, ahead=ahead, callback=callback,
+                                waiting=waiting,
                             )  # fmt: skip
             if report and _recorded(directory, config, others, plan):
                 with stopping.at_once("before the report was written"):

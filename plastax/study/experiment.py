@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
 from plastax.records import environment, lifecycle
 from plastax.runs import compilation, loop, memory, networks
-from plastax.study import command_line, settings, starting, sweep
+from plastax.study import command_line, forecast, settings, starting, sweep
 from plastax.study.settings import Registry, Study
 from plastax.types import MethodConfig, Model, Probe, Program
 
@@ -193,10 +192,12 @@ class Experiment(Generic[C]):
             built = self.build(config, shared.value)
             if shared.said and (verbose or shared.style):
                 output.say(console, shared.said, shared.style)
+            programs = sum(batch.arms[0] in built.own for batch in built.batches)
+            output.say(console, forecast.networks(config, built.arms, len(built.own), programs))
+            for line in forecast.measurements(config):
+                output.say(console, line)
             if config.dry_run:
-                sizes = {"arm": len(built.arms), "seed": config.seeds, "segment": built.plan.segments}
-                said = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in sizes.items())
-                output.say(console, f"{said} each: nothing was run")
+                output.say(console, "nothing was run")
                 return None
             return self._carry_out(config, shared, built, console, callback, verbose)
 
@@ -216,15 +217,17 @@ class Experiment(Generic[C]):
         if config.auto_chunk:
             config = self._chunked(config, shared, built, console)
             built = self.build(config, shared.value)
-        plan, arms = built.plan, [arm.label for arm in built.arms]
-        chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task} | dict(shared.recorded)
+        arms = [arm.label for arm in built.arms]
+        chosen = settings.to_json(config) | {"updates_per_task": built.plan.updates_per_task} | dict(shared.recorded)
         here = environment.environment(_used(config), _devices(config, len(arms)))
         directory, run_id, note = starting.run_directory(config, self.name, chosen, here)
-        for line in filter(None, [note, *rare(config), *settings.fleeting(config)]):
-            output.say(console, line)
-        described = {"experiment": self.name, "run_id": run_id, "settings": chosen}
         asides = settings.asides(config)
-        described |= {"hash": settings.identity(chosen, asides), "asides": asides, **loop.axes(built.batches)}
+        mark = settings.identity(chosen, asides)
+        for line in filter(None, [*settings.fleeting(config), forecast.duration(directory.parent, mark), note]):
+            output.say(console, line)
+        output.say(console, f"run directory: {directory}")
+        described = {"experiment": self.name, "run_id": run_id, "settings": chosen}
+        described |= {"hash": mark, "asides": asides, **loop.axes(built.batches)}
         if own := settings.origins(config):
             described["own"] = own
         if arms != list(config.methods):
@@ -234,7 +237,7 @@ class Experiment(Generic[C]):
             directory,
             described,
             [batch for batch in built.batches if batch.arms[0] in built.own],
-            plan,
+            built.plan,
             tracking.sinks(config.wandb, config.track, console),
             saving=loop.Saving(
                 config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep, config.keep_params
@@ -244,12 +247,13 @@ class Experiment(Generic[C]):
             same=config.resume is None and bool(config.shard),
             report=lambda: report.write(read(directory)),
             callback=callback,
+            waiting=functools.partial(output.waiting, console),
         )
         if (status := lifecycle.status(directory)).state != "finished":
             output.say(
                 console,
-                f"{status.done} of {len(arms) * plan.segments} segments are recorded in {directory}; the last shard "
-                "writes the report",
+                f"{status.done} of {len(arms) * built.plan.segments} segments are recorded in {directory}; the last "
+                "shard writes the report",
             )
             return directory
         if verbose:
@@ -267,12 +271,13 @@ class Experiment(Generic[C]):
 
     def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:
         """The configuration with the largest ``seed_chunk`` that fits into device memory."""
-        chunk = memory.fitting_chunk(
-            lambda chunk: self.build(dataclasses.replace(config, seed_chunk=chunk), shared.value).batches,
-            config.seeds,
-            built.plan.updates_per_segment,
-            settings.to_json(config),
-        )
+        with output.waiting(console, "finding the largest seed_chunk that fits into memory"):
+            chunk = memory.fitting_chunk(
+                lambda chunk: self.build(dataclasses.replace(config, seed_chunk=chunk), shared.value).batches,
+                config.seeds,
+                built.plan.updates_per_segment,
+                settings.to_json(config),
+            )
         output.say(console, f"seed_chunk {chunk}: {chunk or config.seeds} of {config.seeds} seeds fit at once")
         return dataclasses.replace(config, seed_chunk=chunk)
 
@@ -316,18 +321,6 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
                 f"probes: {name} records its values as {probe.name}/..., as another probe does; rename it"
             )
     return built
-
-
-def rare(config: Study) -> list[str]:
-    """A line for every chosen probe that is due in fewer than three tasks."""
-    lines = []
-    for name in map(settings.label, config.probes):
-        every = math.lcm(config.probe_every, settings.entry(config, PROBES, name).every)
-        count = len(range(0, config.tasks, every))
-        if count < min(3, config.tasks):
-            said = "--probe-every" if every == config.probe_every else f"--{name.replace('_', '-')}.every"
-            lines.append(f"{name} will be measured in {count} of {config.tasks} tasks, every {every} ({said})")
-    return lines
 
 
 def cut(config: Study, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:

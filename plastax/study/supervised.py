@@ -120,7 +120,9 @@ def share(config: Config) -> Shared:
     card = dataset.card
     # The card also has the path, which changes no number: only the checksum is part of the identity.
     recorded = {"data_checksum": card.checksum, "data_card": card.to_json()}
-    return Shared(streams(dataset), recorded, f"{card}\n", "bold red" if card.synthetic else None)
+    shape = " x ".join(map(str, card.shape))
+    said = f"data: {card.name}, {card.train:,} + {card.test:,} examples of {shape}, {card.classes} classes"
+    return Shared(streams(dataset), recorded, said, "bold red" if card.synthetic else None)
 
 
 def _data(config: ImageConfig) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class _ArmSegment(NamedTuple):
 
 
 class ConsoleSink:
-    """The terminal: a progress bar with task, speed, time left and current score; plain lines if it is not a terminal.
+    """The terminal: a bar with task, speed and time left, and the current score below it; plain lines elsewhere.
 
     Speed (environment steps or examples of all seeds together) and time left are without compilation, which has a line
     of its own. The score (see `plastax.report.score`) is the mean over the segment's updates and the seeds that have a
@@ -59,8 +59,7 @@ class ConsoleSink:
         """Shows an empty bar. See `Sink.start`."""
         self._frozen[method] = set()
         if len(self._frozen) > 1:
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, method=self._name)
+            self._below = self._name
             return
         settings, self._axis = config["settings"], str(config.get("axis", "task"))
         self._tasks = int(settings["tasks"])
@@ -70,17 +69,21 @@ class ConsoleSink:
         self._first_seed = int(settings.get("first_seed", 0))
         if text := notice(settings):
             output.say(self.console, f"{method}: {text}", "bold red")
+        self._below = self._name
         if self.console.is_terminal:
+            import rich.live
             import rich.progress as progress
 
+            # The scores have a line of their own: beside the bar they would be cut on a narrow terminal.
             self._bar = progress.Progress(
-                progress.TextColumn("{task.fields[method]}", markup=False),
-                progress.BarColumn(),
-                progress.TextColumn("{task.description}", markup=False),
-                console=self.console,
+                progress.BarColumn(None), progress.TextColumn("{task.description}", markup=False), expand=True
             )
-            self._task = self._bar.add_task("compiling", total=self._updates, method=method)
-            self._bar.start()
+            self._task = self._bar.add_task(f"{self._axis} 1/{self._tasks}", total=self._updates)
+            bar = self._bar
+            self._live = rich.live.Live(
+                get_renderable=lambda: rich.console.Group(bar, self._below), console=self.console
+            )
+            self._live.start()
 
     def log(self, metrics: Mapping[str, Metric], step: int, method: str | None = None) -> None:
         """Moves the bar or prints a line, once all arms have logged this segment. See `Sink.log`."""
@@ -112,22 +115,29 @@ class ConsoleSink:
         if self._seconds > 0.0:
             left = self._seconds / self._seen * max(self._updates - clock - length, 0)
             shown.append(f"{datetime.timedelta(seconds=round(left))} left")
-        for label in parts[0].values:
-            over_arms = [part.values[label] for part in parts if label in part.values]
-            means, seeds = [np.nanmean(value) for value in over_arms], np.concatenate(over_arms)
-            there = np.isfinite(seeds).sum()
-            shown.append(
-                f"{label} {min(means):.4g}"
-                + (f" to {max(means):.4g}" if len(parts) > 1 else "")
-                + (f" ({there} of {len(seeds)} seeds)" if there < len(seeds) else "")
-            )
-        line = worded("  ".join(shown), self._axis)
-        if self._bar is None or self._task is None:
-            if (now := time.monotonic()) - self._told >= getattr(self.console, "pause", 0.0):
-                self._told = now
-                output.say(self.console, f"{self._name}: {line}")
-        else:
-            self._bar.update(self._task, completed=clock + length, description=line)
+        scores = [self._score(label, parts) for label in parts[0].values]
+        if scores and not any(score.endswith(" seeds)") for score in scores):
+            seeds = f"{len(next(iter(parts[0].values.values())))} seeds)"
+            scores.append(f"(means of {len(parts)} arms x {seeds}" if len(parts) > 1 else f"(mean of {seeds}")
+        shown, scores = [worded(one, self._axis) for one in shown], [worded(one, self._axis) for one in scores]
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=clock + length, description="  ".join(shown))
+            self._below = "  ".join([f"{self._name}:", *scores])
+        elif (now := time.monotonic()) - self._told >= getattr(self.console, "pause", 0.0):
+            self._told = now
+            output.say(self.console, f"{self._name}: {'  '.join(shown + scores)}")
+
+    @staticmethod
+    def _score(label: str, parts: Sequence[_ArmSegment]) -> str:
+        """A quantity: the mean over seeds, of several arms the lowest and the highest."""
+        over_arms = [part.values[label] for part in parts if label in part.values]
+        means, seeds = [np.nanmean(value) for value in over_arms], np.concatenate(over_arms)
+        there = np.isfinite(seeds).sum()
+        return (
+            f"{label} {min(means):.4g}"
+            + (f" to {max(means):.4g}" if len(parts) > 1 else "")
+            + (f" ({there} of {len(seeds)} seeds)" if there < len(seeds) else "")
+        )
 
     def _tell_frozen(self, method: str, metrics: Mapping[str, Metric], clock: float, length: float, step: int) -> None:
         """Reports once for each seed when it was frozen, see `plastax.program.segments`."""
@@ -147,8 +157,8 @@ class ConsoleSink:
         """Leaves the bar as it is. See `Sink.finish`."""
         self._frozen, self._parts = {}, []
         if self._bar is not None:
-            bar, self._bar = self._bar, None
-            bar.stop()
+            self._bar = None
+            self._live.stop()
 
     def fork(self) -> _Arm:
         """A sink for an arm that shares the only line of the terminal. See `Sink.fork`."""

@@ -17,7 +17,7 @@ from plastax.records.files import read_json, write_json
 from plastax.records.layout import write_segment
 from plastax.report import html as pages
 from plastax.report import notes, table
-from plastax.study.experiment import rare
+from plastax.study.forecast import measurements, rare
 from plastax.types import Record
 from tests.report import test_figures as study
 from tests.report import test_score as supervised
@@ -62,8 +62,11 @@ def test_what_is_hardly_measured_is_said_at_the_start() -> None:
     assert rare(config) == []
     config.probe_every, config.probes = 20, ("features",)
     assert rare(config) == ["features will be measured in 2 of 40 tasks, every 20 (--probe-every)"]
-    config.tasks, config.probe_every = 2, 1
-    assert rare(config) == []
+    config.tasks, config.probe_every, config.probes = 2, 1, ("features", "hessian")
+    assert measurements(config) == [
+        "measured at the start and the end of tasks: features in 2 tasks; hessian in 1 task",
+        "hessian will be measured in 1 of 2 tasks, every 8 (--hessian.every)",
+    ]
 
 
 def every_third(run: pathlib.Path) -> pathlib.Path:
