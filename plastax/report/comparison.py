@@ -24,12 +24,19 @@ def what(data: xr.Dataset) -> str:
     return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
 
 
-def _minus(frame: pd.DataFrame) -> pd.Series:
-    """What each row is compared with, in few words: an arm; or if there are many, the run and method of an arm."""
-    names = frame["arm"].where(frame["run"] == "", frame["run"] + ":" + frame["arm"])
-    methods = frame["method"].where(frame["run"] == "", frame["run"] + ":" + frame["method"])
-    several = frame["against"].nunique() > 1
-    return frame["against"].map(dict(zip(names, methods))) if several else frame["against"]
+def _compared_with(frame: pd.DataFrame) -> str:
+    """What differences are to, in words; "" without any."""
+    names, methods = ((frame["run"] + ":" + frame[name]).str.removeprefix(":") for name in ("arm", "method"))
+    against = frame["against"].dropna()
+    if against.nunique() > 1:
+        against = against.map(dict(zip(names, methods)))
+        if against.nunique() == 1:
+            return f"difference to {against.iloc[0]}, with the same values"
+        first = frame["run"].iloc[0]
+        usual = against[frame["run"] == first].unique().tolist()
+        to = f", or else to {usual[0]}; in run {first} to {usual[0]}" if usual else ""
+        return f"difference to the same arm of run {first}{to}"
+    return f"difference to {against.iloc[0]}" if len(against) else ""
 
 
 def render(
@@ -63,21 +70,14 @@ def render(
         cells["seeds"] = frame["seeds"].astype(str)
     cells["value"] = [cell(row, "value") for _, row in frame.iterrows()]
     lines = [] if frame["seeds"].nunique() > 1 else [f"{row['seeds']} seeds"]
-    minus = _minus(frame)
-    many = minus.nunique() > 1
-    if compared.any() and not many:
-        same = frame["against"].nunique() > 1
-        lines.append(f"difference to {minus[compared].iloc[0]}{', with the same values' if same else ''}")
-
-    def column(name: str, mark: str = "") -> list[str]:
-        marks = np.where(frame["paired_seeds"] == 0, mark, "")
+    lines += [text] if (text := _compared_with(frame)) else []
+    unpaired = np.where(frame["paired_seeds"] == 0, " (unpaired)", "")
+    for heading, name, marks in (
+        ("difference", "difference", unpaired),
+        (f"P({better})", "improves", [""] * len(frame)),
+    ):
         rows = zip(compared, marks, (row for _, row in frame.iterrows()))
-        return [cell(row, name) + end if there else "" for there, end, row in rows]
-
-    cells["difference"] = column("difference", "" if many else " (unpaired)")
-    if many:
-        cells["minus"] = minus.fillna("") + np.where(frame["paired_seeds"] == 0, " (unpaired)", "")
-    cells[f"P({better})"] = column("improves")
+        cells[heading] = [cell(row, name) + mark if there else "" for there, mark, row in rows]
     table = fitted(cells, width, keys)
     left = list(cells)[len(table.columns) :]
     table.title = f"{title}: {some}{task_numbers(tasks)}"

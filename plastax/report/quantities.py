@@ -16,6 +16,8 @@ AT_START = ("hessian", "ggn", "kronecker", "gradient", "ntk")
 WHOLE = ("nodes", "weights", "residuals", "eigenvalues")
 """Parts of a spectrum, whose mean says nothing."""
 
+AXES = ("arm", "seed", "task", "mark")
+
 TECHNICAL = ("_se", "_residual", "/complete", "/dim", "/breakdowns", "/rows", "/linearised", "/alive")
 """How other values were measured: can be named, and is not suggested."""
 
@@ -23,8 +25,8 @@ TECHNICAL = ("_se", "_residual", "/complete", "/dim", "/breakdowns", "/rows", "/
 def measurements(data: xr.Dataset) -> dict[str, Quantity]:
     """Name -> quantity, of everything with one value for each arm, seed and task.
 
-    Names are ``train/<name>`` and ``<probe>/<value>/<mark>``, mark ``init`` or ``end``. Values of several layers are
-    their mean; of several thresholds, the value at the middle one.
+    Names are ``train/<name>`` and ``<probe>/<value>/<mark>``, mark ``init`` or ``end``. Of several thresholds it is the
+    value at the middle one, along other axes the mean.
     """
     found = {}
     for name, array in data.data_vars.items():
@@ -33,7 +35,10 @@ def measurements(data: xr.Dataset) -> dict[str, Quantity]:
             found[str(name)] = Quantity(str(name), f"{key}, mean of a task's updates", str(name))
         elif kind == "probe" and key.rpartition("/")[2] not in WHOLE:
             about = f", ε = {float(array.eps[array.sizes['eps'] // 2]):g}" if "eps" in array.coords else ""
-            about += ", mean over layers" if any(str(dim).endswith("layer") for dim in array.dims) else ""
+            more = [
+                str(dim).replace("_", " ") for dim in array.dims if dim not in AXES and not str(dim).endswith("eps")
+            ]
+            about += f", mean over {' and '.join(f'{dim}s' for dim in more)}" if more else ""
             for mark, where in (("init", "start"), ("end", "end")):
                 if bool(array.sel(mark=mark).notnull().any()):
                     found[f"{key}/{mark}"] = Quantity(f"{key}/{mark}", f"{key} at task {where}{about}", str(name), mark)

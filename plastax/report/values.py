@@ -192,7 +192,8 @@ def weight_norm(data: xr.Dataset) -> xr.DataArray | None:
 
 def middle_eps(value: xr.DataArray) -> xr.DataArray:
     """A value at the middle one of its thresholds, if it has several."""
-    return value.isel(eps=value.sizes["eps"] // 2) if "eps" in value.dims else value
+    axes = [dim for dim in value.dims if str(dim).endswith("eps")]  # ``ggn_eps`` beside one of another size
+    return value.isel({dim: value.sizes[dim] // 2 for dim in axes})
 
 
 def threshold(data: xr.Dataset, operator: str = "hessian") -> float | None:

@@ -169,7 +169,8 @@ def test_comparisons_are_not_cut(sweep: pathlib.Path, width: int) -> None:
     assert {tuple(row[:3]) for row in rows(two) if row[0] in "AB"} == {
         (run, method, f"{rate:g}") for run in "AB" for method in METHODS for rate in RATES
     }
-    assert "--csv FILE has all" in two
+    assert ("--csv FILE has all" in two) == (width == 80)
+    assert "difference to the same arm of run A" in " ".join(two.split())
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_comparisons_are_not_cut(sweep: pathlib.Path, width: int) -> None:
         ("probe/hessian/rank", 500.0, "hessian/rank at task start, ε = 0.1"),
         ("hessian.rank", 500.0, "hessian/rank at task start, ε = 0.1"),
         ("hessian/rank/end", 500.0, "hessian/rank at task end, ε = 0.1"),
-        ("features.norm", 2.0, "features/norm at task end, mean over layers"),
+        ("features.norm", 2.0, "features/norm at task end, mean over feature layers"),
         ("evaluation/train_accuracy", true_accuracy("l2_er", 0.002), "evaluation/train_accuracy at task end"),
         ("train_accuracy", true_accuracy("l2_er", 0.002), "final training accuracy"),
     ],

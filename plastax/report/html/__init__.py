@@ -14,7 +14,7 @@ from plastax.records import loading
 from plastax.records.files import write_atomic
 from plastax.records.layout import arm_labels
 from plastax.report import drawn, selection
-from plastax.report.arms import described, is_sweep
+from plastax.report.arms import described, is_sweep, methods
 from plastax.report.arms import shown as shown_arms
 from plastax.report.compare import letters
 from plastax.report.html import learning, network, provenance, relation, spectra, sweep, verdict
@@ -91,7 +91,7 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     def partly(section: Section) -> Section:
         return section._replace(text=[*section.text, said]) if said else section
 
-    charts = sweep.charts(shown)
+    charts = sweep.charts(data)
     if found is not None:
         made = over_tasks(task_values(shown, found.score.main), found.score.main.label, bars=True)
         if made is not None:
@@ -102,9 +102,9 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
                 charts.append(Chart("answer-rank", f"{found.measure.label} at each task's start", made, said))
     ids = {letter: f"{c.get('experiment', '')} {c.get('run_id', '')}".strip() for letter, (c, _) in configs.items()}
     title = next(iter(ids.values())) if len(ids) == 1 else f"{len(ids)} runs side by side"
-    methods = len(set(data.method.values.tolist()))
-    arms = f"{data.sizes['arm']} arms of " if data.sizes["arm"] > methods else ""
-    sizes = f"{arms}{methods} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
+    count = len(set(methods(data).values()))
+    arms = f"{data.sizes['arm']} arms of " if data.sizes["arm"] > count else ""
+    sizes = f"{arms}{count} methods x {data.sizes['seed']} seeds x {data.sizes['task']} tasks"
     several = "; ".join(f"{letter}: {text}" for letter, text in ids.items()) if len(ids) > 1 else ""
     tables = [] if found is None else [Table("", verdict.table(found), verdict.NOTE)]
     tables += sweep.tables(data)
