@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import linecache
 import os
 import pathlib
 import subprocess
@@ -307,6 +308,27 @@ def test_what_nobody_else_can_find_is_said():
     assert "only this program can continue the run" in line
     with pytest.raises(ConfigError, match="__main__:Local was defined in a script or notebook; continue there"):
         parse("--methods __main__:Local")
+
+
+def test_what_a_notebook_defines_counts_by_its_text(monkeypatch):
+    """Python finds the lines of a cell; of what was typed without one, it finds none, and that is said."""
+
+    def typed(cell: str, rate: float):
+        text, name = f"class Typed(L2):\n    def build(self, inner, model=None): return {rate}\n", f"<{cell}>"
+        if cell:
+            linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        namespace: dict[str, Any] = {"__name__": "__main__", "L2": methods.L2}
+        exec(compile(text, name, "exec"), namespace)
+        config = configure(tiny_experiment, {"methods": [namespace["Typed"]()]})
+        return settings.origins(config)["typed"]["source"], settings.fleeting(config)
+
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    one, lines = typed("cell 1", 0.1)
+    assert one == typed("cell 2", 0.1)[0] != typed("cell 3", 0.2)[0]
+    assert len(lines) == 1
+    unknown, lines = typed("", 0.1)
+    assert unknown == ""
+    assert lines[1] == "__main__:Typed: the source is not known, so no change of it will be noticed"
 
 
 def test_entry_points_of_installed_packages(installed):

@@ -152,7 +152,7 @@ def _of_object(kind: str, given: Any, registry: Mapping[str, Any], setting: str)
     module, path = code.__module__, code.__qualname__
     if given is not code and not _is_entry(given):
         # No settings tell this object from others of its class, but a variable of the module may hold it.
-        held = [variable for variable, one in vars(sys.modules[module]).items() if one is given]
+        held = [variable for variable, one in vars(sys.modules.get(module, sys)).items() if one is given]
         path = held[0] if held else f"{path}({_fingerprint(given)})"
     again = module != "__main__" and not re.search(r"[<(]", path)
     name = path if module == "builtins" else f"{module}:{path}"
