@@ -24,7 +24,7 @@ from plastax.errors import ConfigError
 from plastax.methods import METHODS
 from plastax.models import ACTOR_CRITICS, SUPERVISED
 from plastax.records import environment, layout
-from plastax.study import catalogue, names, settings, starting, sweep
+from plastax.study import catalogue, configuration, names, settings, starting, sweep
 from plastax.study.experiment import method_of, probes_of
 from tests import tiny_experiment
 
@@ -201,7 +201,7 @@ def parse(line: str):
 
 def configure(study: ModuleType, values: dict[str, Any]):
     experiment = study.EXPERIMENT
-    return settings.configure(experiment.config, experiment.presets, experiment.choices, values)
+    return configuration.configure(experiment.config, experiment.presets, experiment.choices, values)
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_what_nobody_else_can_find_is_said():
     assert config.local.l2 == 0.5
     (line,) = settings.fleeting(config)
     assert "only this program can continue the run" in line
-    with pytest.raises(ConfigError, match="__main__:Local was defined in a script or notebook; continue there"):
+    with pytest.raises(ConfigError, match="__main__:Local was made in a script or notebook; continue there"):
         parse("--methods __main__:Local")
 
 

@@ -14,7 +14,7 @@ from plastax import output, streams
 from plastax.errors import ConfigError
 from plastax.rl import STREAMS
 from plastax.runs.networks import Callback
-from plastax.study import catalogue, names, settings, supervised
+from plastax.study import catalogue, configuration, names, supervised
 from plastax.study.experiment import Experiment
 from plastax.study.run import Run
 
@@ -179,7 +179,7 @@ def _configured(experiment: Experiment[Any], values: Mapping[str, Any], more: Ma
         values |= {f"model.{key}": value for key, value in values.pop("model").items()}
     if isinstance(values.get("sweep"), Mapping):
         values["sweep"] = [f"{key}={','.join(map(_words, swept))}" for key, swept in values["sweep"].items()]
-    return settings.configure(experiment.config, experiment.presets, experiment.choices, values | dict(more))
+    return configuration.configure(experiment.config, experiment.presets, experiment.choices, values | dict(more))
 
 
 def _words(value: Any) -> str:

@@ -21,19 +21,9 @@ import tyro
 
 from plastax import output
 from plastax.errors import ConfigError
-from plastax.study.settings import (
-    ALIASES,
-    GROUPS,
-    C,
-    Registry,
-    Study,
-    checked,
-    configure,
-    in_full,
-    members,
-    nearest,
-    registered,
-)
+from plastax.study.configuration import checked, configure, in_full, nearest
+from plastax.study.names import ALIASES
+from plastax.study.settings import GROUPS, C, Registry, Study, members, registered
 
 SHOWN = ("--preset", "--keep-params", "--runs-dir", "--resume", "--fresh", "--wandb")
 """Settings that change no number of a run and are in the short help all the same."""

@@ -94,7 +94,7 @@ class Experiment(Generic[C]):
     Attributes:
       name: the folder of its runs.
       config: the class of its settings.
-      presets: name -> dotted setting -> value, over the defaults; see `settings.configure`.
+      presets: name -> dotted setting -> value, over the defaults; see `configuration.configure`.
       choices: field -> registry of which it names one entry.
       prepare: ``(config, method, shared) -> Prepared``, where ``shared`` is `Shared.value`. It compiles nothing and
         raises `ConfigError` for settings that do not fit together.
@@ -298,7 +298,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
     """The chosen probes, built for a model.
 
     Args:
-      config: from `settings.configure`.
+      config: from `configuration.configure`.
       model: the network they measure.
       learning_rate: for the probe ``trainability``.
       steps: gradient steps of a task, for the same probe.
@@ -327,7 +327,7 @@ def cut(config: Study, segments_per_task: int, updates: int, examples: int, step
     """Cuts a run into segments.
 
     Args:
-      config: from `settings.configure`.
+      config: from `configuration.configure`.
       segments_per_task: calls of the compiled program per task.
       updates: updates per task.
       examples: examples, or environment steps, of a seed per update.

@@ -70,9 +70,9 @@ def _imported(setting: str, name: str, module: str) -> Any:
 
 
 def _missing(setting: str, name: str, where: str, path: str, module: Any) -> ConfigError:
-    if module.__name__ == "__main__":
+    if module.__name__ == "__main__" or "(" in path or "<" in path:
         return ConfigError(
-            f"{setting}: {name} was defined in a script or notebook; continue there, or move it into a module"
+            f"{setting}: {name} was made in a script or notebook; continue there, or move it into a module"
         )
     own = [x for x, one in vars(module).items() if getattr(one, "__module__", "") == module.__name__ and x[0] != "_"]
     close = difflib.get_close_matches(path, own, 1)

@@ -36,7 +36,7 @@ def run_directory(
     `loop.study` compares their environments.
 
     Args:
-      config: from `settings.configure`.
+      config: from `configuration.configure`.
       experiment: its name.
       settings: from `settings.to_json`.
       here: the environment of the run, by default `environment`.

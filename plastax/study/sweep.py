@@ -17,18 +17,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from plastax.errors import ConfigError
 from plastax.records.layout import short
-from plastax.study.settings import (
-    ALIASES,
-    Study,
-    check_sizes,
-    in_full,
-    label,
-    members,
-    nearest,
-    read,
-    registered,
-    replaced,
-)
+from plastax.study.configuration import in_full, nearest, read
+from plastax.study.names import ALIASES
+from plastax.study.settings import Study, check_sizes, label, members, registered, replaced
 
 C = TypeVar("C", bound=Study)
 ARMS = 10_000
@@ -87,8 +78,8 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
     """The arms of a study: for every method, the grid over the swept settings that apply to it.
 
     Args:
-      config: from `settings.configure`. In its ``sweep``, ``method.X`` is the setting X of every method that has one,
-        ``l2_er.X`` is that of one method, and ``training.X``, ``model.X``, ... apply to all methods.
+      config: from `configuration.configure`. In its ``sweep``, ``method.X`` is the setting X of every method that has
+        one, ``l2_er.X`` is that of one method, and ``training.X``, ``model.X``, ... apply to all methods.
       fixed: groups of settings that cannot be swept.
 
     Raises:

@@ -22,7 +22,7 @@ from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds
 from plastax.rl import ENVIRONMENTS, Chain, Own, Permuted, Physics, adapted, own, ppo
 from plastax.rl.environment import Continuous, Discrete, Spaces, Timestep, make, spaces_of
-from plastax.study import reinforcement, settings
+from plastax.study import configuration, reinforcement
 from tests.rl import forms
 from tests.rl.runs import run, same
 from tests.rl.toy_environments import observation_reward, truncation, two_steps
@@ -215,7 +215,7 @@ def test_a_name_of_gymnax_is_refused():
 def test_an_experiment_takes_them_by_name_and_records_their_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "poles_of_mine.py").write_text("from tests.rl.test_own import cartpole\n")
-    configure = functools.partial(settings.configure, EXPERIMENT.config, EXPERIMENT.presets, EXPERIMENT.choices)
+    configure = functools.partial(configuration.configure, EXPERIMENT.config, EXPERIMENT.presets, EXPERIMENT.choices)
 
     def recorded(stream, **values):
         return reinforcement.share(configure({"stream": stream, **values})).recorded
