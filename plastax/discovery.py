@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from plastax import tree
-from plastax.errors import ConfigError
 from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR, carried
 from plastax.layers import Entries, LayerInputs, Units, Window
 from plastax.roles import Kernel, Kind, Role, Roles
@@ -72,6 +71,7 @@ class Found(NamedTuple):
       roles: what every parameter is.
       activation: name of the hidden layers' nonlinearity, "other" if it is none that plastax knows or they differ.
       lacking: layer or parameter -> what was not found, and why.
+      draws: whether the network draws random numbers.
     """
 
     layers: tuple[str, ...]
@@ -80,6 +80,7 @@ class Found(NamedTuple):
     roles: TracedRoles
     activation: str
     lacking: Mapping[str, str]
+    draws: bool
 
 
 def discover(network: Network, params: Params, x: Array) -> Found:
@@ -88,10 +89,7 @@ def discover(network: Network, params: Params, x: Array) -> Found:
     Args:
       network: ``(params, x) -> (outputs, features)``; the features are a dict, empty if the network names none.
       params: a tree of float arrays, or their shapes. Their path names are those of the result.
-      x: a batch of inputs, or its shape; the leading axis is that of the examples.
-
-    Raises:
-      ConfigError: the network draws random numbers.
+      x: a batch of inputs (a tree), or its shapes; the leading axis is that of the examples.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -167,6 +165,7 @@ class _Value(NamedTuple):
       unit: the axis; index i is of unit i modulo the width.
       layers: all layers on whose units it depends, with no other layer in between.
       raw: whether nothing but the arrangement has changed since the layer.
+      data: whether it depends on the inputs.
     """
 
     shape: tuple[int, ...]
@@ -177,10 +176,7 @@ class _Value(NamedTuple):
     unit: int | None = None
     layers: frozenset[str] = frozenset()
     raw: bool = False
-
-    @property
-    def data(self) -> bool:
-        return self.batch is not None or bool(self.layers)
+    data: bool = False
 
     @property
     def own(self) -> bool:
@@ -219,23 +215,23 @@ class _Feature(NamedTuple):
     axis: int
 
 
+def _path(name: str) -> str:
+    """The path of a parameter's layer; nnx keeps an array in the attribute `value` of its variable."""
+    return name.removesuffix("/value").rpartition("/")[0]
+
+
 def _read(values: Mapping[Any, Any], key: Any) -> Any:
     return key.val if isinstance(key, Literal | _Const) else values[key]
 
 
 def _opened(jaxpr: Any, args: list[Any]) -> tuple[Jaxpr, list[Any]]:
-    """A jaxpr whose constants are arguments, and all arguments."""
-    if not isinstance(jaxpr, ClosedJaxpr):
-        return jaxpr, args
-    inner = jaxpr.jaxpr
-    told = inner.debug_info.with_unknown_names()
-    opened = inner.replace(constvars=[], invars=[*inner.constvars, *inner.invars], debug_info=told)
-    return opened, [*map(_Const, jaxpr.consts), *args]
+    """A jaxpr, and the keys of its constants and arguments."""
+    return (jaxpr.jaxpr, [*map(_Const, jaxpr.consts), *args]) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, args)
 
 
 def _flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[_Step], list[Any]]:
     """The primitives of a jaxpr in their order, without calls of other jaxprs; each value has a key of its own."""
-    keys: dict[Any, Any] = dict(zip(jaxpr.invars, ins, strict=True))
+    keys: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), ins, strict=True))
     steps: list[_Step] = []
     for eqn in jaxpr.eqns:
         args = [v if isinstance(v, Literal) else keys[v] for v in eqn.invars]
@@ -265,8 +261,8 @@ class _Trace:
     def __init__(self, network: Network, params: Params, x: Array) -> None:
         closed, out = jax.make_jaxpr(network, return_shape=True)(params, x)
         named = tree.named_leaves(params)
-        self.params, self.x = {name: object() for name in named}, object()
-        self.steps, outs = _flat(*_opened(closed, [*self.params.values(), self.x]))
+        self.params, self.x = {name: object() for name in named}, [object() for _ in jax.tree.leaves(x)]
+        self.steps, outs = _flat(*_opened(closed, [*self.params.values(), *self.x]))
         self.given: Any = jax.tree.unflatten(jax.tree.structure(out), outs)
         self.made = {key: step for step in self.steps for key in step.outs}
         self.uses = dict.fromkeys(named, 0)
@@ -277,7 +273,9 @@ class _Trace:
         self.normalized: dict[str, None] = {}
         self.kinds: dict[str, Kind] = {}
         self.lacking: dict[str, str] = {}
-        self.values = {self.x: _Value(tuple(x.shape), batch=0)}
+        self.values = {
+            key: _Value(jnp.shape(leaf), batch=0, data=True) for key, leaf in zip(self.x, jax.tree.leaves(x))
+        }
         for name, key in self.params.items():
             shape = tuple(named[name].shape)
             self.values[key] = _Value(shape, name, frozenset((name, i, i) for i in range(len(shape))))
@@ -286,7 +284,8 @@ class _Trace:
 
     def run(self, params: Params, x: Array, taps: Mapping[str, Array]) -> dict[Any, Array]:
         """All values, by key."""
-        values: dict[Any, Any] = dict(zip(self.params.values(), jax.tree.leaves(params), strict=True)) | {self.x: x}
+        leaves = jax.tree.leaves((params, x))
+        values: dict[Any, Any] = dict(zip((*self.params.values(), *self.x), leaves, strict=True))
         tapped = {self.layers[name].key: (self.orders(name)[1], label) for name, label in self.tapped().items()}
         for eqn, ins, outs in self.steps:
             with eqn.ctx.manager:
@@ -300,8 +299,8 @@ class _Trace:
 
     def label(self, kernel: str) -> str:
         """The name of a kernel's layer: the path, or the kernel's own name where several share it."""
-        paths = [one.rpartition("/")[0] for one in self.layers]
-        path = kernel.rpartition("/")[0]
+        paths = [_path(one) for one in self.layers]
+        path = _path(kernel)
         return path if paths.count(path) == 1 else kernel
 
     def tapped(self) -> dict[str, str]:
@@ -352,7 +351,8 @@ class _Trace:
             if name not in self.kinds and len(self.values[key].shape) > 1:
                 lacking[name] = "no layer was found that has it"
         labels = tuple(one.name for one in hidden)
-        return Found(tuple(tapped.values()), labels, units, self.roles(), activation, lacking)
+        draws = any(step.name in _DRAWS for step in self.steps)
+        return Found(tuple(tapped.values()), labels, units, self.roles(), activation, lacking, draws)
 
     def roles(self) -> TracedRoles:
         """The parameters' roles."""
@@ -375,8 +375,6 @@ class _Trace:
 
     def _follow(self, steps: list[_Step], *, inside: bool = False) -> None:
         for step in steps:
-            if step.name in _DRAWS:
-                raise ConfigError("model: the network draws random numbers (dropout); set its rate to 0")
             ins = [self._value(key) for key in step.ins]
             if step.name.startswith("custom_") and (inner := step.eqn.params.get("call_jaxpr")) is not None:
                 nested, outs = _flat(*_opened(inner, list(step.ins)))
@@ -428,7 +426,7 @@ class _Trace:
             for name, _ in entries:
                 self.kinds.setdefault(name, "bias" if bias else kind if layer in self.normalized else "other")
             axes = frozenset()
-        return _Value(shape, None, axes, batch, layer, unit, layers, raw)
+        return _Value(shape, None, axes, batch, layer, unit, layers, raw, True)
 
     def _is_layer(self, step: _Step, ins: list[_Value]) -> bool:
         """Enters a product of data and one parameter as a layer; False if it is none."""
@@ -467,7 +465,7 @@ class _Trace:
         self.kinds[name] = "kernel"
         self.outgoing.setdefault(name, [])
         unit = given[0] if len(given) == 1 else None
-        self.values[step.outs[0]] = _Value(shape, None, frozenset(), to, name, unit, frozenset({name}), True)
+        self.values[step.outs[0]] = _Value(shape, None, frozenset(), to, name, unit, frozenset({name}), True, True)
         return True
 
     def _feature(self, layer: str) -> Any:

@@ -53,7 +53,9 @@ def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int,
         minor = math.prod(shape[axis + 1 :])
         places = [j for j in range(len(out)) if math.prod(out[j + 1 :]) == minor]
         fits = [j for j in places if out[j] == size] or [j for j in places if size and out[j] % size == 0]
-        return fits[0] if fits else None
+        if not fits:
+            return None
+        return fits[-1] if axis == len(shape) - 1 else fits[0]  # An axis of length one may fit several.
     if name in ("squeeze", "expand_dims"):
         dimensions = given["dimensions"]
         kept = [j for j in range(len(shape)) if j not in dimensions]

@@ -367,6 +367,8 @@ def _model(pure: _Pure, name: str, input_shape: tuple[int, ...], outputs: int, c
     example = jax.ShapeDtypeStruct((_EXAMPLES, *input_shape), jnp.float32)
     plain = network(pure.stats, True)
     found = discovery.discover(plain, like, example)
+    if found.draws:
+        raise ConfigError(f"model: {name} draws random numbers (dropout?), which models here do not; set its rate to 0")
 
     def train(params: Params, stats: Tree, taps: Mapping[str, Array], x: Array) -> Any:
         return discovery.tapped(network(stats, True), params, taps, x)

@@ -37,6 +37,15 @@ class ProbeConfig:
         raise NotImplementedError
 
 
+def check_network(config: ProbeConfig, model: Model) -> None:
+    """Raises `ConfigError` if a network, of one's own, has no features or layers that a probe looks at."""
+    has = {"features": model.hidden, "kernels": model.layers, "taps": model.layers}
+    what = {"features": "features", "kernels": "layers with a kernel", "taps": "layers that can be tapped"}
+    for need in config.needs:
+        if not has.get(need, True):
+            raise ConfigError(f"probes: {config.name} needs {what[need]}, which this model has not; leave it out")
+
+
 def check_thresholds(config: ProbeConfig, eps: tuple[float, ...]) -> None:
     """Raises `ConfigError` unless the setting ``eps`` has numbers, none negative."""
     if not eps or not min(eps) >= 0:

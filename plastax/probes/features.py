@@ -13,7 +13,7 @@ from plastax import ranges
 from plastax.errors import ConfigError
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dormant_fraction, feature_norm
-from plastax.probes.base import Need, ProbeConfig
+from plastax.probes.base import Need, ProbeConfig, check_network
 from plastax.probes.ranks import SrankVariant, rows
 from plastax.types import Array, Model, Probe, ProbeInput
 
@@ -50,6 +50,7 @@ class FeatureProbe(ProbeConfig):
         units. ``[feature_layer, tau]``: ``dormant``, the dormant fraction at ``taus``. ``[tau]``: ``dormant_pooled``
         over all units, and ``dormant_mean`` over layers.
         """
+        check_network(self, model)
         per_layer = self._measures(model.activation)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from plastax import ranges, tree
 from plastax.errors import ConfigError
 from plastax.probes import activity
-from plastax.probes.base import Need, ProbeConfig
+from plastax.probes.base import Need, ProbeConfig, check_network
 from plastax.probes.weights import kernels
 from plastax.types import Array, Model, Probe, ProbeInput, Tree
 
@@ -103,6 +103,7 @@ class GradientProbe(ProbeConfig):
         normalisation, if any). ``covariance`` ``[minibatch, other_minibatch]``, see `gradient_covariance`, the mean
         ``cosine`` of two minibatches' gradients and its mean absolute value ``cosine_magnitude``.
         """
+        check_network(self, model)
         tapped = tuple(layer for layer in model.hidden if layer in model.layers)
 
         def measure(seen: ProbeInput) -> dict[str, Array]:

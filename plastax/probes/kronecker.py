@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax.curvature.kronecker import Eigenvalues, Factors, effective_rank, eigenvalues, factors, rank
-from plastax.probes.base import EPS, Need, ProbeConfig, check_thresholds
+from plastax.probes.base import EPS, Need, ProbeConfig, check_network, check_thresholds
 from plastax.types import Array, Model, Probe, ProbeInput
 
 
@@ -36,6 +36,7 @@ class KroneckerSpectrum(ProbeConfig):
         The first four again as ``running_*``, from what the training step's own backward passes accumulated during the
         task (NaN at its start, and where training takes no factors).
         """
+        check_network(self, model)
 
         def summary(layers: dict[str, Factors]) -> tuple[dict[str, Array], list[Eigenvalues]]:
             values = [eigenvalues(layers[layer]) for layer in model.layers]

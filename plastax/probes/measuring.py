@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from plastax import tree
+from plastax import discovery, parameters, tree
 from plastax.curvature import checks, losses, running
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
@@ -21,7 +22,6 @@ from plastax.types import Array, Examples, Features, Key, Loss, Model, Params, P
 Apply = Callable[[Params, Array], Any]
 
 
-@functools.partial(jax.jit, static_argnames=("probes", "apply", "loss", "activation", "init", "roles"))
 def measure(
     probes: tuple[str | ProbeConfig, ...],
     params: Params,
@@ -30,7 +30,7 @@ def measure(
     key: Key,
     *,
     loss: Loss | str = "cross_entropy",
-    activation: str = "relu",
+    activation: str | None = None,
     initial: Params = None,
     previous: Params = None,
     init: Callable[[Key], Params] | None = None,
@@ -39,20 +39,22 @@ def measure(
     """Measures one network on one batch.
 
     Compiles once for the same ``probes`` and the same ``apply``, ``loss`` and ``init`` objects: define these outside of
-    the training loop. Can be mapped over seeds and be part of a larger compiled function. The layers are the tapped
-    ones if any are tapped, else those with a kernel, whatever it is called.
+    the training loop. Can be mapped over seeds and be part of a larger compiled function. Features and taps that
+    ``apply`` does not give are found in its trace, see `plastax.discovery`. The layers are the tapped ones if any are
+    tapped, else those with a kernel, whatever it is called.
 
     Args:
       probes: configurations, ``FeatureProbe(tau=0.1)``, or names of `PROBES` for their defaults.
-      params: a tree of the network's parameters.
+      params: the network's parameters: a tree of arrays, or what else `plastax.parameters.split` takes. ``apply`` gets
+        it as it was given.
       apply: ``(params, x) -> outputs``, or ``-> (outputs, features)`` with a dict of the hidden layers' features
-        ``[B, ..., units]`` in the order of the forward pass, which `FeatureProbe` needs; any other tuple counts as
-        outputs. Or ``plastax.models.tapped(module)`` of a Flax module that returns either: `KroneckerSpectrum` and the
-        gradient-dormant units of `GradientProbe` need it.
+        ``[B, ..., units]`` in the order of the forward pass; any other tuple counts as outputs. Or
+        ``plastax.models.tapped(module)`` of a Flax module that returns either.
       batch: inputs ``[B, ...]`` and labels ``[B]`` or targets ``[B, D]``.
       key: for the probes' random draws.
       loss: a name of `plastax.curvature.losses`, or a loss.
-      activation: name of the hidden layers' nonlinearity, see `plastax.probes.activity`.
+      activation: name of the hidden layers' nonlinearity, see `plastax.probes.activity`; by default that which is
+        found, or relu.
       initial: parameters at the start of training; for `MovementProbe`.
       previous: parameters at the end of the last task; for `MovementProbe`.
       init: ``key -> params``, the initialiser; for `PlasticityProbe`.
@@ -62,7 +64,8 @@ def measure(
       ``<probe>/<value>`` -> array.
 
     Raises:
-      ConfigError: for an unknown name, or a probe that needs what is not given.
+      ConfigError: for an unknown name, parameters that are no arrays, or a probe that needs what is neither given nor
+        found.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -76,21 +79,63 @@ def measure(
       >>> float(values["features/srank"][0]), float(values["weights/spectral_norm"][0])
       (3.0, 2.0)
     """
-    configs = [_config(probe) for probe in probes]
-    output_loss = losses.get(loss)
+    for name, leaf in tree.named_leaves((params, initial, previous)).items():
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+            raise ConfigError(
+                f"params: {name.partition('/')[2]!r} is of type {type(leaf).__name__}; give a tree of arrays, "
+                "equinox.partition(module, equinox.is_array)[0] of an Equinox module, and combine it in apply"
+            )
+    configs = tuple(_config(probe) for probe in probes)
     checks.key(key)
     _check_batch(batch)
+    return _measure(configs, params, apply, batch, key, losses.get(loss), activation, initial, previous, init, roles)
+
+
+@functools.partial(jax.jit, static_argnames=("configs", "apply", "output_loss", "activation", "init", "roles"))
+def _measure(
+    configs: tuple[ProbeConfig, ...],
+    params: Params,
+    apply: Apply | Tapped,
+    batch: tuple[Array, Array],
+    key: Key,
+    output_loss: Loss,
+    activation: str | None,
+    initial: Params,
+    previous: Params,
+    init: Callable[[Key], Params] | None,
+    roles: RolesOf,
+) -> dict[str, Array]:
+    """`measure`, of arguments that fit."""
+    params, whole = parameters.split(params)
+    initial, previous = (None if one is None else parameters.split(one)[0] for one in (initial, previous))
     params, batch, initial, previous = tree.gathered((params, batch, initial, previous))
     examples = Examples(*batch)
     # A plain network is one without taps.
-    network = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))
+    given = apply if isinstance(apply, Tapped) else Tapped(lambda x: {}, lambda p, taps, x: (apply(p, x), {}))
 
-    def forward(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
-        out, inputs = network.apply(params, taps, x)
+    def own(params: Params, taps: dict[str, Array], x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
+        out, inputs = given.apply(whole(params), taps, x)
         # Any other tuple is the outputs themselves, of an actor and a critic, say.
         paired = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping)
         outputs, features = out if paired else (out, {})
         return outputs, _arrays(features), inputs
+
+    def plain(params: Params, x: Array) -> tuple[Tree, Features]:
+        return own(params, {}, x)[:2]
+
+    hidden: list[str] = []
+    # Read while it is traced: a dict that comes out of JAX is sorted.
+    jax.eval_shape(lambda p, x: hidden.extend(plain(p, x)[1]), params, examples.x)
+    layers = tapped = tuple(given.taps(examples.x))
+    forward: Callable[..., Any] = own
+    taps_of = given.taps
+    lacks = {need for need, names in (("features", hidden), ("taps", tapped)) if not names}
+    if lacks & {need for config in configs for need in config.needs}:
+        found = discovery.discover(plain, params, examples.x)
+        hidden, layers, tapped = list(found.hidden), found.layers, found.layers
+        forward, taps_of = functools.partial(discovery.tapped, plain), functools.partial(discovery.taps, plain, params)
+        activation = activation or found.activation
+        roles = found.roles if roles is STRUCTURE else roles
 
     def tapped_loss(
         params: Params, taps: Tree, data: Examples
@@ -98,23 +143,20 @@ def measure(
         outputs, features, inputs = forward(params, taps, data.x)
         return output_loss.value(outputs, data), (features, inputs)
 
-    hidden: list[str] = []
-    # Read while it is traced: a dict that comes out of JAX is sorted.
-    jax.eval_shape(lambda p, x: hidden.extend(forward(p, {}, x)[1]), params, examples.x)
-    layers = tapped = tuple(network.taps(examples.x))
     if not tapped and any("kernels" in config.needs for config in configs):
         layers = tuple(kernel_names(params, roles, "probes"))
     _check_needs(configs, {
         "features": bool(hidden), "taps": bool(tapped), "init": init is not None,
         "origins": initial is not None and previous is not None,
     })  # fmt: skip
+    draw = _no_init if init is None else lambda key: parameters.split(init(key))[0]
     model = Model(
-        init or _no_init, lambda p, x: forward(p, {}, x)[:2], network.taps, forward, layers, tuple(hidden),
-        activation=activation, roles=roles,
+        draw, lambda p, x: forward(p, {}, x)[:2], taps_of, forward, layers, tuple(hidden),
+        activation=activation or "relu", roles=roles,
     )  # fmt: skip
     seen = ProbeInput(
         params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: forward(p, {}, data.x)[1],
-        lambda p, data: forward(p, {}, data.x)[0], output_loss, tapped_loss, lambda data: network.taps(data.x),
+        lambda p, data: forward(p, {}, data.x)[0], output_loss, tapped_loss, lambda data: taps_of(data.x),
         running.start({}), key, lambda: initial, previous,
     )  # fmt: skip
     values: dict[str, Array] = {}
@@ -138,8 +180,8 @@ def _check_batch(batch: Any) -> None:
 
 
 _REMEDIES: Mapping[Need, str] = {
-    "features": "apply: the network gives no features; let it return (outputs, features)",
-    "taps": "apply: its layers are not tapped; give plastax.models.tapped(module)",
+    "features": "apply: the network gives no features, and none are found; let it return (outputs, features)",
+    "taps": "apply: it has no layer that can be tapped",
     "origins": "initial, previous: None is not allowed",
     "init": "init: None is not allowed; give the network's initialiser",
 }

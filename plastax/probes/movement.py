@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import tree
-from plastax.probes.base import Need, ProbeConfig
+from plastax.probes.base import Need, ProbeConfig, check_network
 from plastax.probes.weights import kernels
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
@@ -47,6 +47,7 @@ class MovementProbe(ProbeConfig):
         the previous task (in the first task, from the first parameters): at a task's start what the method did at the
         switch, at its end the weight change of the whole task. It takes one more copy of the parameters in the state.
         """
+        check_network(self, model)
 
         def layers(a: Params, b: Params) -> Array:
             pairs = zip(kernels(a, model), kernels(b, model), strict=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import linalg, roles, tree
-from plastax.probes.base import Need, ProbeConfig
+from plastax.probes.base import Need, ProbeConfig, check_network
 from plastax.roles import RolesOf
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
@@ -63,6 +63,7 @@ class WeightProbe(ProbeConfig):
         stacks layers (`flax.linen.scan`) of the whole stack; ``total_norm`` and ``total_mean_magnitude``, of all
         parameters, are scalars. `plastax.roles` says which axes of a kernel are inputs and which units.
         """
+        check_network(self, model)
         measures: dict[str, Callable[[Array], Array]] = {
             "norm": tree.norm,
             "mean_magnitude": mean_magnitude,
