@@ -202,7 +202,7 @@ environment: with this table, bad settings are refused before."""
 
 
 ENVIRONMENTS: dict[str, Any] = {}
-"""Your own environments by name, for every stream that takes an ``env``: see `own`."""
+"""Your own environments by name, for every stream that takes an ``env``: see `resolved`."""
 
 
 def spaces_of(env: Any) -> Spaces:
@@ -211,11 +211,11 @@ def spaces_of(env: Any) -> Spaces:
         raise ConfigError(f"stream.env: {env!r} downloads a data set when it is built; choose another environment")
     if isinstance(env, str) and env in SPACES:
         return SPACES[env]
-    made, params = own(env)
+    made, params = resolved(env)
     return Spaces(jax.eval_shape(made.reset_env, tree.key_like(), params)[0].shape, _action_space(made, params))
 
 
-def own(env: Any) -> tuple[Any, Tree]:
+def resolved(env: Any) -> tuple[Any, Tree]:
     """Your own environment, in the form that `from_gymnax` takes, and its parameters.
 
     Args:
@@ -259,7 +259,7 @@ def make(env: Any, **options: Any) -> tuple[Any, Tree]:
     """An environment and its parameters, as arrays.
 
     Args:
-      env: an id known to gymnax, such as ``CartPole-v1``, or your own, see `own`.
+      env: an id known to gymnax, such as ``CartPole-v1``, or your own, see `resolved`.
       **options: of the constructor of gymnax's environment.
 
     Returns:
@@ -270,7 +270,7 @@ def make(env: Any, **options: Any) -> tuple[Any, Tree]:
     """
     if not (isinstance(env, str) and env in SPACES):
         spaces_of(env)
-        env, params = own(env)
+        env, params = resolved(env)
         return env, strong(params)
     # gymnax imports matplotlib and seaborn, which takes longer than importing plastax: only who builds a stream pays.
     drawing.import_matplotlib()
@@ -358,7 +358,7 @@ def from_gymnax(
         if not wide:
             raise
         raise ConfigError(
-            f"JAX_ENABLE_X64: 1 is not allowed with {env.name}, whose code mixes types; unset it"
+            f"JAX_ENABLE_X64: 1 is not allowed with {foreign.name_of(env)}, whose code mixes types; unset it"
         ) from error
     return Environment(restart, draw, advance, observation.shape, _action_space(env, task.params))
 
@@ -370,7 +370,8 @@ def _action_space(env: Any, params: Tree) -> Discrete | Continuous:
         return Discrete(int(space.n))
     if not hasattr(space, "low") or len(space.shape) != 1:
         raise ConfigError(
-            f"stream.env: {env.name!r} has the action space {space!r}; discrete and one-dimensional boxes are allowed"
+            f"stream.env: {foreign.name_of(env)!r} has the action space {space!r}; discrete and one-dimensional boxes "
+            "are allowed"
         )
     low, high = (tuple(np.broadcast_to(np.asarray(x, float), space.shape).tolist()) for x in (space.low, space.high))
     return Continuous(low, high, space.shape[0])

@@ -83,7 +83,7 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
     Raises:
       ConfigError: something is missing or of another form; the message says what is there, and what is needed.
     """
-    name = str(getattr(env, "name", type(env).__name__))
+    name = name_of(env)
     whole, alone = _has(env, "step_env", "reset_env"), _has(env, "step", "reset")
     if not hasattr(env, "action_space") or not (whole or alone):
         has = [member for member, _ in inspect.getmembers(type(env), callable) if not member.startswith("_")]
@@ -93,7 +93,7 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
     whole = whole and not _is_empty(env.reset_env, tree.key_like(), params)
     reset: Any = env.reset_env if whole else lambda key, _: env.reset(key, params)
     step: Any = env.step_env if whole else lambda key, state, action, _: env.step(key, state, action, params)
-    values = check(name, env.action_space, reset, step, params)
+    values = step_shapes(name, env.action_space, reset, step, params)
     info, both = values[-1], len(values) == 6
     told = next((key for key in TRUNCATIONS if key in info), None)
     final = None if whole else next((key for key in FINALS if key in info), None)
@@ -117,7 +117,12 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
     return Adapted(name, env.action_space, reset, advance), params
 
 
-def check(name: str, action_space: Any, reset: Any, step: Any, params: Tree) -> tuple[Any, ...]:
+def name_of(env: Any) -> str:
+    """What messages call an environment."""
+    return str(getattr(env, "name", type(env).__name__))
+
+
+def step_shapes(name: str, action_space: Any, reset: Any, step: Any, params: Tree) -> tuple[Any, ...]:
     """The shapes of what a step gives; raises `ConfigError` if they are not those of an environment."""
     key = tree.key_like()
     action = _traced(name, "action_space(params).sample(key)", lambda key: action_space(params).sample(key), key)

@@ -44,7 +44,7 @@ def entry(given: Any, name: str) -> StreamConfig:
     """The settings of a stream that an object stands for, as `plastax.rl.STREAMS` holds them.
 
     Args:
-      given: such settings, or their class; or an environment, see `environment.own`, which `ENVIRONMENTS` then has.
+      given: such settings, or their class; or an environment, see `environment.resolved`. `ENVIRONMENTS` then has it.
       name: what messages, records and ``env`` call it.
 
     Raises:
