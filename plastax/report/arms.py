@@ -74,16 +74,16 @@ def value_text(value: Any) -> str:
 
 
 def titles(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
-    """Arm -> its method, and below it a line ``setting value`` for each swept setting that it has."""
+    """Arm -> its method, and below it a line ``setting = value`` for each swept setting that it has."""
     frame = shown(described(data))
     return {
-        str(arm): "\n".join([row["method"], *(f"{name} {value}" for name, value in row.iloc[1:].items() if value)])
+        str(arm): "\n".join([row["method"], *(f"{name} = {value}" for name, value in row.iloc[1:].items() if value)])
         for arm, row in frame.iterrows()
     }
 
 
 def names(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
-    """Arm -> what sentences call it: its label; in a sweep ``l2_er (er_lr 0.1)``."""
+    """Arm -> what sentences call it: its label; in a sweep ``l2_er (er_lr = 0.1)``."""
     if not is_sweep(data):
         return {str(arm): str(arm) for arm in data.arm.values}
     parts = {arm: title.splitlines() for arm, title in titles(data).items()}

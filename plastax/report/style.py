@@ -113,7 +113,7 @@ def legend_looks(data: xr.Dataset | xr.DataArray) -> dict[str, Look]:
     values = _values(frame)
     for i, value in enumerate(values):
         grey = Look(_GREY, 0, 0)
-        found[f"{shown(frame).columns[1]} {value_text(value)}"] = _shaded(grey, i, len(values))
+        found[f"{shown(frame).columns[1]} = {value_text(value)}"] = _shaded(grey, i, len(values))
     kinds = list(dict.fromkeys(_lines(frame)))
     return found | {text: Look(_GREY, i % len(LINES), 0) for i, (text, _) in enumerate(kinds) if text}
 
@@ -134,7 +134,7 @@ def _lines(frame: pd.DataFrame) -> list[tuple[str, int]]:
     colours, texts = method_colours(map(base, frame["method"])), shown(frame)
     found = []
     for (arm, row), method in zip(texts.iterrows(), frame["method"]):
-        words = [f"{name} {value}" for name, value in row.iloc[2:].items() if value]
+        words = [f"{name} = {value}" for name, value in row.iloc[2:].items() if value]
         words = [f"run {run_of(str(arm))}", *words] if run_of(str(arm)) else words
         found.append((", ".join(words), colours[base(method)][1]))
     return found

@@ -90,7 +90,8 @@ def curves(frame: pd.DataFrame, column: str, axis: Axis) -> list[Curve]:
     runs = [arms.run_of(str(arm)) for arm in frame.index]
     texts = arms.shown(frame[["method", *others]])
     rest = [
-        (f"run {run}, " if run else "") + ", ".join(f"{name} {value}" for name, value in row.iloc[1:].items() if value)
+        (f"run {run}, " if run else "")
+        + ", ".join(f"{name} = {value}" for name, value in row.iloc[1:].items() if value)
         for run, (_, row) in zip(runs, texts.iterrows())
     ]
     kinds = list(dict.fromkeys(rest))

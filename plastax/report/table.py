@@ -195,13 +195,13 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     return digits.format(mean) + interval + (f" ({broken} of {row['seeds']:.0f} frozen)" if broken else "")
 
 
-GAP = 2
-"""Characters between the columns of a table."""
+GAP, NAME = 2, 15
+"""Characters between the columns of a table, and of a line of a column's name."""
 
 
 def _widths(cells: pd.DataFrame) -> list[int]:
-    """Characters that each column needs: its longest cell, or the longest word of its name, and a gap."""
-    texts = [(*cells.iloc[:, i], *str(name).split()) for i, name in enumerate(cells)]
+    """Characters of each column and its gap: of its longest cell, and of its name at least a word and a line."""
+    texts = [(*cells.iloc[:, i], *str(name).split(), str(name)[:NAME]) for i, name in enumerate(cells)]
     return [GAP + max(map(len, column)) for column in texts]
 
 
@@ -233,11 +233,12 @@ def fitted(cells: pd.DataFrame, width: int, keys: int = 1) -> rich.table.Table:
 
 
 def by_weight(names: Sequence[str], data: xr.Dataset) -> list[str]:
-    """The columns of the summary, with the late score, the late rank and the score's change first."""
+    """The columns of the summary: the late score, the late rank and the score's change first, finished tasks last."""
     score = score_of(data)
     first = [f"{score.main.name}{score.windows[-1].suffix}"] if score else []
     first += ["rank_last_third", *([f"{score.main.name}_change"] if score else [])]
-    return [*(name for name in first if name in names), *(name for name in names if name not in first)]
+    first = [name for name in first if name in names]
+    return [*first, *(name for name in names if name not in (*first, "tasks")), *({"tasks"} & {*names})]
 
 
 def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich.table.Table:

@@ -93,6 +93,6 @@ def _best(run: Path, config: Mapping[str, Any]) -> str:
     best = choose(values, key=lambda name: values[name])
     arm = config.get("arms", {}).get(best, {"method": best, "settings": {}})
     named = ", ".join(
-        [arm["method"], *(f"{name.rpartition('.')[2]} {value}" for name, value in arm["settings"].items())]
+        [arm["method"], *(f"{name.rpartition('.')[2]} = {value}" for name, value in arm["settings"].items())]
     )
     return f"{named} ({label} {values[best]:.4g})"

@@ -129,7 +129,7 @@ def test_a_swept_reset_is_no_method_that_keeps_its_plasticity(sweep: pathlib.Pat
     found = verdict.findings(data.assign_coords(method=("arm", methods)))
     assert (found.best, found.reference) == (label("l2_er", 0.01), "reset")
     texts = " ".join(text for _, text in verdict.answers(found))
-    assert "l2_er (learning_rate 0.01) has the best" in texts
+    assert "l2_er (learning_rate = 0.01) has the best" in texts
     assert "Compared with a new network in every task (reset): worse: 6 arms" in texts
 
 
@@ -155,7 +155,7 @@ def test_the_list_of_runs_is_not_cut(sweep: pathlib.Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert re.search(rf"^{sweep.name} ", text, flags=re.MULTILINE)
-    assert "best: layernorm, learning_rate 0.01 (final training accuracy 0.5)" in " ".join(text.split())
+    assert "best: layernorm, learning_rate = 0.01 (final training accuracy 0.5)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -273,7 +273,7 @@ def test_colour_is_the_method_and_shade_the_value(sweep: pathlib.Path) -> None:
         light = [sum(int(shade[i : i + 2], 16) for i in (1, 3, 5)) for shade in shades]
         assert light == sorted(light, reverse=True)
     # The legend has methods and values, not every pair of them.
-    entries = [*METHODS, *(f"learning_rate {rate:g}" for rate in RATES)]
+    entries = [*METHODS, *(f"learning_rate = {rate:g}" for rate in RATES)]
     assert list(style.legend_looks(data)) == entries
     figure = report.draw(sweep, "ranks")["ranks"].figure
     (legend,) = figure.legends
@@ -304,5 +304,5 @@ def test_the_page_of_a_sweep(sweep: pathlib.Path) -> None:
         assert f'id="{name}"' in page
     # No sentence, table or legend has the label of an arm.
     assert "@learning_rate" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    assert "layernorm (learning_rate 0.01) has the best" in text
+    assert "layernorm (learning_rate = 0.01) has the best" in text
     assert (sweep / "figures" / "sweep.csv").exists()
