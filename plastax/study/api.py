@@ -143,8 +143,9 @@ def _experiment(given: Any, values: dict[str, Any]) -> tuple[Experiment[Any], di
     rest = {key: value for key, value in values.items() if key != "stream"}
     if isinstance(stream, str) and stream in streams.STREAMS:
         return _about(type(streams.STREAMS[stream])), rest
-    if isinstance(stream, str) and stream not in STREAMS and ":" not in stream:
-        raise ConfigError.unknown("stream", stream, [*streams.STREAMS, *STREAMS, "your own, module:object"])
+    known = [*streams.STREAMS, *STREAMS, *names.installed("streams"), *names.installed("environments")]
+    if isinstance(stream, str) and stream not in known and ":" not in stream:
+        raise ConfigError.unknown("stream", stream, [*known, "your own, module:object"])
     if any(type(stream) is type(known) for known in streams.STREAMS.values()):
         return _about(type(stream)), values
     own = _own_stream(stream)
