@@ -127,17 +127,17 @@ def npz(path: Path) -> Arrays:
 def folder(path: Path) -> Arrays:
     """Images by class, ``<class>/*.png``, or in two such folders ``train`` and ``test`` (or ``val``).
 
-    All images have one size. If all of them are grey they have one channel, otherwise three.
+    All images have one size. If all of them are grey they have one channel, otherwise three. Folders whose names are
+    numbers are in the order of numbers.
 
     Raises:
       DataError: there are none, one is damaged, or they differ in size.
     """
     held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
     if held_out is None or not (path / "train").is_dir():
-        files = _files(path)
-        return arrays(_decoded(files), np.array([file.parent.name for file in files]))
-    train, test = _files(path / "train"), _files(held_out)
-    images, labels = _decoded([*train, *test]), np.array([file.parent.name for file in (*train, *test)])
+        return arrays(*_decoded(_files(path)))
+    train = _files(path / "train")
+    images, labels = _decoded([*train, *_files(held_out)])
     split = len(train)
     return arrays(images[:split], labels[:split], images[split:], labels[split:])
 
@@ -149,7 +149,8 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _decoded(files: Sequence[Path]) -> np.ndarray:
+def _decoded(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels."""
     from PIL import Image  # comes with matplotlib
 
     def opened(file: Path) -> Image.Image:
@@ -171,7 +172,8 @@ def _decoded(files: Sequence[Path]) -> np.ndarray:
     for place, file in zip(images, files):
         with bounded.refusing(file, "an image", "replace or remove it"), opened(file) as image:
             place[:] = np.asarray(image.convert(mode)).reshape(place.shape)
-    return images
+    labels = np.array([file.parent.name for file in files])
+    return images, labels.astype(int) if all(map(str.isdecimal, labels.tolist())) else labels
 
 
 def _of_object(given: Any) -> Arrays:
@@ -231,8 +233,10 @@ def _items(given: Any) -> tuple[np.ndarray, list[Any]]:
 
 def _pair(item: Any) -> tuple[np.ndarray, Any]:
     if isinstance(item, Mapping):
-        keys = [next((k for k in names if k in item), names[0]) for names in (("image", "img", "x"), ("label", "y"))]
-        item = [item[key] for key in keys]
+        found = [[key for key in keys if key in item][:1] for keys in (("image", "img", "x"), ("label", "y"))]
+        if [] in found:
+            raise ValueError(f"it has {', '.join(map(ascii, item))}, and needs 'image' and 'label'")
+        item = [item[key] for (key,) in found]
     image, label = item
     if getattr(image, "mode", "L") not in ("L", "RGB"):  # Pillow's: a palette's numbers are no levels
         image = image.convert("RGB")

@@ -164,7 +164,7 @@ X, Y = examples(5, dtype=np.float64), LABELS
         ({}, "has no x and no y"),
         ([], "the data set is empty"),
         ([(np.zeros((2, 2 + i)), i) for i in range(3)], r"item 1: float64 \(2, 3\), item 0 float64 \(2, 2\)"),
-        ([{"image": np.zeros((2, 2)), "fine_label": 0}], r"item 0: KeyError \('label'\); give .*\(image, label\)"),
+        ([{"image": X[0], "fine_label": 0}], "item 0: .*it has 'image', 'fine_label', and needs 'image' and 'label'"),
         (X, "item 0: ValueError"),
         (3, "an object of type int is given; give an .npz file"),
         (lambda: 3, "an object of type int is given"),
@@ -230,6 +230,16 @@ def test_images_that_differ_are_refused(tmp_path: Path, image, said):
     Image.fromarray(image).save(tmp_path / "cat" / "1.png")
     with pytest.raises(data.DataError, match=rf"1.png: .*{said}"):
         data.load(tmp_path)
+
+
+def test_folders_named_by_numbers_are_in_the_order_of_numbers(tmp_path: Path):
+    for name in ("10", "9", "2"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.fromarray(np.full((2, 2), int(name), np.uint8)).save(tmp_path / name / f"{i}.png")
+    found = data.load(tmp_path)
+    assert found.card.labels == (2, 9, 10)
+    assert np.array(found.card.labels)[found.test_labels].tolist() == found.test_images[:, 0, 0, 0].tolist()
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path):
