@@ -60,7 +60,7 @@ def study(
 ) -> pathlib.Path:
     """The study, as `study.experiment.Experiment.run` has it; its directory."""
     chosen = {"methods": [*ARMS], "seeds": 2, "tasks": 2, "updates_per_task": 4, **others}
-    config = settings.Study(
+    config = settings.Config(
         runs_dir=runs_dir, resume=pathlib.Path(resume) if resume else None, fresh=fresh, shard=shard
     )
     directory, run_id, note = starting.run_directory(config, "tiny", chosen, here)

@@ -145,8 +145,8 @@ def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
     """``--auto-chunk``: found before the run begins, and part of its settings, for it may change the last bits."""
 
     prepared = Prepared(loop.Plan(1, 1, 1, 1), lambda _: greedy(), [])
-    experiment = Experiment("tiny", settings.Study, {}, {}, lambda *_: prepared, lambda config: Shared(None))
-    config = settings.Study(
+    experiment = Experiment("tiny", settings.Config, {}, {}, lambda *_: prepared, lambda config: Shared(None))
+    config = settings.Config(
         methods=("backprop",),
         probes=(),
         seeds=SEEDS,

@@ -210,7 +210,7 @@ def test_a_run_of_format_0_is_refused_and_still_read(tmp_path):
     directory = unpacked("format-0", tmp_path)
     with pytest.raises(RunError, match="is of format 0, and this plastax continues format 1 only"):
         killing.study(directory)
-    config = dataclasses.replace(settings.Study(), resume=directory)
+    config = dataclasses.replace(settings.Config(), resume=directory)
     with pytest.raises(ConfigError, match=r"resume: .* is of format 0 .* continue with the version that began it"):
         starting.run_directory(config, "tiny", read_json(directory / "config.json")["settings"])
     assert list((directory / "checkpoints" / "adam").iterdir())

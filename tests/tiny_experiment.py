@@ -15,7 +15,7 @@ from tests import killing
 
 
 @dataclass(frozen=True)
-class Config(settings.Study):
+class Config(settings.Config):
     """A tiny experiment."""
 
     methods: settings.Methods = ("l2", "weight_decay")

@@ -23,7 +23,7 @@ from plastax import output
 from plastax.errors import ConfigError
 from plastax.study.configuration import checked, configure, in_full, nearest
 from plastax.study.names import ALIASES
-from plastax.study.settings import GROUPS, C, Registry, Study, members, registered
+from plastax.study.settings import GROUPS, C, Config, Registry, members, registered
 
 SHOWN = ("--preset", "--keep-params", "--runs-dir", "--resume", "--fresh", "--wandb")
 """Settings that change no number of a run and are in the short help all the same."""
@@ -158,7 +158,7 @@ def _without_help(args: Sequence[str]) -> tuple[list[str], str | None]:
     return list(args), None
 
 
-def print_help(config: Study, presets: Iterable[str], asked: str = "", prog: str = "") -> None:
+def print_help(config: Config, presets: Iterable[str], asked: str = "", prog: str = "") -> None:
     """Prints what the settings of an experiment are.
 
     Args:
@@ -199,7 +199,7 @@ def _first_line(entry: Any) -> str:
     return (type(entry).__doc__ or "").strip().partition("\n")[0]
 
 
-def _unused(config: Study) -> set[str]:
+def _unused(config: Config) -> set[str]:
     """The groups of what a configuration does not name."""
     used = {member for name in (*config.methods, *config.probes) for member in members(name)}
     entries = {group for field in GROUPS for group in registered(config, field)}
@@ -243,7 +243,7 @@ def _fitting(text: str, width: int) -> str:
     return max((one for one in whole if len(one) <= width), key=len, default="")
 
 
-def _check_flags(args: Sequence[str], config: Study) -> None:
+def _check_flags(args: Sequence[str], config: Config) -> None:
     """Raises `ConfigError` for a flag that no setting has, with those that may be meant."""
     unused = _unused(config)
     known = [flag.name for flag in sorted(_flags(config), key=lambda flag: flag.group in unused)]
@@ -277,7 +277,7 @@ def _values_of(args: Sequence[str], *flags: str) -> list[str] | None:
     return found
 
 
-def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
+def _spelled_out(args: Sequence[str], default: Config) -> list[str]:
     """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by names of entries and settings."""
     args = [_in_full(arg, default) for arg in args]
     for alias, name in ALIASES.items():
@@ -295,7 +295,7 @@ def _spelled_out(args: Sequence[str], default: Study) -> list[str]:
     return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
 
 
-def _in_full(arg: str, config: Study) -> str:
+def _in_full(arg: str, config: Config) -> str:
     """``--lr`` as ``--training.learning-rate`` or ``--ppo.learning-rate``."""
     name, equals, value = arg.partition("=")
     full = in_full(config, name.removeprefix("--").replace("-", "_"))

@@ -25,7 +25,7 @@ from plastax.records import lifecycle
 from plastax.records.layout import read_config
 from plastax.study import names
 from plastax.study.names import ALIASES, Named
-from plastax.study.settings import GROUPS, KINDS, SEED, C, Registry, Study, check_sizes, label, parts, replaced
+from plastax.study.settings import GROUPS, KINDS, SEED, C, Config, Registry, check_sizes, label, parts, replaced
 
 
 def configure(
@@ -37,7 +37,7 @@ def configure(
     """The configuration of some values, over those of a preset, or of the run that ``resume`` names.
 
     Args:
-      base: a frozen dataclass that extends `Study`.
+      base: a frozen dataclass that extends `Config`.
       presets: name -> dotted setting -> value, over the defaults (``{"smoke": {"seeds": 2, "ppo.num_envs": 2}}``).
         All settings of a choice at once (``{"model_settings": CNN(...)}``) apply only if that choice is made.
       choices: field -> registry of which it names one entry. The settings of that entry are the group of the field's
@@ -160,7 +160,7 @@ SHORT: Mapping[str, str] = {"lr": "learning_rate", "epochs": "epochs", "batch_si
 """What everybody calls a setting of the training -> its name."""
 
 
-def in_full(config: Study, name: str) -> str:
+def in_full(config: Config, name: str) -> str:
     """The dotted setting of a name in `SHORT`, in whichever group the configuration has it; other names as they are."""
     for group in ("training", "ppo"):
         if name in SHORT and hasattr(getattr(config, group, None), SHORT[name]):
@@ -220,7 +220,7 @@ def _with_groups(base: type[C], chosen: Mapping[str, Any], own: Mapping[str, Map
     return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, namespace=namespace)
 
 
-def _names(config: Study, field: str) -> tuple[str, ...]:
+def _names(config: Config, field: str) -> tuple[str, ...]:
     """The entries that a field names, without aliases, ``all`` and ``none``; raises `ConfigError` for duplicates."""
     given, registry = getattr(config, field), GROUPS[field]
     if given == ("all",):
@@ -260,7 +260,7 @@ def _from_json(config: Any, stored: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def _check(config: Study) -> None:
+def _check(config: Config) -> None:
     check_sizes(config)
     if config.first_seed + config.seeds - 1 > SEED:
         raise ConfigError(

@@ -31,10 +31,10 @@ from plastax.program import parallel, segments
 from plastax.records import environment, lifecycle
 from plastax.runs import compilation, loop, memory, networks
 from plastax.study import command_line, forecast, settings, starting, sweep
-from plastax.study.settings import Registry, Study
+from plastax.study.settings import Config, Registry
 from plastax.types import MethodConfig, Model, Probe, Program
 
-C = TypeVar("C", bound=Study)
+C = TypeVar("C", bound=Config)
 
 
 class Prepared(NamedTuple):
@@ -289,12 +289,12 @@ def with_defaults(
     return {name: {**defaults, **changes} for name, changes in presets.items()}
 
 
-def method_of(config: Study, name: str) -> MethodConfig:
+def method_of(config: Config, name: str) -> MethodConfig:
     """The method of a name, or the composition of several, with its settings in a configuration."""
     return compose([settings.entry(config, METHODS, member) for member in settings.members(name)])
 
 
-def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> list[Probe]:
+def probes_of(config: Config, model: Model, learning_rate: float, steps: int) -> list[Probe]:
     """The chosen probes, built for a model.
 
     Args:
@@ -323,7 +323,7 @@ def probes_of(config: Study, model: Model, learning_rate: float, steps: int) -> 
     return built
 
 
-def cut(config: Study, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:
+def cut(config: Config, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:
     """Cuts a run into segments.
 
     Args:
@@ -359,7 +359,7 @@ def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[
             )
 
 
-def _used(config: Study) -> list[object]:
+def _used(config: Config) -> list[object]:
     """The classes and entries that a configuration uses, for `environment.own_sources`."""
     entries = [
         settings.entry(config, registry, member)
@@ -373,6 +373,6 @@ def _used(config: Study) -> list[object]:
     return [*type(config).__mro__[1:-1], *entries, *code, *filter(dataclasses.is_dataclass, others)]
 
 
-def _devices(config: Study, arms: int) -> int | None:
+def _devices(config: Config, arms: int) -> int | None:
     """The devices that networks are spread over; None with ``seed_chunk``, which alone decides what runs together."""
     return None if config.seed_chunk else min(config.devices or len(jax.devices()), arms * config.seeds)

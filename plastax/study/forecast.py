@@ -11,11 +11,11 @@ from pathlib import Path
 from plastax.probes import PROBES
 from plastax.records import lifecycle
 from plastax.study import settings
-from plastax.study.settings import Study
+from plastax.study.settings import Config
 from plastax.study.sweep import Arm
 
 
-def networks(config: Study, arms: Sequence[Arm], own: int, programs: int) -> str:
+def networks(config: Config, arms: Sequence[Arm], own: int, programs: int) -> str:
     """How many networks are trained on what.
 
     Args:
@@ -33,7 +33,7 @@ def networks(config: Study, arms: Sequence[Arm], own: int, programs: int) -> str
     )
 
 
-def measurements(config: Study) -> list[str]:
+def measurements(config: Config) -> list[str]:
     """What is measured in how many tasks: a line for all, and one for each probe that is due in fewer than three."""
     due = {name: len(range(0, config.tasks, _every(config, name))) for name in map(settings.label, config.probes)}
     if not due:
@@ -43,7 +43,7 @@ def measurements(config: Study) -> list[str]:
     return [f"measured at the start and the end of tasks: {said}", *rare(config)]
 
 
-def rare(config: Study) -> list[str]:
+def rare(config: Config) -> list[str]:
     """A line for every chosen probe that is due in fewer than three tasks."""
     lines = []
     for name in map(settings.label, config.probes):
@@ -68,7 +68,7 @@ def duration(folder: Path, identity: str) -> str:
     return f"an earlier run of these settings took {datetime.timedelta(seconds=round(seconds))}"
 
 
-def _every(config: Study, probe: str) -> int:
+def _every(config: Config, probe: str) -> int:
     return math.lcm(config.probe_every, settings.entry(config, PROBES, probe).every)
 
 

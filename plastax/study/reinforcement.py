@@ -18,7 +18,7 @@ from plastax.types import Program
 
 
 @dataclass(frozen=True)
-class Config(settings.Study):
+class Config(settings.Config):
     """Settings of all experiments on streams of environments."""
 
     stream: str = "cartpole_chain"

@@ -1,6 +1,6 @@
 """Settings of an experiment: one frozen, hashable configuration.
 
-An experiment declares a frozen dataclass that extends `Study`. `configuration.configure` adds a group of settings for
+An experiment declares a frozen dataclass that extends `Config`. `configuration.configure` adds a group of settings for
 every entry of the registries and for every object of one's own (``--l2-er.er-lr``, ``--hessian.order``,
 ``--stream.sigma``; see `names`).
 """
@@ -28,7 +28,7 @@ from plastax.study.names import ALIASES, Named
 
 Registry = Mapping[str, Any]
 GROUPS: Mapping[str, Registry] = {"methods": METHODS, "probes": PROBES}
-"""Field of `Study` -> the registry whose entries it names. The settings of an entry are a group of its name."""
+"""Field of `Config` -> the registry whose entries it names. The settings of an entry are a group of its name."""
 KINDS: Mapping[str, str] = {"model": "models", "stream": "environments"}
 """Field that names one entry -> its kind, for `names.find`; fields of `GROUPS` are called as their kind."""
 INT = 2**31 - 1
@@ -47,7 +47,7 @@ def aside(default: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Config:
     """The settings that all experiments have."""
 
     own: ClassVar[Mapping[str, Mapping[str, Named]]] = MappingProxyType({})
@@ -109,17 +109,17 @@ class Study:
     (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes, and JAX_COMPILATION_CACHE_DIR change that)."""
 
 
-C = TypeVar("C", bound=Study)
+C = TypeVar("C", bound=Config)
 D = TypeVar("D")
 
 
-def entry(config: Study, registry: Registry, name: str) -> Any:
+def entry(config: Config, registry: Registry, name: str) -> Any:
     """The settings of a name in a configuration, such as ``config.l2_er``; of an own object, ``config.cpr``."""
     group = names.key(name)
     return getattr(config, group) if hasattr(config, group) else registry[group]
 
 
-def choice(config: Study, field: str) -> Any:
+def choice(config: Config, field: str) -> Any:
     """The settings of the entry that a field of a configuration names, such as those of ``config.model``."""
     return getattr(config, f"{field}_settings")
 
@@ -152,19 +152,19 @@ def label(name: str) -> str:
     return "+".join(members(name))
 
 
-def registered(config: Study, field: str) -> dict[str, Any]:
+def registered(config: Config, field: str) -> dict[str, Any]:
     """Group -> entry at its defaults, of all that a field of `GROUPS` can name: the registry's, and own ones."""
     return {**GROUPS[field], **{group: one.entry for group, one in config.own.get(field, {}).items()}}
 
 
-def origins(config: Study) -> dict[str, Mapping[str, str]]:
+def origins(config: Config) -> dict[str, Mapping[str, str]]:
     """Group -> `Named.origin` of the own objects that a configuration uses."""
     return {
         group.removesuffix("_settings"): one.origin for found in config.own.values() for group, one in found.items()
     }
 
 
-def fleeting(config: Study) -> list[str]:
+def fleeting(config: Config) -> list[str]:
     """A line about own objects that no other process finds by their names, and one about those of unknown source."""
     used = [(field, one) for field, found in config.own.items() for one in found.values()]
     alone = ", ".join(one.name for _, one in used if not one.again)
@@ -198,7 +198,7 @@ def with_options(model: Any, name: str, method: str, options: Mapping[str, Any])
 def replaced(config: D, values: Mapping[str, Any]) -> D:
     """``config``, a dataclass, with dotted settings replaced.
 
-    >>> replaced(Study(), {"seeds": 3}).seeds
+    >>> replaced(Config(), {"seeds": 3}).seeds
     3
     """
     whole = {name: value for name, value in values.items() if "." not in name}
@@ -243,7 +243,7 @@ def of_shard(items: Sequence[Any], shard: str) -> Sequence[Any]:
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def to_json(config: Study) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
     """All settings as JSON values, without those of entries that were not chosen."""
     used = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
     # All shards write the same config.json.
@@ -252,7 +252,7 @@ def to_json(config: Study) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=os.fspath))
 
 
-def asides(config: Study) -> list[str]:
+def asides(config: Config) -> list[str]:
     """The settings that change no number of a run, see `aside`, and the card of the data set."""
     return [field.name for field in dataclasses.fields(config) if field.metadata.get("aside")] + ["data_card"]
 

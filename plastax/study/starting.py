@@ -15,10 +15,10 @@ from plastax.errors import ConfigError, RecordError, Unreadable
 from plastax.records import lifecycle
 from plastax.records.environment import changes, edits, environment
 from plastax.records.layout import FORMAT, read_config, read_environment
-from plastax.study.settings import Study, asides, identity, origins
+from plastax.study.settings import Config, asides, identity, origins
 
 
-def check_writable(config: Study, experiment: str) -> None:
+def check_writable(config: Config, experiment: str) -> None:
     """Raises `ConfigError` unless the directory of a run can be made and written; makes nothing."""
     setting, directory = ("resume", config.resume) if config.resume else ("runs_dir", config.runs_dir / experiment)
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
@@ -26,7 +26,7 @@ def check_writable(config: Study, experiment: str) -> None:
 
 
 def run_directory(
-    config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
+    config: Config, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
 ) -> tuple[Path, str, str]:
     """Makes and returns the directory of this run: a new one, or that of an interrupted run to continue.
 
@@ -79,7 +79,7 @@ def _run_id(run: Path) -> str:
     return run.name
 
 
-def _resumed(config: Study, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
+def _resumed(config: Config, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str]:
     """The id of the run that ``--resume`` names, and a note for the user."""
     run = config.resume
     assert run is not None
@@ -145,7 +145,7 @@ def _following(path: Path) -> Iterator[Path]:
     return itertools.chain([path], (path.with_name(f"{path.name}-{k}") for k in itertools.count(2)))
 
 
-def _shared(first: Path, config: Study) -> Path:
+def _shared(first: Path, config: Config) -> Path:
     """The directory that all shards share: the newest of these settings."""
     directory = first
     for new in _following(first):

@@ -22,7 +22,7 @@ from plastax.types import MethodConfig, Model, Program, Stream
 
 
 @dataclass(frozen=True)
-class Config(settings.Study):
+class Config(settings.Config):
     """Settings of all supervised experiments. Each adds a field ``stream``: the settings of its stream."""
 
     model: str = "mlp"

@@ -19,9 +19,9 @@ from plastax.errors import ConfigError
 from plastax.records.layout import short
 from plastax.study.configuration import in_full, nearest, read
 from plastax.study.names import ALIASES
-from plastax.study.settings import Study, check_sizes, label, members, registered, replaced
+from plastax.study.settings import Config, check_sizes, label, members, registered, replaced
 
-C = TypeVar("C", bound=Study)
+C = TypeVar("C", bound=Config)
 ARMS = 10_000
 """The most arms of a study: each has its own folders, curves and columns."""
 
@@ -114,7 +114,7 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
     return out
 
 
-def _settings(config: Study, outside: Iterable[str]) -> list[str]:
+def _settings(config: Config, outside: Iterable[str]) -> list[str]:
     """Names of all settings that can be swept, as a sweep may name them."""
     used = {name for method in config.methods for name in members(method)}
     names, methods = [], registered(config, "methods")
@@ -130,7 +130,7 @@ def _settings(config: Study, outside: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _path(config: Study, method: str, name: str) -> str:
+def _path(config: Config, method: str, name: str) -> str:
     """The dotted setting of the configuration that a swept name is for a method; "" if it does not apply to it."""
     group, _, setting = name.partition(".")
     if group == "method":
@@ -153,7 +153,7 @@ def _has(group: Any, setting: str) -> bool:
     return dataclasses.is_dataclass(group) and setting in {field.name for field in dataclasses.fields(group)}
 
 
-def _at(config: Study, path: str) -> tuple[Any, str]:
+def _at(config: Config, path: str) -> tuple[Any, str]:
     group, _, setting = path.partition(".")
     return getattr(config, group), setting
 
@@ -162,7 +162,7 @@ def _type(group: Any, setting: str) -> Any:
     return typing.get_type_hints(type(group), include_extras=True)[setting]
 
 
-def _value(config: Study, name: str, path: str, text: str) -> Any:
+def _value(config: Config, name: str, path: str, text: str) -> Any:
     """Parses a value by the type of its setting; words are the entries of a sequence."""
     group, setting = _at(config, path)
     value = read(_type(group, setting), text.split())
@@ -178,7 +178,7 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def traceable(config: Study, path: str) -> bool:
+def traceable(config: Config, path: str) -> bool:
     """Whether a setting may be a traced scalar: every float of a method, and what other groups list in ``traced``."""
     group, setting = _at(config, path)
     if hasattr(group, "model_options"):

@@ -326,7 +326,7 @@ def test_a_label_or_folder_of_a_stranger_stays_in_the_run(copy: Path) -> None:
 
 def test_a_directory_whose_name_is_no_text_is_refused_first(tmp_path: Path) -> None:
     """As every name with a letter outside of ASCII, where the system's encoding is ASCII."""
-    config = dataclasses.replace(settings.Study(), runs_dir=tmp_path / os.fsdecode(b"\xff"))
+    config = dataclasses.replace(settings.Config(), runs_dir=tmp_path / os.fsdecode(b"\xff"))
     with pytest.raises(ConfigError, match=r"runs_dir: .* is not valid in this system's file name encoding"):
         starting.check_writable(config, "tiny")
     assert not list(tmp_path.iterdir())
