@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,11 @@ from plastax import __main__ as cli
 from plastax import report
 from plastax.errors import ConfigError, RecordError
 from plastax.inspecting import checkpoints
+from plastax.models import MLP
 from plastax.probes import FeatureProbe, GradientProbe, Hessian, KroneckerSpectrum
 from plastax.records.layout import write_json
 from plastax.runs.networks import write as write_networks
+from plastax.tree import named_leaves
 
 INPUTS, WIDTH, CLASSES, SERIES = 3, 4, 3, 3
 EXAMPLES = 12
@@ -153,6 +157,7 @@ def test_every_kind_of_checkpoint_holds_the_same_trees(write: Callable[..., list
         jax.tree.map(np.testing.assert_array_equal, checkpoints.parameters(one.read()), wanted)
 
 
+@pytest.mark.slow  # What the files hold is tested above.
 def test_a_run_of_files_is_that_of_trees(reference: Any, tmp_path: pathlib.Path) -> None:
     run = looked(as_orbax(tmp_path, networks()), tmp_path)
     for name, array in reference.data.data_vars.items():
@@ -202,6 +207,47 @@ def test_the_command_finds_a_function_in_a_file(
     assert directory.name in told.out.replace("\n", "")
     assert "The dormancy of this network says little" in told.err
     assert "The dormancy of this network says little" in (directory / "report.html").read_text()
+
+
+class Net(nn.Module):
+    """A module without settings, whose layers are called as in the checkpoints."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(CLASSES, name="out", use_bias=False)(nn.relu(nn.Dense(WIDTH, name="hidden")(x)))
+
+
+def quick(series: Any, place: pathlib.Path, **options: Any) -> Any:
+    return looked(series, place, apply=None, probes=("features",), seeds=1, **options).data
+
+
+def test_a_module_stands_for_a_function(reference: Any, tmp_path: pathlib.Path) -> None:
+    variables = [{"params": tree, "opt_state": {}, "step": 3} for tree in networks()]
+    found, wanted = quick(variables, tmp_path, model=Net), reference.data.isel(seed=[0])
+    for name in ("probe/features/numerical_rank", "probe/evaluation/train_loss"):
+        np.testing.assert_allclose(found[name].values, wanted[name].values, rtol=1e-6)
+
+
+def test_a_run_of_plastax_says_what_its_network_is(tmp_path: pathlib.Path) -> None:
+    model = MLP(hidden=(WIDTH,)).build((INPUTS,), CLASSES)
+    settings = {"methods": ["l2"], "seeds": 1, "tasks": 2, "updates_per_task": 1, "model": "mlp"}
+    settings["model_settings"] = dataclasses.asdict(MLP(hidden=(WIDTH,)))
+    config = {"experiment": "e", "run_id": "r", "settings": settings}
+    write_json(tmp_path / "run" / "config.json", config)
+    for task in range(2):
+        leaves = named_leaves(model.init(jax.random.key(task)))
+        leaves = {f"params/{name}": np.asarray(x)[None] for name, x in leaves.items()}
+        write_networks(tmp_path / "run", config, "l2", task, leaves)
+    assert quick(tmp_path / "run", tmp_path)["probe/features/rows"].sizes["task"] == 2
+
+
+def test_targets_are_compared_by_mean_squares(tmp_path: pathlib.Path) -> None:
+    x = data()[0]
+    y = np.stack([x.sum(axis=1), x[:, 0], 0 * x[:, 0]], axis=1)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    found = quick(networks(), tmp_path, model=Net, data=tmp_path / "data.npz", loss="mse", examples=EXAMPLES)
+    losses = [np.mean((np.asarray(apply(one, x)) - y) ** 2) for one in networks()]
+    np.testing.assert_allclose(found["train/loss"].values.ravel(), losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def inspect(
       apply: ``(params, x) -> outputs [B, C]``, or ``-> (outputs, features)``; or its name, ``module:function``.
         ``params`` is what a checkpoint holds. Layers and features are found by tracing, see `plastax.discovery`.
       data: see `plastax.data.load`; for the loss ``mse`` a pair of arrays, or an ``.npz`` file with ``x`` and ``y``.
-      model: in place of ``apply``: a network, or its name, see `plastax.models.own`.
+      model: in place of ``apply``: a network, or its name, see `plastax.models.own`. A run of plastax needs neither.
       probes: names or configurations, by default `DEFAULT`.
       strict: refuse a probe that the network does not allow; otherwise leave it out with a note. By default probes that
         are given are refused, and those of `DEFAULT` left out.
@@ -218,11 +218,15 @@ def _network(
     apply: Any, model: Any, first: Tree, checkpoint: Checkpoint, examples: _Examples, chosen: Settings
 ) -> _Network:
     """The network, made for the parameters of the first checkpoint."""
+    stored = checkpoint.settings.get("model_settings", {}) if apply is None and model is None else {}
+    model = checkpoint.settings["model"] if stored else model
     if (apply is None) == (model is None):
         raise ConfigError("apply: give either it, a function (params, x) -> outputs, or a model")
     shape = examples.x.shape[1:]
     if model is not None:
         named = names.find("models", model, SUPERVISED, "model")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        named = named._replace(entry=dataclasses.replace(named.entry, **values))
         told = {"model": named.name, "model_settings": dataclasses.asdict(named.entry)}
         made = _Network(named.entry.build(shape, examples.outputs), told, False, named.code or (named.entry,))
     else:

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -45,10 +46,12 @@ class Checkpoint(NamedTuple):
     Attributes:
       name: its path, or what else it is called.
       read: gives its tree of arrays.
+      settings: of the run of plastax that it is of; empty for others.
     """
 
     name: str
     read: Callable[[], Tree]
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 def find(given: Any, network: int = 0) -> list[Checkpoint]:
@@ -135,7 +138,8 @@ def _of_run(run: Path, config: Mapping[str, Any], arm: str, network: int) -> lis
         params = networks.read(run, config, arm, task)["params"]
         return tree.map_named(lambda name, leaf: leaf[network], params)
 
-    return [Checkpoint(f"{run}/params/{arm}/{task:06d}.npz", functools.partial(read, task)) for task in tasks]
+    place, told = run / "params" / arm, config["settings"]
+    return [Checkpoint(str(place / f"{task:06d}.npz"), functools.partial(read, task), told) for task in tasks]
 
 
 def _reader(path: Path) -> Callable[[], Tree]:

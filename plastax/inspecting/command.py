@@ -24,7 +24,7 @@ class Line(inspecting.Settings):
     apply: str = ""
     """module:function or path/to/file.py:function, (params, x) -> outputs, or -> (outputs, features)."""
     model: str = ""
-    """In place of apply: a network of your own, module:object."""
+    """In place of apply: a network of your own, module:object. A run of plastax needs neither."""
     data: str = "digits"
     """Data set (`plastax list data`), an .npz file or a folder of images."""
     probes: tuple[str, ...] = ()
