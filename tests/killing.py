@@ -235,7 +235,7 @@ def child(order: Order) -> None:
     if order.where == "report":
         write = report.write
 
-        def killed(run: report.Run) -> Any:
+        def killed(run: report.RunLike) -> Any:
             hollow.at_change(report.load_run(run).directory, int(order.when), die)
             return write(run)
 

@@ -10,7 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from plastax import drawing
-from plastax.report.reading import LoadedRun, Run, load_run
+from plastax.report.reading import LoadedRun, RunLike, load_run
 from plastax.report.score import score_of
 
 if TYPE_CHECKING:
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from plastax.report.figures import Drawing
 
 __all__ = [
-    "LoadedRun", "Run", "draw", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
+    "LoadedRun", "RunLike", "draw", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
 ]  # fmt: skip
 
 
-def read(run: Run) -> xr.Dataset:
+def read(run: RunLike) -> xr.Dataset:
     """The data set of a run, see `LoadedRun` and `load_run`."""
     return load_run(run).data
 
 
-def draw(run: Run, *names: str) -> dict[str, Drawing]:
+def draw(run: RunLike, *names: str) -> dict[str, Drawing]:
     """The figures of a run's report by name, drawn for a notebook or program; writes nothing.
 
     Each is a `figures.Drawing`: ``figure``, which is matplotlib's, and ``frame``, its numbers. The style applies to
     these figures alone.
 
     Args:
-      run: see `Run`.
+      run: see `RunLike`.
       *names: such as ``overview``, ``ranks`` or ``spectra``, see `figures.FIGURES`; by default every one with data.
 
     Raises:
@@ -53,7 +53,7 @@ def draw(run: Run, *names: str) -> dict[str, Drawing]:
 
 
 def write_and_print(
-    runs: Sequence[Run], page: str | os.PathLike[str] | None = None, console: Console | None = None
+    runs: Sequence[RunLike], page: str | os.PathLike[str] | None = None, console: Console | None = None
 ) -> pathlib.Path:
     """Writes the report of a run and prints its table; several runs share one page and one table.
 
@@ -81,14 +81,14 @@ def write_and_print(
     return made
 
 
-def write(run: Run, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
+def write(run: RunLike, page: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Writes a run's report: a page, and beside it ``summary.csv`` and ``figures/`` (PNG, PDF, the numbers as CSV).
 
     A sweep also gets ``selection.csv``, its best arms, see `selection.select`. The run may be killed or still running;
     figures without data are left out. Each file appears when it is complete.
 
     Args:
-      run: see `Run`.
+      run: see `RunLike`.
       page: path of the page; by default ``report.html`` in the run directory.
 
     Returns:
@@ -120,11 +120,11 @@ def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean
         output.say(console, best)
 
 
-def print_table(run: Run, console: Console | None = None) -> None:
+def print_table(run: RunLike, console: Console | None = None) -> None:
     """Prints the summary of a run as a table: all of it if it fits the terminal, otherwise what matters most.
 
     Args:
-      run: see `Run`.
+      run: see `RunLike`.
       console: the terminal by default.
     """
     from plastax import output
@@ -137,7 +137,7 @@ def print_table(run: Run, console: Console | None = None) -> None:
 
 
 def print_comparison(
-    runs: Sequence[Run],
+    runs: Sequence[RunLike],
     statistic: Statistic = "mean",
     console: Console | None = None,
     **options: str,
@@ -145,7 +145,7 @@ def print_comparison(
     """Prints the result of `compare.compare_windows`, one table for each window of tasks, and returns it.
 
     Args:
-      runs: see `Run`.
+      runs: see `RunLike`.
       statistic: ``mean`` or ``iqm``.
       console: the terminal by default.
       **options: ``quantity`` and ``reference``, see `compare.compare`.

@@ -33,11 +33,11 @@ class LoadedRun(NamedTuple):
     data: xr.Dataset
 
 
-Run = str | os.PathLike[str] | LoadedRun
-"""A run directory, or the result of `load_run`, so that several reports read a large run once."""
+RunLike = str | os.PathLike[str] | LoadedRun
+"""A run directory, a `plastax.Run`, or the result of `load_run`, so that several reports read a large run once."""
 
 
-def load_run(run: Run) -> LoadedRun:
+def load_run(run: RunLike) -> LoadedRun:
     """Reads a run, unless it is read already.
 
     Raises:
