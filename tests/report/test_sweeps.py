@@ -16,6 +16,7 @@ import xarray as xr
 from plastax import report
 from plastax.records.layout import write_json, write_segment
 from plastax.report import compare, style, sweeps, table
+from plastax.report import html as pages
 from plastax.report.html import verdict
 from plastax.study import listing
 from plastax.types import Record
@@ -74,6 +75,12 @@ def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return make(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Of two seeds, which have no intervals, so that comparing them takes no time."""
+    return make(tmp_path_factory.mktemp("few"), seeds=2)
 
 
 def printed(show, width: int = 80) -> str:
@@ -186,13 +193,13 @@ def test_comparisons_are_not_cut(sweep: pathlib.Path, width: int) -> None:
         ("train_accuracy", true_accuracy("l2_er", 0.002), "final training accuracy"),
     ],
 )
-def test_any_measurement_is_compared(sweep: pathlib.Path, typed: str, expected: float, said: str) -> None:
-    frame = compare.compare([report.read(sweep)], quantity=typed).set_index("arm")
-    assert frame.loc[label("l2_er", 0.002), "value"] == pytest.approx(expected, rel=1e-5)
+def test_any_measurement_is_compared(few: pathlib.Path, typed: str, expected: float, said: str) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    frame = report.print_comparison([few], console=console, quantity=typed)
+    late = frame[frame["window"] == "late (last 2)"].set_index("arm")
+    assert late.loc[label("l2_er", 0.002), "value"] == pytest.approx(expected, rel=1e-5)
     assert ("value_se" in frame) == ("rank" in typed)
-    text = " ".join(
-        printed(lambda console: report.print_comparison([sweep], console=console, quantity=typed), 200).split()
-    )
+    text = " ".join(console.file.getvalue().split())
     assert said in text
     assert "late (last 2): tasks 4, 5" in text
     # More of a measurement is not better.
@@ -201,7 +208,7 @@ def test_any_measurement_is_compared(sweep: pathlib.Path, typed: str, expected: 
 
 
 def test_windows_without_a_measurement_are_said(tmp_path: pathlib.Path) -> None:
-    run = make(tmp_path)
+    run = make(tmp_path, seeds=2)
     for path in run.glob("records/*/00000[1-5].npz"):
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -297,12 +304,11 @@ def test_two_settings_are_shade_and_line() -> None:
     assert looks["(0.1, 1.0)"].line == looks["(0.2, 1.0)"].line
 
 
-def test_the_page_of_a_sweep(sweep: pathlib.Path) -> None:
-    page = report.write(sweep).read_text()
+def test_the_page_of_a_sweep(sweep: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    page = pages.write([report.load_run(sweep)], tmp_path / "report.html").read_text()
     text = html.unescape(page[page.index("<body>") :] if "<body>" in page else page)
     for name in ("sweep-train_accuracy_late-training-learning_rate", "sweep-rank_last_third-training-learning_rate"):
         assert f'id="{name}"' in page
     # No sentence, table or legend has the label of an arm.
     assert "@learning_rate" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert "layernorm (learning_rate = 0.01) has the best" in text
-    assert (sweep / "figures" / "sweep.csv").exists()
