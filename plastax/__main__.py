@@ -7,6 +7,7 @@ command has a ``--help``. ``python -m plastax`` is the same command.
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import inspect
 import os
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import rich.table
 import tyro
 
 from plastax import __version__, output
@@ -57,10 +59,10 @@ def entries(registry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run(args: Sequence[str]) -> None:
-    """Trains networks and reports. `plastax run NAME --help` lists the settings of an experiment."""
+    """Trains networks and reports; `plastax run NAME --help` lists the settings."""
 
     def command(experiment: tyro.conf.Positional[str], /) -> None:
-        """Trains networks and reports. `plastax run NAME --help` lists the settings of an experiment.
+        """Trains networks and reports; `plastax run NAME --help` lists the settings.
 
         Args:
           experiment: a name of `plastax list experiments`, a file (my_study.py) or mylab.studies:EXPERIMENT, followed
@@ -68,38 +70,54 @@ def run(args: Sequence[str]) -> None:
         """
 
     if not args or args[0].startswith("-"):
-        tyro.cli(command, args=args[:1], prog="plastax run")
+        with output.refusals():
+            tyro.cli(command, args=args[:1], prog="plastax run")
     catalogue.find(args[0]).main(args[1:], f"plastax run {args[0]}")
 
 
 def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
-    """Prints what plastax has, one name and one line each.
-
-    What is marked rl is for experiments in reinforcement learning (`--stream NAME`, `--model NAME`). Every supervised
-    experiment has one stream of its own, and sets it by `--stream.SETTING`. Other installed packages' come last.
+    """Prints what plastax and other installed packages have: a line each.
 
     Args:
-      kind: experiments, methods, streams, probes, models or data.
+      kind: experiments, methods, streams, probes, models or data. An experiment is rl or supervised and takes the
+        models that are marked so, by `--model NAME`. An rl experiment takes any rl stream, by `--stream NAME`; a
+        supervised one has its own, with settings `--stream.SETTING`.
     """
     if kind not in KINDS:
         raise ConfigError.unknown("kind", kind, KINDS)
     if kind == "experiments":
-        found = list(catalogue.described().items())
+        rows = [(name, *said) for name, said in catalogue.described().items()]
     else:
-        found = []
+        rows = []
         names = importlib.import_module("plastax.study.names")
-        for group, (module, name) in REGISTRIES[kind].items():
-            registry = getattr(importlib.import_module(module), name)
+        takers = _experiments_of_streams() if kind == "streams" else {}
+        for group, (module, attribute) in REGISTRIES[kind].items():
+            registry = getattr(importlib.import_module(module), attribute)
             installed = names.of_packages("environments" if (kind, group) == ("streams", "rl") else kind, registry)
-            lines = [*entries(registry).items(), *entries(installed).items()]
-            found += [(key, f"{group:<12}{line}" if group else line) for key, line in lines]
-    width = max((len(name) for name, _ in found), default=0)
-    for name, line in found:
-        print(output.plain(f"{name:<{width}}  {line}".rstrip()))
+            said = [*entries(registry).items(), *entries(installed).items()]
+            rows += [(name, takers.get(type(registry.get(name)), group), text) for name, text in said]
+    console = output.Console()
+    table = rich.table.Table.grid(padding=(0, 2))
+    for column in range(3):
+        table.add_column(no_wrap=column < 2)
+    for row in rows:
+        table.add_row(*row) if any(group for _, group, _ in rows) else table.add_row(row[0], row[2])
+    # In a pipe, a line stays a line.
+    lines = console.render_lines(
+        table, console.options if console.is_terminal else console.options.update(width=10_000)
+    )
+    for line in lines:
+        print("".join(segment.text for segment in line).rstrip())
+
+
+def _experiments_of_streams() -> dict[type, str]:
+    """Class of a supervised stream -> the experiment about it."""
+    found = {name: catalogue.find(name).config for name, (kind, _) in catalogue.described().items() if kind != "rl"}
+    return {type(getattr(config, "stream", None)): name for name, config in found.items()}
 
 
 def report(runs: Runs, /, out: pathlib.Path | None = None) -> None:
-    """Writes the report of a run into its directory and prints its table; of several runs, one page side by side.
+    """Writes the report of one run, or of several side by side, and prints it.
 
     Args:
       runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
@@ -117,14 +135,12 @@ def compare(
     reference: str = "",
     csv: pathlib.Path | None = None,
 ) -> None:
-    """Prints the methods of one or several runs side by side: values, paired differences, probability of improvement.
-
-    Every number has its 95 % interval over seeds, all tasks of a seed kept together: a t interval, and of
-    the probability of improvement a bootstrap interval.
+    """Prints methods of one or several runs side by side, with 95 % intervals.
 
     Args:
       runs: run directories, `runs/<experiment>/<run id>`, or patterns, `'runs/rl_gymnax/*'`.
-      statistic: mean, or the interquartile mean of all seeds and tasks.
+      statistic: mean, or the interquartile mean of all seeds and tasks. Values and paired differences have t intervals
+        over seeds, all tasks of a seed kept together; probabilities of improvement have bootstrap intervals.
       quantity: what to compare: test_accuracy, or any measurement, such as hessian/rank, features/norm/end or
         train/loss; by default what the experiment is judged by.
       reference: what to compare with, such as reset, or A:reset of several runs; by default the same arm in the
@@ -138,7 +154,7 @@ def compare(
 
 
 def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pathlib.Path | None = None) -> None:
-    """Writes everything that a run recorded as plain tables, one file for every combination of axes.
+    """Writes what runs recorded as plain tables, one file for each set of axes.
 
     Args:
       runs: run directories, or patterns, `'runs/rl_gymnax/*'`.
@@ -182,7 +198,7 @@ def wandb_dashboard(
     run: Annotated[pathlib.Path | None, tyro.conf.Positional] = None,
     /,
 ) -> None:
-    """Creates the W&B dashboard "spectra over tasks" in a project; needs a network, an account and wandb-workspaces.
+    """Creates the W&B dashboard "spectra over tasks"; needs wandb-workspaces.
 
     Args:
       project: ENTITY/PROJECT.
@@ -198,7 +214,7 @@ def _found(runs: Sequence[str]) -> list[pathlib.Path]:
 
 
 def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | None = None, verify: bool = True) -> None:
-    """Downloads a data set unless it is on this machine, checks it and prints its card.
+    """Downloads a data set unless it is here, checks it and prints its card.
 
     Args:
       name: one of `plastax list data`.
@@ -209,7 +225,7 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
 
 
 def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path("runs"), /) -> None:
-    """Lists runs with their state, progress, time left and best method so far.
+    """Lists runs: state, progress, time left, best method so far.
 
     Args:
       directory: a directory of runs, of an experiment's runs, or of a single run.
@@ -218,7 +234,7 @@ def runs(directory: Annotated[pathlib.Path, tyro.conf.Positional] = pathlib.Path
 
 
 def inspect_(args: Sequence[str]) -> None:
-    """Looks at networks that were trained anywhere: a series of checkpoints, to the report of a run."""
+    """Reports on checkpoints of networks that were trained anywhere."""
     made = importlib.import_module("plastax.inspecting.command").run(args)
     importlib.import_module("plastax.report").print_table(made)
     print(output.plain(f"Everything is in {made.directory}"))
@@ -230,12 +246,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def sweep(args: Sequence[str]) -> None:
-    """Runs an experiment in shards, here or as jobs. Repeat it to finish what was interrupted."""
+    """Runs an experiment in shards, here or as jobs; repeat it to continue."""
 
     def command(
         experiment: tyro.conf.Positional[str], /, jobs: tyro.conf.OmitArgPrefixes[launch.Jobs] = HERE
     ) -> tuple[str, launch.Jobs]:
-        """Runs an experiment in shards, here or as jobs. Repeat it to finish what was interrupted.
+        """Runs an experiment in shards, here or as jobs; repeat it to continue.
 
         Args:
           experiment: see `plastax run`, followed by its settings.
@@ -243,7 +259,8 @@ def sweep(args: Sequence[str]) -> None:
         """
         return experiment, jobs
 
-    (experiment, jobs), settings = tyro.cli(command, args=args, return_unknown_args=True, prog="plastax sweep")
+    with output.refusals():
+        (experiment, jobs), settings = tyro.cli(command, args=args, return_unknown_args=True, prog="plastax sweep")
     submitted = launch.launch(experiment, jobs, settings)
     for i, job in enumerate(submitted):
         print(output.plain(f"shard {i}/{len(submitted)}: job {job.job_id}, {job.paths.stdout}"))
@@ -252,6 +269,16 @@ def sweep(args: Sequence[str]) -> None:
         if failed:
             logs = ", ".join(str(job.paths.stderr) for job in failed)
             raise RunError(f"{len(failed)} of {len(submitted)} shards failed; the ends of their logs say why: {logs}")
+
+
+def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """A command that, called, only returns what would call it."""
+
+    @functools.wraps(command)
+    def bound(*args: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **options)
+
+    return bound
 
 
 def main(args: list[str] | None = None) -> None:
@@ -276,10 +303,20 @@ def main(args: list[str] | None = None) -> None:
             sys.path.insert(0, os.getcwd())  # As under `python -m`: methods and experiments may be modules here.
     if args[:1] == ["--version"]:
         return print(f"plastax {__version__}")
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     try:
         if args[:1] in (["run"], ["sweep"], ["inspect"]):
             return {"run": run, "sweep": sweep, "inspect": inspect_}[args[0]](args[1:])
-        tyro.extras.subcommand_cli_from_dict(commands, prog="plastax", description=first_line(__doc__), args=args)
+        if args and not args[0].startswith("-") and args[0] not in commands:
+            raise ConfigError.unknown("command", args[0], commands)
+        with output.refusals():
+            command = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(command) for name, command in commands.items()},
+                prog="plastax",
+                description=first_line(__doc__),
+                args=args,
+            )
+        command()
     except (ConfigError, RecordError) as error:
         output.fail(f"error: {error}")
     except RunError as error:

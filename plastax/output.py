@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO, NoReturn, cast
 import rich.console
 from rich.segment import Segment
 from rich.text import Text
+
+from plastax.errors import ConfigError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Characters that move a terminal's cursor or change its colours or text direction; not tabs and ends of lines."""
@@ -69,6 +72,28 @@ def waiting(console: rich.console.Console, text: str) -> Iterator[None]:
     with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console, transient=True) as clock:
         clock.add_task(plain(text), total=None)
         yield
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """In it, tyro reads a command line. What tyro refuses is a `ConfigError` of one line instead of a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as error:
+        if not error.code:
+            raise
+
+        def rule(line: str) -> bool:
+            return not line.strip("─╰╯- ")
+
+        # The box has a title and rules between its parts; the last part tells of --help.
+        _, *lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()]
+        text = " ".join(itertools.takewhile(lambda line: not rule(line), itertools.dropwhile(rule, lines)))
+        raise ConfigError(
+            re.sub(r"^Error parsing (\S+: )(\S+: )?", lambda found: found[2] or found[1], text)
+        ) from error
 
 
 def tell(text: str) -> None:

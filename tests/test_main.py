@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+import plastax
 from plastax import __main__ as cli
 from plastax.records.files import write_json
 from plastax.records.layout import write_segment
@@ -35,6 +36,11 @@ def test_list_prints_one_described_line_for_every_entry(kind: str, capsys: pytes
     [
         (["list", "colours"], ["kind: 'colours'", "experiments, methods, streams, probes, models"]),
         (["report", "no/such/run"], ["'no/such/run'", "runs/<experiment>/<run id>"]),
+        ([], ["run", "list"]),
+        (["list"], ["experiments"]),
+        (["run"], ["plastax list experiments"]),
+        (["repotr", "x"], ["command: 'repotr' is unknown (did you mean 'report'?)"]),
+        (["compare", "x", "--statistic", "median"], ["--statistic", "'median'", "iqm"]),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(args, named, capsys):
@@ -47,12 +53,33 @@ def test_bad_input_is_one_line_and_code_2(args, named, capsys):
     assert all(part in err for part in named)
 
 
-@pytest.mark.parametrize("args", [[], ["list"], ["paint"]])
-def test_an_incomplete_command_is_code_2(args, capsys):
+def test_list_fits_a_terminal_and_says_which_experiments_take_what(monkeypatch, capsys):
+    cli.main(["list", "streams"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {"cartpole_chain": "rl", "permuted": "permuted_mnist"}.items() <= {
+        line[0]: line[1] for line in lines
+    }.items()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main(["list", "experiments"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "rl_gymnax                   rl          Continual" in printed
+
+
+@pytest.mark.parametrize("command", ["", "run", "sweep", "list", "compare", "report", "export", "runs", "data"])
+def test_help_of_commands_fits_80_columns(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
-        cli.main(args)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err
+        cli.main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    _, *lines = capsys.readouterr().out.splitlines()  # The first names all commands.
+    assert max(map(len, lines)) <= 80
+
+
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"plastax {plastax.__version__}\n"
 
 
 @pytest.fixture
@@ -68,6 +95,7 @@ def a_run(tmp_path: pathlib.Path) -> pathlib.Path:
 
 COMMANDS = """
 import sys
+import plastax
 from plastax import __main__ as cli
 for command in ("report", "export", "wandb-export"):
     try:

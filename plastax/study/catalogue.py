@@ -20,10 +20,18 @@ _INSTALLED = _PACKAGE / "experiments"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
 
 
-def described() -> dict[str, str]:
-    """Name -> first line of the docstring, for every experiment of plastax. Runs none of them."""
-    found = {path.stem: path.read_bytes() for path in sorted(FOLDER.glob("[!_]*.py"))}
-    return {name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0] for name, text in found.items()}
+def described() -> dict[str, tuple[str, str]]:
+    """Name -> what it trains on, and the first line of its docstring, of plastax's experiments. Runs none of them.
+
+    They train on ``rl`` (streams of environments) or ``supervised`` streams, and take streams and models of that kind.
+    """
+    found = {}
+    for path in sorted(FOLDER.glob("[!_]*.py")):
+        tree = ast.parse(path.read_bytes())
+        imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        kind = "rl" if "reinforcement" in imported else "supervised"
+        found[path.stem] = kind, (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
 
 
 def find(name: str) -> Experiment:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import itertools
-import os
 import re
 import sys
 import typing
@@ -25,9 +22,8 @@ from plastax.study.configuration import checked, configure, in_full, nearest
 from plastax.study.names import ALIASES
 from plastax.study.settings import GROUPS, C, Config, Registry, members, registered
 
-SHOWN = ("--preset", "--keep-params", "--runs-dir", "--resume", "--fresh", "--wandb")
+SHOWN = ("--preset", "--runs-dir", "--resume", "--fresh", "--wandb")
 """Settings that change no number of a run and are in the short help all the same."""
-tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
 
 
 def parse(
@@ -62,23 +58,8 @@ def parse(
         raise SystemExit(0)
     args = _spelled_out(args, default)
     _check_flags(args, default)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return checked(tyro.cli(type(default), args=args, default=default, prog=prog))
-    except SystemExit as error:
-        raise ConfigError(_message(said.getvalue())) from error
-
-
-def _message(box: str) -> str:
-    """What tyro says in a box, with a title, as one line."""
-
-    def rule(line: str) -> bool:
-        return not line.strip("─╰╯- ")
-
-    _, *lines = [line.strip("│ ") for line in box.splitlines()]
-    said = " ".join(itertools.takewhile(lambda line: not rule(line), itertools.dropwhile(rule, lines)))
-    return re.sub(r"^Error parsing (\S+: )(\S+: )?", lambda found: found[2] or found[1], said)
+    with output.refusals():
+        return checked(tyro.cli(type(default), args=args, default=default, prog=prog))
 
 
 class _Flag(NamedTuple):
