@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import pytest
@@ -93,6 +94,11 @@ class Free(Walk):
 def test_a_good_stream_passes_as_object_and_as_class() -> None:
     testing.check_environment_stream(Walk())
     testing.check_environment_stream(Walk)
+
+
+def test_an_environment_passes_and_is_the_same_in_every_task() -> None:
+    testing.check_environment_stream(gymnax.make("CartPole-v1")[0])
+    testing.check_environment_stream(Constant(), alike=True)
 
 
 @pytest.mark.parametrize(
