@@ -26,7 +26,6 @@ class Run(NamedTuple):
       timesteps: ``[S, T, N, ...]``, likewise.
       tasks: ``[S, ...]``, likewise.
       program: ``(keys [S], index)`` -> an entry of each.
-      compilations: of the program.
     """
 
     stream: EnvironmentStream
@@ -34,7 +33,6 @@ class Run(NamedTuple):
     timesteps: list[Timestep]
     tasks: list[Any]
     program: Callable[[Key, Array], Any]
-    compilations: int
 
 
 def rollout(stream: EnvironmentStream, key: Key, index: Array) -> tuple[Array, Timestep, Any]:
@@ -64,7 +62,7 @@ def run_all(stream: EnvironmentStream, tasks: int = 3) -> Run:
     program = jax.vmap(lambda key, index: rollout(stream, key, index), (0, None))
     seeds, compiled = jax.random.split(jax.random.key(7), SEEDS), quick(program)
     outputs = [jax.tree.map(np.asarray, compiled(seeds, jnp.int32(index))) for index in range(tasks)]
-    return Run(stream, *map(list, zip(*outputs)), compiled, compiled._cache_size())  # type: ignore[arg-type, call-arg]
+    return Run(stream, *map(list, zip(*outputs)), compiled)  # type: ignore[arg-type, call-arg]
 
 
 def check_environment_stream(config: Any, *, alike: bool = False) -> None:
@@ -107,9 +105,6 @@ def check_run(who: str, config: Any, run: Run, *, alike: bool = False) -> None:
     if said != built:
         what = f"spaces() says {said}, and its environment has {built}"
         raise Promise(StreamConfig, "spaces").broken(who, what, "let them be the same")
-    if run.compilations != 1:
-        what = f"{len(run.tasks)} tasks take {run.compilations} compilations"
-        raise tasks.broken(who, what, "let shapes and types not depend on the index")
     for number, (first, timestep) in enumerate(zip(run.first, run.timesteps)):
         _check_shapes(f"{who}, task {number}", stream.environment.observation_shape, first, timestep)
     keys = jax.random.split(jax.random.key(7), SEEDS)

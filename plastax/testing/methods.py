@@ -235,17 +235,6 @@ def stays_finite(trial: Trial) -> None:
         )
 
 
-def is_compiled_once(trial: Trial) -> None:
-    """For all values of settings that may be traced."""
-    trial.run()
-    before = trial.trained._cache_size()
-    trial.run(setting=1, seed=1)
-    if trial.trained._cache_size() != before:
-        raise Promise(MethodConfig).broken(
-            trial.who, "other settings and another seed compile the step again", "use settings as arrays, not in Python"
-        )
-
-
 def uses_every_setting(trial: Trial) -> None:
     """No setting is accepted and then ignored."""
     before = trial.run(seed=2)[-1]
@@ -331,7 +320,7 @@ def trains_many_seeds_at_once(trial: Trial) -> None:
 
 
 PROMISES: tuple[Callable[[Trial], None], ...] = (
-    keeps_its_state, is_a_pure_function, stays_finite, is_compiled_once, uses_every_setting, is_off_when_off,
+    keeps_its_state, is_a_pure_function, stays_finite, uses_every_setting, is_off_when_off,
     acts_at_switches, trains_many_seeds_at_once,
 )  # fmt: skip
 """What `check_method` checks, in this order."""

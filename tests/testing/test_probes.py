@@ -12,6 +12,7 @@ import pytest
 from plastax import testing
 from plastax.probes.base import ProbeConfig
 from plastax.types import Model, Probe, ProbeInput
+from tests.testing.test_methods import mean_of_all
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,6 +61,11 @@ class Numpy(Mean):
         return means + RANDOM.normal()
 
 
+class Mixing(Mean):
+    def value(self, seen: ProbeInput, means: Any) -> Any:
+        return mean_of_all(means)
+
+
 class Remembering(Mean):
     def value(self, seen: ProbeInput, means: Any) -> Any:
         return means + seen.previous["output"]["kernel"].sum()
@@ -91,6 +97,7 @@ def test_a_good_probe_passes_as_object_and_as_class() -> None:
         (Whole, "mean: the value mean is of type int32.*give floats"),
         (Logarithm, "Logarithm .supervised.: the value mean of a network of silent units is not finite"),
         (Numpy, "Numpy .supervised.: the same call gives another program.*ProbeInput.key: the probe's own key"),
+        (Mixing, "Mixing .supervised.: a network measures otherwise beside another one"),
         (Remembering, "Remembering .supervised.: measure raises TypeError.*needs_previous=True"),
         (Labelled, "mean: the axis feature_layer of mean has 2 entries, and 3 labels"),
         (Promising, "mean: dims has median, which measure does not give"),
