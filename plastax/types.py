@@ -151,8 +151,8 @@ class Model(NamedTuple):
       taps: ``(x) -> dict``: zeros of the shape of the pre-activations of every dense and convolutional layer, by name.
       tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations,
         and the layers' inputs. One backward pass with respect to (params, taps) holds both Kronecker factors.
-      layers: names of the tapped layers, in the order of the forward pass; a layer's kernel is the parameter
-        ``<layer>/kernel``.
+      layers: names of the tapped layers, in the order of the forward pass; ``roles`` says which parameter is a layer's
+        kernel, in plastax's networks ``<layer>/kernel``.
       hidden: names of the hidden layers, the keys of the features, in the order of the forward pass.
       units: hidden layer -> its units.
       stats: the running statistics that training starts with, a tree of arrays; empty without batch normalisation.

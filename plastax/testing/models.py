@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -82,12 +83,13 @@ def check_names(trial: Trial, outputs: int) -> None:
         taps = model.taps(trial.x)
         z, features, inputs = jax.eval_shape(call, trial.params, taps, trial.x)
     leaves = tree.named_leaves(trial.params)
-    (hidden, tapped), kernels = order[0], tuple(name for name in model.layers if f"{name}/kernel" in leaves)
+    (hidden, tapped), matrices = order[0], _matrices(trial, trial.params)
+    kernels = tuple(name for name in model.layers if name in matrices)
     for got, expected, member, what in (
         (hidden, model.hidden, "hidden", "the features"),
         (tapped, model.layers, "layers", "the inputs of layers"),
         (tuple(taps), model.layers, "taps", "the taps"),
-        (kernels, model.layers, "layers", "the parameters <layer>/kernel"),
+        (kernels, model.layers, "layers", "the kernels"),
     ):
         if got != expected:
             what = f"{what} are of {', '.join(got) or 'nothing'}, and {member} of {', '.join(expected) or 'nothing'}"
@@ -101,9 +103,11 @@ def check_names(trial: Trial, outputs: int) -> None:
                 who, f"the features {name} have the shape {x.shape}", "[B, ..., width]"
             )
     for name in model.layers:
-        ends, kernel = (inputs[name].values.shape[-1], taps[name].shape[-1]), leaves[f"{name}/kernel"].shape
-        if kernel[-2:] != ends:
-            what = f"the kernel of {name} has the shape {kernel}, its inputs and taps end in {ends}"
+        (kernel, *_), window = matrices[name], inputs[name].window
+        places = 1 if window is None else math.prod(window.size)
+        ends = inputs[name].values.shape[-1] * places, taps[name].shape[-1]
+        if kernel.shape != ends:
+            what = f"the kernel of {name} is a matrix {kernel.shape}, its inputs and taps ask for {ends}"
             raise Promise(Model, "tapped").broken(who, what, "give the inputs and pre-activations of this layer")
     if not (model.train is None) == (model.evaluate is None) == (not jax.tree.leaves(model.stats)):
         what = "it has some of train, evaluate and stats, and not all"
@@ -177,19 +181,36 @@ def check_taps(trial: Trial) -> None:
     if found := difference(tapped, trial.apply(params, x), same):
         what = f"with zeros as taps it gives something else than `apply`, {found}"
         raise Promise(Model, "tapped").broken(who, what, "add the taps to the pre-activations, and change nothing else")
-    leaves = tree.named_leaves(grads)
+    matrices = _matrices(trial, grads)
     for name in model.layers:
-        _check_layer(who, name, leaves, inputs[name], tap_grads[name], same)
+        _check_layer(who, name, matrices[name], inputs[name], tap_grads[name], same)
 
 
-def _check_layer(who: str, name: str, grads: dict[str, Array], inputs: LayerInputs, taps: Array, same: Any) -> None:
-    kernel = plain(grads[f"{name}/kernel"])
+def _matrices(trial: Trial, params: Params) -> dict[str, list[np.ndarray]]:
+    """Layer -> its kernel ``[*places, inputs, units]`` as ``[rows, units]``, and its bias ``[1, units]``, if any."""
+    found, leaves = roles.of_model(trial.model).of(trial.params), tree.named_leaves(params)
+    matrices: dict[str, list[np.ndarray]] = {}
+    for name, role in found.items():
+        if role.kind == "kernel":
+            matrix = plain(leaves[name])
+            if name != f"{role.layer}/kernel":  # Flax's have the order [*places, inputs, units] as they are.
+                axes = roles.axes(name, role, trial.who, places=True)
+                matrix = matrix.transpose(axes.places + axes.inputs + axes.outputs)
+            matrices[role.layer] = [matrix.reshape(-1, matrix.shape[-1])]
+    for name, role in found.items():
+        if role.kind == "bias" and role.layer in matrices:
+            matrices[role.layer].append(plain(leaves[name]).reshape(1, -1))
+    return matrices
+
+
+def _check_layer(who: str, name: str, matrices: list[np.ndarray], inputs: LayerInputs, taps: Array, same: Any) -> None:
+    kernel = matrices[0]
     gradient = plain(taps).reshape(EXAMPLES, -1, kernel.shape[-1])
     outer = np.einsum("bti,bto->io", plain(rows(inputs)), gradient)
-    parts = {"kernel": (kernel.reshape(-1, kernel.shape[-1]), outer[: len(outer) - inputs.bias])}
+    parts = {"kernel": (kernel, outer[: len(outer) - inputs.bias])}
     if inputs.bias:
         # Relative to all of the layer's: a bias before a normalisation has no gradient.
-        parts["kernel and bias"] = (np.concatenate([parts["kernel"][0], plain(grads[f"{name}/bias"])[None]]), outer)
+        parts["kernel and bias"] = np.concatenate(matrices), outer
     for part, (got, expected) in parts.items():
         if got.shape != expected.shape or not same(expected, got):
             what = f"inputs and gradients of the taps of {name} do not make up the gradient of its {part}"
