@@ -217,7 +217,7 @@ def data(name: Annotated[str, tyro.conf.Positional], /, path: pathlib.Path | Non
     """Downloads a data set unless it is here, checks it and prints its card.
 
     Args:
-      name: one of `plastax list data`.
+      name: one of `plastax list data`, an .npz file, or a folder of images by class.
       path: the folder or archive of its files; by default they are searched for, then downloaded.
       verify: refuse files that are not the published ones, or incomplete.
     """

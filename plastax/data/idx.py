@@ -29,7 +29,7 @@ SIZES = dict(zip(FILES, (16 + 60_000 * SIDE**2, 8 + 60_000, 16 + 10_000 * SIDE**
 COMPRESSED = {f"{name}.gz": size for name, size in SIZES.items()}
 """Fetched files, and the most bytes of each: uncompressed it has as many."""
 LARGER = 10
-"""Unverified files may be so many times as large as the published ones."""
+"""How many times as large as the published file an unverified one may be."""
 
 
 def spellings(name: str) -> tuple[str, ...]:

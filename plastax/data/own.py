@@ -2,8 +2,8 @@
 
 uint8 values are levels 0 .. 255, which streams scale to 0 .. 1; all other numbers become float32 and stay as they are.
 An example may have any shape; ``[height, width]`` is an image of one channel. Labels may be any integers, or strings.
-Sorted, they become 0 .. C - 1, and the card has the list. Where no examples are held out, the split is a fixed one: of
-each class every sixth example, in the order given, and of a smaller class the last.
+Sorted, they become 0 .. C - 1, and the card has the list. If no held-out examples are given, every sixth example of a
+class is held out, in the order given; of a class of two to five, the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from plastax.data import bounded
 from plastax.data.base import Arrays, DataError, Entry, affordable
 
 HELD_OUT = 6
-"""One in so many examples of a class is held out."""
+"""Every sixth example of a class is held out."""
 TAKEN = (
     "an .npz file with x and y (and x_test and y_test), a folder <class>/*.png, or in Python (x, y), (x, y, x_test, "
     "y_test), a data set of (image, label), or {'train': ..., 'test': ...} of two"

@@ -22,7 +22,7 @@ from plastax.data.download import ATTEMPTS, BACKOFF, TIMEOUT, download
 CLIENT_TIMEOUT = 300.0
 """Seconds for one call of a package client."""
 PACKED = 4
-"""An unpacked package may be so many times as large as the files that are taken from it."""
+"""How many times as large as the files taken from it an unpacked package may be."""
 Opened = Callable[[int], AbstractContextManager[bounded.Limited]]
 
 

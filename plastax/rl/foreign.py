@@ -74,8 +74,8 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
       params: its parameters; by default its ``default_params``. If it has ``step`` alone, it keeps these: no stream can
         change its physics.
       truncated: tells whether a step was cut.
-      resets: if it has ``step`` alone: whether ``step`` goes on to the next episode by itself. Where such an
-        environment truncates, ``info["final_observation"]`` has to hold the observation before that.
+      resets: if it has ``step`` alone: whether ``step`` begins the next episode by itself. If such an environment
+        truncates, ``info["final_observation"]`` has to hold the observation before the reset.
 
     Returns:
       The environment and its parameters. The environment is ``env`` itself if it has the form already.

@@ -26,7 +26,7 @@ class Task(NamedTuple):
 class LabelPermuted(ImageStream):
     """Images whose classes swap their labels every task: what was learned of the images stays useful.
 
-    Every task draws training images of its own. With ten classes the literature finds no loss of plasticity on this
+    Every task draws its own training images. With ten classes the literature finds no loss of plasticity on this
     stream; with more it does.
 
     References:

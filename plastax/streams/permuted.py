@@ -27,8 +27,8 @@ class Task(NamedTuple):
 class Permuted(ImageStream):
     """Images whose pixels are in a new random order every task; labels stay.
 
-    Every task draws its permutation from a key of its own, the first task too. A seed has the same training images in
-    every task. The channels of a pixel are permuted as well.
+    Every task, also the first, draws its own permutation. A seed has the same training images in every task. The
+    channels of a pixel are permuted as well.
 
     References:
       Goodfellow et al., "An empirical investigation of catastrophic forgetting in gradient-based neural networks",

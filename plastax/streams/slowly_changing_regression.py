@@ -34,7 +34,7 @@ class SlowlyChangingRegression:
     An input has ``slow_bits``, drawn for every task, and ``fast_bits``, drawn for every example. The target is a fixed
     network of linear threshold units of the m bits, ``y = sum_i v_i [w_i . x + b_i > tau_i]``. All weights are +1 or
     -1; ``tau_i = beta (m + 1) - S_i``, and ``S_i = (m - sum_j w_ij + b_i) / 2`` is about the number of negative
-    weights. Every seed has a target of its own.
+    weights. Every seed has its own target.
 
     References:
       Dohare et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods; Dohare et al., arXiv
