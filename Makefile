@@ -1,6 +1,6 @@
 # plastax: every target sets up .venv by itself; a second start installs nothing. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run data test test-all lint types bench report clean
+.PHONY: help setup run data test test-all lint types bench report docs clean
 
 experiments := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/*.py)))))
 benchmarks  := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/bench/*.py)))))
@@ -72,8 +72,8 @@ help:  ## list the targets and their settings
 $(stamp): pyproject.toml uv.lock
 	@.ci/setup $(accel)
 
-$(stamp)-bench: pyproject.toml uv.lock
-	@.ci/setup $(accel) bench
+$(stamp)-bench $(stamp)-docs: $(stamp)-%: pyproject.toml uv.lock
+	@.ci/setup $(accel) $*
 
 setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an NVIDIA GPU gets CUDA 13)
 
@@ -101,6 +101,10 @@ bench: $(stamp)-bench  ## run the benchmarks, or one: make bench BENCH=rl
 
 report: $(stamp)  ## write a run's report and print its table: make report RUN=runs/<experiment>/<run id>
 	@$(python) -m plastax report "$$RUN" $(ARGS)
+
+docs: $(stamp)-docs  ## write a reference of the public names from their docstrings into build/docs
+	@$(python) -W ignore -m pdoc --docformat google --output-directory build/docs plastax plastax.types
+	@echo "build/docs/index.html"
 
 clean:  ## remove .venv, caches and builds; never runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

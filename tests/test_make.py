@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -61,7 +62,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
     python.chmod(0o755)
-    (place / ".venv" / ".plastax-cpu").touch()
+    for stamp in (".plastax-cpu", ".plastax-cpu-docs"):
+        (place / ".venv" / stamp).touch()
     return place
 
 
@@ -92,6 +94,16 @@ def test_a_name_that_make_refuses_is_not_run_either(name: str, checkout: pathlib
     assert make(checkout, "run", "EXP=random_label", f"PYTHON={name}").stdout == "<-m><plastax><run><random_label>"
 
 
+@needs_make
+def test_docs_are_of_the_public_names_and_outside_of_the_tree(checkout: pathlib.Path) -> None:
+    said = make(checkout, "docs").stdout
+    assert said.startswith("<-W><ignore><-m><pdoc><--docformat><google><--output-directory><build/docs><plastax>")
+    assert "/build/" in (ROOT / ".gitignore").read_text().splitlines()
+    script = [sys.executable, ".ci/locked.py", "docs"]
+    if importlib.util.find_spec("pip"):
+        assert "\npdoc==" in subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_what_pip_installs_has_the_hashes_of_the_lock() -> None:
     pytest.importorskip("pip")
     script = [sys.executable, ".ci/locked.py", "bench"]
@@ -100,4 +112,4 @@ def test_what_pip_installs_has_the_hashes_of_the_lock() -> None:
         assert re.fullmatch(r"[\w.-]+==[\w.+]+( --hash=sha256:[0-9a-f]{64})+", line)
     names = {line.partition("==")[0] for line in lines}
     # What builds plastax itself comes from the lock too.
-    assert {"jax", "wandb", "rejax", "hatchling", "editables", "pytest"} <= names
+    assert {"jax", "wandb", "rejax", "hatchling", "pytest"} <= names
