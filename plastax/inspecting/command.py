@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
@@ -16,7 +16,7 @@ from plastax.study.run import Run
 
 
 @dataclass(frozen=True)
-class Line(inspecting.Settings):
+class Line:
     """Looks at networks that were trained anywhere: a series of checkpoints, to the report of a run."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -29,21 +29,24 @@ class Line(inspecting.Settings):
     """Data set (`plastax list data`), an .npz file or a folder of images."""
     probes: tuple[str, ...] = ()
     """What to measure (`plastax list probes`), or your own, module:object. By default features, weights, gradient,
-    hessian, ggn and kronecker, as far as the network allows."""
+    hessian, ggn and kronecker, as far as the network allows. `--probes hessian --help` lists its settings."""
+    settings: tyro.conf.OmitArgPrefixes[inspecting.Settings] = field(default_factory=inspecting.Settings)
+    """Which numbers, and of what."""
 
 
 def run(args: Sequence[str]) -> Run:
     """Runs the command of a line of arguments."""
-    asked = {"-h", "--help"} & set(args)
-    line = Line() if asked else tyro.cli(Line, args=args, return_unknown_args=True, prog="plastax inspect")[0]
+    kept = [word for word in args if word not in ("-h", "--help")]
+    line = tyro.cli(Line, args=kept, return_unknown_args=True, prog="plastax inspect")[0]
     found = [names.find("probes", name, PROBES) for name in line.probes or inspecting.DEFAULT]
-    groups = [(one.key, type(one.entry), one.entry) for one in found if dataclasses.fields(one.entry)]
+    shown = found if line.probes or len(kept) == len(args) else []
+    groups = [(one.key, type(one.entry), one.entry) for one in shown if dataclasses.fields(one.entry)]
     told = {"__doc__": Line.__doc__}
     whole: Any = dataclasses.make_dataclass("Line", groups, bases=(Line,), frozen=True, namespace=told)
     line = tyro.cli(whole, args=args, prog="plastax inspect")
-    options = {field.name: getattr(line, field.name) for field in dataclasses.fields(inspecting.Settings)}
-    chosen = [getattr(line, one.key, one.entry) for one in found]
+    options = {one.name: getattr(line.settings, one.name) for one in dataclasses.fields(line.settings)}
+    probes = [getattr(line, one.key, one.entry) for one in found]
     return inspecting.inspect(
-        line.checkpoints, line.apply or None, data=line.data, model=line.model or None, probes=chosen,
+        line.checkpoints, line.apply or None, data=line.data, model=line.model or None, probes=probes,
         strict=bool(line.probes), **options,
     )  # fmt: skip
