@@ -306,6 +306,7 @@ def test_order_is_that_of_the_numbers_unless_another_is_given(tmp_path: pathlib.
         return [pathlib.Path(one.name).stem for one in checkpoints.find([tmp_path / name for name in given])]
 
     as_npz(tmp_path, networks())
+    (tmp_path / "config.json").write_text("{}")  # As beside the models of others.
     assert [pathlib.Path(one.name).stem for one in checkpoints.find(tmp_path)] == ["step_8", "step_9", "step_10"]
     assert names("step_9.npz", "step_8.npz") == ["step_9", "step_8"]
     # As a shell gives step_*.

@@ -106,13 +106,13 @@ def _at(path: Path, network: int) -> list[Checkpoint]:
         raise ConfigError(f"checkpoints: there is no {path} (working directory {Path.cwd()})")
     if path.is_file():
         return [Checkpoint(str(path), _reader(path))]
-    if (path / "config.json").is_file():
+    if _is_run(path):
         arms = arm_labels(config := read_config(path))
         if len(arms) != 1:
             raise ConfigError(f"checkpoints: {path} has the arms {', '.join(arms)}; give one, {path}/params/{arms[0]}")
         return _of_run(path, config, arms[0], network)
     run = path.parent.parent
-    if path.parent.name in ("params", "checkpoints") and (run / "config.json").is_file():
+    if path.parent.name in ("params", "checkpoints") and _is_run(run):
         config = read_config(run)
         arms = [arm for arm in arm_labels(config) if arm_folder(config, arm) == path.name]
         if arms:
@@ -123,6 +123,11 @@ def _at(path: Path, network: int) -> list[Checkpoint]:
     if not inside:
         raise ConfigError(f"checkpoints: {path} is a folder without checkpoints; give {KINDS}")
     return list(itertools.chain.from_iterable(_at(one, network) for one in inside))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run of plastax; others have a ``config.json`` too."""
+    return (path / "config.json").is_file() and any((path / name).is_dir() for name in ("params", "checkpoints"))
 
 
 def _of_run(run: Path, config: Mapping[str, Any], arm: str, network: int) -> list[Checkpoint]:
