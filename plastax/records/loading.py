@@ -186,6 +186,16 @@ def table(run: xr.Dataset | PathLike | Sequence[PathLike], what: str | Sequence[
       ConfigError: a name is unknown, or two measurements have different axes.
       FileNotFoundError: there is no such run.
       RecordError: see `load`.
+
+    Examples:
+      >>> import xarray as xr
+      >>> loss = ("arm", "seed", "update"), [[[3.0, 2.0], [4.0, np.nan]]]
+      >>> data = xr.Dataset({"train/loss": loss}, {"arm": ["l2"], "seed": [0, 1], "update": [0, 1]})
+      >>> print(table(data, "loss").to_string(index=False))
+      arm  seed  update  train/loss
+       l2     0       0         3.0
+       l2     0       1         2.0
+       l2     1       0         4.0
     """
     data: xr.Dataset = run if hasattr(run, "data_vars") else load(run)  # type: ignore[arg-type,assignment]
     asked = [what] if isinstance(what, str) else list(what)
@@ -217,16 +227,6 @@ def tables(data: xr.Dataset) -> dict[str, pd.DataFrame]:
       ``train`` (arm, seed, update), ``host`` (arm, segment), ``probe`` (arm, seed, task, mark) and
       ``probe_by_<axis>...`` for variables with more axes. With several runs ``run`` comes first, and ``runs`` describes
       them. Rows in which nothing was measured are left out.
-
-    Examples:
-      >>> import xarray as xr
-      >>> loss = ("arm", "seed", "update"), [[[3.0, 2.0], [4.0, np.nan]]]
-      >>> data = xr.Dataset({"train/loss": loss}, {"arm": ["l2"], "seed": [0, 1], "update": [0, 1]})
-      >>> print(tables(data)["train"].to_string(index=False))
-      arm  seed  update  train/loss
-       l2     0       0         3.0
-       l2     0       1         2.0
-       l2     1       0         4.0
     """
     return {key: _frame(data, names) for key, names in _groups(data).items()}
 

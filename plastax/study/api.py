@@ -106,6 +106,8 @@ class Study:
     def run(self, callback: Callback | None = None) -> Run:
         """Trains, records and reports the study; continues its interrupted run if there is one.
 
+        Of a finished study this makes another run; `plastax.open` reads the first.
+
         A terminal shows a progress bar, a notebook or a log file now and then a line. Ctrl-C, and the stop button of a
         notebook, end the run after a checkpoint. In another thread than the main one signals are left alone.
 
@@ -126,7 +128,7 @@ class Study:
         directory = self.experiment.run(self.config, console, callback=callback, verbose=False)
         if directory is None:
             raise ConfigError("dry_run: True is not allowed here; it is for the command line")
-        return Run(directory)
+        return Run(directory.absolute())
 
 
 def _experiment(given: Any, values: dict[str, Any]) -> tuple[Experiment[Any], dict[str, Any]]:

@@ -39,7 +39,7 @@ class Run:
     again once more has been recorded.
 
     Attributes:
-      directory: ``<runs-dir>/<experiment>/<run id>``.
+      directory: ``<runs-dir>/<experiment>/<run id>``, absolute.
     """
 
     directory: Path
@@ -180,4 +180,4 @@ def open(path: str | os.PathLike[str]) -> Run:
     if len(found) > 1:
         listed = ", ".join(map(str, found[:3])) + ", ..." * (len(found) > 3)
         raise ConfigError(f"path: {path} names {len(found)} runs ({listed}); give one")
-    return Run(found[0])
+    return Run(found[0].absolute())
