@@ -251,6 +251,7 @@ def _examples(values: Any, name: str) -> np.ndarray:
     if found.dtype.kind not in "buif" or found.ndim < 2 or not found.size:
         raise DataError(f"data: {name} is {found.dtype} {found.shape}; give numbers [examples, ...]")
     if found.dtype != np.uint8:
+        affordable(*found.shape, np.dtype(np.float32).itemsize)
         with np.errstate(over="ignore"):
             found = found.astype(np.float32)
         if not np.isfinite(found).all():
@@ -268,7 +269,9 @@ def _labels(values: Any, name: str) -> np.ndarray:
     found = found.reshape(-1) if found.ndim == 2 and found.shape[1] == 1 else found
     if found.dtype.kind not in "biuU" or found.ndim != 1:
         how = f"{name}.argmax(1)" if found.ndim == 2 else f"{name}.astype(int)"
-        raise DataError(f"data: {name} is {found.dtype} {found.shape}; give integers [examples], {how} perhaps")
+        raise DataError(
+            f"data: {name} is {found.dtype} {found.shape}; give classes as integers [examples], {how} perhaps"
+        )
     return found if found.dtype.kind == "U" else found.astype(np.int64)
 
 

@@ -82,6 +82,22 @@ def adapted(env: Any, params: Tree = None, *, truncated: Told | None = None, res
 
     Raises:
       ConfigError: something is missing or of another form; the message says what is there, and what is needed.
+
+    Examples:
+      >>> from gymnax.environments import spaces
+      >>> class Coin:  # as in gymnax 0.0.x
+      ...     def action_space(self, params):
+      ...         return spaces.Discrete(2)
+      ...     def reset_env(self, key, params):
+      ...         return jnp.zeros(1), jnp.int32(0)
+      ...     def step_env(self, key, state, action, params):
+      ...         done = state == 9
+      ...         return jnp.zeros(1), state + 1, jnp.float32(action), done, {"truncated": done}
+      >>> env, params = adapted(Coin())
+      >>> key = jax.random.key(0)
+      >>> observation, state, reward, terminated, _ = env.step_env(key, (jnp.int32(9), False), 1, params)
+      >>> float(reward), bool(terminated), bool(env.is_truncated(state, params))
+      (1.0, False, True)
     """
     name = name_of(env)
     whole, alone = _has(env, "step_env", "reset_env"), _has(env, "step", "reset")

@@ -15,7 +15,12 @@ from plastax.types import Array, Key
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """An environment as it is, the same in every task."""
+    """An environment as it is, the same in every task.
+
+    Examples:
+      >>> Own("CartPole-v1").spaces()
+      Spaces(observation_shape=(4,), action_space=Discrete(n=2))
+    """
 
     env: str = "CartPole-v1"
     """Your own, module:object or a name in `plastax.rl.ENVIRONMENTS`, or the id of a gymnax environment."""

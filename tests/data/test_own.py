@@ -144,7 +144,7 @@ X, Y = examples(5, dtype=np.float64), LABELS
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((X, Y.astype(float)), r"y is float64 \(40,\); give integers .*astype\(int\)"),
+        ((X, Y.astype(float)), r"y is float64 \(40,\); give classes .*astype\(int\)"),
         ((X, np.eye(3)[Y % 3]), r"y is float64 \(40, 3\).*argmax\(1\)"),
         ((X, Y[:7]), "40 examples x, 7 labels y"),
         ((X, Y * 0), "all labels are 0; give two classes"),
