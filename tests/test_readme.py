@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 import runpy
@@ -25,8 +26,13 @@ BLOCKS = {
 }
 EXPERIMENTS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "EXPERIMENT =" in block]
 OF_RUNS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "plastax.load(" in block]
+MISSING = [name for name in ("equinox",) if importlib.util.find_spec(name) is None]  # no dependency of plastax
 OF_NETWORKS = {
-    name: [block for block in blocks if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS}]
+    name: [
+        block
+        for block in blocks
+        if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS} and not any(f"import {one}" in block for one in MISSING)
+    ]
     for name, blocks in BLOCKS.items()
 }
 
