@@ -43,12 +43,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in __all__:
-        return importlib.import_module(f"plastax.{name}")
-    raise AttributeError(f"module 'plastax' has no attribute {name!r}")
+if not TYPE_CHECKING:  # A type checker knows all names from above, and refuses others.
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in __all__:
+            return importlib.import_module(f"plastax.{name}")
+        raise AttributeError(f"module 'plastax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
