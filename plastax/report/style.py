@@ -108,9 +108,9 @@ def legend_looks(data: xr.Dataset | xr.DataArray) -> dict[str, Look]:
     frame = described(data)
     if not is_sweep(data):
         return arm_looks(data)
-    found = {name: Look(*one, 0) for name, one in method_colours(map(base, frame["method"])).items()}
-    found = {name: found[name] for name in dict.fromkeys(map(base, frame["method"]))}
-    values = _values(frame)
+    methods, values = list(dict.fromkeys(map(base, frame["method"]))), _values(frame)
+    colours = method_colours(methods)
+    found = {name: Look(colours[name][0], colours[name][1] % len(LINES), 0) for name in methods}
     for i, value in enumerate(values):
         grey = Look(_GREY, 0, 0)
         found[f"{shown(frame).columns[1]} = {value_text(value)}"] = _shaded(grey, i, len(values))

@@ -65,7 +65,7 @@ def _add_score(columns: dict[str, xr.DataArray], data: xr.Dataset, score: Score)
         # In a study of one task, the early and the late tasks are the same.
         for start, stop in score.change if tasks > 1 else ():
             _add_interval(columns, f"{quantity.name}_change", over_seeds(means[stop] - means[start]))
-        for window in score.compared if base is not None else ():
+        for window in score.compared if base is not None and (values.method != base).any() else ():
             names = _difference_names(score, quantity, str(base), window.suffix)
             _add_difference(columns, names, values.isel(task=window.tasks(tasks)), str(base))
 
@@ -262,11 +262,11 @@ def render(data: xr.Dataset, width: int = 120, eps: float | None = None) -> rich
     lines = notes.below(data)
     across = pd.concat([about.drop(columns="method"), cells], axis=1).T
     across.columns = about["method"].to_list()
-    room = min(max(map(len, across.index)), max(width // 3, 24))
-    if room + sum(_widths(across)) <= width:
+    longest, room = max(map(len, across.index)), width - sum(_widths(across))
+    if room >= min(longest, max(width // 3, 24)):
         across.insert(0, "", across.index)
         table = fitted(across, 10**6)
-        table.columns[0].width = room
+        table.columns[0].width = min(longest, room)
     else:
         cells = cells[[heading[name] for name in by_weight(names, data)]]
         table = fitted(pd.concat([about, cells], axis=1), width, about.shape[1])

@@ -16,6 +16,7 @@ from plastax import output
 from plastax.errors import ConfigError
 from plastax.records import lifecycle
 from plastax.records.layout import arm_labels, owner, read_config, read_segment, records_folder, segment_files
+from plastax.report.arms import value_text
 from plastax.tracking.base import reduce_segment, score_values
 
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow"} | dict.fromkeys(
@@ -93,6 +94,9 @@ def _best(run: Path, config: Mapping[str, Any]) -> str:
     best = choose(values, key=lambda name: values[name])
     arm = config.get("arms", {}).get(best, {"method": best, "settings": {}})
     named = ", ".join(
-        [arm["method"], *(f"{name.rpartition('.')[2]} = {value}" for name, value in arm["settings"].items())]
+        [
+            arm["method"],
+            *(f"{name.rpartition('.')[2]} = {value_text(value)}" for name, value in arm["settings"].items()),
+        ]
     )
     return f"{named} ({label} {values[best]:.4g})"

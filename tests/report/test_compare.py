@@ -329,7 +329,7 @@ def test_a_return_is_the_mean_over_all_episodes_of_its_task(tmp_path: pathlib.Pa
         metrics = reduce_segment(Segment(segment.train, {}, host), {})
         with np.errstate(invalid="ignore"):
             expected = total[task].sum(axis=1) / episodes[task].sum(axis=1)
-        np.testing.assert_allclose(metrics["train/episode_return/by_episodes"], expected, rtol=1e-6)
+        np.testing.assert_allclose(metrics["task/episode_return/by_episodes"], expected, rtol=1e-6)
     data = report.read(tmp_path)
     with np.errstate(invalid="ignore"):
         expected = total.sum(axis=2) / episodes.sum(axis=2)

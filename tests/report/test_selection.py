@@ -87,7 +87,7 @@ def test_few_seeds_choose_nothing_and_it_is_said(tmp_path, seeds):
     report.print_table(tmp_path / "a", console)
     assert "chosen by seeds" not in console.file.getvalue()
     assert "no best arms: best arms are chosen by half of a sweep's seeds" in console.file.getvalue()
-    assert "no best arms" in report.write(tmp_path / "a").read_text()
+    assert "No best arms" in report.write(tmp_path / "a").read_text()
 
 
 def test_two_seeds_report_without_an_interval(tmp_path):
