@@ -19,7 +19,7 @@ def networks(config: Config, arms: Sequence[Arm], own: int, programs: int) -> st
     """How many networks are trained on what.
 
     Args:
-      config: from `settings.configure`.
+      config: from `configuration.configure`.
       arms: all arms of the study.
       own: how many of them this shard trains.
       programs: compiled programs that train them.

@@ -22,9 +22,9 @@ class Config(settings.Config):
     """Settings of all experiments on streams of environments."""
 
     stream: str = "cartpole_chain"
-    """What changes from task to task (`python -m plastax list streams`)."""
+    """What changes from task to task (`plastax list streams`), or your own stream or environment, module:object."""
     model: str = "mlp"
-    """Network: mlp, or conv for image observations (minatar_chain)."""
+    """Network: mlp, conv for image observations (minatar_chain), or your own, module:object."""
     steps_per_task: int = 40_960
     """Environment steps of a seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
     segments_per_task: int = 1
