@@ -190,6 +190,7 @@ def installed(lab: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     (info / "entry_points.txt").write_text(
         "[plastax.methods]\nshrinker = mylab.own:CPR\nl2 = mylab.own:L2\nbroken = mylab.broken:CPR\n"
         "[plastax.probes]\nmy_norm = mylab.own:MyNorm\n[plastax.environments]\nwindy = mylab.own:Windy\n"
+        "[plastax.streams]\nrising = mylab.own:Rising\n"
     )
     monkeypatch.syspath_prepend(lab)
     return lab
@@ -414,8 +415,9 @@ def test_what_an_own_probe_builds_is_looked_at(lab):
             probes_of(parse(f"--probes features loose.py:{name}"), model, 1e-3, 1)
 
 
-def test_an_own_stream_of_images_is_an_experiment(lab):
-    experiment = catalogue.find("mylab.own:Rising")
+@pytest.mark.parametrize("name", ["mylab.own:Rising", "rising"])
+def test_an_own_stream_of_images_is_an_experiment(installed, name):
+    experiment = catalogue.find(name)
     config = experiment.parse(["--stream.examples", "7", "--methods", "mylab.own:CPR"])
     assert (experiment.name, config.stream.examples) == ("rising", 7)
     assert settings.origins(config).keys() == {"stream", "cpr"}
@@ -426,7 +428,7 @@ def test_help_shows_own_settings(lab, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse("--methods mylab.own:CPR --probes mylab.own:MyNorm --help")
     text = capsys.readouterr().out
-    for part in ("--cpr.rate", "The part that a step takes.", "--my-norm.power", "An exponent."):
+    for part in ("--cpr.rate", "The part that a step takes", "--my-norm.power", "An exponent"):
         assert part in text
 
 

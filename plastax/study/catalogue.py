@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def find(name: str) -> Experiment:
     Args:
       name: an experiment of plastax (``rl_gymnax``), a file (``my_study.py``), or a module (``mylab.studies:LONG``).
         Files and modules without ``:object`` have the experiment in ``EXPERIMENT``. The object may also be a supervised
-        stream (``mylab.streams:Noisy``), which is an experiment of its own.
+        stream (``mylab.streams:Noisy``, or that of an installed package), which is an experiment of its own.
 
     Raises:
       ConfigError: there is no such experiment.
@@ -57,18 +58,25 @@ def find(name: str) -> Experiment:
         found = getattr(importlib.import_module(place), attribute, None)
     elif place.endswith(".py") or ":" in name or "." in name:
         _, found = objects.load("experiment", name, f"{place}:{attribute}")
+    elif any(point.name == name for point in importlib.metadata.entry_points(group="plastax.streams")):
+        return _about(name)
     else:
         raise ConfigError.unknown("experiment", name, (*own, "<file>.py", "<module>:<object>"))
     from plastax.study.experiment import Experiment
 
     if not isinstance(found, Experiment) and hasattr(found, "build"):
-        from plastax.streams import STREAMS
-        from plastax.study import names, supervised
-
-        return supervised.about(names.find("streams", name, STREAMS, "experiment"))
+        return _about(name)
     if not isinstance(found, Experiment):
         raise ConfigError(
             f"experiment: {place} has an object of type {type(found).__name__} called {attribute}; "
             "plastax.study.experiment.Experiment is needed"
         )
     return found
+
+
+def _about(stream: str) -> Experiment:
+    """The experiment about a supervised stream of one's own."""
+    from plastax.streams import STREAMS
+    from plastax.study import names, supervised
+
+    return supervised.about(names.find("streams", stream, STREAMS, "experiment"))
