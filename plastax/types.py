@@ -36,7 +36,7 @@ class MethodArgs(NamedTuple):
     Every program passes all of them. A method names those that it needs as keyword-only arguments and ignores the rest.
 
     Attributes:
-      key: PRNG key of this step and seed.
+      key: PRNG key of this step and seed, for all that the method draws.
       clock: int32 scalar, gradient steps since the start of the run. All seeds share it (it is never batched), so a
         `lax.cond` on it stays a branch under `vmap`.
       batch: the minibatch that the gradient was taken on.
@@ -128,7 +128,7 @@ class MethodConfig(Protocol):
         """Whether it is an optimiser itself and ignores the one that it is given."""
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
-        """Wraps the optimiser ``inner`` into the method.
+        """Wraps the optimiser ``inner`` into the method, whose state keeps its structure, shapes and types.
 
         Args:
           inner: the optimiser, or another method around it.
@@ -146,7 +146,7 @@ class Model(NamedTuple):
     they normalise by the batch, as training does, so curvature is that of the training loss.
 
     Attributes:
-      init: ``(key) -> params``.
+      init: ``(key) -> params``, the same for the same key.
       apply: ``(params, x) -> (outputs, features)``.
       taps: ``(x) -> dict``: zeros of the shape of the pre-activations of every dense and convolutional layer, by name.
       tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations,
@@ -290,7 +290,7 @@ class ProbeInput(NamedTuple):
       taps_fn: ``(batch) -> taps``.
       factors: Kronecker factors that the training steps of this task have accumulated, a
         `plastax.curvature.running.Running` of layer name -> `kronecker.Factors`; empty where training takes none.
-      key: the probe's own key.
+      key: the probe's own key, for all that it draws.
       initial: ``() -> params``: draws the parameters that training began with again.
       previous: the parameters at the end of the previous task, those at the start in the first; empty unless a probe
         says `Probe.needs_previous`.

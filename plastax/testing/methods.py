@@ -16,7 +16,7 @@ import optax
 from plastax import tree
 from plastax.models import MLP
 from plastax.testing.promises import Promise, check_pure, close, difference, plain, quick, traced
-from plastax.types import Array, Examples, Key, MethodArgs, MethodConfig, Model, Params, Tree
+from plastax.types import Array, Examples, Key, MethodArgs, MethodConfig, Model, Params, Program, Tree
 
 INNER = optax.adam(1e-2)
 """The optimiser that methods are built around."""
@@ -195,7 +195,7 @@ def keeps_its_state(trial: Trial) -> None:
 
     for name, got, expected in zip(("parameters", "state"), later, (params, state)):
         if found := difference(got, expected, same):
-            raise Promise(optax.GradientTransformation).broken(
+            raise Promise(MethodConfig, "build").broken(
                 trial.who,
                 f"a step changes the {name}' structure or types: {found}",
                 "return updates typed like the gradients, and a state like init's (jnp.zeros((), jnp.int32), not 0)",
@@ -314,9 +314,9 @@ def trains_many_seeds_at_once(trial: Trial) -> None:
         # Rounding grows with the steps.
         if found := difference(losses[:30], alone[:30], close(2e-4, 0)):
             what = f"among others, a network trains otherwise than alone (setting {setting}, seed {seed}), {found}"
-            raise Promise(MethodConfig).broken(trial.who, what, remedy)
+            raise Promise(Program).broken(trial.who, what, remedy)
     if any(np.array_equal(together[0], other) for other in together[1:] if not trial.idle):
-        raise Promise(MethodConfig).broken(trial.who, "different seeds or settings train alike", remedy)
+        raise Promise(Program).broken(trial.who, "different seeds or settings train alike", remedy)
 
 
 PROMISES: tuple[Callable[[Trial], None], ...] = (

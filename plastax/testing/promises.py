@@ -15,20 +15,20 @@ from plastax.types import Tree
 
 
 class Promise(NamedTuple):
-    """What the docstring of ``owner`` says of its ``member``; an empty member: the owner's own first paragraph."""
+    """What the docstring of ``owner`` says of its ``member``; an empty member: of the owner, up to its attributes."""
 
     owner: Any
     member: str = ""
 
     def __str__(self) -> str:
-        name = f"plastax: {self.owner.__module__}.{self.owner.__qualname__}".replace("plastax: plastax", "plastax")
-        text = inspect.getdoc(self.owner) or ""
+        name, text = f"{self.owner.__module__}.{self.owner.__qualname__}", inspect.getdoc(self.owner) or ""
         found = re.search(rf"^  {self.member}: (.+(?:\n    .+)*)", text, re.MULTILINE) if self.member else None
         if found:
             text = found[1]
         elif self.member:
             text = inspect.getdoc(getattr(self.owner, self.member)) or ""
-        return f"{name}{'.' if self.member else ''}{self.member}: {' '.join(text.split(chr(10) * 2)[0].split())}"
+        text = re.split(r"\n\n\w+:\n", text)[0]
+        return f"{name}{'.' if self.member else ''}{self.member}: {' '.join(text.split())}"
 
     def broken(self, who: str, what: str, remedy: str) -> AssertionError:
         """The error to raise: ``what`` is wrong with ``who``."""
