@@ -175,6 +175,7 @@ def test_it_is_reported_compared_and_exported_as_a_run(reference: Any, tmp_path:
     assert "Kronecker" in page
     assert "ε-rank" in page or "eps-rank" in page
     assert (reference.directory / "figures" / "overview.png").exists()
+    assert {axes.get_xlabel() for axes in reference.plot("ranks").figure.axes} <= {"checkpoint", ""}
     assert reference.table().loc["network", "train_accuracy_late"] >= 0
     frame = report.print_comparison([reference.directory, reference.directory], quantity="hessian/rank")
     assert set(frame["run"]) == {"A", "B"}
@@ -292,6 +293,7 @@ def test_what_cannot_be_used_is_said(tmp_path: pathlib.Path) -> None:
         ({"apply": lambda params, x: params["nothing"]}, "cannot be called with tree 0 and inputs .*KeyError"),
         ({"apply": lambda params, x: jnp.ones(3)}, "the data needs outputs"),
         ({"probes": ("nothing",)}, "probes"),
+        ({"probes": ("plasticity",)}, "plasticity needs init"),
         ({"loss": "mse"}, "needs inputs x"),
         ({"loss": "hinge"}, "loss"),
         ({"seeds": 0}, "seeds"),
@@ -299,6 +301,7 @@ def test_what_cannot_be_used_is_said(tmp_path: pathlib.Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=said):
             looked(networks(), tmp_path, **options)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_order_is_that_of_the_numbers_unless_another_is_given(tmp_path: pathlib.Path) -> None:

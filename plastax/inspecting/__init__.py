@@ -107,11 +107,14 @@ def inspect(
     first = reading.parameters(series[0].read(), chosen.part)
     network = _network(apply, model, first, series[0], examples, chosen)
     found = [names.find("probes", one, PROBES) for one in probes or DEFAULT]
-    kept = _allowed(found, network.model, bool(probes) if strict is None else strict)
+    kept = _allowed(found, network, bool(probes) if strict is None else strict)
     built = [one.entry.build(network.model) for one in kept]
     dims, coords = segments.labels(built)
     for checkpoint in series[1:]:  # Before anything is compiled, and one at a time in memory.
         _fitted(reading.parameters(checkpoint.read(), chosen.part), network, checkpoint)
+    params = _fitted(first, network, series[0])
+    # Says what else does not fit before anything is written.
+    traced = _look(network, _due(kept, 0), chosen.loss).trace(params, params, params, *examples[:3])
     told: dict[str, Any] = {
         field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen) if field.name != "runs_dir"
     }
@@ -135,16 +138,17 @@ def inspect(
     here = environment.environment([*network.code, *(code for one in kept for code in one.code)])
     begin = functools.partial(layout.start_run, directory, config, here)
     with lifecycle.hold(directory, {chosen.name: len(series)}, begin=lambda blank: begin(blank=blank), end="recorded"):
-        _measure(directory, config, series, network, examples, kept, chosen, console)
+        _measure(directory, config, series, network, examples, kept, chosen, console, traced)
     lifecycle.conclude(directory, lambda: report.write(directory))
     for note in config["notes"]:
         output.say(console, f"Note: {note}")
     return Run(directory)
 
 
-def _allowed(found: Sequence[names.Named], model: Model, strict: bool) -> list[names.Named]:
+def _allowed(found: Sequence[names.Named], network: _Network, strict: bool) -> list[names.Named]:
     """The probes that need nothing that a network lacks."""
-    there = {"features": bool(model.hidden), "taps": bool(model.layers)}
+    model = network.model
+    there = {"features": bool(model.hidden), "taps": bool(model.layers), "init": not network.own}
     lacking = {one.name: [need for need in one.entry.needs if not there.get(need, True)] for one in found}
     if strict and (name := next((name for name, needs in lacking.items() if needs), None)):
         raise ConfigError(f"probes: {name} needs {lacking[name][0]}, which the network does not show; leave it out")
@@ -177,6 +181,7 @@ class _Examples(NamedTuple):
 
     train: tuple[Array, Array]
     test: tuple[Array, Array] | None
+    keys: Array
     outputs: int
     told: Mapping[str, Any]
 
@@ -187,6 +192,8 @@ class _Examples(NamedTuple):
 
 
 def _examples(data: Any, chosen: Settings) -> _Examples:
+    keys = jax.vmap(jax.random.key)(jnp.arange(chosen.first_seed, chosen.first_seed + chosen.seeds))
+
     def drawn(x: Any, y: Any) -> tuple[Array, Array]:
         order = [np.random.default_rng(chosen.first_seed + k).permutation(len(x)) for k in range(chosen.seeds)]
         places = np.stack([one[: chosen.examples] for one in order])
@@ -199,7 +206,7 @@ def _examples(data: Any, chosen: Settings) -> _Examples:
         test = drawn(dataset.test_images, dataset.test_labels) if len(dataset.test_labels) else None
         told = {"data": dataset.card.name, "data_checksum": dataset.card.checksum, "data_card": dataset.card.to_json()}
         train = drawn(dataset.train_images, dataset.train_labels)
-        return _Examples(train, test, dataset.card.classes, told)
+        return _Examples(train, test, keys, dataset.card.classes, told)
     if isinstance(data, str | Path):
         archive = reading.READERS[".npz"](Path(data)) if Path(data).suffix == ".npz" else {}
         pair = [archive[name] for name in ("x", "y") if name in archive]
@@ -211,7 +218,7 @@ def _examples(data: Any, chosen: Settings) -> _Examples:
         )
     x, y = (np.asarray(one, np.float32) for one in pair)
     checksum = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
-    return _Examples(drawn(x, y), None, y.shape[1], {"data": "own", "data_checksum": checksum})
+    return _Examples(drawn(x, y), None, keys, y.shape[1], {"data": "own", "data_checksum": checksum})
 
 
 def _network(
@@ -288,21 +295,21 @@ def _measure(
     kept: Sequence[names.Named],
     chosen: Settings,
     console: output.Console,
+    traced: jax.stages.Traced,
 ) -> None:
-    """Measures and records one checkpoint after another."""
-    looks: dict[tuple[ProbeConfig, ...], Callable[..., dict[str, Array]]] = {}
+    """Measures and records one checkpoint after another; ``traced`` is what measures the first."""
+    looks: dict[tuple[ProbeConfig, ...], jax.stages.Compiled] = {}
     (sink,) = tracking.sinks("disabled", (), console)
     sink.start(config, directory, chosen.name)
-    keys = jax.vmap(jax.random.key)(jnp.arange(chosen.first_seed, chosen.first_seed + chosen.seeds))
     folder, initial, previous = layout.records_folder(directory, config, chosen.name), None, None
     for index, checkpoint in enumerate(series):
         params = _fitted(reading.parameters(checkpoint.read(), chosen.part), network, checkpoint)
         initial, previous = initial or params, previous or params
-        due = tuple(one.entry for one in kept if index % one.entry.every == 0)
-        arguments = (params, initial, previous, examples.train, examples.test, keys)
+        due, arguments = _due(kept, index), (params, initial, previous, *examples[:3])
         begun, compiling = time.perf_counter(), 0.0
         if due not in looks:
-            looks[due] = _look(network, due, chosen.loss).lower(*arguments).compile()
+            stage = traced if index == 0 else _look(network, due, chosen.loss).trace(*arguments)
+            looks[due] = stage.lower().compile()
             compiling = time.perf_counter() - begun
         values: dict[str, np.ndarray] = jax.device_get(looks[due](*arguments))
         seconds, previous = time.perf_counter() - begun - compiling, params
@@ -318,6 +325,11 @@ def _measure(
         layout.write_segment(folder, index, record, host, layout.owner(config, chosen.name))
         sink.log(tracking.reduce_segment(segment._replace(host=host), config, chosen.name), index)
     sink.finish()
+
+
+def _due(kept: Sequence[names.Named], index: int) -> tuple[ProbeConfig, ...]:
+    """The probes of a checkpoint."""
+    return tuple(one.entry for one in kept if index % one.entry.every == 0)
 
 
 def _look(network: _Network, due: tuple[ProbeConfig, ...], loss: str) -> Any:
