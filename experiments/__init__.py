@@ -1,1 +1,1 @@
-"""Studies, one a file: `python -m plastax list experiments`."""
+"""Studies, one a file: `plastax list experiments`."""
