@@ -91,11 +91,17 @@ def own_sources(used: Collection[object] = ()) -> dict[str, str]:
         own = file.startswith(beside) and not _is_installed(file)
         if (own or name.partition(".")[0] in packages) and not file.startswith(_OURS):
             with contextlib.suppress(OSError):
-                found[os.path.basename(file) if name == "__main__" else name] = pathlib.Path(file).read_bytes()
+                found[_program() if name == "__main__" else name] = pathlib.Path(file).read_bytes()
     for kind in kinds:
         if kind.__module__ not in files.keys() | sys.stdlib_module_names:
             found[f"{kind.__module__}.{kind.__qualname__}"] = _typed(kind).encode()
     return {name: hashlib.sha256(content).hexdigest()[:8] for name, content in sorted(found.items())}
+
+
+def _program() -> str:
+    """The name that the program's module has when it is imported, as by `plastax run study.py`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else pathlib.Path(str(sys.modules["__main__"].__file__)).stem
 
 
 def _is_installed(file: str) -> bool:
