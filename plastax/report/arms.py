@@ -66,6 +66,19 @@ def shown(described: pd.DataFrame) -> pd.DataFrame:
     return described.map(value_text).rename(columns=names)
 
 
+def rest(described: pd.DataFrame, setting: str = "") -> list[str]:
+    """What tells arms of one method apart, in words: the run, and the values of all settings but one; often ""."""
+    texts = shown(described.drop(columns=setting, errors="ignore"))
+    runs = [f"run {letter}" if (letter := run_of(str(arm))) else "" for arm in texts.index]
+    parts = [[run, *_words(row)] for run, (_, row) in zip(runs, texts.iterrows())]
+    return [", ".join(filter(None, words)) for words in parts]
+
+
+def _words(row: pd.Series) -> list[str]:
+    """``setting = value`` for each setting that an arm has, of a row of `shown`."""
+    return [f"{name} = {value}" for name, value in row.iloc[1:].items() if value]
+
+
 def value_text(value: Any) -> str:
     """A setting's value in few characters; "" for the NaN of a method without the setting."""
     if isinstance(value, float | np.floating):
@@ -76,10 +89,7 @@ def value_text(value: Any) -> str:
 def titles(data: xr.Dataset | xr.DataArray) -> dict[str, str]:
     """Arm -> its method, and below it a line ``setting = value`` for each swept setting that it has."""
     frame = shown(described(data))
-    return {
-        str(arm): "\n".join([row["method"], *(f"{name} = {value}" for name, value in row.iloc[1:].items() if value)])
-        for arm, row in frame.iterrows()
-    }
+    return {str(arm): "\n".join([row["method"], *_words(row)]) for arm, row in frame.iterrows()}
 
 
 def names(data: xr.Dataset | xr.DataArray) -> dict[str, str]:

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from plastax.records.files import write_atomic
 from plastax.records.loading import write_table
-from plastax.report.arms import base, described, is_sweep, run_of, shown, value_text
+from plastax.report.arms import base, described, is_sweep, rest, shown, value_text
 
 WIDE = 30.0
 """An axis whose largest mean is more than this many times its smallest is logarithmic."""
@@ -131,13 +131,9 @@ def _values(frame: pd.DataFrame) -> list[Any]:
 
 def _lines(frame: pd.DataFrame) -> list[tuple[str, int]]:
     """What the line of each arm stands for: its run and values of other settings, in words; round through colours."""
-    colours, texts = method_colours(map(base, frame["method"])), shown(frame)
-    found = []
-    for (arm, row), method in zip(texts.iterrows(), frame["method"]):
-        words = [f"{name} = {value}" for name, value in row.iloc[2:].items() if value]
-        words = [f"run {run_of(str(arm))}", *words] if run_of(str(arm)) else words
-        found.append((", ".join(words), colours[base(method)][1]))
-    return found
+    colours = method_colours(map(base, frame["method"]))
+    words = rest(frame, *frame.columns[1:2])
+    return [(text, colours[base(method)][1]) for text, method in zip(words, frame["method"])]
 
 
 def faded(colour: str, white: float) -> str:

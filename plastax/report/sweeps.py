@@ -87,13 +87,7 @@ def curves(frame: pd.DataFrame, column: str, axis: Axis) -> list[Curve]:
     """
     colours = method_colours(map(arms.base, frame["method"]))
     others = [name for name in arms.settings(frame) if name != axis.name]
-    runs = [arms.run_of(str(arm)) for arm in frame.index]
-    texts = arms.shown(frame[["method", *others]])
-    rest = [
-        (f"run {run}, " if run else "")
-        + ", ".join(f"{name} = {value}" for name, value in row.iloc[1:].items() if value)
-        for run, (_, row) in zip(runs, texts.iterrows())
-    ]
+    rest = arms.rest(frame[["method", *others]])
     kinds = list(dict.fromkeys(rest))
     found = []
     for (method, more), rows in frame.groupby([frame["method"].map(arms.base), rest], sort=False):
