@@ -23,7 +23,7 @@ from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
 from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
-from plastax.runs.networks import Callback, TaskEnd
+from plastax.runs.networks import Callback, Keeping
 from plastax.runs.signals import Stopping
 from plastax.runs.timing import ProbeCosts, Times
 from plastax.tracking import Sink, reduce_segment
@@ -144,14 +144,15 @@ def train(
     if stopping.asked:
         raise Stopped(f"stopped by {stopping.asked} before {batch.name}")
     with contextlib.ExitStack() as ending:
-        about = {"arms": list(batch.arms), "segments_per_task": plan.segments // plan.tasks}
+        keeping, per_task = Keeping(saving.params, callback), plan.segments // plan.tasks
+        about = {"arms": list(batch.arms), "segments_per_task": per_task}
         if checkpoints := Checkpoints(place, config, saving.keep, first, about) if saving.enabled else None:
             ending.callback(checkpoints.close)
         waited = time.perf_counter()
         with waiting(f"compiling {batch.name}"):
             compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
         waited = time.perf_counter() - waited
-        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, saving.params, callback)
+        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, keeping)
         needed = memory.need(compiled.segment)
         ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
@@ -191,7 +192,8 @@ def train(
             # The next segment donates the state, so the checkpoint's copy is made now.
             leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
-            trained = batch.real(to_host(state, networks.holds)) if host.wants(index) else {}
+            ends = (index + 1) % per_task == 0 and keeping.wants(index // per_task)
+            trained = batch.real(to_host(state, networks.holds)) if ends else {}
             ended = _Ended(index, values, leaves, trained, seconds, probes, compiled.counts if index == first else {})
             if asked:
                 break
@@ -238,10 +240,10 @@ class _Host:
     def __init__(
         self, directory: Path, config: Mapping[str, Any], batch: Batch, plan: Plan, sinks: Sequence[Sink],
         checkpoints: Checkpoints | None, first: int, lock: locks.Lock | None, ending: contextlib.ExitStack,
-        keep: int = 0, callback: Callback | None = None,
+        keeping: Keeping,
     ) -> None:  # fmt: skip
         self.directory, self.config, self.batch, self.plan = directory, config, batch, plan
-        self.checkpoints, self.first, self.lock, self.keep, self.callback = checkpoints, first, lock, keep, callback
+        self.checkpoints, self.first, self.lock, self.keeping = checkpoints, first, lock, keeping
         self.folders = {arm: layout.records_folder(directory, config, arm) for arm in batch.arms}
         for folder in self.folders.values():
             files.remove_unfinished(folder)
@@ -250,14 +252,6 @@ class _Host:
         for arm, sink in self.watching:
             sink.start(config, directory, arm)
             ending.callback(sink.finish)
-
-    def _keeps(self, task: int) -> bool:
-        return bool(self.keep) and (task + 1) % self.keep == 0
-
-    def wants(self, index: int) -> bool:
-        """Whether the networks after a segment are kept or shown to the callback."""
-        task, rest = divmod((index + 1) * self.plan.updates_per_segment, self.plan.updates_per_task)
-        return rest == 0 and (self.callback is not None or self._keeps(task - 1))
 
     def finish(self, ended: _Ended) -> None:
         """Writes a segment's records, then its checkpoint, so that a checkpoint always has all records before it."""
@@ -280,11 +274,8 @@ class _Host:
             seal = layout.owner(self.config, arm) | {"checkpoint": newest}
             layout.write_segment(folder, ended.index, parts[arm], host, seal)
         # Before the checkpoint: what is after it is never repeated.
-        for arm, leaves in self.batch.split(networks.of_state(ended.trained)).items() if ended.trained else ():
-            if self._keeps(task):
-                networks.write(self.directory, self.config, arm, task, leaves)
-            if self.callback is not None:
-                self.callback(TaskEnd(self.directory, arm, task, **networks.nested(leaves)))
+        if ended.trained:
+            self.keeping.take(self.directory, self.config, task, self.batch.split(networks.of_state(ended.trained)))
         if self.checkpoints and ended.leaves is not None:
             self.checkpoints.save(ended.index + 1, dict(ended.leaves))
         metrics = {

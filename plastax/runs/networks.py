@@ -26,6 +26,8 @@ from plastax.runs import checkpoint
 from plastax.types import Tree
 
 Part = Literal["params", "stats", "statistics"]
+Leaves = Mapping[str, np.ndarray]
+"""``params/dense_0/kernel`` -> array ``[S, ...]``, and so on."""
 PARTS: tuple[Part, ...] = ("params", "stats", "statistics")
 
 
@@ -62,12 +64,12 @@ def holds(name: str) -> bool:
     return name.removeprefix("network.").partition(".")[0] in PARTS
 
 
-def of_state(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``params/dense_0/kernel`` -> array, of the leaves of a state, see `checkpoint.to_host`."""
+def of_state(leaves: Leaves) -> dict[str, np.ndarray]:
+    """The networks in a state's leaves, see `checkpoint.to_host`."""
     return {name.removeprefix("network.").replace(".", "/"): leaf for name, leaf in leaves.items() if holds(name)}
 
 
-def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Tree]:
+def nested(leaves: Leaves) -> dict[str, Tree]:
     """``{"params/dense_0/kernel": array}`` as nested dicts, one for each of `PARTS`."""
     out: dict[str, Any] = {part: {} for part in PARTS}
     for name, leaf in leaves.items():
@@ -79,12 +81,36 @@ def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Tree]:
     return out
 
 
-def write(run: Path, config: Mapping[str, Any], arm: str, task: int, leaves: Mapping[str, np.ndarray]) -> None:
-    """Keeps the networks of an arm after a task; the file appears when it is complete."""
-    # NumPy has no bfloat16; single precision holds it exactly.
-    plain = {name: leaf.astype(np.float32) if leaf.dtype.kind == "V" else leaf for name, leaf in leaves.items()}
-    path = run / "params" / layout.arm_folder(config, arm) / f"{task:06d}.npz"
-    files.write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **plain))
+class Keeping(NamedTuple):
+    """What happens to the networks after a task.
+
+    Attributes:
+      every: those of every ``every``-th task are written; 0: of none.
+      callback: gets those of every task.
+    """
+
+    every: int = 0
+    callback: Callback | None = None
+
+    def wants(self, task: int) -> bool:
+        """Whether anything happens after a task."""
+        return self.callback is not None or self._writes(task)
+
+    def _writes(self, task: int) -> bool:
+        return bool(self.every) and (task + 1) % self.every == 0
+
+    def take(
+        self, run: Path, config: Mapping[str, Any], task: int, arms: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> None:
+        """Writes the networks of some arms, as of `of_state`, or shows them; a file appears when it is complete."""
+        for arm, leaves in arms.items():
+            if self._writes(task):
+                # NumPy has no bfloat16; single precision holds it exactly.
+                plain = {name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in leaves.items()}
+                path = run / "params" / layout.arm_folder(config, arm) / f"{task:06d}.npz"
+                files.write_atomic(path, lambda file, plain=plain: np.savez(file, allow_pickle=False, **plain))
+            if self.callback is not None:
+                self.callback(TaskEnd(run, arm, task, **nested(leaves)))
 
 
 class Kept(NamedTuple):
