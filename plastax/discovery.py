@@ -19,17 +19,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from plastax import tree
-from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR, carried
+from plastax import flow, tree
+from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR
 from plastax.layers import Entries, LayerInputs, Units, Window
 from plastax.roles import Kernel, Kind, Role, Roles
 from plastax.types import Array, Params
 
 Network = Callable[[Params, Array], tuple[Any, ...]]
 """``(params, x) -> (outputs, features, ...)``. Features that it names itself stand in the place of those found."""
-_INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 _DRAWS = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
 
@@ -94,14 +92,14 @@ def discover(network: Network, params: Params, x: Array) -> Found:
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> from plastax.discovery import discover
-      >>> params = {"in": {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}, "out": {"w": jnp.ones((4, 2))}}
+      >>> params = {"in": {"w": jnp.ones((3, 4))}, "out": {"w": jnp.ones((4, 2))}}
       >>> def network(params, x):
-      ...     return jnp.tanh(x @ params["in"]["w"] + params["in"]["b"]) @ params["out"]["w"], {}
+      ...     return jnp.tanh(x @ params["in"]["w"]) @ params["out"]["w"], {}
       >>> found = discover(network, params, jnp.ones((5, 3)))
       >>> found.layers, found.hidden, found.roles.output, found.activation
       (('in', 'out'), ('in',), ('out',), 'tanh')
       >>> found.units["in"].incoming, found.units["in"].outgoing
-      ((Entries(name='in/w', axis=1), Entries(name='in/b', axis=0)), (Entries(name='out/w', axis=0),))
+      ((Entries(name='in/w', axis=1),), (Entries(name='out/w', axis=0),))
     """
     return _Trace(network, params, x).found()
 
@@ -124,33 +122,14 @@ def tapped(network: Network, params: Params, taps: Mapping[str, Array], x: Array
     """
     trace = _Trace(network, params, x)
     values = trace.run(params, x, taps)
-    outputs, _, *rest = jax.tree.map(lambda key: _read(values, key), trace.given)
-    features = {one.name: jnp.moveaxis(_read(values, one.key), one.axis, -1) for one in trace.features()}
+    outputs, _, *rest = jax.tree.map(lambda key: flow.read(values, key), trace.given)
+    features = {one.name: jnp.moveaxis(flow.read(values, one.key), one.axis, -1) for one in trace.features()}
     inputs = {}
     for name, label in trace.tapped().items():
         layer = trace.layers[name]
-        seen = _read(values, layer.data).transpose(trace.orders(name)[0])
+        seen = flow.read(values, layer.data).transpose(trace.orders(name)[0])
         inputs[label] = LayerInputs(seen, layer.bias is not None, layer.window)
     return outputs, features, inputs, *rest
-
-
-class _Step(NamedTuple):
-    """One primitive of the trace; the keys of its values are objects, or literals."""
-
-    eqn: Any
-    ins: tuple[Any, ...]
-    outs: tuple[Any, ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.eqn.primitive.name)
-
-
-@dataclass(frozen=True, eq=False)  # No tuple, which would be a tree.
-class _Const:
-    """A value that the trace captured."""
-
-    val: Any
 
 
 class _Value(NamedTuple):
@@ -220,41 +199,6 @@ def _path(name: str) -> str:
     return name.removesuffix("/value").rpartition("/")[0]
 
 
-def _read(values: Mapping[Any, Any], key: Any) -> Any:
-    return key.val if isinstance(key, Literal | _Const) else values[key]
-
-
-def _opened(jaxpr: Any, args: list[Any]) -> tuple[Jaxpr, list[Any]]:
-    """A jaxpr, and the keys of its constants and arguments."""
-    return (jaxpr.jaxpr, [*map(_Const, jaxpr.consts), *args]) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, args)
-
-
-def _flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[_Step], list[Any]]:
-    """The primitives of a jaxpr in their order, without calls of other jaxprs; each value has a key of its own."""
-    keys: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), ins, strict=True))
-    steps: list[_Step] = []
-    for eqn in jaxpr.eqns:
-        args = [v if isinstance(v, Literal) else keys[v] for v in eqn.invars]
-        if eqn.primitive.name in _INLINED:
-            inner, made = _flat(*_opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), args))
-            steps += inner
-        else:
-            made = [object() for _ in eqn.outvars]
-            steps.append(_Step(eqn, tuple(args), tuple(made)))
-        keys |= zip(eqn.outvars, made, strict=True)
-    return steps, [v if isinstance(v, Literal) else keys[v] for v in jaxpr.outvars]
-
-
-def _needed(steps: list[_Step], wanted: list[Any]) -> list[_Step]:
-    """The primitives that some values are computed by."""
-    keys, found = set(map(id, wanted)), []
-    for step in reversed(steps):
-        if any(id(key) in keys for key in step.outs):
-            keys |= set(map(id, step.ins))
-            found.append(step)
-    return found[::-1]
-
-
 class _Trace:
     """A network's primitives, and what is known of every value."""
 
@@ -262,7 +206,7 @@ class _Trace:
         closed, out = jax.make_jaxpr(network, return_shape=True)(params, x)
         named = tree.named_leaves(params)
         self.params, self.x = {name: object() for name in named}, [object() for _ in jax.tree.leaves(x)]
-        self.steps, outs = _flat(*_opened(closed, [*self.params.values(), *self.x]))
+        self.steps, outs = flow.flat(*flow.opened(closed, [*self.params.values(), *self.x]))
         self.given: Any = jax.tree.unflatten(jax.tree.structure(out), outs)
         self.made = {key: step for step in self.steps for key in step.outs}
         self.uses = dict.fromkeys(named, 0)
@@ -279,7 +223,7 @@ class _Trace:
         for name, key in self.params.items():
             shape = tuple(named[name].shape)
             self.values[key] = _Value(shape, name, frozenset((name, i, i) for i in range(len(shape))))
-        self._follow(_needed(self.steps, jax.tree.leaves(self.given[:2])))
+        self._follow(flow.needed(self.steps, jax.tree.leaves(self.given[:2])))
         self.output = {layer for key in jax.tree.leaves(self.given[0]) for layer in self._value(key).layers}
 
     def run(self, params: Params, x: Array, taps: Mapping[str, Array]) -> dict[Any, Array]:
@@ -290,7 +234,7 @@ class _Trace:
         for eqn, ins, outs in self.steps:
             with eqn.ctx.manager:
                 bound = eqn.primitive.get_bind_params(eqn.params)
-                given = eqn.primitive.bind(*(_read(values, key) for key in ins), **bound)
+                given = eqn.primitive.bind(*(flow.read(values, key) for key in ins), **bound)
             order, label = tapped.get(outs[0], ((), ""))
             if label in taps:
                 given = given + taps[label].transpose([order.index(i) for i in range(given.ndim)])
@@ -366,18 +310,18 @@ class _Trace:
         )
 
     def _value(self, key: Any) -> _Value:
-        return _Value(jnp.shape(key.val)) if isinstance(key, Literal | _Const) else self.values[key]
+        return _Value(jnp.shape(key.val)) if flow.is_fixed(key) else self.values[key]
 
     def _mixed(self, layers: frozenset[str], why: str) -> None:
         """No unit of these layers acts through its readers alone."""
         for name in layers:
             self.lacking.setdefault(name, why)
 
-    def _follow(self, steps: list[_Step], *, inside: bool = False) -> None:
+    def _follow(self, steps: list[flow.Step], *, inside: bool = False) -> None:
         for step in steps:
             ins = [self._value(key) for key in step.ins]
             if step.name.startswith("custom_") and (inner := step.eqn.params.get("call_jaxpr")) is not None:
-                nested, outs = _flat(*_opened(inner, list(step.ins)))
+                nested, outs = flow.flat(*flow.opened(inner, list(step.ins)))
                 self._follow(nested, inside=True)
                 self.values |= {key: self._value(out) for key, out in zip(step.outs, outs, strict=True)}
             elif inside or not self._is_layer(step, ins):
@@ -387,11 +331,11 @@ class _Trace:
                 for key, var in zip(step.outs, step.eqn.outvars, strict=True):
                     self.values[key] = self._after(step, ins, tuple(var.aval.shape))
 
-    def _after(self, step: _Step, ins: list[_Value], shape: tuple[int, ...]) -> _Value:
+    def _after(self, step: flow.Step, ins: list[_Value], shape: tuple[int, ...]) -> _Value:
         """What is known of what a primitive gives, from what is known of what it is given."""
 
         def moved(i: int, axis: int | None) -> int | None:
-            return None if axis is None else carried(step.eqn, i, ins[i].shape, axis, shape)
+            return None if axis is None else flow.carried(step.eqn, i, ins[i].shape, axis, shape)
 
         elementwise, moves = step.name in ELEMENTWISE, step.name in MOVING
         axes = frozenset(
@@ -405,7 +349,7 @@ class _Trace:
         units = {(v.layer, moved(i, v.unit)) for i, v in enumerate(ins) if v.unit is not None}
         batch, unit, layer = (batches.pop() if len(batches) == 1 else None), None, None
         if len({axis for _, axis in units}) == 1 and (elementwise or len({name for name, _ in units}) == 1):
-            layer, unit = max(units, key=lambda one: list(self.layers).index(one[0]))
+            layer, unit = max(units, key=lambda one: list(self.layers).index(one[0] or ""))
         if unit is None:
             layer = None
         if elementwise:
@@ -428,12 +372,12 @@ class _Trace:
             axes = frozenset()
         return _Value(shape, None, axes, batch, layer, unit, layers, raw, True)
 
-    def _is_layer(self, step: _Step, ins: list[_Value]) -> bool:
+    def _is_layer(self, step: flow.Step, ins: list[_Value]) -> bool:
         """Enters a product of data and one parameter as a layer; False if it is none."""
         if step.name not in ("dot_general", "conv_general_dilated") or len(ins) != 2:
             return False
         i = next((i for i in (0, 1) if ins[i].param and not ins[i].data and ins[1 - i].data), None)
-        product = None if i is None else (_dense if step.name == "dot_general" else _convolution)(step.eqn, i)
+        product = None if i is None else (flow.dense if step.name == "dot_general" else flow.convolution)(step.eqn, i)
         if i is None or product is None:
             return False
         kernel, data = ins[i], ins[1 - i]
@@ -454,7 +398,7 @@ class _Trace:
         axes = Kernel(*(tuple(of[at] for at in group) for group in (product.rows, product.units, product.places)))
         order, to = None, None if data.batch is None else product.to.get(data.batch)
         given = product.given
-        if to is not None and len(product.read) == len(given) == 1 and product.plain:
+        if data.batch is not None and to is not None and len(product.read) == len(given) == 1 and product.plain:
             others = [axis for axis in product.to if axis not in (data.batch, *product.read)]
             order = (data.batch, *others, *product.read), (to, *(product.to[axis] for axis in others), *given)
         shape = tuple(step.eqn.outvars[0].aval.shape)
@@ -490,7 +434,7 @@ class _Trace:
                 continue
             seen.add(key)
             inner = step.eqn.params.get("call_jaxpr") if step.name.startswith("custom_") else None
-            parts = [step] if inner is None else _flat(*_opened(inner, list(step.ins)))[0]
+            parts = [step] if inner is None else flow.flat(*flow.opened(inner, list(step.ins)))[0]
             found |= {part.name for part in parts} & NONLINEAR
             rest += [k for k in step.ins if self._value(k).own and self._value(k).layer == layer]
         if not found:
@@ -500,52 +444,3 @@ class _Trace:
         if doubled and found == {"sin", "cos"}:
             return "deep_fourier"
         return kinds.get(found.pop(), "other") if len(found) == 1 else "other"
-
-
-class _Product(NamedTuple):
-    """The axes of a matrix product or convolution of data and a kernel.
-
-    Attributes:
-      rows: axes of the kernel along which the data is read.
-      units: axes of the kernel along which the units are.
-      places: axes of the kernel's window.
-      read: axes of the data that ``rows`` meet.
-      to: other axis of the data -> axis of the result.
-      given: axes of the result along which the units are.
-      plain: whether `LayerInputs` can describe it.
-      window: of a convolution.
-    """
-
-    rows: tuple[int, ...]
-    units: tuple[int, ...]
-    places: tuple[int, ...]
-    read: tuple[int, ...]
-    to: Mapping[int, int]
-    given: tuple[int, ...]
-    plain: bool = True
-    window: Window | None = None
-
-
-def _dense(eqn: Any, i: int) -> _Product | None:
-    """The axes of a matrix product whose i-th operand is the kernel; None if it is a stack of products."""
-    contracted, batch = eqn.params["dimension_numbers"]
-    if batch[0]:
-        return None
-    free = [[j for j in range(eqn.invars[k].aval.ndim) if j not in contracted[k]] for k in (0, 1)]
-    start = [0, len(free[0])]
-    to = {axis: start[1 - i] + k for k, axis in enumerate(free[1 - i])}
-    given = tuple(start[i] + k for k in range(len(free[i])))
-    return _Product(tuple(contracted[i]), tuple(free[i]), (), tuple(contracted[1 - i]), to, given) if given else None
-
-
-def _convolution(eqn: Any, i: int) -> _Product | None:
-    """The axes of a convolution; None if it is grouped."""
-    given = eqn.params
-    if i == 0 or given["feature_group_count"] != 1 or given["batch_group_count"] != 1:
-        return None
-    (batch, channel, *space), (units, rows, *places), (to_batch, to_units, *to_space) = given["dimension_numbers"]
-    size = tuple(eqn.invars[1].aval.shape[j] for j in places)
-    window = Window(size, tuple(given["window_strides"]), tuple(map(tuple, given["padding"])), given["rhs_dilation"])
-    to = {batch: to_batch, **dict(zip(space, to_space, strict=True))}
-    plain = {*given["lhs_dilation"]} == {1}
-    return _Product((rows,), (units,), tuple(places), (channel,), to, (to_units,), plain, window)

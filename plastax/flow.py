@@ -1,9 +1,15 @@
-"""Where the axes of an array go: from what a primitive of JAX is given to what it gives."""
+"""The primitives of a traced function, and where the axes of an array go: from what one is given to what it gives."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from plastax.layers import Window
 
 NONLINEAR = frozenset({
     "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "erf", "erf_inv",
@@ -21,6 +27,70 @@ MOVING = frozenset({
     "squeeze", "transpose",
 })  # fmt: skip
 """Primitives that change the arrangement of entries alone."""
+
+INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+"""Calls of other jaxprs, which `flat` opens."""
+
+
+class Step(NamedTuple):
+    """One primitive of the trace; the keys of its values are objects, or literals."""
+
+    eqn: Any
+    ins: tuple[Any, ...]
+    outs: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the primitive."""
+        return str(self.eqn.primitive.name)
+
+
+@dataclass(frozen=True, eq=False)  # No tuple, which would be a tree.
+class Const:
+    """A value that the trace captured."""
+
+    val: Any
+
+
+def is_fixed(key: Any) -> bool:
+    """Whether a key is a value itself: a literal, or a constant that was captured."""
+    return isinstance(key, Literal | Const)
+
+
+def read(values: Mapping[Any, Any], key: Any) -> Any:
+    """The value of a key."""
+    return key.val if is_fixed(key) else values[key]
+
+
+def opened(jaxpr: Any, args: list[Any]) -> tuple[Jaxpr, list[Any]]:
+    """A jaxpr, and the keys of its constants and arguments."""
+    return (jaxpr.jaxpr, [*map(Const, jaxpr.consts), *args]) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, args)
+
+
+def flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[Step], list[Any]]:
+    """The primitives of a jaxpr in their order, without calls of other jaxprs; each value has a key of its own."""
+    keys: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), ins, strict=True))
+    steps: list[Step] = []
+    for eqn in jaxpr.eqns:
+        args = [v if isinstance(v, Literal) else keys[v] for v in eqn.invars]
+        if eqn.primitive.name in INLINED:
+            inner, made = flat(*opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), args))
+            steps += inner
+        else:
+            made = [object() for _ in eqn.outvars]
+            steps.append(Step(eqn, tuple(args), tuple(made)))
+        keys |= zip(eqn.outvars, made, strict=True)
+    return steps, [v if isinstance(v, Literal) else keys[v] for v in jaxpr.outvars]
+
+
+def needed(steps: list[Step], wanted: list[Any]) -> list[Step]:
+    """The primitives that some values are computed by."""
+    keys, found = set(map(id, wanted)), []
+    for step in reversed(steps):
+        if any(id(key) in keys for key in step.outs):
+            keys |= set(map(id, step.ins))
+            found.append(step)
+    return found[::-1]
 
 
 def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int, ...]) -> int | None:
@@ -84,3 +154,52 @@ def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int,
         ]
         return len(batch[0]) + i * len(frees[0]) + frees[i].index(axis) if axis in frees[i] else None
     return None
+
+
+class Product(NamedTuple):
+    """The axes of a matrix product or convolution of data and a kernel.
+
+    Attributes:
+      rows: axes of the kernel along which the data is read.
+      units: axes of the kernel along which the units are.
+      places: axes of the kernel's window.
+      read: axes of the data that ``rows`` meet.
+      to: other axis of the data -> axis of the result.
+      given: axes of the result along which the units are.
+      plain: whether `LayerInputs` can describe it.
+      window: of a convolution.
+    """
+
+    rows: tuple[int, ...]
+    units: tuple[int, ...]
+    places: tuple[int, ...]
+    read: tuple[int, ...]
+    to: Mapping[int, int]
+    given: tuple[int, ...]
+    plain: bool = True
+    window: Window | None = None
+
+
+def dense(eqn: Any, i: int) -> Product | None:
+    """The axes of a matrix product whose i-th operand is the kernel; None if it is a stack of products."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    if batch[0]:
+        return None
+    free = [[j for j in range(eqn.invars[k].aval.ndim) if j not in contracted[k]] for k in (0, 1)]
+    start = [0, len(free[0])]
+    to = {axis: start[1 - i] + k for k, axis in enumerate(free[1 - i])}
+    given = tuple(start[i] + k for k in range(len(free[i])))
+    return Product(tuple(contracted[i]), tuple(free[i]), (), tuple(contracted[1 - i]), to, given) if given else None
+
+
+def convolution(eqn: Any, i: int) -> Product | None:
+    """The axes of a convolution; None if it is grouped."""
+    given = eqn.params
+    if i == 0 or given["feature_group_count"] != 1 or given["batch_group_count"] != 1:
+        return None
+    (batch, channel, *space), (units, rows, *places), (to_batch, to_units, *to_space) = given["dimension_numbers"]
+    size = tuple(eqn.invars[1].aval.shape[j] for j in places)
+    window = Window(size, tuple(given["window_strides"]), tuple(map(tuple, given["padding"])), given["rhs_dilation"])
+    to = {batch: to_batch, **dict(zip(space, to_space, strict=True))}
+    plain = {*given["lhs_dilation"]} == {1}
+    return Product((rows,), (units,), tuple(places), (channel,), to, (to_units,), plain, window)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,37 @@ def of(fn: Callable[..., Any], given: Any) -> tuple[Callable[..., Any], Params]:
     """A function of what somebody has as a function of its parameters, and the parameters; see `split`."""
     own, whole = split(given)
     return lambda params, *rest: fn(whole(params), *rest), own
+
+
+class Named(NamedTuple):
+    """The floating-point leaves of a tree as nested dicts by their paths, ``pack``, and the way back, ``unpack``.
+
+    Attributes:
+      names: of all leaves, with slashes.
+      structure: of the tree.
+      rest: name -> leaf that is not floating point.
+    """
+
+    names: tuple[str, ...]
+    structure: Any
+    rest: Mapping[str, Any]
+
+    def pack(self, given: Any) -> Params:
+        """``{"dense": {"kernel": ...}}``, of the tree."""
+        packed: dict[str, Any] = {}
+        for name, leaf in zip(self.names, jax.tree.leaves(given), strict=True):
+            if name not in self.rest:
+                *path, last = name.split("/")
+                inner = packed
+                for part in path:
+                    inner = inner.setdefault(part, {})
+                inner[last] = leaf
+        return packed
+
+    def unpack(self, params: Params) -> Any:
+        """The tree, of nested dicts."""
+        given = {**self.rest, **tree.named_leaves(params)}
+        return jax.tree.unflatten(self.structure, [given[name] for name in self.names])
 
 
 def _kind(leaf: Any) -> str:

@@ -57,6 +57,8 @@ class EffectiveRank(Periodic):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``chain(inner, effective_rank)``; as a term of the loss ``chain(effective_rank, inner)``."""
+        if model is not None and not model.hidden:
+            raise ConfigError("methods: effective_rank is not allowed for a model without features; name others")
         like = batch_like_of(model, "effective_rank with a window") if self.window > 1 else None
         rank = effective_rank(self.er_lr, self.period, self.window, like, self.form, self.max_step)
         return optax.chain(rank, inner) if self.form == "loss" else chain(inner, rank)

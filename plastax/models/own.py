@@ -36,9 +36,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
-from plastax import discovery, tree
+from plastax import discovery, parameters, tree
 from plastax.errors import ConfigError
 from plastax.types import Array, Key, Model, Params, Tree
 
@@ -120,7 +119,8 @@ def entry(obj: Any, name: str) -> Any:
                     f"give it a default, or name it one of {', '.join(GIVEN)}"
                 )
             if parameter.name not in GIVEN and isinstance(default, bool | int | float | str | tuple):
-                kind: Any = tuple[type(default[0]), ...] if isinstance(default, tuple) and default else type(default)
+                one: Any = type(default[0]) if isinstance(default, tuple) and default else None
+                kind: Any = tuple[one, ...] if one else type(default)
                 fields.append((parameter.name, kind, dataclasses.field(default=default)))
     elif _kind(obj) is None:
         raise ConfigError(f"model: {name} is {_described(obj)}; give {_FORMS}")
@@ -184,7 +184,8 @@ def _described(obj: Any) -> str:
 def _parameters(obj: Any, name: str) -> list[inspect.Parameter]:
     try:
         # The metaclasses of nnx and Equinox hide the signature of a class.
-        found = list(inspect.signature(obj.__init__ if isinstance(obj, type) else obj).parameters.values())
+        made: Any = obj.__init__ if isinstance(obj, type) else obj  # type: ignore[misc]
+        found = list(inspect.signature(made).parameters.values())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {name} ({_described(obj)}) has no signature; give {_FORMS}") from error
     linen = ("parent", "name") if isinstance(obj, type) and issubclass(obj, nn.Module) else ()
@@ -213,7 +214,7 @@ def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int,
     def make(key: Key) -> Any:
         if not _is_maker(obj):
             return obj
-        arguments = facts | {"rngs": nnx.Rngs(key), "key": key}
+        arguments = {**facts, "rngs": nnx.Rngs(key), "key": key}
         return obj(**{p.name: arguments[p.name] for p in _parameters(obj, name) if p.name in arguments})
 
     kept: list[Any] = []
@@ -240,7 +241,7 @@ def _linen(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> _Pure:
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     takes = inspect.signature(type(module).__call__).parameters
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         said = {"train": train, "training": train, "deterministic": True}
         return {argument: value for argument, value in said.items() if argument in takes}
 
@@ -306,29 +307,7 @@ def _equinox(make: Callable[[Key], Any], *, fixed: bool) -> _Pure:
     return _Pure(lambda key: split(key)[0], call, fixed=fixed)
 
 
-class _Names(NamedTuple):
-    """The floating-point leaves of a tree as nested dicts by their paths.
-
-    Attributes:
-      names: of all leaves.
-      structure: of the tree.
-      rest: name -> leaf that is not floating point.
-    """
-
-    names: tuple[str, ...]
-    structure: Any
-    rest: Mapping[str, Any]
-
-    def pack(self, params: Tree) -> Params:
-        leaves = zip(self.names, jax.tree.leaves(params), strict=True)
-        return unflatten_dict({tuple(name.split("/")): x for name, x in leaves if name not in self.rest})
-
-    def unpack(self, params: Params) -> Tree:
-        given = self.rest | tree.named_leaves(params)
-        return jax.tree.unflatten(self.structure, [given[name] for name in self.names])
-
-
-def _names(init: Callable[[Key], Tree], name: str) -> _Names:
+def _names(init: Callable[[Key], Tree], name: str) -> parameters.Named:
     like = jax.eval_shape(init, tree.key_like())
     # nnx keeps an array in the attribute `value` of its variable.
     named = {at.removesuffix("/value"): x for at, x in tree.named_leaves(like).items()}
@@ -344,7 +323,7 @@ def _names(init: Callable[[Key], Tree], name: str) -> _Names:
     if floating < named.keys():
         leaves = zip(named, jax.tree.leaves(jax.jit(init)(jax.random.key(0))), strict=True)
         rest = {at: leaf for at, leaf in leaves if at not in floating}
-    return _Names(tuple(named), jax.tree.structure(like), rest)
+    return parameters.Named(tuple(named), jax.tree.structure(like), rest)
 
 
 def _model(pure: _Pure, name: str, input_shape: tuple[int, ...], outputs: int, continuous: bool | None) -> Model:
@@ -364,7 +343,7 @@ def _model(pure: _Pure, name: str, input_shape: tuple[int, ...], outputs: int, c
         return names.pack(pure.init(key))
 
     like = jax.eval_shape(draw, tree.key_like())
-    example = jax.ShapeDtypeStruct((_EXAMPLES, *input_shape), jnp.float32)
+    example: Any = jax.ShapeDtypeStruct((_EXAMPLES, *input_shape), jnp.float32)
     plain = network(pure.stats, True)
     found = discovery.discover(plain, like, example)
     if found.draws:

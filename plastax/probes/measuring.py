@@ -161,8 +161,8 @@ def _measure(
     )  # fmt: skip
     values: dict[str, Array] = {}
     for i, config in enumerate(configs):
-        found = config.build(model).measure(seen._replace(key=jax.random.fold_in(key, i)))
-        values |= {f"{config.name}/{name}": value for name, value in found.items()}
+        measured = config.build(model).measure(seen._replace(key=jax.random.fold_in(key, i)))
+        values |= {f"{config.name}/{name}": value for name, value in measured.items()}
     return values
 
 
@@ -187,7 +187,7 @@ _REMEDIES: Mapping[Need, str] = {
 }
 
 
-def _check_needs(configs: list[ProbeConfig], given: Mapping[Need, bool]) -> None:
+def _check_needs(configs: tuple[ProbeConfig, ...], given: Mapping[Need, bool]) -> None:
     for config in configs:
         for need in config.needs:
             if not given.get(need, True):
