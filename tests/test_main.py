@@ -184,7 +184,12 @@ HEAVY = ["wandb", "plotly", "matplotlib", "submitit", "gymnax", "sklearn", "orba
 
 @pytest.mark.parametrize(
     ("imported", "absent"),
-    [("plastax.__main__", [*HEAVY, "jax"]), ("plastax.curvature", [*HEAVY, "flax"]), ("experiments.rl_gymnax", HEAVY)],
+    [
+        ("plastax.__main__", [*HEAVY, "jax"]),
+        ("plastax.report, plastax.records.loading", [*HEAVY, "jax", "scipy"]),
+        ("plastax.curvature", [*HEAVY, "flax"]),
+        ("experiments.rl_gymnax", HEAVY),
+    ],
 )
 def test_heavy_packages_are_imported_on_use(imported, absent):
     code = f"import sys, {imported}; print(*sys.modules.keys() & set({absent}))"

@@ -79,7 +79,8 @@ def broken(data: xr.Dataset) -> str:
 def below(data: xr.Dataset) -> list[str]:
     """The lines below the table of a study."""
     score = score_of(data)
-    lines = [f"mean over {data.sizes['seed']} seeds{about_intervals(data.sizes['seed'])}"]
+    seeds = data.sizes["seed"]
+    lines = [f"mean over {seeds} seed{'s' * (seeds > 1)}{about_intervals(seeds)}"]
     if score is not None and not score.higher_is_better:
         lines[0] += f"; lower {score.name} is better"
     others = [line for line in (unfinished(data), unscored(data), *gaps(data), broken(data)) if line]
