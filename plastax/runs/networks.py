@@ -13,6 +13,7 @@ statistics of batch normalisation, and ``statistics``, those of the observations
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,16 +100,14 @@ class Keeping(NamedTuple):
     def _writes(self, task: int) -> bool:
         return bool(self.every) and (task + 1) % self.every == 0
 
-    def take(
-        self, run: Path, config: Mapping[str, Any], task: int, arms: Mapping[str, Mapping[str, np.ndarray]]
-    ) -> None:
-        """Writes the networks of some arms, as of `of_state`, or shows them; a file appears when it is complete."""
-        for arm, leaves in arms.items():
+    def take(self, run: Path, config: Mapping[str, Any], task: int, trained: Mapping[str, Leaves]) -> None:
+        """Writes the networks of some arms, or shows them; a file appears when it is complete."""
+        for arm, leaves in trained.items():
             if self._writes(task):
                 # NumPy has no bfloat16; single precision holds it exactly.
                 plain = {name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in leaves.items()}
                 path = run / "params" / layout.arm_folder(config, arm) / f"{task:06d}.npz"
-                files.write_atomic(path, lambda file, plain=plain: np.savez(file, allow_pickle=False, **plain))
+                files.write_atomic(path, functools.partial(np.savez, allow_pickle=False, **plain))
             if self.callback is not None:
                 self.callback(TaskEnd(run, arm, task, **nested(leaves)))
 
