@@ -166,7 +166,9 @@ def test_a_run_of_files_is_that_of_trees(reference: Any, tmp_path: pathlib.Path)
     assert [pathlib.Path(name).name for name in run.config["settings"]["checkpoints"]] == ["8", "9", "10"]
 
 
-def test_it_is_reported_compared_and_exported_as_a_run(reference: Any, tmp_path: pathlib.Path) -> None:
+def test_it_is_reported_compared_and_exported_as_a_run(
+    reference: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert reference.status.state == "finished"
     page = (reference.directory / "report.html").read_text()
     assert "in each checkpoint" in page
@@ -179,6 +181,9 @@ def test_it_is_reported_compared_and_exported_as_a_run(reference: Any, tmp_path:
     assert reference.table().loc["network", "train_accuracy_late"] >= 0
     frame = report.print_comparison([reference.directory, reference.directory], quantity="hessian/rank")
     assert set(frame["run"]) == {"A", "B"}
+    assert "checkpoints are numbered from 0" in " ".join(capsys.readouterr().out.split())
+    report.write_and_print([reference.directory] * 2, tmp_path / "both.html")
+    assert "in each checkpoint" in (tmp_path / "both.html").read_text()
     cli.main(["export", str(reference.directory), "--format", "csv", "--out", str(tmp_path)])
     assert (tmp_path / "probe.csv").exists()
     assert plastax.load(reference.directory)["probe/hessian/rank"].sizes["task"] == SERIES

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from plastax import drawing
 from plastax.report.reading import LoadedRun, RunLike, load_run
 from plastax.report.score import score_of
+from plastax.report.wording import axis_of, worded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +167,9 @@ def print_comparison(
     for (label, window), part in frame.groupby(["label", "window"], sort=False):
         title = f"{label}, {statistic} over seeds and tasks, {window}"
         better = "better" if scored else "larger"
-        console.print(comparison.render(part, title, captions, statistic, console.width, better))
+        table = comparison.render(part, title, captions, statistic, console.width, better)
+        table.title, table.caption = (worded(str(text), axis_of(studies)) for text in (table.title, table.caption))
+        console.print(table)
     for line in frame.attrs["lacking"]:
         output.say(console, line)
     for data in studies if scored else ():

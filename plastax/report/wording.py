@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _CHECKPOINTS = (
     (r",? (at|in) (each )?task('s|&#x27;s)? (start|end)", ""),
@@ -35,3 +40,9 @@ def worded(text: str, axis: str) -> str:
     for pattern, replacement in _CHECKPOINTS if axis == "checkpoint" else ():
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def axis_of(studies: Sequence[xr.Dataset]) -> str:
+    """The axis that studies share, ``task`` where they differ."""
+    found = {data.attrs.get("axis", "task") for data in studies}
+    return found.pop() if len(found) == 1 else "task"

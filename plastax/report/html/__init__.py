@@ -24,7 +24,7 @@ from plastax.report.notes import unscored
 from plastax.report.reading import LoadedRun
 from plastax.report.style import legend_looks
 from plastax.report.values import task_values
-from plastax.report.wording import worded
+from plastax.report.wording import axis_of, worded
 
 
 def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.Configs]:
@@ -60,8 +60,8 @@ def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.C
         for name in ("arm", "method")
     }
     joined = joined.assign_coords({name: ("arm", values) for name, values in named.items()})
-    axes = {study.data.attrs["axis"] for study in studies}
-    attributes = {"notice": " ".join(text for text in said if text), "axis": axes.pop() if len(axes) == 1 else "task"}
+    axis = axis_of([study.data for study in studies])
+    attributes = {"notice": " ".join(text for text in said if text), "axis": axis}
     return joined.assign_attrs(attributes), configs
 
 
