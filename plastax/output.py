@@ -54,9 +54,10 @@ class Console(rich.console.Console):
         self.quiet = True
 
 
-def say(console: rich.console.Console, text: str, style: str | None = None) -> None:
-    """Prints lines as they are and unbroken, so that paths can be copied."""
-    console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def say(console: rich.console.Console, text: str, style: str | None = None, *, wrap: bool = False) -> None:
+    """Prints lines as they are: unbroken, so that paths can be copied; ``wrap``: broken between words on a terminal."""
+    soft = not (wrap and console.is_terminal)
+    console.print(plain(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=soft)
 
 
 @contextlib.contextmanager

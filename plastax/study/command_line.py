@@ -99,9 +99,8 @@ class _Flag(NamedTuple):
     @property
     def choices(self) -> str:
         """What is allowed, of a type with a few values."""
-        return (
-            " | ".join(map(str, typing.get_args(self.kind))) if typing.get_origin(self.kind) is typing.Literal else ""
-        )
+        allowed = typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else ()
+        return " | ".join(map(str, allowed))
 
 
 def _flags(config: Any, group: str = "", aside: bool = False) -> list[_Flag]:
@@ -163,7 +162,8 @@ def print_help(config: Config, presets: Iterable[str], asked: str = "", prog: st
         groups = [group for group, name in names.items() if wanted in (name, "all")]
     else:
         flags = [flag for flag in flags if not flag.aside or flag.name in SHOWN]
-        groups = [group for group in dict.fromkeys(flag.group for flag in flags) if group not in _unused(config)]
+        unused = _unused(config)
+        groups = [group for group in dict.fromkeys(flag.group for flag in flags) if group not in unused]
     console.print(f"usage: {prog} [settings]\n\n{_first_line(config)}")
     for group in groups:
         line = rich.text.Text(names[group], "bold")

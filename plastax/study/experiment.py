@@ -191,11 +191,10 @@ class Experiment(Generic[C]):
             shared = self.share(config)
             built = self.build(config, shared.value)
             if shared.said and (verbose or shared.style):
-                output.say(console, shared.said, shared.style)
+                output.say(console, shared.said, shared.style, wrap=True)
             programs = sum(batch.arms[0] in built.own for batch in built.batches)
-            output.say(console, forecast.networks(config, built.arms, len(built.own), programs))
-            for line in forecast.measurements(config):
-                output.say(console, line)
+            for line in forecast.lines(config, built.arms, len(built.own), programs):
+                output.say(console, line, wrap=True)
             if config.dry_run:
                 output.say(console, "nothing was run")
                 return None

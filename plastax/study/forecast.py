@@ -15,8 +15,8 @@ from plastax.study.settings import Config
 from plastax.study.sweep import Arm
 
 
-def networks(config: Config, arms: Sequence[Arm], own: int, programs: int) -> str:
-    """How many networks are trained on what.
+def lines(config: Config, arms: Sequence[Arm], own: int, programs: int) -> list[str]:
+    """How many networks are trained on what, and what is measured.
 
     Args:
       config: from `configuration.configure`.
@@ -27,10 +27,11 @@ def networks(config: Config, arms: Sequence[Arm], own: int, programs: int) -> st
     several = f" of {_count(len(config.methods), 'method')}" if len(arms) > len(config.methods) else ""
     kind = "arm" if several else "method"
     shard = f", {own} of them in shard {config.shard}" if own < len(arms) else ""
-    return (
+    trained = (
         f"{_count(len(arms), kind)}{several}{shard}, {_count(config.seeds, 'seed')} each: "
         f"{_count(own * config.seeds, 'network')} in {_count(programs, 'program')}, {_count(config.tasks, 'task')}"
     )
+    return [trained, *measurements(config)]
 
 
 def measurements(config: Config) -> list[str]:
