@@ -105,7 +105,9 @@ class Keeping(NamedTuple):
         for arm, leaves in trained.items():
             if self._writes(task):
                 # NumPy has no bfloat16; single precision holds it exactly.
-                plain = {name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in leaves.items()}
+                plain: dict[str, Any] = {
+                    name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in leaves.items()
+                }
                 path = run / "params" / layout.arm_folder(config, arm) / f"{task:06d}.npz"
                 files.write_atomic(path, functools.partial(np.savez, allow_pickle=False, **plain))
             if self.callback is not None:
