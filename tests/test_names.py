@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import optax
 import pytest
 
 from experiments import random_label, rl_gymnax
@@ -25,7 +26,7 @@ from plastax.methods import METHODS
 from plastax.models import ACTOR_CRITICS, SUPERVISED
 from plastax.records import environment, layout
 from plastax.study import catalogue, configuration, names, settings, starting, sweep
-from plastax.study.experiment import method_of, probes_of
+from plastax.study.experiment import method_of, probes_of, transformation
 from tests import tiny_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -131,6 +132,27 @@ class Windy(Chain):
 class Narrow(Settings):
     def build(self, inner):
         return inner
+
+
+@dataclass(frozen=True)
+class Decay(Settings):
+    def build(self, inner, model=None):
+        return optax.chain(optax.sgd(0.5), optax.add_decayed_weights(-1.0))
+
+
+@dataclass(frozen=True)
+class Void(Settings):
+    def build(self, inner, model=None):
+        return None
+
+
+class Bare(Settings):
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lambda(Settings):
+    pass
 
 
 @dataclass(frozen=True)
@@ -374,6 +396,8 @@ def test_a_broken_entry_point_is_named_and_others_work(installed):
         ("--methods mylab.own:MyNorm", ("has no", "needs_boundary", "build(inner, model)")),
         ("--probes mylab.own:CPR", ("has no name, every", "build(model)")),
         ("--methods mylab.own:Narrow", ("build(inner)", "build(inner, model)")),
+        ("--methods mylab.own:Bare", ("no @dataclass(frozen=True)", "strength")),
+        ("--methods mylab.own:Lambda", ("the name 'lambda' is taken",)),
         ("--methods mylab.own:Needy", ("give every field a default", "rate")),
         ("--model mylab.own:CPR", ("build(inner, model)", "continuous")),
         ("--stream mylab.own:Net", ("has no spaces",)),
@@ -413,6 +437,15 @@ def test_what_an_own_probe_builds_is_looked_at(lab):
     ):
         with pytest.raises(ConfigError, match=said):
             probes_of(parse(f"--probes features loose.py:{name}"), model, 1e-3, 1)
+
+
+def test_what_an_own_method_builds_is_looked_at(own):
+    """A plain optax transformation will do: it need not take what methods are told."""
+    model = ACTOR_CRITICS["mlp"].build((4,), 2, continuous=False)
+    decay = transformation(own.Decay(), optax.sgd(1.0), model)
+    assert decay.update(2.0, decay.init(1.0), 1.0, clock=0)[0] == -2.0
+    with pytest.raises(ConfigError, match=r"Void.build gives NoneType; an optax transformation is needed"):
+        transformation(own.Void(), optax.sgd(1.0), model)
 
 
 @pytest.mark.parametrize("name", ["mylab.own:Rising", "rising"])

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import keyword
 import os
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -209,7 +210,7 @@ def _with_groups(base: type[C], chosen: Mapping[str, Any], own: Mapping[str, Map
     for registry in GROUPS.values():
         fields += [(name, type(one), one) for name, one in registry.items() if dataclasses.fields(one)]
     taken = {"method", *ALIASES, *(field for field, *_ in fields), *(field.name for field in dataclasses.fields(base))}
-    taken |= {name for registry in GROUPS.values() for name in registry}
+    taken |= {*keyword.kwlist, *(name for registry in GROUPS.values() for name in registry)}
     for field in GROUPS:
         for group, one in own[field].items():
             if group in taken:

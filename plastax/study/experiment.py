@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import optax
 
 from plastax import machine, output, report, tracking, tree
 from plastax.errors import ConfigError
@@ -32,7 +33,7 @@ from plastax.records import environment, lifecycle
 from plastax.runs import compilation, loop, memory, networks
 from plastax.study import command_line, forecast, settings, starting, sweep
 from plastax.study.settings import Config, Registry
-from plastax.types import MethodConfig, Model, Probe, Program
+from plastax.types import Method, MethodConfig, Model, Probe, Program
 
 C = TypeVar("C", bound=Config)
 
@@ -291,6 +292,15 @@ def with_defaults(
 def method_of(config: Config, name: str) -> MethodConfig:
     """The method of a name, or the composition of several, with its settings in a configuration."""
     return compose([settings.entry(config, METHODS, member) for member in settings.members(name)])
+
+
+def transformation(method: MethodConfig, inner: optax.GradientTransformation, model: Model) -> Method:
+    """What a method builds; raises `ConfigError` unless it is an optax transformation."""
+    built = method.build(inner, model)
+    if not isinstance(built, optax.GradientTransformation):
+        name = type(method).__name__
+        raise ConfigError(f"methods: {name}.build gives {type(built).__name__}; an optax transformation is needed")
+    return optax.with_extra_args_support(built)
 
 
 def probes_of(config: Config, model: Model, learning_rate: float, steps: int) -> list[Probe]:

@@ -78,7 +78,7 @@ def key(name: str) -> str:
     >>> key("l2_er"), key("mylab.cpr:CPR"), key("mylab/own.py:MyL2Method")
     ('l2_er', 'cpr', 'my_l2_method')
     """
-    words = re.sub(r"\W", "", re.split(r"[:.]", name)[-1])
+    words = re.sub(r"\W", "", re.split(r"[:.]", name.replace("-", "_"))[-1])
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", words).lower()
 
 
@@ -206,6 +206,12 @@ def _is_entry(entry: Any) -> bool:
 def _check(kind: str, name: str, entry: Any, registry: Mapping[str, Any], setting: str) -> None:
     if missing := [attribute for attribute in _ATTRIBUTES[kind] if not hasattr(entry, attribute)]:
         raise ConfigError(f"{setting}: {name} has no {', '.join(missing)}; {_needed(kind, registry)}")
+    own = vars(type(entry))
+    undecorated = [x for x, kind in own.get("__annotations__", {}).items() if "ClassVar" not in str(kind)]
+    if undecorated and "__dataclass_fields__" not in own:
+        raise ConfigError(
+            f"{setting}: {name} has no @dataclass(frozen=True), so {', '.join(undecorated)} is no setting; add it"
+        )
     try:
         hash(entry)
     except TypeError as error:

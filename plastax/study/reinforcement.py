@@ -13,7 +13,16 @@ from plastax.program import segments
 from plastax.rl import STREAMS, Own, ppo
 from plastax.rl.environment import EnvironmentStream
 from plastax.study import names, settings
-from plastax.study.experiment import Experiment, Prepared, Shared, cut, method_of, probes_of, with_defaults
+from plastax.study.experiment import (
+    Experiment,
+    Prepared,
+    Shared,
+    cut,
+    method_of,
+    probes_of,
+    transformation,
+    with_defaults,
+)
 from plastax.types import Program
 
 
@@ -92,7 +101,7 @@ def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStr
     model = options.build(spaces.observation_shape, size, continuous=continuous)
     model = model._replace(batch_like=ppo.batch_like(agent, spaces))
     probes = probes_of(config, model, agent.learning_rate, updates * steps)
-    method.build(agent.optimizer(), model)  # Raises what it would raise in `make`.
+    transformation(method, agent.optimizer(), model)  # Raises what it would raise in `make`.
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
@@ -101,7 +110,7 @@ def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStr
             own.ppo,
             stream_of(stream),
             model,
-            method.build(own.ppo.optimizer(), model),
+            transformation(method, own.ppo.optimizer(), model),
             probes,
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,

@@ -16,7 +16,16 @@ from plastax.models import SUPERVISED
 from plastax.program import supervised
 from plastax.program.training import Training
 from plastax.study import settings
-from plastax.study.experiment import Experiment, Prepared, Shared, cut, method_of, probes_of, with_defaults
+from plastax.study.experiment import (
+    Experiment,
+    Prepared,
+    Shared,
+    cut,
+    method_of,
+    probes_of,
+    transformation,
+    with_defaults,
+)
 from plastax.study.names import Named
 from plastax.types import MethodConfig, Model, Program, Stream
 
@@ -168,7 +177,7 @@ def prepare(config: Config, name: str, shared: Streams) -> Prepared:
             own.training,
             stream,
             model,
-            method.build(own.training.transformation(), model),
+            transformation(method, own.training.transformation(), model),
             probes,
             needs_boundary=method.needs_boundary,
             restarts_statistics=method.restarts_statistics,
