@@ -255,6 +255,8 @@ def test_the_settings_of_the_only_method(lab):
 def test_own_settings_are_swept(lab):
     line = "--methods backprop mylab.own:CPR l2 --sweep cpr.rate=0.1,0.2 --sweep method.l2=1"
     assert [arm.label for arm in sweep.arms(parse(line))] == ["backprop", "cpr@rate=0.1", "cpr@rate=0.2", "l2@l2=1"]
+    wide = parse("--methods l2 --model mylab.own:Net --sweep model.width=3,4")
+    assert [arm.config.model_settings.width for arm in sweep.arms(wide)] == [3, 4]
     groups = sweep.together(sweep.arms(parse(line)))
     assert [len(group) for group in groups] == [1, 2, 1]
     with pytest.raises(ConfigError, match=r"'cpr.rat' is unknown \(did you mean 'cpr.rate'"):

@@ -295,10 +295,12 @@ def test_settings_and_wandbs_own_variables_file_the_runs(
         for name, value in variables.items():
             monkeypatch.setenv(f"WANDB_{name}", value if by == "variables" else "other")
     config = CONFIG if by == "variables" else CONFIG | {"settings": CONFIG["settings"] | {"wandb_settings": asked}}
+    own = {"l2_er": {"name": "mylab.own:L2ER", "source": "c0ffee"}}
     sink = WandbSink("offline")
-    sink.start(config, tmp_path, "l2_er")
+    sink.start(config | {"own": own}, tmp_path, "l2_er")
     sink.finish()
     stored, _, run = read_offline_run(tmp_path)
+    assert stored["own"] == own
     assert (run.project, run.entity, run.run_group, run.display_name) == ("mine", "lab", "first", "ranks-l2_er")
     assert list(run.tags) == ["a", "b"] + ["other"] * (by == "both")
     assert run.run_id == "r0-l2_er"
