@@ -112,9 +112,14 @@ def require_whole(params: Params, name: str) -> Params:
 
 def fresh_params(init_fn: Callable[[Key], Params], key: Key, params: Params) -> Params:
     """A fresh draw from the initialiser, in the types of ``params``; raises `ConfigError` if it has but one to give."""
+    require_draws(init_fn)
+    return tree.cast(init_fn(key), params)
+
+
+def require_draws(init_fn: Callable[[Key], Params] | None) -> None:
+    """Raises `ConfigError` for an initialiser that always gives the same (a network given with its weights)."""
     if refusal := getattr(init_fn, "refusal", ""):
         raise ConfigError(f"model: {refusal}")
-    return tree.cast(init_fn(key), params)
 
 
 def chain(inner: optax.GradientTransformation, last: Method) -> Method:
@@ -230,6 +235,7 @@ def units_of(model: Model | None, method: str) -> Mapping[str, Units]:
         raise ConfigError(
             f"methods: {method} is not allowed for a model without hidden units; name another method or model"
         )
+    require_draws(model.init)
     return model.units
 
 

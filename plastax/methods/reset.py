@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import optax
 
-from plastax.methods.base import Settings, at_boundary, fresh_params, require_whole
+from plastax.methods.base import Settings, at_boundary, fresh_params, require_draws, require_whole
 from plastax.types import Key, Method, Model, Params, Tree
 
 
@@ -48,4 +48,5 @@ class Reset(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset(inner)``."""
+        require_draws(model and model.init)
         return reset(inner)

@@ -11,7 +11,7 @@ import optax
 
 from plastax import tree
 from plastax.methods import surgery
-from plastax.methods.base import AtBoundary, Settings, at_boundary, fresh_params, require_whole
+from plastax.methods.base import AtBoundary, Settings, at_boundary, fresh_params, require_draws, require_whole
 from plastax.roles import STRUCTURE, RolesOf, of_model, outputs
 from plastax.types import Key, Method, Model, Params, Tree
 
@@ -69,4 +69,5 @@ class ResetHead(Settings):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """``reset_head(inner)``."""
+        require_draws(model and model.init)
         return reset_head(inner, of_model(model))

@@ -18,6 +18,7 @@ from plastax.methods.base import (
     due,
     fresh_params,
     never,
+    require_draws,
     require_whole,
     transformation,
     without_norms,
@@ -65,6 +66,8 @@ class ShrinkAndPerturb(Periodic):
 
     def build(self, inner: optax.GradientTransformation, model: Model | None = None) -> Method:
         """The variant around ``inner``."""
+        if self.variant not in ("gaussian", "upgd"):
+            require_draws(model and model.init)
         if self.variant == "ash_adams":
             return shrink_and_perturb_at_boundary(inner, self.shrink, self.perturb)
         if self.variant == "gaussian":

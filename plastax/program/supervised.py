@@ -158,6 +158,8 @@ class _Evaluation(NamedTuple):
 
 def _check(config: Training, stream: Stream, model: Model) -> None:
     """Refuses settings that the stream or the model cannot serve."""
+    if config.head == "reset" and (refusal := getattr(model.init, "refusal", "")):
+        raise ConfigError(f"training.head: reset is not allowed: {refusal}")
     if config.restore_best and (stream.validation is None or stream.loss != "cross_entropy"):
         raise ConfigError(
             f"training.restore_best: True is not allowed for {stream.description}: no images are kept for validation; "

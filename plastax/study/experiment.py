@@ -45,11 +45,13 @@ class Prepared(NamedTuple):
       plan: the segments of the run.
       make: ``{dotted setting: value} -> program`` of one network; the values may be traced.
       probes: what the program measures.
+      model: the network.
     """
 
     plan: loop.Plan
     make: Callable[[Mapping[str, Any]], Program]
     probes: Sequence[Probe]
+    model: Model | None = None
 
 
 class Shared(NamedTuple):
@@ -76,12 +78,14 @@ class Built(NamedTuple):
       own: labels of the arms that this shard trains.
       batches: the programs of all arms. Those of this shard come first; no program is of two shards.
       plan: the segments of every arm.
+      said: what was not found in a network of one's own.
     """
 
     arms: Sequence[sweep.Arm]
     own: frozenset[str]
     batches: list[parallel.Batch]
     plan: loop.Plan
+    said: tuple[str, ...] = ()
 
 
 def _nothing(config: Any) -> None:
@@ -156,7 +160,8 @@ class Experiment(Generic[C]):
             )
             for group, one in zip(groups, prepared)
         ]
-        return Built(arms, own, batches, prepared[0].plan)
+        models = [one.model for one in prepared if one.model is not None]
+        return Built(arms, own, batches, prepared[0].plan, tuple(dict.fromkeys(filter(None, map(_lacking, models)))))
 
     def run(
         self,
@@ -194,7 +199,7 @@ class Experiment(Generic[C]):
             if shared.said and (verbose or shared.style):
                 output.say(console, shared.said, shared.style, wrap=True)
             programs = sum(batch.arms[0] in built.own for batch in built.batches)
-            for line in forecast.lines(config, built.arms, len(built.own), programs):
+            for line in (*forecast.lines(config, built.arms, len(built.own), programs), *built.said):
                 output.say(console, line, wrap=True)
             if config.dry_run:
                 output.say(console, "nothing was run")
@@ -289,6 +294,11 @@ def with_defaults(
     return {name: {**defaults, **changes} for name, changes in presets.items()}
 
 
+def _lacking(model: Model) -> str:
+    """One line on what was not found in a network of one's own; empty if nothing is missing."""
+    return "; ".join(f"model: {name} has no units: {why}" for name, why in model.lacking.items())
+
+
 def method_of(config: Config, name: str) -> MethodConfig:
     """The method of a name, or the composition of several, with its settings in a configuration."""
     return compose([settings.entry(config, METHODS, member) for member in settings.members(name)])
@@ -358,7 +368,7 @@ def cut(config: Config, segments_per_task: int, updates: int, examples: int, ste
 def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[Prepared]) -> None:
     """Refuses arms whose records have other lengths or axes than the first arm."""
     first: dict[str, tuple[str, Any]] = {}
-    for (arm, *_), (plan, _, probes) in zip(groups, prepared):
+    for (arm, *_), (plan, _, probes, _) in zip(groups, prepared):
         coords = segments.labels(probes)[1]
         other, others = first.setdefault(arm.method, (arm.label, coords))
         if plan != prepared[0].plan or coords != others:

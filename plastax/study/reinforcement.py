@@ -117,4 +117,4 @@ def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStr
             due=segments.task_borders(updates, config.probe_every),
         )
 
-    return Prepared(plan, make, probes)
+    return Prepared(plan, make, probes, model)

@@ -184,7 +184,7 @@ def prepare(config: Config, name: str, shared: Streams) -> Prepared:
             probe_every=config.probe_every,
         )
 
-    return Prepared(plan, make, probes)
+    return Prepared(plan, make, probes, model)
 
 
 def _check_boundaries(config: Config, name: str, method: MethodConfig, stream: Stream) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +21,12 @@ from plastax import discovery, methods, roles, tree
 from plastax.curvature import losses
 from plastax.errors import ConfigError
 from plastax.models import own
+from plastax.output import Console
 from plastax.program import learner
+from plastax.rl import objective, policy
+from plastax.rl.environment import Discrete
+from plastax.rl.objective import PPO, RolloutBatch
+from plastax.study.api import Study
 from plastax.testing.models import check_model
 from plastax.types import Examples, Model, Params
 from tests.models.test_units import CASES
@@ -211,9 +218,12 @@ def test_seeds_draw_and_objects_keep_their_weights() -> None:
     kept = own.entry(module, "net").build((3,), 2)
     for i in range(2):
         np.testing.assert_array_equal(kept.init(jax.random.key(i))["head"]["kernel"], module.head.kernel[...])
+    for method in (methods.Reset(), methods.ResetHead(), methods.ShrinkAndPerturb(), methods.ReDo()):
+        with pytest.raises(ConfigError, match=r"model: net is an object with weights of its own.*give its class"):
+            method.build(optax.sgd(0.1), kept)
     params = kept.init(jax.random.key(0))
     reset = methods.reset(optax.sgd(0.1))
-    with pytest.raises(ConfigError, match=r"model: net is an object with weights of its own.*give its class"):
+    with pytest.raises(ConfigError, match="model: net is an object with weights of its own"):
         reset.update(params, reset.init(params), params, key=jax.random.key(0), init_fn=kept.init, boundary=True)
 
 
@@ -334,3 +344,34 @@ def test_what_is_no_network_is_refused_in_one_line(case: str) -> None:
     with pytest.raises(ConfigError, match=f"model: .*{says}") as error:
         own.entry(obj, "net").build((4,), OUTPUTS, **options)
     assert "\n" not in str(error.value)
+
+
+class Residual(nn.Module):
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first = nn.relu(nn.Dense(4)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.outputs)(first + nn.relu(nn.Dense(4)(first)))
+
+
+def test_a_study_says_before_it_compiles_what_was_not_found(tmp_path: pathlib.Path) -> None:
+    said = io.StringIO()
+    options: dict[str, Any] = {"preset": "smoke", "seeds": 1, "model": Residual, "probes": [], "runs_dir": tmp_path}
+    study = Study("random_label", methods=["backprop"], settings={"dry_run": True}, **options)
+    study.experiment.run(study.config, Console(file=said))
+    assert "model: Dense_0 has no units: its features are added to those of other layers" in " ".join(
+        said.getvalue().split()
+    )
+    refused = Study("random_label", methods=["redo"], settings={"dry_run": True}, **options)
+    with pytest.raises(ConfigError, match="redo is not allowed for a model without hidden units"):
+        refused.experiment.run(refused.config, Console(file=said))
+
+
+def test_ppo_learns_with_a_network_of_logits_and_value() -> None:
+    model, params, x = build("actor-critic")
+    network = objective.network(PPO(), model, policy.make(Discrete(OUTPUTS)))
+    ones = jnp.ones(EXAMPLES)
+    batch = RolloutBatch(x, jnp.arange(EXAMPLES) % OUTPUTS, -ones, ones, jnp.arange(1.0 * EXAMPLES), ones)
+    seen = jit(lambda p: network.backward(p, (), batch).grads)(params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(seen))
