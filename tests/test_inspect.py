@@ -24,7 +24,7 @@ from plastax.inspecting import checkpoints
 from plastax.models import MLP
 from plastax.probes import FeatureProbe, GradientProbe, Hessian, KroneckerSpectrum
 from plastax.records.layout import write_json
-from plastax.runs.networks import write as write_networks
+from plastax.runs.networks import Keeping
 from plastax.tree import named_leaves
 
 INPUTS, WIDTH, CLASSES, SERIES = 3, 4, 3, 3
@@ -100,7 +100,7 @@ def as_plastax(place: pathlib.Path, trees: list[Any]) -> list[Any]:
     write_json(place / "run" / "config.json", config)
     for k, tree in enumerate(trees):
         leaves = {f"params/{name.replace('.', '/')}": np.stack([0 * x, x]) for name, x in flat(tree).items()}
-        write_networks(place / "run", config, "l2", 8 + k, leaves)
+        Keeping(1).take(place / "run", config, 8 + k, {"l2": leaves})
     return [place / "run"]
 
 
@@ -243,7 +243,7 @@ def test_a_run_of_plastax_says_what_its_network_is(tmp_path: pathlib.Path) -> No
     for task in range(2):
         leaves = named_leaves(model.init(jax.random.key(task)))
         leaves = {f"params/{name}": np.asarray(x)[None] for name, x in leaves.items()}
-        write_networks(tmp_path / "run", config, "l2", task, leaves)
+        Keeping(1).take(tmp_path / "run", config, task, {"l2": leaves})
     assert quick(tmp_path / "run", tmp_path)["probe/features/rows"].sizes["task"] == 2
 
 
