@@ -406,7 +406,7 @@ def test_a_broken_entry_point_is_named_and_others_work(installed):
         ("--methods mylab.own:L2", ("the name 'l2' is taken", "rename")),
         ("--methods mylab.own:CPR mylab.own:Cpr", ("are both called 'cpr'",)),
         ("--methods mylab.own:CPR loose.py:CPR", ("are both called 'cpr'",)),
-        ("--methods mylab.own:CPR mylab.own:CPR", ("twice",)),
+        ("--methods mylab.own:CPR mylab.own:CPR", ("twice", "sweep")),
         ("--methods crp", ("'crp' is unknown", "module:object")),
     ],
 )

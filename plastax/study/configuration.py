@@ -236,7 +236,7 @@ def _names(config: Config, field: str) -> tuple[str, ...]:
             raise ConfigError(f"{field}: {name} is not allowed; only methods are composed")
     found = tuple("+".join(parts(name)) for name in given)
     if len({label(name) for name in found}) < len(found):
-        raise ConfigError(f"{field}: {' '.join(found)} names an entry twice")
+        raise ConfigError(f"{field}: {' '.join(found)} names an entry twice; sweep compares values of its settings")
     return found
 
 
