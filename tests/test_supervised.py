@@ -139,7 +139,7 @@ def test_a_study_leaves_a_labelled_record(tmp_path, monkeypatch):
         "--preset smoke --methods backprop --probes weights --tasks 2 --stream.examples 20 --training.batch-size 5 "
         "--training.epochs 4 --training.updates 2 --segments-per-task 2 --model.hidden 4",
     )
-    _, _, batches, plan = random_label.EXPERIMENT.build(config)
+    _, _, batches, plan, _ = random_label.EXPERIMENT.build(config)
     assert plan == loop.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
     chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
     described = {"experiment": "random_label", "run_id": "x", "hash": "y", "settings": chosen}
