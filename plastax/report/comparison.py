@@ -69,7 +69,7 @@ def render(
     if frame["seeds"].nunique() > 1:
         cells["seeds"] = frame["seeds"].astype(str)
     cells["value"] = [cell(row, "value") for _, row in frame.iterrows()]
-    lines = [] if frame["seeds"].nunique() > 1 else [f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"]
+    lines = [] if frame["seeds"].nunique() > 1 else [f"{row['seeds']} seed{'s' * bool(row['seeds'] > 1)}"]
     lines += [text] if (text := _compared_with(frame)) else []
     unpaired = np.where(frame["paired_seeds"] == 0, " (unpaired)", "")
     for heading, name, marks in (
