@@ -26,12 +26,14 @@ BLOCKS = {
 }
 EXPERIMENTS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "EXPERIMENT =" in block]
 OF_RUNS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "plastax.load(" in block]
+OF_STUDIES = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if ".run()" in block]
 MISSING = [name for name in ("equinox",) if importlib.util.find_spec(name) is None]  # no dependency of plastax
 OF_NETWORKS = {
     name: [
         block
         for block in blocks
-        if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS} and not any(f"import {one}" in block for one in MISSING)
+        if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS, *OF_STUDIES}
+        and not any(f"import {one}" in block for one in MISSING)
     ]
     for name, blocks in BLOCKS.items()
 }
@@ -102,6 +104,14 @@ def test_experiments_run_as_files_of_their_own(elsewhere, monkeypatch, capsys, r
     runpy.run_path("own.py", run_name="__main__")
     assert capsys.readouterr().out.endswith("nothing was run\n")
     assert [path.name for path in elsewhere.iterdir()] == ["own.py"]
+
+
+@pytest.mark.slow  # Whole runs, as small as they can be.
+@pytest.mark.parametrize(("readme", "block"), OF_STUDIES, ids=[name for name, _ in OF_STUDIES])
+def test_examples_of_studies_run(elsewhere, readme, block) -> None:
+    small = "plastax.Study(preset='smoke', tasks=1, settings={'track': [], 'stream.examples': 40}, "
+    exec(compile(block.replace("plastax.Study(", small).replace("seeds=4", "seeds=1"), readme, "exec"), {})
+    assert [path.name for path in elsewhere.iterdir()] == ["runs"]
 
 
 @pytest.mark.parametrize("readme", dict(OF_RUNS))
