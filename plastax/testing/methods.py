@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ import numpy as np
 import optax
 
 from plastax import tree
+from plastax.curvature import losses
 from plastax.models import MLP
+from plastax.program import learner
 from plastax.testing.promises import Promise, check_pure, close, difference, plain, quick, traced
-from plastax.types import Array, Examples, Key, MethodArgs, MethodConfig, Model, Params, Program, Tree
+from plastax.types import Array, Examples, Features, Key, MethodArgs, MethodConfig, Model, Params, Program, Tree
 
 INNER = optax.adam(1e-2)
 """The optimiser that methods are built around."""
@@ -41,72 +43,51 @@ def make_batches() -> Examples:
 BATCHES = make_batches()
 
 
-class Network(NamedTuple):
-    """A model and its loss: small, because every method compiles a training of its own."""
-
-    model: Model
-    drawn: Callable[[Key], Params]
-    """`init`, compiled."""
-    viewed: Callable[[Params, Examples], Any]
-    """`view`, compiled."""
-
-    def outputs(self, params: Params, batch: Examples) -> Array:
-        """``[B, 1]``."""
-        return self.model.apply(params, batch.x)[0]
-
-    def features(self, params: Params, batch: Examples) -> dict[str, Array]:
-        """Of the hidden layers."""
-        return self.model.apply(params, batch.x)[1]
-
-    def loss(self, params: Params, batch: Examples) -> Array:
-        """The mean squared error."""
-        return jnp.mean(jnp.square(self.outputs(params, batch)[:, 0] - batch.y))
-
-    def args(self, key: Key, clock: Any, batch: Any, seen: Any, boundary: Any = False) -> dict[str, Any]:
-        """`MethodArgs` of (loss, features, gradients of the taps), and one of which no method knows."""
-        value, features, tap_grads = seen
-        functions = self.loss, self.features, self.outputs, self.model.init
-        args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
-        return args._asdict() | {"surprise": jnp.ones(3)}
-
-
-def view(model: Model, params: Params, batch: Examples) -> Any:
-    """((loss, features), (gradient, gradient with respect to the taps))."""
-
-    def fn(params: Params, taps: Any) -> Any:
-        outputs, features, _ = model.tapped(params, taps, batch.x)
-        return jnp.mean(jnp.square(outputs[:, 0] - batch.y)), features
-
-    return jax.value_and_grad(fn, (0, 1), has_aux=True)(params, model.taps(batch.x))
-
-
 @functools.cache
-def make_network(silent: bool = False, **options: Any) -> Network:
-    """The network of methods that set these options; ``silent``: its units are silent for whole batches."""
+def make_model(silent: bool = False, **options: Any) -> Model:
+    """The model of methods that set these options, small: every method compiles a training of its own.
+
+    Args:
+      silent: whether its units are silent for whole batches.
+      **options: of `MLP`.
+    """
     model = MLP(**{"hidden": (8,), **options}).build(INPUTS, 1)
-    if silent:
-        drawn = model.init
-        model = model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
-    return network_of(model)
+    if not silent:
+        return model
+    drawn = model.init
+    return model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
 
 
-def network_of(model: Model) -> Network:
-    """The network of a model with inputs ``[B, 3]`` and outputs ``[B, 1]``."""
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), BATCHES)
-    model = model._replace(batch_like=like)
-    return Network(model, quick(model.init), quick(functools.partial(view, model)))
+def loss_of(outputs: Array, batch: Examples) -> tuple[Array, dict[str, Array]]:
+    """The mean squared error, and no metrics beside it."""
+    return jnp.mean(jnp.square(outputs[:, 0] - batch.y)), {}
 
 
 class Trial:
     """A method, the small network that it trains, and the compiled training."""
 
-    def __init__(self, config: MethodConfig, network: Network | None = None, idle: Collection[str] = ()) -> None:
+    def __init__(self, config: MethodConfig, model: Model | None = None, idle: Collection[str] = ()) -> None:
         self.config, self.who, self.idle = config, type(config).__name__, frozenset(idle)
         check_configuration(config)
         what = f"plastax.models.MLP with the options {dict(config.model_options)}"
         with Promise(MethodConfig, "model_options").kept(self.who, what, "name options that models have"):
-            self.network = network or make_network(**config.model_options)
+            model = model or make_model(**config.model_options)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), BATCHES)
+        self.model = model._replace(batch_like=like)
+        self.network = learner.network(self.model, losses.get("mse"), loss_of, lambda batch: batch.x)
         self.trained = quick(self.train)
+
+    def seen(self, params: Params, batch: Examples) -> tuple[Params, tuple[Array, Features, dict[str, Array]]]:
+        """The gradient, and (loss, features, gradient with respect to the taps)."""
+        seen = self.network.backward(params, self.model.stats, batch)
+        return seen.grads, (seen.value, seen.features, seen.tap_grads)
+
+    def args(self, key: Key, clock: Any, batch: Examples, seen: Any, boundary: Any = False) -> dict[str, Any]:
+        """`MethodArgs` of (loss, features, gradients of the taps), and one of which no method knows."""
+        value, features, tap_grads = seen
+        functions = self.network.loss, self.network.features, self.network.outputs, self.model.init
+        args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
+        return args._asdict() | {"surprise": jnp.ones(3)}
 
     @functools.cached_property
     def fields(self) -> dict[str, Array]:
@@ -118,22 +99,22 @@ class Trial:
     def build(self, inner: optax.GradientTransformation = INNER, **fields: Any) -> Any:
         """The method, under other settings."""
         with Promise(MethodConfig, "build").kept(self.who, "build", "accept (inner, model), and traced floats"):
-            return dataclasses.replace(self.config, **fields).build(inner, self.network.model)  # type: ignore[type-var]
+            return dataclasses.replace(self.config, **fields).build(inner, self.model)  # type: ignore[type-var]
 
     def step(self, method: Any, params: Params, state: Tree, key: Key, clock: Array) -> tuple[Params, Tree, Array]:
         """A gradient step: parameters, state and loss."""
         batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], BATCHES)
-        (value, features), (grads, tap_grads) = view(self.network.model, params, batch)
-        args = self.network.args(key, clock, batch, (value, features, tap_grads))
+        grads, seen = self.seen(params, batch)
+        args = self.args(key, clock, batch, seen)
         remedy = "name what update needs as keyword-only arguments, ignore the rest (**_), use settings as arrays"
         with Promise(MethodArgs).kept(self.who, "update", remedy):
             updates, state = method.update(grads, state, params, **args)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state, seen[0]
 
     def switch(self, method: Any, params: Params, state: Tree, key: Key, boundary: Any = True) -> tuple[Params, Tree]:
         """A task switch as the programs call it: no gradient, no batch, no features."""
         batch = jax.tree.map(lambda x: jnp.zeros_like(x[0]), BATCHES)
-        args = self.network.args(key, jnp.int32(SWITCH), batch, (jnp.zeros(()), {}, {}), boundary)
+        args = self.args(key, jnp.int32(SWITCH), batch, (jnp.zeros(()), {}, {}), boundary)
         remedy = "act at a boundary without gradients, features and tap gradients"
         with Promise(MethodArgs, "boundary").kept(self.who, "update", remedy):
             updates, state = method.update(jax.tree.map(jnp.zeros_like, params), state, params, **args)
@@ -147,7 +128,7 @@ class Trial:
           key: of the initial network.
           drawing: of what the method draws.
         """
-        method, params = self.build(**fields), self.network.model.init(key)
+        method, params = self.build(**fields), self.model.init(key)
 
         def body(carry: Any, x: tuple[Key, Array]) -> tuple[Any, Array]:
             if self.config.needs_boundary:
@@ -186,7 +167,7 @@ def check_configuration(config: Any) -> None:
 def keeps_its_state(trial: Trial) -> None:
     """Structure, shapes and types, weak ones included: a step that changes them compiles twice."""
     method = trial.build()
-    params = jax.eval_shape(trial.network.model.init, tree.key_like())
+    params = jax.eval_shape(trial.model.init, tree.key_like())
     state = jax.eval_shape(method.init, params)
     later = jax.eval_shape(functools.partial(trial.step, method), params, state, tree.key_like(), jnp.int32(3))[:2]
 
@@ -252,15 +233,15 @@ def is_off_when_off(trial: Trial) -> None:
     """With the settings `off` it is the optimiser, bit for bit."""
     if trial.config.off is None:
         return
-    network, off = trial.network, trial.build(EXACT, **trial.config.off)
-    drawn = [network.drawn(jax.random.key(i)) for i in range(4)]
+    off, draw, view = trial.build(EXACT, **trial.config.off), quick(trial.model.init), quick(trial.seen)
+    drawn = [draw(jax.random.key(i)) for i in range(4)]
     start, params, *grads = [jax.tree.map(lambda x: jnp.round(8 * x), tree) for tree in drawn]
     batches = [jax.tree.map(jnp.asarray, Examples(x, y)) for x, y in zip(BATCHES.x, BATCHES.y[: len(grads)])]
-    steps = [(jnp.int32(t), g, b, network.viewed(params, b)) for t, (g, b) in enumerate(zip(grads, batches))]
+    steps = [(jnp.int32(t), g, b, view(params, b)) for t, (g, b) in enumerate(zip(grads, batches))]
 
     def both(states: Any, step: Any) -> Any:
-        clock, grads, batch, ((value, features), (_, tap_grads)) = step
-        args = network.args(jax.random.key(clock), clock, batch, (value, features, tap_grads))
+        clock, grads, batch, (_, seen) = step
+        args = trial.args(jax.random.key(clock), clock, batch, seen)
         got, state = off.update(grads, states[0], params, **args)
         expected, inner_state = EXACT.update(grads, states[1], params)
         return (state, inner_state), (got, expected)
@@ -309,11 +290,11 @@ def trains_many_seeds_at_once(trial: Trial) -> None:
     keys = jax.vmap(jax.random.key)(chosen[:, 1])
     *_, together = quick(jax.vmap(trial.train))(settings, keys, keys)
     remedy = "look at no other network: take no mean over seeds, and no Python branch on an array"
-    for losses, (setting, seed) in zip(together, chosen.tolist(), strict=True):
+    for found, (setting, seed) in zip(together, chosen.tolist(), strict=True):
         alone = trial.run(setting, seed)[-1]
         # Rounding grows with the steps.
-        if found := difference(losses[:30], alone[:30], close(2e-4, 0)):
-            what = f"among others, a network trains otherwise than alone (setting {setting}, seed {seed}), {found}"
+        if wrong := difference(found[:30], alone[:30], close(2e-4, 0)):
+            what = f"among others, a network trains otherwise than alone (setting {setting}, seed {seed}), {wrong}"
             raise Promise(Program).broken(trial.who, what, remedy)
     if any(np.array_equal(together[0], other) for other in together[1:] if not trial.idle):
         raise Promise(Program).broken(trial.who, "different seeds or settings train alike", remedy)
@@ -343,6 +324,6 @@ def check_method(config: Any, *, model: Model | None = None, idle: Collection[st
       >>> from plastax import methods, testing
       >>> testing.check_method(methods.L2(l2=0.1))
     """
-    trial = Trial(config() if isinstance(config, type) else config, model and network_of(model), idle)
+    trial = Trial(config() if isinstance(config, type) else config, model, idle)
     for promise in PROMISES:
         promise(trial)

@@ -14,7 +14,7 @@ import pytest
 
 from plastax.errors import ConfigError
 from plastax.methods import METHODS
-from plastax.testing.methods import INNER, PROMISES, SWITCH, Trial, make_network, trains_many_seeds_at_once
+from plastax.testing.methods import INNER, PROMISES, SWITCH, Trial, make_model, trains_many_seeds_at_once
 from plastax.testing.promises import close, difference, quick
 
 # Settings under which each of a method's fields matters to the small network; others stay as they are.
@@ -51,7 +51,7 @@ every_training = pytest.mark.parametrize(
 def trial(name: str) -> Trial:
     """One compiled program a method, for all its tests."""
     silent = name == "self_normalized_resets"
-    return Trial(CONFIGS[name], make_network(silent, **CONFIGS[name].model_options))
+    return Trial(CONFIGS[name], make_model(silent, **CONFIGS[name].model_options))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_boundary_starts_again(name: str) -> None:
     of, key = trial(name), jax.random.key(7)
     params, state, losses = of.run()
     yes, no = quick(lambda: [of.switch(of.build(), params, state, key, boundary) for boundary in (True, False)])()
-    fresh = of.network.drawn(key)
+    fresh = quick(of.model.init)(key)
     assert not difference(yes[0], fresh, close(1e-6, 2e-7))
     assert not difference(yes[1], INNER.init(fresh))
     # Without a boundary it is the optimiser; here on a zero gradient.

@@ -14,7 +14,7 @@ import pytest
 from plastax import methods
 from plastax.methods import METHODS, surgery
 from plastax.methods.base import Settings
-from plastax.testing.methods import make_network
+from plastax.testing.methods import make_model
 from plastax.types import MethodArgs, Model
 from tests.methods.test_contract import CONFIGS
 
@@ -61,7 +61,7 @@ def step(model: Model, method: Any, params: Any, state: Any, x: Any, key: Any, c
 @pytest.mark.parametrize("name", [name for name, config in METHODS.items() if type(config).build is not Settings.build])
 def test_types_stay_as_they_are(name: str, dtypes: Any) -> None:
     """Of parameters, updates and states, whatever the initialiser draws in; and no branch differs from the other."""
-    model = make_network(False, **CONFIGS[name].model_options).model
+    model = make_model(False, **CONFIGS[name].model_options)
     x = jax.ShapeDtypeStruct((16, 3), dtypes[1])
     model = model._replace(batch_like={"x": x, "y": jax.ShapeDtypeStruct((16,), dtypes[1])})
     method = CONFIGS[name].build(optax.adam(1e-2), model)
@@ -118,7 +118,7 @@ def test_running_means_move_in_half_precision() -> None:
 
 @pytest.mark.parametrize("name", ["parseval", pytest.param("spectral_norm", marks=pytest.mark.slow)])
 def test_penalties_in_half_precision_are_those_of_single(name: str) -> None:
-    model = make_network(False).model
+    model = make_model()
     params = model.init(jax.random.key(0))
     method = {
         "parseval": lambda: methods.parseval(1.0, roles=model.roles),
