@@ -66,10 +66,15 @@ def test_what_is_missing_is_named() -> None:
     def outputs(params: dict, x: jax.Array) -> jax.Array:
         return net.apply({"params": params}, x)[0]
 
-    for name, says in (("features", "outputs, features"), ("kronecker", "tapped"), ("movement", "initial"),
-                       ("plasticity", "init"), ("feature", "did you mean 'features'")):  # fmt: skip
+    def shifted(params: dict, x: jax.Array) -> jax.Array:
+        return x[:, :3] + jnp.tanh(params["shift"])[None]
+
+    for name, says in (("movement", "initial"), ("plasticity", "init"), ("feature", "did you mean 'features'")):
         with pytest.raises(ConfigError, match=says):
             probes.measure((name,), params, outputs, batch, jax.random.key(0))
+    for name, says in (("features", "none are found; let it return"), ("kronecker", "no layer that can be tapped")):
+        with pytest.raises(ConfigError, match=says):
+            probes.measure((name,), {"shift": jnp.zeros(3)}, shifted, batch, jax.random.key(0))
     found = probes.measure(("gradient",), params, outputs, batch, jax.random.key(0))
     assert "gradient/dormant" not in found
     assert np.isfinite(found["gradient/norm"])
