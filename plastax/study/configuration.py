@@ -180,6 +180,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     last = SHORT.get(last, last).replace("_", "-" if any("-" in one for one in known) else "_")
     if (whole := f"{group}{dot}{last}") in known:
         return [whole]
+    if inside := [one for one in known if dot and one.startswith(f"{group}.")]:
+        return difflib.get_close_matches(name, inside, 1)
     same = [one for one in known if one.rpartition(".")[2] == last]
     return (same or difflib.get_close_matches(whole, known, 3))[:3]
 
