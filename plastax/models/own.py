@@ -328,6 +328,8 @@ def _names(init: Callable[[Key], Tree], name: str) -> parameters.Named:
 
 def _model(pure: _Pure, name: str, input_shape: tuple[int, ...], outputs: int, continuous: bool | None) -> Model:
     """The model of a network."""
+    if pure.stats and continuous is not None:
+        raise ConfigError(f"model: {name} has batch statistics, which PPO would act without; take layer normalisation")
     names = _names(pure.init, name)
 
     def network(stats: Tree, train: bool) -> discovery.Network:

@@ -334,6 +334,7 @@ REFUSED = {
         r"net draws random numbers \(dropout\?\)",
     ),
     "statistics": (nn.Sequential([nn.Dense(3), nn.BatchNorm(True)]), {}, r"let its __call__ take an argument train"),
+    "statistics of an agent": (Nnx, {"continuous": False}, "batch statistics, which PPO would act without"),
     "no parameters": ((lambda key: {"n": 3}, lambda p, x: x), {}, "no parameters of floating point"),
 }
 
