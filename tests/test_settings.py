@@ -102,6 +102,7 @@ def test_refusals_name_setting_value_and_what_is_allowed(line, names):
         ("--unknown 3", ("--unknown is unknown", "--help-all")),
         ("--ppo.lr 3", ("did you mean --ppo.learning-rate?",)),
         ("--learning-rate=3", ("did you mean --ppo.learning-rate or --",)),
+        ("--sweep wandb.project=a,b", ("sweep: 'wandb.project' is unknown",)),
         ("--er.lr 3", ("did you mean --effective-rank.er-lr?",)),
         ("--seed 3", ("--seeds",)),
         ("--sweep ppo.lr=1,2", ("did you mean 'ppo.learning_rate'?",)),

@@ -120,7 +120,7 @@ def _settings(config: Config, outside: Iterable[str]) -> list[str]:
     names, methods = [], registered(config, "methods")
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
-        if not dataclasses.is_dataclass(group) or field.name in outside:
+        if not dataclasses.is_dataclass(group) or field.name in outside or field.metadata.get("aside"):
             continue
         if field.name not in methods:
             names += [f"{field.name.removesuffix('_settings')}.{f.name}" for f in dataclasses.fields(group)]
