@@ -81,7 +81,7 @@ def test_identity_is_that_of_the_numbers():
         ("--methods l2+l2_ini", ("methods", "'l2_ini'", "did you mean 'l2_init'")),
         ("--probes features+weights", ("probes", "only methods")),
         ("--model cnn", ("model", "'cnn'", "conv")),
-        ("--method.er-lr 3", ("--method.er-lr", "3 methods", "backprop")),
+        ("--method.er-lr 3", ("method.er_lr", "3 methods", "backprop")),
     ],
 )
 def test_refusals_name_setting_value_and_what_is_allowed(line, names):

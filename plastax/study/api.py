@@ -178,8 +178,6 @@ def _configured(experiment: Experiment[Any], values: Mapping[str, Any], more: Ma
     values = dict(values)
     if "training" in values:
         values[experiment.rate.partition(".")[0]] = values.pop("training")
-    if isinstance(values.get("model"), Mapping):
-        values |= {f"model.{key}": value for key, value in values.pop("model").items()}
     if isinstance(values.get("sweep"), Mapping):
         values["sweep"] = [f"{key}={','.join(map(_words, swept))}" for key, swept in values["sweep"].items()]
     return configuration.configure(experiment.config, experiment.presets, experiment.choices, values | dict(more))

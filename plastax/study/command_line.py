@@ -18,7 +18,7 @@ import tyro
 
 from plastax import output
 from plastax.errors import ConfigError
-from plastax.study.configuration import checked, configure, in_full, nearest
+from plastax.study.configuration import checked, configure, nearest, spelled_out
 from plastax.study.names import ALIASES
 from plastax.study.settings import GROUPS, C, Config, Registry, members, registered
 
@@ -56,7 +56,7 @@ def parse(
     if asked is not None:
         print_help(default, presets, asked, prog or sys.argv[0])
         raise SystemExit(0)
-    args = _spelled_out(args, default)
+    args = [_in_full(arg, default) for arg in args]
     _check_flags(args, default)
     with output.refusals():
         return checked(tyro.cli(type(default), args=args, default=default, prog=prog))
@@ -258,26 +258,9 @@ def _values_of(args: Sequence[str], *flags: str) -> list[str] | None:
     return found
 
 
-def _spelled_out(args: Sequence[str], default: Config) -> list[str]:
-    """Replaces ``--method.X`` by ``--<the method>.X``, and aliases by names of entries and settings."""
-    args = [_in_full(arg, default) for arg in args]
-    for alias, name in ALIASES.items():
-        flag = f"--{name.replace('_', '-')}."
-        args = [flag + arg.removeprefix(f"--{alias}.") if arg.startswith(f"--{alias}.") else arg for arg in args]
-    if not any(arg.startswith("--method.") for arg in args):
-        return list(args)
-    methods = [member for name in default.methods for member in members(name)]
-    if len(methods) != 1:
-        flag = next(arg for arg in args if arg.startswith("--method."))
-        raise ConfigError(
-            f"{flag}: {len(methods)} methods are chosen ({', '.join(methods)}); say whose setting it is, "
-            f"--<one of them>{flag.removeprefix('--method')}"
-        )
-    return [f"--{methods[0]}.{arg.removeprefix('--method.')}" if arg.startswith("--method.") else arg for arg in args]
-
-
 def _in_full(arg: str, config: Config) -> str:
-    """``--lr`` as ``--training.learning-rate`` or ``--ppo.learning-rate``."""
-    name, equals, value = arg.partition("=")
-    full = in_full(config, name.removeprefix("--").replace("-", "_"))
-    return f"--{full.replace('_', '-')}{equals}{value}" if name.startswith("--") else arg
+    """A flag as `configuration.spelled_out` has its name: ``--lr`` as ``--training.learning-rate``."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.removeprefix("--").partition("=")
+    return f"--{spelled_out(config, name.replace('-', '_')).replace('_', '-')}{equals}{value}"

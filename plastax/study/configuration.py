@@ -13,7 +13,7 @@ import itertools
 import keyword
 import os
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,19 @@ from plastax.records import lifecycle
 from plastax.records.layout import read_config
 from plastax.study import names
 from plastax.study.names import ALIASES, Named
-from plastax.study.settings import GROUPS, KINDS, SEED, C, Config, Registry, check_sizes, label, parts, replaced
+from plastax.study.settings import (
+    GROUPS,
+    KINDS,
+    SEED,
+    C,
+    Config,
+    Registry,
+    check_sizes,
+    label,
+    members,
+    parts,
+    replaced,
+)
 
 
 def configure(
@@ -52,6 +64,7 @@ def configure(
     Raises:
       ConfigError: a name is unknown, or a value is of another type or out of range.
     """
+    values = dict(_flat(values))
     # A resumed run keeps its settings: they are the defaults of what is given here.
     stored: Mapping[str, Any] = {}
     if path := values.get("resume"):
@@ -87,12 +100,22 @@ def configure(
             overrides = objects | overrides | {field: shown}
     config = replaced(_with_groups(base, chosen, own)(), overrides)
     config = _from_json(config, stored) if stored else config
+    config = replaced(config, {field: values.pop(field) for field in named if field in values})
     changes = {}
     for name, value in values.items():
-        group, dot, setting = in_full(config, name.replace("-", "_")).partition(".")
-        group = f"{group}_settings" if dot and group in choices else ALIASES.get(group, group)
-        changes[f"{group}{dot}{setting}"] = _read(config, f"{group}{dot}{setting}", name, value)
+        group, dot, setting = spelled_out(config, name.replace("-", "_")).partition(".")
+        path = f"{group}_settings.{setting}" if dot and group in choices else f"{group}{dot}{setting}"
+        changes[path] = _read(config, path, name, value)
     return checked(replaced(config, changes))
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of groups by their dotted names; data of one's own may be a mapping."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != "data":
+            yield from ((f"{name}.{inner}", one) for inner, one in value.items())
+        else:
+            yield name, value
 
 
 def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
@@ -123,29 +146,42 @@ def _own(field: str, groups: Iterable[str], found: Iterable[tuple[Any, Named]]) 
     return own
 
 
-def _read(config: Any, path: str, name: str, value: Any) -> Any:
+def _read(config: Config, path: str, name: str, value: Any) -> Any:
     """A value for the dotted setting ``path``, converted as the command line would read its text."""
-    head, _, rest = path.partition(".")
-    fields = [field.name for field in dataclasses.fields(config)]
-    if head not in fields:
-        raise ConfigError.unknown("settings", name, (f"{name.removesuffix(head)}{field}" for field in fields))
-    now, kind = getattr(config, head), typing.get_type_hints(type(config))[head]
-    if rest:
-        if not dataclasses.is_dataclass(now):
-            raise ConfigError(f"settings: {name} is not allowed; {name.removesuffix(f'.{rest}')} has no settings")
-        return _read(now, rest, name, value)
+    group, _, setting = path.rpartition(".")
+    holder = getattr(config, group, None) if group else config
+    if not dataclasses.is_dataclass(holder) or setting not in {field.name for field in dataclasses.fields(holder)}:
+        raise _unknown(config, name)
+    now, kind = getattr(holder, setting), typing.get_type_hints(type(holder))[setting]
     if dataclasses.is_dataclass(now):
-        if isinstance(value, Mapping):
-            return replaced(now, {key: _read(now, key, f"{name}.{key}", one) for key, one in value.items()})
         given: Any = value if type(value) is type(now) else None
     elif kind is str and isinstance(value, str):
         given = value
     else:
-        words = [str(one) for one in (value if isinstance(value, tuple | list) else [value])]
-        given = read(kind, words)
+        given = read(kind, [str(one) for one in (value if isinstance(value, tuple | list) else [value])])
     if given is None and value is not None:
-        raise ConfigError(f"{name}: {value!r} is not allowed; give {getattr(kind, '__name__', kind)}, such as {now!r}")
+        choices = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else ""
+        wanted = choices or f"{getattr(kind, '__name__', kind)}, such as {now!r}"
+        raise ConfigError(f"{name}: {value!r} is not allowed; give {wanted}")
     return given
+
+
+def _unknown(config: Config, name: str) -> ConfigError:
+    """The error for a setting that a configuration does not have."""
+    known = {f"{group}.{setting}": group for group, held in _groups(config) for setting in held}
+    entries = {name for registry in GROUPS.values() for name in registry}
+    top = [field.name for field in dataclasses.fields(config) if not field.name.endswith("_settings")]
+    inside = [one for one, group in known.items() if group == name.rpartition(".")[0]]
+    return ConfigError.unknown(
+        "settings", name, inside or [one for one in top if one not in entries], nearest(name, [*top, *known])
+    )
+
+
+def _groups(config: Config) -> Iterator[tuple[str, list[str]]]:
+    """The groups of settings and what is in them."""
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(held := getattr(config, field.name)):
+            yield field.name.removesuffix("_settings"), [inner.name for inner in dataclasses.fields(held)]
 
 
 def read(kind: Any, words: Sequence[str]) -> Any:
@@ -162,11 +198,26 @@ SHORT: Mapping[str, str] = {"lr": "learning_rate", "epochs": "epochs", "batch_si
 
 
 def in_full(config: Config, name: str) -> str:
-    """The dotted setting of a name in `SHORT`, in whichever group the configuration has it; other names as they are."""
+    """The dotted setting that a short name or an alias stands for; other names as they are."""
     for group in ("training", "ppo"):
         if name in SHORT and hasattr(getattr(config, group, None), SHORT[name]):
             return f"{group}.{SHORT[name]}"
-    return name
+    group, dot, setting = name.partition(".")
+    return f"{ALIASES.get(group, group)}{dot}{setting}"
+
+
+def spelled_out(config: Config, name: str) -> str:
+    """`in_full`, and for ``method.X`` the setting X of the only method; raises `ConfigError` if there are several."""
+    full = in_full(config, name)
+    if not full.startswith("method."):
+        return full
+    chosen, setting = [member for one in config.methods for member in members(one)], full.removeprefix("method.")
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"{name}: {len(chosen)} methods are chosen ({', '.join(chosen)}); say whose setting it is, "
+            f"<one of them>.{setting}"
+        )
+    return f"{chosen[0]}.{setting}"
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
