@@ -55,15 +55,15 @@ class Options:
 def build_supervised(*line: str) -> tuple[list[parallel.Batch], loop.Plan, dict[str, Any]]:
     """`random_label` under a command line: programs, plan, settings."""
     config = random_label.EXPERIMENT.parse(["--method", "backprop", *line])
-    _, _, batches, plan, _ = random_label.EXPERIMENT.build(config)
-    return batches, plan, settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
+    built = random_label.EXPERIMENT.build(config)
+    return built.batches, built.plan, settings.to_json(config) | {"updates_per_task": built.plan.updates_per_task}
 
 
 def build_rl(*line: str) -> tuple[list[parallel.Batch], loop.Plan]:
     """`rl_gymnax` under a command line, without probes."""
     args = ["--method", "backprop", "--probes", "weights", *line]
-    _, _, batches, plan, _ = rl_gymnax.EXPERIMENT.build(rl_gymnax.EXPERIMENT.parse(args))
-    return batches, plan
+    built = rl_gymnax.EXPERIMENT.build(rl_gymnax.EXPERIMENT.parse(args))
+    return built.batches, built.plan
 
 
 def checkpoints(options: Options) -> None:

@@ -78,8 +78,8 @@ class Tasks:
 
     def __init__(self, config: Any, build: Callable[[Any], Any], tasks: int = 1) -> None:
         self.tasks = tasks
-        (batch,), plan = build(config)
-        self.updates = plan.updates_per_task
+        study = build(config)
+        (batch,), self.updates = study.batches, study.plan.updates_per_task
         self.data = batch.place(batch.program.data)
         init, self.segment = memory.compile_segment(batch, self.updates)
         self.state: Tree = init(batch.start, self.data)

@@ -171,7 +171,7 @@ def evaluate(act: Callable[[Any, Any, Any], Any], params: Any, key: Any) -> Any:
 def main(config: Config) -> None:
     """Times all sides and prints the table."""
     warnings.simplefilter("ignore")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seeds in config.seeds:
         built = {
             "plastax": plastax_side(seeds, config.updates),
