@@ -7,7 +7,7 @@ mix. Axis names used in every docstring: ``S`` seeds, ``B`` examples in a batch,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -331,7 +331,7 @@ class Probe(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one segment measured, for one seed (a leading axis ``S`` after `vmap`).
+    """What one segment measured, for one seed (a leading axis ``S`` for several).
 
     Attributes:
       train: name -> ``[length]``, one value an update, reduced inside the update.
@@ -343,21 +343,36 @@ class Record(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A training run as pure functions of one seed; `parallel` makes it many seeds.
+    """A training run as pure functions of one seed; `parallel` makes it many seeds, `runs.compiled` compiles them.
+
+    Training and measuring are programs of their own: methods train differently, and are measured alike.
 
     Attributes:
       init: ``(key, data) -> state``.
-      segment: ``(state, data, clock, length) -> (state, Record)``: makes ``length`` (static) updates, the first of
-        which has the number ``clock`` (int32 scalar, shared by all seeds). With the clock's bits inverted (``~clock``,
-        negative) it trains nothing and takes the measurements before update ``clock`` twice, so that they can be timed.
+      begin: ``(state, data, clock) -> state``: the switch to the task whose first update has the number ``clock``
+        (int32 scalar, shared by all seeds). The first task has one, too.
+      segment: ``(state, data, clock, length) -> (state, train)``: ``length`` (static) updates of one task, the first of
+        which has the number ``clock``; ``train`` as in `Record`.
+      view: ``state -> view``: the part of the state that is measured. It selects leaves and computes nothing.
+      measure: ``(view, data, border) -> {<probe>/<value>: array}``. ``border`` is an int32 that differs for all
+        measurements, for their keys: twice the number of updates done, plus one at the end of a segment.
+      updates_per_task: tasks begin at its multiples.
+      due: ``(updates done, whether a segment ends rather than starts here) -> bool``: when to measure; on the host.
       data: arrays that all seeds share and no update changes (images). As an argument of the compiled program they are
         neither constants of it nor copied with the seeds. May be empty.
       dims: ``<probe>/<value>`` -> names of the axes after seed and mark.
       coords: axis name -> labels.
+      alike: equal in programs whose ``measure`` is the same function, which is then compiled once; None: not known.
     """
 
     init: Callable[[Key, Tree], Tree]
-    segment: Callable[[Tree, Tree, Array, int], tuple[Tree, Record]]
+    begin: Callable[[Tree, Tree, Array], Tree]
+    segment: Callable[[Tree, Tree, Array, int], tuple[Tree, dict[str, Array]]]
+    view: Callable[[Tree], Tree]
+    measure: Callable[[Tree, Tree, Array], dict[str, Array]]
+    updates_per_task: int
+    due: Callable[[int, bool], bool]
     data: Tree
     dims: Mapping[str, tuple[str, ...]]
     coords: Mapping[str, tuple[Any, ...]]
+    alike: Hashable = None

@@ -81,7 +81,13 @@ def network(optimizer: optax.GradientTransformation, *, width: int = 3, steps: i
         return {"kernel/norm": jnp.linalg.norm(state.params["kernel"])}
 
     parts = segments.Parts(
-        init, lambda state, data, index: jax.random.normal(fold(state.key, 4, index)), begin, update, healthy, measure
+        init,
+        lambda state, data, index: jax.random.normal(fold(state.key, 4, index)),
+        begin,
+        update,
+        healthy,
+        lambda state: state._replace(opt_state=()),
+        measure,
     )
     return segments.program(parts, (), updates_per_task=UPDATES)
 

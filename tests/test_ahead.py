@@ -12,7 +12,7 @@ import pytest
 from plastax.program import parallel
 from plastax.records import layout, lifecycle
 from plastax.runs import loop
-from plastax.types import Program, Record
+from tests import programs
 
 PLAN = loop.Plan(tasks=2, updates_per_task=1, updates_per_segment=1, steps_per_update=1)
 
@@ -22,10 +22,9 @@ def batch(name: str, step) -> parallel.Batch:
 
     def segment(state, data, clock, length):
         state = step(state)
-        return state, Record({"loss": jnp.full(length, state)}, {})
+        return state, {"loss": jnp.full(length, state)}
 
-    program = Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
-    return parallel.batch(lambda _: program, {name: {}}, range(2))
+    return parallel.batch(lambda _: programs.simple(segment), {name: {}}, range(2))
 
 
 def run(directory, *batches):

@@ -15,7 +15,7 @@ from plastax.program import parallel
 from plastax.runs import checkpoint, loop
 from plastax.runs.checkpoint import to_host
 from plastax.tracking import ConsoleSink
-from tests import killing
+from tests import killing, programs
 
 AT = 5  # the second update of the second task
 
@@ -43,9 +43,9 @@ def test_it_is_frozen_before_the_update_that_broke_it(studies):
         np.testing.assert_array_equal(leaf[0], final[sound][name][0], err_msg=name)
     program = killing.program(killing.OPTIMIZERS["adam"])
     state = program.init(parallel.seed_keys(range(2)), ())
-    segment = jax.jit(program.segment, static_argnums=3)
+    jitted = programs.jitted(program)
     for clock, length in ((0, 4), (4, 1)):
-        state, _ = segment(state, (), jnp.int32(clock), length)
+        state, _ = jitted.segment(state, (), clock, length)
     for name, leaf in to_host(state._replace(alive=jnp.array([True, False]))).items():
         np.testing.assert_array_equal(leaf[1], final[broken][name][1], err_msg=name)
 

@@ -15,9 +15,11 @@ from plastax import report
 from plastax.program import parallel
 from plastax.records import lifecycle
 from plastax.runs import loop, memory
+from plastax.runs.compiled import compiled, fitting_chunk, need
 from plastax.study import settings
 from plastax.study.experiment import Experiment, Prepared, Shared
-from plastax.types import Program, Record
+from plastax.types import Program
+from tests import programs
 
 SEEDS = 6
 SETTINGS = {"seeds": SEEDS, "seed_chunk": 0, "probes": ["hessian"], "hessian": {"order": 64}, "tasks": 1}
@@ -27,11 +29,11 @@ SIZE = 1 << 16
 def greedy(size: int = SIZE) -> Program:
     """A network that needs ``size`` floats, whatever XLA does."""
 
-    def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Record]:
+    def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Any]:
         values = jnp.sort(state + jnp.arange(size, dtype=jnp.float32) * -1.0)
-        return state + values[size // 2], Record({"loss": jnp.full(length, values[0])}, {})
+        return state + values[size // 2], {"loss": jnp.full(length, values[0])}
 
-    return Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
+    return programs.simple(segment)
 
 
 def batches(chunk: int = 0, size: int = SIZE, seeds: int = SEEDS) -> list[parallel.Batch]:
@@ -40,7 +42,7 @@ def batches(chunk: int = 0, size: int = SIZE, seeds: int = SEEDS) -> list[parall
 
 def needed(chunk: int) -> int:
     (batch,) = batches(chunk)
-    found = memory.need(memory.compile_segment(batch, 1)[1])
+    found = need(compiled(batch, 1, SETTINGS))
     assert found is not None
     return found.total
 
@@ -66,16 +68,16 @@ def test_the_largest_chunk_that_fits():
     assert sizes[1] < sizes[2] < sizes[3] < sizes[6]
     assert sizes[6] > 4 * SEEDS * SIZE
     for chunk in (1, 2, 3):
-        assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[chunk]) == chunk
-    assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[6]) == 0
-    assert memory.fitting_chunk(batches, SEEDS, 1, SETTINGS) == 0
+        assert fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[chunk]) == chunk
+    assert fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[6]) == 0
+    assert fitting_chunk(batches, SEEDS, 1, SETTINGS) == 0
     with pytest.raises(memory.OutOfMemory, match=r"seed_chunk \(1 of 6 seeds at once"):
-        memory.fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[1] - 1)
+        fitting_chunk(batches, SEEDS, 1, SETTINGS, limit=sizes[1] - 1)
 
 
 def test_what_xla_refuses_while_it_runs_does_not_fit_either():
     with pytest.raises(memory.OutOfMemory, match=r"seed_chunk \(1 of 2 seeds"):
-        memory.fitting_chunk(lambda c: batches(c, 1 << 44, 2), 2, 1, SETTINGS | {"seeds": 2}, limit=1 << 60)
+        fitting_chunk(lambda c: batches(c, 1 << 44, 2), 2, 1, SETTINGS | {"seeds": 2}, limit=1 << 60)
 
 
 def test_what_xla_says_is_compared_with_what_is_free_before_it_runs(tmp_path, monkeypatch):
@@ -102,15 +104,14 @@ def test_what_the_networks_keep_is_known_before_anything_is_made(assert_nothing_
 
 @pytest.mark.parametrize("kind", ["carried", "stacked"])
 def test_a_loop_that_cannot_fit_is_refused_before_it_is_compiled(kind):
-    def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Record]:
+    def segment(state: jax.Array, data: Any, clock: jax.Array, length: int) -> tuple[jax.Array, Any]:
         large = jnp.zeros(1 << 44) if kind == "carried" else jnp.zeros(())
         large, stacked = jax.lax.scan(lambda x, _: (x + 1, x + state), large, length=1 << (0 if large.size > 1 else 44))
-        return state + large.sum() + stacked.sum(), Record({}, {})
+        return state + large.sum() + stacked.sum(), {}
 
-    program = Program(lambda key, data: jax.random.uniform(key), segment, (), {}, {})
-    batch = parallel.batch(lambda _: program, {"greedy": {}}, range(2))
-    with pytest.raises(MemoryError, match=r"one of its loops keeps [\d,.]+ GiB"):
-        memory.compile_segment(batch, 1)
+    batch = parallel.batch(lambda _: programs.simple(segment), {"greedy": {}}, range(2))
+    with pytest.raises(memory.OutOfMemory, match=r"one of its loops keeps [\d,.]+ GiB"):
+        compiled(batch, 1, SETTINGS)
 
 
 @pytest.mark.parametrize(

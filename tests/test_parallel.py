@@ -27,6 +27,7 @@ from plastax.program.supervised import Training
 from plastax.runs.checkpoint import to_host
 from plastax.streams import Permuted
 from plastax.types import Program
+from tests import programs
 from tests.streams.tiny import CLASSES, DATASET, SHAPE
 
 # These tests compile much and compute little.
@@ -56,15 +57,17 @@ def trained(
     else:
         batch = parallel.batch(lambda _: make(ARMS["strong"]), {"strong": {}}, seeds, devices=devices)
     data = batch.place(batch.program.data)
-    state = jax.jit(batch.program.init, compiler_options=QUICK)(batch.start, data)
-    step = jax.jit(batch.program.segment, static_argnums=3, compiler_options=QUICK)
-    segment = step.lower(state, data, jnp.int32(0), 2).compile()
-    records = []
+    jitted = programs.jitted(batch.program, QUICK)
+    state, records = jitted.init(batch.start, data), []
     for clock in (0, 2):
-        state, record = segment(state, data, jnp.int32(clock))
+        state, record = jitted.segment(state, data, clock, 2)
         records.append(batch.real({**record.train, **record.probe}))
     joined = {name: np.concatenate([r[name] for r in records], axis=1) for name in records[0]}
-    return batch, joined, batch.real(to_host(state)), segment.as_text()
+    texts = [
+        jitted.train.lower(state, data, jnp.int32(0), 2).compile().as_text(),
+        jitted.measure.lower(batch.program.view(state), data, jnp.int32(0)).compile().as_text(),
+    ]
+    return batch, joined, batch.real(to_host(state)), "".join(texts)
 
 
 def close(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:

@@ -20,7 +20,8 @@ from plastax.program import parallel
 from plastax.records.layout import read_segment
 from plastax.runs import checkpoint, loop
 from plastax.tracking import Background, ConsoleSink, Guarded, WandbSink, reduce_segment
-from plastax.types import Program, Record
+from plastax.types import Program
+from tests import programs
 from tests.tracked import (
     CONFIG,
     SUPERVISED,
@@ -41,9 +42,9 @@ def tiny_program() -> Program:
 
     def segment(state, data, clock, length):
         state, loss = jax.lax.scan(step, state, length=length)
-        return state, Record({"loss": loss}, {"x/norm": jnp.stack([loss[0], loss[-1]])})
+        return state, {"loss": loss}
 
-    return Program(lambda key, data: (key, jnp.ones(3)), segment, (), {}, {})
+    return programs.simple(segment, lambda key, data: (key, jnp.ones(3)))
 
 
 class Slow:

@@ -74,7 +74,8 @@ def test_ended_at_any_change_it_is_entered_again(start, tmp_path, how, shard, sh
         before = records(root)
         again = start(**options)
         assert again["status"] == 0, again["log"]
-        (directory,) = (root / "tiny").iterdir()
+        directory, *others = (root / "tiny").iterdir()
+        assert not others, (number, done["log"], again["log"])
         assert lifecycle.status(directory)[:3] == ("finished", 2 * SEGMENTS, 2 * SEGMENTS)
         assert (directory / "report.html").read_text() == "<html></html>"
         assert files.read_json(directory / "config.json")["run_id"] == directory.name

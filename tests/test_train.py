@@ -126,7 +126,7 @@ def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(whol
     state = state._replace(params=state.params | {"output": state.params["output"] | {"bias": bias}})
     before, records = host(state), []
     for clock in (0, 4):
-        state, record = whole[2](state, data, jnp.int32(clock), 4)
+        state, record = whole[2].segment(state, data, clock, 4)
         records.append(host(record))
     first, second = (lambda tree, k=k: jax.tree.map(lambda x: x[k], host(tree)) for k in range(2))
     assert same(first(state), first(whole[0]))

@@ -27,10 +27,8 @@ from tests.training_runs import (
     MODEL,
     QUICK,
     SEEDS,
-    STREAM,
     WATCH,
     examples,
-    host,
     joined,
     make,
     run,
@@ -60,9 +58,8 @@ def test_methods_see_the_same_tasks_in_the_same_order(whole, reset):
 
 
 def switched(program: Program, ran: tuple, task: int) -> supervised.State:
-    """The state right after the switch to a task: a segment of no updates."""
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    return segment(ran[0], program.data, jnp.int32(4 * task), 0)[0]
+    """The state right after the switch to a task."""
+    return jax.jit(program.begin, compiler_options=QUICK)(ran[0], program.data, jnp.int32(4 * task))
 
 
 def test_reset_starts_with_a_fresh_network(reset):
@@ -87,7 +84,8 @@ def test_head_reset_draws_the_output_layer_alone(whole):
 def test_running_statistics_move_and_restart_with_the_network():
     model = ResNet18((2,), (1,), ()).build(SHAPE, CLASSES)
     config = Training(batch_size=5, evaluation_examples=5, kronecker_every=0, learning_rate=LR)
-    state, records, segment = run(make(config, "reset", model=model, probes=()), (1,))
+    program = make(config, "reset", model=model, probes=())
+    state, records, _ = run(program, (1,))
     start = jax.tree.map(lambda x: np.broadcast_to(x, (len(SEEDS), *x.shape)), model.stats)
     assert not same(state.stats, start)
     # Evaluated with the running statistics, not with the batch's.
@@ -98,7 +96,7 @@ def test_running_statistics_move_and_restart_with_the_network():
     outputs = evaluate(first(state.params), first(state.stats), jnp.asarray(x))[0]
     expected = losses.get("cross_entropy").value(outputs, (x, y))
     np.testing.assert_allclose(records[0].probe["evaluation/test_loss"][0, 1], expected, rtol=1e-4)
-    begun, _ = segment(state, jax.device_put(STREAM.data), jnp.int32(1), 0)
+    begun = jax.jit(program.begin, compiler_options=QUICK)(state, program.data, jnp.int32(1))
     assert same(begun.stats, start)
 
 
@@ -173,15 +171,3 @@ def test_a_probe_may_come_less_often_than_others_and_see_where_its_task_began(re
     for task, previous in ((0, first), (2, records[1].probe["watch/params"][:, 1:])):
         np.testing.assert_allclose(records[task].probe["rare/initial"], first.repeat(2, 1), rtol=1e-6)
         np.testing.assert_array_equal(records[task].probe["rare/previous"], previous.repeat(2, 1))
-
-
-def test_an_inverted_clock_measures_and_changes_nothing(reset):
-    state, records, segment = reset
-    after, record = segment(jax.tree.map(jnp.copy, state), STREAM.data, jnp.int32(~8), 4)
-    assert same(after, state)
-    # The network of now, on the task of then, twice.
-    values = host(record).probe
-    params = np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(state.params))
-    np.testing.assert_array_equal(values["watch/params"], params[:, None].repeat(2, 1))
-    np.testing.assert_array_equal(values["watch/x"], records[2].probe["watch/x"])
-    assert all(np.isnan(x).all() for x in record.train.values())

@@ -18,6 +18,7 @@ from plastax.program.parallel import over_seeds, seed_keys
 from plastax.program.training import Training
 from plastax.streams import Permuted
 from plastax.types import Array, Examples, Model, Probe, ProbeInput, Program, Stream, Tree
+from tests import programs
 from tests.streams.tiny import CLASSES, DATASET, SHAPE, TEST
 
 # These tests compile much and compute little.
@@ -69,15 +70,14 @@ def host(tree: Tree) -> Tree:
 
 
 def run(program: Program, lengths=(4, 4), seeds=SEEDS) -> tuple[supervised.State, list, Any]:
-    """The state after these segments, their records, and the jitted segment."""
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    data = jax.device_put(program.data)
-    state, clock, records = jax.jit(program.init, compiler_options=QUICK)(seed_keys(seeds), data), 0, []
+    """The state after these segments, their records, and the jitted functions."""
+    jitted, data = programs.jitted(program, QUICK), jax.device_put(program.data)
+    state, clock, records = jitted.init(seed_keys(seeds), data), 0, []
     for length in lengths:
-        state, record = segment(state, data, jnp.int32(clock), length)
+        state, record = jitted.segment(state, data, clock, length)
         clock += length
         records.append(host(record))
-    return state, records, segment
+    return state, records, jitted
 
 
 def same(a: Tree, b: Tree) -> bool:

@@ -6,13 +6,12 @@ import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from plastax.program import parallel
-from plastax.runs import memory
-from tests import killing
+from plastax.runs.compiled import compiled
+from tests import killing, programs
 
 ARMS = {"only": {"lr": 0.1}}
 
@@ -20,12 +19,12 @@ ARMS = {"only": {"lr": 0.1}}
 def losses(batch: parallel.Batch) -> tuple[np.ndarray, str]:
     """Of two segments; and the text of the compiled program."""
     data = batch.place(batch.program.data)
-    init, segment = memory.compile_segment(batch, killing.LENGTH)
-    state, found = init(batch.start, data), []
+    of = compiled(batch, killing.LENGTH, {})
+    state, found = of.start(data), []
     for clock in (0, killing.LENGTH):
-        state, record = segment(state, data, jnp.int32(clock))
-        found.append(batch.real(record.train["loss"]))
-    return np.concatenate(found, axis=1), segment.as_text()
+        state, record, *_ = of.run(state, data, clock)
+        found.append(record.train["loss"])
+    return np.concatenate(found, axis=1), "".join(fn.as_text() for fn in (*of.training, of.measuring))
 
 
 if __name__ == "__main__":
@@ -34,10 +33,10 @@ if __name__ == "__main__":
     got, text = losses(both)
     # The same on this process's own device.
     alone = parallel.over_seeds(killing.network(optax.adam(0.1)), 5)
-    state = jax.jit(alone.init)(parallel.seed_keys(range(5)), ())
-    expected = []
+    jitted, expected = programs.jitted(alone), []
+    state = jitted.init(parallel.seed_keys(range(5)), ())
     for clock in (0, killing.LENGTH):
-        state, record = jax.jit(alone.segment, static_argnums=3)(state, (), jnp.int32(clock), killing.LENGTH)
+        state, record = jitted.segment(state, (), clock, killing.LENGTH)
         expected.append(np.asarray(record.train["loss"]))
     apart = np.abs(got - np.concatenate(expected, axis=1)).max() / np.abs(got).max()
     collectives = re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", text)

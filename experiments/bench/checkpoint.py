@@ -34,7 +34,8 @@ from experiments import random_label, rl_gymnax
 from experiments.bench import _measure
 from plastax import tree
 from plastax.program import parallel, segments
-from plastax.runs import loop, memory
+from plastax.runs import loop
+from plastax.runs.compiled import compiled
 from plastax.study import settings
 
 
@@ -117,9 +118,8 @@ def never_frozen() -> Iterator[None]:
 def side(name: str, batch: parallel.Batch, length: int) -> _measure.Side:
     """Segments of a program, each a task, as a side; each round continues from the state of the last."""
     data = batch.place(batch.program.data)
-    init, segment = memory.compile_segment(batch, length)
-    clocks = itertools.count(0, length)
-    running = _measure.Running(init(batch.start, data), lambda state: segment(state, data, jnp.int32(next(clocks))))
+    programs, clocks = compiled(batch, length, {}), itertools.count(0, length)
+    running = _measure.Running(programs.start(data), lambda state: programs.run(state, data, next(clocks))[:2])
     return _measure.Side(name, running)
 
 

@@ -125,7 +125,7 @@ def ranked(name: str, x: Array, rounds: int) -> Ranked:
 
 
 def training(config: Config, stream: Stream, hidden: tuple[int, ...], method: MethodConfig) -> Running:
-    """Training of one network, after a task's first steps; every call trains ``config.steps`` more."""
+    """Training of one network on a task; every call trains ``config.steps`` steps."""
     settings = Training("sgd", 1e-2, batch_size=1, updates=stream.examples // config.steps)
     model = MLP(hidden).build(stream.input_shape, stream.outputs)
     model = model._replace(batch_like=batch_like(settings, stream))
@@ -133,17 +133,16 @@ def training(config: Config, stream: Stream, hidden: tuple[int, ...], method: Me
     every = parallel.over_seeds(one, 1)
     shared = jax.device_put(every.data)
     state = jax.jit(every.init)(parallel.seed_keys(range(1)), shared)
+    state = jax.jit(every.begin)(state, shared, jnp.int32(0))
     segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
     steps = segment.lower(state, shared, jnp.int32(0), 1).compile()
     clocks = iter(range(settings.updates))
 
     def call(state: Tree) -> tuple[Tree, Any]:
-        state, record = steps(state, shared, jnp.int32(next(clocks)))
-        return state, record.train["loss"]
+        state, train = steps(state, shared, jnp.int32(next(clocks)))
+        return state, train["loss"]
 
-    running = Running(state, call)
-    running()  # The first segment of a task also evaluates; those in its middle only train.
-    return running
+    return Running(state, call)
 
 
 def trained(config: Config, hidden: tuple[int, ...]) -> Trained:

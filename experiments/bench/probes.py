@@ -3,8 +3,7 @@
 Both sides are the experiment's own program at its default settings, for one method, and train the same networks to the
 last bit. A round is one task of each, in turn, in one process, or as many as lie between two measurements of the rarest
 probe; times are means over its tasks. Evaluations stay on both sides: they are the result.
-``--each`` adds what every registered probe takes alone, at both ends of a task, by `Program.segment` with an inverted
-clock.
+``--each`` adds what every registered probe takes alone, at both ends of a task.
 
     make bench BENCH=probes ARGS="--rounds 7 --each"
 """
@@ -16,7 +15,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import dataclasses
-import functools
 import math
 import statistics
 import warnings
@@ -33,7 +31,8 @@ from experiments import random_label, rl_gymnax
 from experiments.bench._measure import Side, Times, rounds_of
 from plastax.errors import ConfigError
 from plastax.probes import PROBES
-from plastax.runs import compilation, memory
+from plastax.runs import compilation
+from plastax.runs.compiled import compiled
 from plastax.study import settings
 from plastax.types import Tree
 
@@ -74,27 +73,29 @@ def period(config: Any) -> int:
 
 
 class Tasks:
-    """A program that runs some tasks a call, or only what is due at the start of its first."""
+    """Programs that run some tasks a call, or only measure."""
 
     def __init__(self, config: Any, build: Callable[[Any], Any], tasks: int = 1) -> None:
         self.tasks = tasks
         study = build(config)
         (batch,), self.updates = study.batches, study.plan.updates_per_task
         self.data = batch.place(batch.program.data)
-        init, self.segment = memory.compile_segment(batch, self.updates)
-        self.state: Tree = init(batch.start, self.data)
+        self.programs = compiled(batch, self.updates, {})
+        self.state: Tree = self.programs.start(self.data)
         self.task = 0
-
-    def call(self, clock: int) -> Any:
-        """One call of the compiled program, to completion."""
-        self.state, record = jax.block_until_ready(self.segment(self.state, self.data, jnp.int32(clock)))
-        return record
 
     def next(self) -> None:
         """The next round's tasks."""
         for _ in range(self.tasks):
-            self.call(self.task * self.updates)
+            self.state = self.programs.run(self.state, self.data, self.task * self.updates).state
             self.task += 1
+
+    def measure(self) -> None:
+        """What is due in the first task, twice."""
+        if self.programs.measuring is not None:
+            view = self.programs.batch.program.view(self.state)
+            for border in (0, 2 * self.updates + 1):
+                jax.block_until_ready(self.programs.measuring(view, self.data, jnp.int32(border)))
 
 
 def percent(times: Times, base: Times) -> str:
@@ -125,7 +126,7 @@ def main(config: Config) -> None:
         for name in PROBES if config.each else ():
             alone = Tasks(dataclasses.replace(base, probes=(name,)), build)
             # What is due anyway comes off: evaluations. The rollout that probes of PPO look at stays in.
-            pair = [Side(n, functools.partial(tasks.call, ~0)) for n, tasks in ((name, alone), ("none", bare))]
+            pair = [Side(name, alone.measure), Side("none", bare.measure)]
             rounds_of(pair, 1)
             mine, rest = rounds_of(pair, config.rounds)
             cpu = statistics.median(a - b for a, b in zip(mine.cpu, rest.cpu, strict=True))

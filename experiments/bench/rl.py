@@ -36,6 +36,7 @@ from plastax.probes import Hessian, KroneckerSpectrum
 from plastax.program import parallel
 from plastax.report.statistics import mean_interval
 from plastax.rl import STREAMS, ppo
+from plastax.types import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,20 +71,22 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Run
         Backprop().build(config.optimizer()),
         probes,
         updates_per_task=10**6,
-        due=lambda done, ending: ending & (done % probe_every == 0),
     )
     program = parallel.over_seeds(program, seeds)
     state = jax.jit(program.init)(parallel.seed_keys(range(seeds)), program.data)
+    state = jax.jit(program.begin)(state, program.data, jnp.int32(0))
     length = probe_every or updates
     step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
     run = step.lower(state, program.data, jnp.int32(0), length).compile()
-
+    look = jax.jit(program.measure)
     starts = itertools.count(0, length)
 
-    def round_(state: Any) -> tuple[Any, Any]:
+    def round_(state: Any) -> tuple[Any, Record]:
         for _ in range(0, updates, length):
-            state, record = run(state, program.data, jnp.int32(next(starts)))
-        return state, record
+            start = next(starts)
+            state, train = run(state, program.data, jnp.int32(start))
+            seen = look(program.view(state), program.data, jnp.int32(2 * (start + length) + 1)) if probes else {}
+        return state, Record(train, seen)
 
     return Running(state, round_), model
 

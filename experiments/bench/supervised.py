@@ -162,6 +162,7 @@ def ours(config: Config, stream: Stream, hidden: tuple[int, ...], batch: int, se
     every = parallel.over_seeds(every, seeds)
     shared = jax.device_put(every.data)
     state = jax.jit(every.init)(parallel.seed_keys(range(seeds)), shared)
+    state = jax.jit(every.begin)(state, shared, jnp.int32(0))
     segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
     compiled = segment.lower(state, shared, jnp.int32(0), 1).compile()
     account: Any = compiled.memory_analysis()
@@ -169,11 +170,11 @@ def ours(config: Config, stream: Stream, hidden: tuple[int, ...], batch: int, se
     clocks = iter(range(training.updates))
 
     def call(state: Tree) -> tuple[Tree, Any]:
-        state, record = compiled(state, shared, jnp.int32(next(clocks)))
-        return state, (record.train["loss"].mean(-1), record.train["accuracy"].mean(-1))
+        state, train = compiled(state, shared, jnp.int32(next(clocks)))
+        return state, (train["loss"].mean(-1), train["accuracy"].mean(-1))
 
     running = Running(state, call)
-    running()  # The first segment of a task also evaluates; those in its middle only train.
+    running()  # The order of the task's examples is drawn before its first step.
     return running, memory
 
 

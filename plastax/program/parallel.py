@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from plastax.errors import ConfigError
-from plastax.types import Array, Key, Program, Record, Tree
+from plastax.types import Array, Key, Program, Tree
 
 AXIS = "networks"
 """Name of the mesh's only axis."""
@@ -29,7 +29,7 @@ def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
 
 
 def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
-    """Gives ``init`` and ``segment`` a leading axis of ``seeds`` networks; data and clock stay shared.
+    """Gives states, views and results a leading axis of ``seeds`` networks; data and clock stay shared.
 
     Args:
       program: of one network.
@@ -47,15 +47,24 @@ def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
     def init(keys: Key, data: Tree) -> Tree:
         return jax.vmap(program.init, (0, None))(keys, data)
 
-    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
-        def one(state: Tree) -> tuple[Tree, Record]:
-            return program.segment(state, data, clock, length)
+    def each(fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn(state, *shared)``, of all networks."""
 
-        if batch_size == seeds:
-            return jax.vmap(one)(state)
-        return jax.lax.map(one, state, batch_size=batch_size)
+        def of_all(state: Tree, *shared: Any) -> Any:
+            def one(state: Tree) -> Any:
+                return fn(state, *shared)
 
-    return program._replace(init=init, segment=segment)
+            return jax.vmap(one)(state) if batch_size == seeds else jax.lax.map(one, state, batch_size=batch_size)
+
+        return of_all
+
+    return program._replace(
+        init=init,
+        begin=each(program.begin),
+        segment=each(program.segment),
+        measure=each(program.measure),
+        alike=program.alike and (program.alike, seeds, batch_size),
+    )
 
 
 class Swept(NamedTuple):
@@ -84,11 +93,25 @@ def over_settings(make: Callable[[Mapping[str, Any]], Program], settings: Mappin
     def init(start: Swept, data: Tree) -> Swept:
         return Swept(start.settings, make(start.settings).init(start.network, data))
 
-    def segment(state: Swept, data: Tree, clock: Array, length: int) -> tuple[Swept, Record]:
-        network, record = make(state.settings).segment(state.network, data, clock, length)
-        return Swept(state.settings, network), record
+    def begin(state: Swept, data: Tree, clock: Array) -> Swept:
+        return state._replace(network=make(state.settings).begin(state.network, data, clock))
 
-    return make(settings)._replace(init=cast(Any, init), segment=segment)
+    def segment(state: Swept, data: Tree, clock: Array, length: int) -> tuple[Swept, dict[str, Array]]:
+        network, train = make(state.settings).segment(state.network, data, clock, length)
+        return state._replace(network=network), train
+
+    def measure(view: Swept, data: Tree, border: Array) -> dict[str, Array]:
+        return make(view.settings).measure(view.network, data, border)
+
+    one = make(settings)
+    return one._replace(
+        init=cast(Any, init),
+        begin=cast(Any, begin),
+        segment=segment,
+        view=lambda state: state._replace(network=one.view(state.network)),
+        measure=measure,
+        alike=None,
+    )
 
 
 def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
@@ -105,10 +128,16 @@ def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
     def on_each(fn: Callable[..., Any], *specs: jax.P) -> Callable[..., Any]:
         return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
 
-    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, dict[str, Array]]:
         return on_each(lambda s, d, c: program.segment(s, d, c, length), cut, whole, whole)(state, data, clock)
 
-    return program._replace(init=on_each(program.init, cut, whole), segment=segment)
+    return program._replace(
+        init=on_each(program.init, cut, whole),
+        begin=on_each(program.begin, cut, whole, whole),
+        segment=segment,
+        measure=on_each(program.measure, cut, whole, whole),
+        alike=program.alike and (program.alike, mesh),
+    )
 
 
 class Batch(NamedTuple):
@@ -149,6 +178,11 @@ class Batch(NamedTuple):
             return self.arms[0]
         digest = hashlib.sha256("\n".join(self.arms).encode()).hexdigest()[:8]
         return f"{self.arms[0].partition('@')[0]}@{len(self.arms)}-{digest}"
+
+    @property
+    def apart(self) -> jax.NamedSharding | None:
+        """Where networks lie: on the device that trains them."""
+        return None if self.mesh is None else jax.NamedSharding(self.mesh, jax.P(AXIS))
 
     @property
     def shared(self) -> jax.NamedSharding | None:

@@ -7,17 +7,18 @@ that update; the other seeds of the compiled program are not affected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from plastax.errors import ConfigError
-from plastax.types import Array, Key, Probe, ProbeInput, Program, Record, Tree
+from plastax.types import Array, Key, Probe, ProbeInput, Program, Tree
 
-Due = Callable[[Array, Array], Array]
-"""``(number of updates done, whether a segment ends rather than starts here) -> bool``; must not depend on the seed."""
+Due = Callable[[int, bool], bool]
+"""``(number of updates done, whether a segment ends rather than starts here) -> bool``."""
 
 
 class Parts(NamedTuple):
@@ -25,13 +26,13 @@ class Parts(NamedTuple):
 
     Attributes:
       init: ``(key, data) -> state``, a NamedTuple with a field ``alive``, true.
-      task: ``(state, data, index) -> task``: what is particular to task number ``index``.
+      task: ``(state or view, data, index) -> task``: what is particular to task number ``index``.
       begin: ``(state, data, task, clock) -> state``: the switch to a task, before its first update; the first task has
         one, too.
       update: ``(state, data, task, clock) -> (state, metrics)``: update number ``clock``; metrics are scalars.
       healthy: ``(state, metrics) -> bool``: whether everything that an update left is finite.
-      measure: ``(state, data, task, border) -> values``: all probes. ``border`` is an int32 that differs for all
-        measurements, for their keys: twice the number of updates done, plus one at the end of a segment.
+      view: see `Program.view`; it has ``alive``.
+      measure: ``(view, data, task, border) -> values``: all probes, see `Program.measure`.
     """
 
     init: Callable[[Key, Tree], Tree]
@@ -39,11 +40,18 @@ class Parts(NamedTuple):
     begin: Callable[[Tree, Tree, Tree, Array], Tree]
     update: Callable[[Tree, Tree, Tree, Array], tuple[Tree, dict[str, Array]]]
     healthy: Callable[[Tree, dict[str, Array]], Array]
+    view: Callable[[Tree], Tree]
     measure: Callable[[Tree, Tree, Tree, Array], dict[str, Array]]
 
 
 def program(
-    parts: Parts, probes: Sequence[Probe], *, updates_per_task: int, data: Tree = (), due: Due | None = None
+    parts: Parts,
+    probes: Sequence[Probe],
+    *,
+    updates_per_task: int,
+    data: Tree = (),
+    due: Due | None = None,
+    alike: Hashable = None,
 ) -> Program:
     """A program that switches tasks every ``updates_per_task`` updates and measures where it is due.
 
@@ -57,60 +65,54 @@ def program(
       updates_per_task: length of a task. Segments may be shorter but must not cross a switch.
       data: what all seeds share.
       due: when to measure, at the borders of segments; None: at both ends of every task.
+      alike: see `Program.alike`.
 
     Raises:
       ConfigError: from `labels`.
     """
     dims, coords = labels(probes)
-    due = due or task_borders(updates_per_task)
 
-    def update(state: Tree, data: Tree, task: Tree, clock: Array) -> tuple[Tree, dict[str, Array]]:
-        new, metrics = parts.update(state, data, task, clock)
-        alive = state.alive & parts.healthy(new, metrics)
-        metrics = {name: where(state.alive, value, absent(value)) for name, value in metrics.items()}
-        return where(alive, new, state)._replace(alive=alive), metrics | {"alive": alive.astype(jnp.float32)}
-
-    def begin(state: Tree, data: Tree, task: Tree, clock: Array) -> Tree:
+    def begin(state: Tree, data: Tree, clock: Array) -> Tree:
+        task = parts.task(state, data, clock // updates_per_task)
         return where(state.alive, parts.begin(state, data, task, clock), state)
 
-    def measure(state: Tree, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
-        values = parts.measure(state, data, task, border)
-        return where(state.alive, values, jax.tree.map(absent, values))
-
-    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, Record]:
-        training = clock >= 0
-        clock = jnp.where(training, clock, ~clock)
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, dict[str, Array]]:
         task = parts.task(state, data, clock // updates_per_task)
-        # Every predicate below comes from the clock, which all seeds share: under vmap the branches stay branches.
-        state = jax.lax.cond(
-            training & (clock % updates_per_task == 0), lambda s: begin(s, data, task, clock), lambda s: s, state
-        )
-        train_shape = jax.eval_shape(update, state, data, task, clock)[1]
-        probe_shape = jax.eval_shape(measure, state, data, task, clock)
 
-        def phase(state: Tree, trained: Array) -> tuple[Tree, tuple[Tree, Tree]]:
-            """First nothing, then ``length`` updates; then the probes, if due. One compiled copy serves both."""
-            state, train = jax.lax.cond(
-                trained,
-                lambda s: jax.lax.scan(lambda s, c: update(s, data, task, c), s, clock + jnp.arange(length)),
-                lambda s: (s, missing(train_shape, length)),
-                state,
-            )
-            now = clock + jnp.where(trained, length, 0)
-            # The end of a task and the start of the next have the same clock, but not the same draws.
-            border = 2 * now + trained
-            seen = jax.lax.cond(
-                due(now, trained),
-                lambda s: measure(s, data, task, border),
-                lambda _: missing(probe_shape),
-                state,
-            )
-            return state, (train, seen)
+        def update(state: Tree, clock: Array) -> tuple[Tree, dict[str, Array]]:
+            new, metrics = parts.update(state, data, task, clock)
+            alive = state.alive & parts.healthy(new, metrics)
+            metrics = {name: where(state.alive, value, absent(value)) for name, value in metrics.items()}
+            return where(alive, new, state)._replace(alive=alive), metrics | {"alive": alive.astype(jnp.float32)}
 
-        state, (train, seen) = jax.lax.scan(phase, state, jnp.stack([jnp.bool_(False), training]))
-        return state, Record(jax.tree.map(lambda x: x[1], train), seen)
+        return _in_a_loop(lambda s: jax.lax.scan(update, s, clock + jnp.arange(length)), state, clock >= 0)
 
-    return Program(parts.init, segment, data, dims, coords)
+    def measure(view: Tree, data: Tree, border: Array) -> dict[str, Array]:
+        task = parts.task(view, data, task_of(border, updates_per_task))
+
+        def values(view: Tree) -> tuple[Tree, dict[str, Array]]:
+            found = parts.measure(view, data, task, border)
+            return view, where(view.alive, found, jax.tree.map(absent, found))
+
+        return _in_a_loop(values, view, border >= 0)[1]
+
+    due = due or task_borders(updates_per_task)
+    return Program(parts.init, begin, segment, parts.view, measure, updates_per_task, due, data, dims, coords, alike)
+
+
+def _in_a_loop(fn: Callable[[Tree], tuple[Tree, Tree]], carry: Tree, true: Array) -> tuple[Tree, Tree]:
+    """``fn(carry)``, as XLA rounds it inside of a loop; ``true`` is true, and not known to the compiler.
+
+    XLA rounds otherwise outside. Earlier versions updated and measured in one loop: in this one, whose first turn does
+    nothing, both give bit for bit what they gave there.
+    """
+    nothing = jax.eval_shape(fn, carry)[1]
+
+    def turn(carry: Tree, acting: Array) -> tuple[Tree, Tree]:
+        return jax.lax.cond(acting, fn, lambda carry: (carry, missing(nothing)), carry)
+
+    carry, found = jax.lax.scan(turn, carry, jnp.stack([jnp.bool_(False), true]))
+    return carry, jax.tree.map(lambda x: x[1], found)
 
 
 def labels(probes: Sequence[Probe]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[Any, ...]]]:
@@ -144,20 +146,21 @@ def look(probes: Sequence[Probe], seen: ProbeInput, task: Array) -> dict[str, Ar
     """
     values: dict[str, Array] = {}
     for i, probe in enumerate(probes):
-        found = _due(probe, seen._replace(key=jax.random.fold_in(seen.key, i)), task)
-        values |= {f"{probe.name}/{name}": value for name, value in found.items()}
+        own = functools.partial(probe.measure, seen._replace(key=jax.random.fold_in(seen.key, i)))
+        values |= {f"{probe.name}/{name}": value for name, value in every(probe.every, task, own).items()}
     return values
 
 
-def _due(probe: Probe, seen: ProbeInput, task: Array) -> dict[str, Array]:
-    if probe.every == 1:
-        return probe.measure(seen)
-    nothing = missing(jax.eval_shape(lambda: probe.measure(seen)))
-    return jax.lax.cond(task % probe.every == 0, lambda: probe.measure(seen), lambda: nothing)
+def missing(shapes: Tree) -> Tree:
+    """NaN in the shapes of a tree."""
+    return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
 
 
 def task_of(border: Array, updates_per_task: int) -> Array:
-    """The task of a measurement at ``border``, see `Parts.measure`."""
+    """The task of a measurement at ``border``, see `Program.measure`: the one that ends there, or the one that starts.
+
+    Both have the same number of updates done, but not the same draws.
+    """
     return (border // 2 - border % 2) // updates_per_task
 
 
@@ -171,17 +174,19 @@ def absent(value: Array) -> Array:
     return jnp.full_like(value, jnp.nan if jnp.issubdtype(value.dtype, jnp.inexact) else 0)
 
 
-def missing(shapes: Tree, *lead: int) -> Tree:
-    """NaN in the shapes of a tree, with leading axes ``lead``: what is recorded where nothing was measured."""
-    return jax.tree.map(lambda s: jnp.full((*lead, *s.shape), jnp.nan, s.dtype), shapes)
+def every(tasks: int, task: Array, measure: Callable[[], Tree]) -> Tree:
+    """What ``measure`` returns, in every ``tasks``-th task; in others NaN in the same shapes."""
+    if tasks == 1:
+        return measure()
+    nothing = jax.eval_shape(measure)
+    # The task is the same for all seeds: under vmap, the branches stay branches.
+    return jax.lax.cond(task % tasks == 0, measure, lambda: missing(nothing))
 
 
 def task_borders(updates_per_task: int, every: int = 1) -> Due:
-    """Probes are due before the first and after the last update of every ``every``-th task."""
+    """Measurements are due before the first and after the last update of every ``every``-th task."""
 
-    def due(done: Array, ending: Array) -> Array:
-        # A border belongs to two tasks: to the one that ends there, or to the one that starts.
-        task = done // updates_per_task - ending
-        return (done % updates_per_task == 0) & (task % every == 0)
+    def due(done: int, ending: bool) -> bool:
+        return done % updates_per_task == 0 and (done // updates_per_task - ending) % every == 0
 
     return due

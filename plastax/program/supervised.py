@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -182,6 +182,7 @@ def program(
     needs_boundary: bool = False,
     restarts_statistics: bool = False,
     probe_every: int = 1,
+    alike: Hashable = None,
 ) -> Program:
     """Supervised training of one seed on ``stream``, learning through ``method``, measured by ``probes``.
 
@@ -201,6 +202,7 @@ def program(
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
       restarts_statistics: whether running statistics restart at switches (`MethodConfig.restarts_statistics`).
       probe_every: tasks from one probed task to the next; evaluations are taken in all.
+      alike: equal for equal configuration, stream, model, probes and ``probe_every``, see `Program.alike`.
 
     Raises:
       ConfigError: batches and updates do not fit the task, see `Training.blocks`; ``restore_best`` without validation
@@ -214,7 +216,6 @@ def program(
         model, network, method, config, batch_like(config, stream), Purpose.FACTORS,
         needs_boundary=needs_boundary, restarts_statistics=restarts_statistics,
     )  # fmt: skip
-    probes_due = segments.task_borders(config.updates, probe_every)
     needs_previous = any(probe.needs_previous for probe in probes)
 
     def rate_factor(clock: Array) -> Array:
@@ -295,20 +296,15 @@ def program(
         values = evaluation.train(state, data, task, train_key)
         values |= evaluation.test(state, data, task, test_key)
         values |= evaluation.validation(state, data, task)
-        if not probes:
-            return values
+        number = segments.task_of(border, config.updates)
 
-        def look(state: State) -> dict[str, Array]:
-            return measure_probes(state, data, task, border, probe_key)
+        def look() -> dict[str, Array]:
+            batch_key, key = jax.random.split(probe_key)
+            batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
+            seen = learns.seen(learned_of(state), batch, key, fold(state.key, Purpose.INIT), state.previous)
+            return segments.look(probes, seen, number)
 
-        nothing = segments.missing(jax.eval_shape(look, state))
-        return values | jax.lax.cond(probes_due(border // 2, border % 2), look, lambda _: nothing, state)
-
-    def measure_probes(state: State, data: Tree, task: Tree, border: Array, key: Key) -> dict[str, Array]:
-        batch_key, key = jax.random.split(key)
-        batch = stream.train(task, data, spread(stream.examples, config.probe_examples), batch_key)
-        seen = learns.seen(learned_of(state), batch, key, fold(state.key, Purpose.INIT), state.previous)
-        return segments.look(probes, seen, segments.task_of(border, config.updates))
+        return values | segments.every(probe_every, number, look)
 
     def init(key: Key, data: Tree) -> State:
         learned = learns.start(key, model.init(fold(key, Purpose.INIT)))
@@ -323,5 +319,8 @@ def program(
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, Purpose.TASKS), data, index)
 
-    parts = segments.Parts(init, task_of, begin, update, healthy, measure)
-    return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data)
+    def view(state: State) -> State:
+        return state._replace(opt_state=(), order=(), best=())
+
+    parts = segments.Parts(init, task_of, begin, update, healthy, view, measure)
+    return segments.program(parts, probes, updates_per_task=config.updates, data=stream.data, alike=alike)

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,7 @@ def program(
     updates_per_task: int,
     needs_boundary: bool = False,
     due: segments.Due | None = None,
+    alike: Hashable = None,
 ) -> Program:
     """PPO of one seed on ``stream``, learning through ``method``, looked at through ``probes``.
 
@@ -100,8 +101,8 @@ def program(
       probes: measured on fresh on-policy data at both ends of the task: before its first update and after its last.
       updates_per_task: length of a task; a segment may be shorter but must not cross a switch.
       needs_boundary: whether the method acts at switches (`MethodConfig.needs_boundary`).
-      due: ``(number of updates done, whether a segment ends rather than starts here) -> bool``: when to probe, at the
-        borders of segments; None: at both ends of every task. It must not depend on the seed.
+      due: when to probe, at the borders of segments; None: at both ends of every task.
+      alike: equal for equal configuration, stream, model, probes and ``updates_per_task``, see `Program.alike`.
     """
     environment = stream.environment
     network = objective.network(config, model, policies.make(environment.action_space))
@@ -197,8 +198,11 @@ def program(
     def task_of(state: State, data: Tree, index: Array) -> Tree:
         return stream.task(fold(state.key, Purpose.TASKS), index)
 
-    parts = segments.Parts(init, task_of, begin_task, update, healthy, measure)
-    return segments.program(parts, probes, updates_per_task=updates_per_task, due=due)
+    def view(state: State) -> State:
+        return state._replace(opt_state=(), actors=cast(Any, ()))
+
+    parts = segments.Parts(init, task_of, begin_task, update, healthy, view, measure)
+    return segments.program(parts, probes, updates_per_task=updates_per_task, due=due, alike=alike)
 
 
 def action_size(environment: Environment | Spaces) -> tuple[int, bool]:

@@ -1,55 +1,21 @@
-"""Compiles the program of the next batch in a thread while one trains."""
+"""Compiles the programs of the next batch in threads while one trains."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import jax
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from plastax.program.parallel import Batch
-from plastax.runs import compilation, memory
-
-
-class Compiled(NamedTuple):
-    """A batch's compiled program.
-
-    Attributes:
-      init: ``(start, data) -> state``.
-      segment: ``(state, data, clock) -> (state, Record)``.
-      counts: scalars for the record: seconds per arm, programs that were compiled, and those that the cache did not
-        have.
-    """
-
-    init: jax.stages.Compiled
-    segment: jax.stages.Compiled
-    counts: Mapping[str, float]
-
-
-def compiled(batch: Batch, length: int, settings: Mapping[str, Any]) -> Compiled:
-    """Compiles a batch's program for segments of ``length`` updates; runs nothing.
-
-    Raises:
-      OutOfMemory: the program does not fit into memory.
-    """
-    asked, missed, started = compilation.counts.asked, compilation.counts.missed, time.perf_counter()
-    with memory.explained(batch.name, settings):
-        init, segment = memory.compile_segment(batch, length)
-    counts = {
-        "compile_seconds": (time.perf_counter() - started) / len(batch.arms),
-        "compilations": compilation.counts.asked - asked,
-        "compilations_uncached": compilation.counts.missed - missed,
-    }
-    return Compiled(init, segment, counts)
+from plastax.runs.compiled import Compiled, Counts, Measuring, Training, compile_measuring, compile_training
 
 
 class Ahead:
-    """A context that compiles the programs of batches in order, at most one ahead.
+    """A context that compiles the programs of batches in order, at most one batch ahead.
 
-    XLA compiles without Python's lock, so training continues meanwhile. A program that does not compile raises when it
-    is taken, so the batches before it are not affected.
+    XLA compiles without Python's lock, so training continues meanwhile. Batches that are measured alike
+    (`Program.alike`) share one program for it. A program that does not compile raises when it is taken, so the batches
+    before it are not affected.
 
     Args:
       batches: the batches that will be taken, in order.
@@ -59,24 +25,37 @@ class Ahead:
 
     def __init__(self, batches: Sequence[Batch], length: int, settings: Mapping[str, Any]) -> None:
         self._due, self._length, self._settings = list(batches), length, settings
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
-        self._next: tuple[Batch, concurrent.futures.Future[Compiled]] | None = None
+        self._threads = ThreadPoolExecutor(2, "compile")
+        self._training: dict[int, Future[tuple[Training, Counts]]] = {}
+        self._measuring: dict[Hashable, Future[tuple[Measuring, Counts]]] = {}
 
     def __enter__(self) -> Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def take(self, batch: Batch) -> Compiled:
-        """The program of a batch. The next program starts to compile."""
-        ahead, self._next = self._next, None
-        future = ahead[1] if ahead and ahead[0] is batch else self._begin(batch)
-        program = future.result()
+        """The programs of a batch. Those of the next start to compile."""
+        self._begin(batch)
+        training, counts = self._training.pop(id(batch)).result()
+        alike = _alike(batch)
+        measuring, others = self._measuring[alike].result()
+        # The batch that asked for it first pays for it.
+        self._measuring[alike] = Future()
+        self._measuring[alike].set_result((measuring, Counts()))
         self._due = [other for other in self._due if other is not batch]
         if self._due:
-            self._next = (self._due[0], self._begin(self._due[0]))
-        return program
+            self._begin(self._due[0])
+        return Compiled(batch, self._length, training, measuring, counts.also(others))
 
-    def _begin(self, batch: Batch) -> concurrent.futures.Future[Compiled]:
-        return self._thread.submit(compiled, batch, self._length, self._settings)
+    def _begin(self, batch: Batch) -> None:
+        if _alike(batch) not in self._measuring:
+            self._measuring[_alike(batch)] = self._threads.submit(compile_measuring, batch, self._settings)
+        if id(batch) not in self._training:
+            own = self._threads.submit(compile_training, batch, self._length, self._settings)
+            self._training[id(batch)] = own
+
+
+def _alike(batch: Batch) -> Hashable:
+    return batch.program.alike or id(batch)

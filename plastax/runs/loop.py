@@ -21,11 +21,11 @@ from plastax.records.layout import Segment
 from plastax.records.survey import survey
 from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
-from plastax.runs.ahead import compiled as compile_now
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
+from plastax.runs.compiled import Compiled, Ran, compiled, need
 from plastax.runs.networks import Callback, Keeping
 from plastax.runs.signals import Stopping
-from plastax.runs.timing import ProbeCosts, Times
+from plastax.runs.timing import Times
 from plastax.tracking import Sink, reduce_segment
 from plastax.types import Record, Tree
 
@@ -150,51 +150,39 @@ def train(
             ending.callback(checkpoints.close)
         waited = time.perf_counter()
         with waiting(f"compiling {batch.name}"):
-            compiled = ahead.take(batch) if ahead else compile_now(batch, plan.updates_per_segment, settings)
+            programs = ahead.take(batch) if ahead else compiled(batch, plan.updates_per_segment, settings)
         waited = time.perf_counter() - waited
         host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, keeping)
-        needed = memory.need(compiled.segment)
+        needed = need(programs)
         ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
         data = batch.place(batch.program.data)
         memory.check_need(batch, data, needed, settings)
         if restored:
             leaves = from_host(batch.spread(restored.leaves), like)
-            state = jax.device_put(leaves, compiled.init.output_shardings)
+            state = jax.device_put(leaves, batch.apart)
         else:
-            state = compiled.init(batch.start, data)
+            state = programs.start(data)
 
-        def look(clock: int) -> None:
-            """Measures what is due at the start of the task of update ``clock``, without training."""
-            nonlocal state
-            start = clock - clock % plan.updates_per_task
-            state, values = compiled.segment(state, data, np.int32(~start))
-            jax.block_until_ready(values)
-
-        costs, computed, probing = ProbeCosts(), 0.0, 0.0
+        training, measuring = 0.0, 0.0
         saved, frozen, asked = time.monotonic(), 0, ""
         ended: _Ended | None = None
         for index in range(first, plan.segments):
-            started, clock = time.perf_counter(), index * plan.updates_per_segment
-            # JAX returns at once: while the device computes this segment, the host finishes the previous one.
-            state, values = compiled.segment(state, data, np.int32(clock))
-            if ended:
-                host.finish(ended)
-            jax.block_until_ready(values)
-            seconds = time.perf_counter() - started
-            probes = costs.of(values, None if stopping.asked else functools.partial(look, clock))
-            computed, probing = computed + seconds, probing + probes
+            # While the device trains, the host finishes the previous segment.
+            meanwhile = functools.partial(host.finish, ended) if ended else lambda: None
+            ran = programs.run(state, data, index * plan.updates_per_segment, meanwhile)
+            state, training, measuring = ran.state, training + ran.training, measuring + ran.measuring
 
             last = index + 1 == plan.segments
             asked = "" if last else stopping.asked
-            before, frozen = frozen, num_frozen(values)
+            before, frozen = frozen, num_frozen(ran.record)
             due = last or asked or frozen > before or saving.due(index + 1, time.monotonic() - saved)
             # The next segment donates the state, so the checkpoint's copy is made now.
             leaves = batch.real(to_host(state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
             ends = (index + 1) % per_task == 0 and keeping.wants(index // per_task)
             trained = batch.real(to_host(state, networks.holds)) if ends else {}
-            ended = _Ended(index, values, leaves, trained, seconds, probes, compiled.counts if index == first else {})
+            ended = _Ended(index, ran, leaves, trained, _counted(programs) if index == first else {})
             if asked:
                 break
         if ended:
@@ -207,8 +195,14 @@ def train(
     if there.whole < plan.segments:
         lost = there.problem or f"{directory / 'records'} lacks segment {there.whole} of {batch.name}"
         raise RunError(f"{lost}; put it back from a copy, or start over with --fresh")
-    idle = time.perf_counter() - begun - waited - computed - costs.timing
-    return Times(max(computed - probing, 0.0), probing + costs.timing, waited, idle)
+    return Times(training, measuring, waited, time.perf_counter() - begun - waited - training - measuring)
+
+
+def _counted(programs: Compiled) -> dict[str, float]:
+    """What compilation took, for the record; each arm gets an equal part of the time."""
+    seconds, asked, missed = programs.counts
+    each = seconds / len(programs.batch.arms)
+    return {"compile_seconds": each, "compilations": asked, "compilations_uncached": missed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,20 +211,16 @@ class _Ended:
 
     Attributes:
       index: its number.
-      values: its record.
+      ran: what it left.
       leaves: the state after it, if it is to be saved.
       trained: the part of the state that `networks` keeps, if it is wanted.
-      seconds: how long it took.
-      probes: how much of that its probes took.
       counts: more scalars for its record.
     """
 
     index: int
-    values: Record
+    ran: Ran
     leaves: Mapping[str, np.ndarray] | None
     trained: Mapping[str, np.ndarray]
-    seconds: float
-    probes: float
     counts: Mapping[str, float]
 
 
@@ -263,12 +253,13 @@ class _Host:
             "clock": clock,
             "length": plan.updates_per_segment,
             "task": (task := clock // plan.updates_per_task),
-            "train_seconds": ended.seconds / len(arms),  # Arms run at once; each gets an equal part.
-            "probe_seconds": ended.probes / len(arms),
+            # Arms run at once; each gets an equal part.
+            "train_seconds": (ended.ran.training + ended.ran.measuring) / len(arms),
+            "probe_seconds": ended.ran.measuring / len(arms),
             "env_steps": plan.steps_per_update * plan.updates_per_segment,
             **ended.counts,
         }
-        parts = self.batch.split(self.batch.real(ended.values))
+        parts = self.batch.split(ended.ran.record)
         newest = self.checkpoints.newest if self.checkpoints else self.first
         for arm, folder in self.folders.items():
             seal = layout.owner(self.config, arm) | {"checkpoint": newest}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from plastax import machine, tree
-from plastax.errors import ConfigError, RunError
+from plastax.errors import RunError
 from plastax.program.parallel import Batch
 from plastax.types import Tree
 
@@ -65,34 +64,11 @@ def available() -> int | None:
     return machine.free_memory() if device.platform == "cpu" else None
 
 
-def compile_segment(batch: Batch, length: int) -> tuple[Any, Any]:
-    """Compiles a batch's program: ``init(start, data)`` and ``segment(state, data, clock)``; nothing is run.
-
-    Args:
-      batch: the networks.
-      length: updates in a segment.
-
-    Raises:
-      MemoryError: a single loop of the program keeps more than is free; this is known before it is compiled.
-    """
-    program = batch.program
-    # Shapes alone: what all networks share is placed when the batch's turn comes.
-    data = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type, sharding=batch.shared),
-        jax.eval_shape(lambda x: x, program.data),
-    )
-    init = jax.jit(program.init).lower(batch.start, data).compile()
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(program.init, batch.start, data),
-        init.output_shardings,
-    )
-    step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    traced = step.trace(state, data, np.int32(0), length)
-    least, there = _least(traced.jaxpr.jaxpr), available()
+def check_loops(jaxpr: Any) -> None:
+    """Raises `MemoryError` if a single loop of a program keeps more than is free; it need not be compiled for that."""
+    least, there = _least(jaxpr), available()
     if there is not None and least > there:
         raise MemoryError(f"one of its loops keeps {_bytes(least)}, and {_bytes(there)} are free")
-    return init, traced.lower().compile()
 
 
 def _least(jaxpr: Any) -> int:
@@ -124,18 +100,26 @@ def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
 
 
 def check_need(
-    batch: Batch, data: Tree, needed: Need | None, settings: Mapping[str, Any], fraction: float = 1.0
+    batch: Batch,
+    data: Tree,
+    needed: Need | None,
+    settings: Mapping[str, Any],
+    fraction: float = 1.0,
+    limit: int | None = None,
 ) -> None:
-    """Raises `OutOfMemory` if a compiled program needs more than the free memory, beside its data.
+    """Raises `OutOfMemory` if compiled programs need more than the free memory, beside their data.
 
     Args:
       batch: the networks.
       data: the data of its program, on the devices.
-      needed: what it needs according to XLA.
+      needed: what they need according to XLA.
       settings: the settings of the run, for the message.
-      fraction: the fraction of the free memory that it may take.
+      fraction: the fraction of the free memory that they may take.
+      limit: the bytes that they and the data may take, whatever is free.
     """
-    there = available()
+    if limit is not None and needed is not None and needed.total > limit:
+        raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
+    there = available() if limit is None else None
     if needed is not None and there is not None:
         # XLA counts per device, and the devices of a CPU share its memory.
         sharing = len(batch.mesh.local_devices) if batch.mesh and jax.default_backend() == "cpu" else 1
@@ -206,50 +190,3 @@ def _bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-
-
-def fitting_chunk(
-    build: Callable[[int], Sequence[Batch]],
-    seeds: int,
-    length: int,
-    settings: Mapping[str, Any],
-    limit: int | None = None,
-) -> int:
-    """The largest ``seed_chunk`` with which every method's program fits into device memory.
-
-    Each candidate is compiled and compared with what is free, and its first segment is run.
-
-    Args:
-      build: ``seed_chunk -> programs``.
-      seeds: number of seeds.
-      length: updates per segment.
-      settings: the settings of the run, for the message.
-      limit: bytes that may be used; by default the fraction `USABLE` of what is free after compilation.
-
-    Raises:
-      OutOfMemory: not even one seed at a time fits.
-    """
-    for chunk in [n for n in range(seeds, 0, -1) if seeds % n == 0]:
-        try:
-            for batch in build(chunk):
-                _try(batch, length, {**settings, "seed_chunk": chunk}, limit)
-        except OutOfMemory:
-            if chunk == 1:
-                raise
-        else:
-            return chunk % seeds  # All at once is 0.
-    raise ConfigError(f"seeds: {seeds} is not allowed; give 1 or more")
-
-
-def _try(batch: Batch, length: int, settings: Mapping[str, Any], limit: int | None) -> None:
-    """Raises `OutOfMemory` unless a program fits."""
-    needed: Need | None = None
-    with explained(batch.name, settings, lambda: needed):
-        data = batch.place(batch.program.data)
-        init, segment = compile_segment(batch, length)
-        needed = need(segment)
-        if limit is None:
-            check_need(batch, data, needed, settings, USABLE)
-        elif needed is not None and needed.total > limit:
-            raise OutOfMemory(_advice(batch.name, settings, _sizes(needed)))
-        jax.block_until_ready(segment(init(batch.start, data), data, np.int32(0)))

@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +32,7 @@ from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
 from plastax.records import environment, lifecycle
 from plastax.runs import compilation, loop, memory, networks
+from plastax.runs.compiled import fitting_chunk
 from plastax.study import command_line, forecast, settings, starting, sweep
 from plastax.study.settings import Config, Registry
 from plastax.types import Method, MethodConfig, Model, Probe, Program
@@ -277,7 +279,7 @@ class Experiment(Generic[C]):
     def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:
         """The configuration with the largest ``seed_chunk`` that fits into device memory."""
         with output.waiting(console, "finding the largest seed_chunk that fits into memory"):
-            chunk = memory.fitting_chunk(
+            chunk = fitting_chunk(
                 lambda chunk: self.build(dataclasses.replace(config, seed_chunk=chunk), shared.value).batches,
                 config.seeds,
                 built.plan.updates_per_segment,
@@ -340,6 +342,21 @@ def probes_of(config: Config, model: Model, learning_rate: float, steps: int) ->
                 f"probes: {name} records its values as {probe.name}/..., as another probe does; rename it"
             )
     return built
+
+
+def alike(config: Config, *others: Hashable) -> Hashable:
+    """What programs that measure alike have in common, see `types.Program.alike`; None for settings without a hash.
+
+    Args:
+      config: has the settings of the probes.
+      others: all other settings that a measurement depends on: of the stream, the model, the training.
+    """
+    probes = tuple(settings.entry(config, PROBES, name) for name in config.probes)
+    found = (config.probes, probes, config.probe_every, *others)
+    with contextlib.suppress(TypeError):
+        hash(found)
+        return found
+    return None
 
 
 def cut(config: Config, segments_per_task: int, updates: int, examples: int, steps: int) -> loop.Plan:

@@ -17,6 +17,7 @@ from plastax.study.experiment import (
     Experiment,
     Prepared,
     Shared,
+    alike,
     cut,
     method_of,
     probes_of,
@@ -115,6 +116,7 @@ def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStr
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,
             due=segments.task_borders(updates, config.probe_every),
+            alike=None if values else alike(config, stream, options, agent, updates),
         )
 
     return Prepared(plan, make, probes, model)

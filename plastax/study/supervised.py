@@ -20,6 +20,7 @@ from plastax.study.experiment import (
     Experiment,
     Prepared,
     Shared,
+    alike,
     cut,
     method_of,
     probes_of,
@@ -182,6 +183,7 @@ def prepare(config: Config, name: str, shared: Streams) -> Prepared:
             needs_boundary=method.needs_boundary,
             restarts_statistics=method.restarts_statistics,
             probe_every=config.probe_every,
+            alike=None if values else alike(config, config.stream, options, training),
         )
 
     return Prepared(plan, make, probes, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,16 +11,14 @@ import numpy as np
 from plastax.program.parallel import seed_keys
 from plastax.rl import ppo
 from plastax.types import Program, Record, Tree
+from tests import programs
 
 
 class Run(NamedTuple):
     state: ppo.State
     records: list[Record]
-    init: Callable[..., ppo.State]
-    segment: Callable[..., tuple[ppo.State, Record]]
-    """The jitted functions that it came from."""
-    compilations: int
-    """Compilations that its segments took, those of one length together."""
+    jitted: programs.Jitted
+    """The functions that it came from."""
 
 
 def host(tree: Tree) -> Tree:
@@ -51,11 +48,10 @@ def joined(records: list[Record]) -> Tree:
 
 
 def run(program: Program, seeds, lengths, options=None) -> Run:
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=options)
-    init = jax.jit(program.init, compiler_options=options)
-    state, clock, records = init(seed_keys(seeds), program.data), 0, []
+    jitted = programs.jitted(program, options)
+    state, clock, records = jitted.init(seed_keys(seeds), program.data), 0, []
     for length in lengths:
-        state, record = segment(state, program.data, jnp.int32(clock), length)
+        state, record = jitted.segment(state, program.data, clock, length)
         clock += length
         records.append(host(record))
-    return Run(host(state), records, init, segment, segment._cache_size())
+    return Run(host(state), records, jitted)

@@ -13,6 +13,7 @@ from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
 from plastax.rl.environment import Environment, EnvironmentStream
+from tests import programs
 from tests.rl.toy_environments import TOYS, ToyTask
 
 DISCOUNT = 0.8
@@ -57,17 +58,16 @@ def learner(request):
     method = METHODS["backprop"].build(CONFIG.optimizer())
     program = over_seeds(ppo.program(CONFIG, stream, model, method, updates_per_task=UPDATES), len(SEEDS))
     options = {"xla_backend_optimization_level": 0}  # compiles in half the time
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=options)
-    return continuous, model, jax.jit(program.init), segment
+    return continuous, model, programs.jitted(program, options)
 
 
 @pytest.mark.parametrize("number", range(len(TOYS)), ids=[toy.__name__ for toy in TOYS])
 def test_values_and_actions_are_those_in_closed_form(learner, number):
     """Critic within 2 % of the value for every seed; best action most likely, or within 0.03 of it."""
-    continuous, model, init, segment = learner
+    continuous, model, jitted = learner
     toy = TOYS[number](continuous)
     # A fresh network, and the clock at the start of the toy's own task.
-    state, _ = segment(init(seed_keys(SEEDS), ()), (), jnp.int32(number * UPDATES), UPDATES)
+    state, _ = jitted.segment(jitted.init(seed_keys(SEEDS), ()), (), number * UPDATES, UPDATES)
     outputs = jax.vmap(lambda params: model.apply(params, toy.observations)[0])(state.params)
     values = np.asarray(toy.values(DISCOUNT))
     np.testing.assert_allclose(outputs["value"], np.tile(values, (len(SEEDS), 1)), rtol=0.02)
@@ -90,8 +90,8 @@ def final_returns(env: str, config: ppo.PPO, model: ActorCritic, updates: int, l
     network = model.build(stream.environment.observation_shape, size, continuous=continuous)
     method = METHODS["backprop"].build(config.optimizer())
     program = over_seeds(ppo.program(config, stream, network, method, updates_per_task=updates), seeds)
-    state = jax.jit(program.init)(seed_keys(range(seeds)), ())
-    _, record = jax.jit(program.segment, static_argnums=3)(state, (), jnp.int32(0), updates)
+    jitted = programs.jitted(program)
+    _, record = jitted.segment(jitted.init(seed_keys(range(seeds)), ()), (), 0, updates)
     episodes = np.asarray(record.train["episodes"])[:, -last:]
     returns = np.nan_to_num(np.asarray(record.train["episode_return"])[:, -last:])
     return (returns * episodes).sum(1) / episodes.sum(1)

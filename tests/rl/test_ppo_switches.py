@@ -192,13 +192,11 @@ def test_probes_see_where_the_run_and_the_task_began(spied):
 
 @pytest.mark.parametrize("name", ["reset", pytest.param("backprop", marks=pytest.mark.slow)])
 def test_begin_of_a_task(spied, name):
-    """A segment of no updates is the switch alone."""
-    start = jax.jit(spy_program(name).segment, static_argnums=3, compiler_options=QUICK)
+    begin = jax.jit(spy_program(name).begin, compiler_options=QUICK)
     state = jax.tree.map(jnp.asarray, spied[name].state)._replace(key=seed_keys((5, 6)))
     assert (state.actors.episode_return > 0).all()
     clock = 3 * SPY_UPDATES
-    begun, record = start(state, (), jnp.int32(clock), 0)
-    assert record.train["episodes"].shape == (2, 0)
+    begun = begin(state, (), jnp.int32(clock))
     np.testing.assert_array_equal(begun.actors.state, 0)
     np.testing.assert_array_equal(begun.actors.episode_return, 0.0)
     np.testing.assert_array_equal(begun.actors.observation[..., 0], 3.0)
@@ -248,4 +246,6 @@ def test_no_key_is_used_twice():
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
         state = jax.jit(program.init, compiler_options=QUICK)(jax.random.key(0), ())
+        state = jax.jit(program.begin, compiler_options=QUICK)(state, (), jnp.int32(0))
+        jax.jit(program.measure, compiler_options=QUICK)(program.view(state), (), jnp.int32(0))
         jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)(state, (), jnp.int32(0), 1)

@@ -23,6 +23,7 @@ import numpy as np
 jax.config.update("jax_compilation_cache_dir", {cache!r})
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+from tests import programs
 from tests.rl.toy_environments import matching_reward
 
 from plastax.methods import METHODS
@@ -52,12 +53,12 @@ program = over_seeds(
 )
 state = jax.jit(program.init)(seed_keys(range(4)), program.data)
 # LAPACK is called by the same loops whatever the compiler's effort, which is most of the test's time.
-segment = jax.jit(program.segment, static_argnums=3, compiler_options={{"xla_backend_optimization_level": 0}})
+jitted = programs.jitted(program, {{"xla_backend_optimization_level": 0}})
 for update in range(200):
-    state, record = segment(state, program.data, jnp.int32(update), 1)
+    state, record = jitted.segment(state, program.data, update, 1)
     for name in ("features/effective_rank", "hessian/nodes", "kronecker/rank"):
         assert np.isfinite(np.asarray(record.probe[name])[:, 1]).all(), name
-print("updated", segment._cache_size(), flush=True)
+print("updated", jitted.train._cache_size(), flush=True)
 """
 
 

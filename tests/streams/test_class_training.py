@@ -20,6 +20,7 @@ from plastax.program.parallel import over_seeds, seed_keys
 from plastax.program.training import Training
 from plastax.streams import STREAMS, ContinualImageNet, IncrementalCIFAR
 from plastax.types import Array, Model, Probe, ProbeInput, Program, Stream
+from tests import programs
 from tests.data.formats import cifar_members
 from tests.streams.coloured import CLASSES, COLOURS, INCREMENTAL, QUICK, SHAPE, TRAIN
 from tests.streams.tiny import DATASET
@@ -38,20 +39,18 @@ def make(config: Training, stream: Stream, model: Model, probes: tuple[Probe, ..
     return over_seeds(supervised.program(config, stream, model, method, probes), seeds, 0)
 
 
-def test_one_compiled_program_serves_all_twenty_tasks_and_masks_what_is_not_there(compilations):
+def test_one_compiled_program_serves_all_twenty_tasks_and_masks_what_is_not_there():
     stream, seeds = INCREMENTAL.build(COLOURS), 2
     model = ResNet18(channels=(2,), blocks=(1,), hidden=()).build(SHAPE, CLASSES)
     config = Training(learning_rate=0.1, batch_size=20, evaluation_examples=20, probe_examples=4)
     program = make(config, stream, model, (Probe("watch", watch, {}, {}),), seeds)
     data = jax.device_put(program.data)
-    state = jax.jit(program.init, compiler_options=QUICK)(seed_keys(range(seeds)), data)
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    clocks = [jnp.int32(task) for task in range(20)]
-    before, records = compilations(), []
-    for clock in clocks:
-        state, record = segment(state, data, clock, 1)
+    jitted, records = programs.jitted(program, QUICK), []
+    state = jitted.init(seed_keys(range(seeds)), data)
+    for task in range(20):
+        state, record = jitted.segment(state, data, task, 1)
         records.append(record)
-    assert compilations() - before == 1
+    assert [fn._cache_size() for fn in jitted[1:]] == [1] * 4
     for task, record in enumerate(records):
         probe = {name: np.asarray(value) for name, value in record.probe.items()}
         active = probe["watch/active"][:, 0, 0]
@@ -74,14 +73,13 @@ def test_the_step_size_falls_within_a_task_and_restarts_statistics():
     stream, model = dataclasses.replace(STREAMS["permuted"], examples=12).build(DATASET), MLP((4,)).build(SHAPE, 3)
     plain = Training(learning_rate=0.4, batch_size=3, updates=2, evaluation_examples=3)
     falling = dataclasses.replace(plain, drops=(0.5, 0.75), drop_factor=2.0)
-    programs = [make(config, stream, model) for config in (plain, falling)]
-    segments = [jax.jit(p.segment, static_argnums=3, compiler_options=QUICK) for p in programs]
-    data = programs[0].data
-    start = jax.jit(programs[0].init, compiler_options=QUICK)(seed_keys([0]), data)
+    sides = [programs.jitted(make(config, stream, model), QUICK) for config in (plain, falling)]
+    data = sides[0].program.data
+    start = sides[0].init(seed_keys([0]), data)
 
     def moves(state, clock):
         """How the parameters move in an update of two steps, in both programs, and the falling one's state."""
-        after = [segment(state, data, jnp.int32(clock), 1)[0] for segment in segments]
+        after = [side.segment(state, data, clock, 1)[0] for side in sides]
         return [jax.tree.map(lambda a, b: np.asarray(a - b), s.params, state.params) for s in after], after[1]
 
     for task in range(2):
@@ -102,8 +100,7 @@ def test_the_best_weights_come_back_at_the_end_of_a_task():
         evaluation_examples=TRAIN * CLASSES,
     )  # fmt: skip
     program = make(config, stream, model, seeds=seeds)
-    segment = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)
-    data, keys = program.data, seed_keys(range(seeds))
+    jitted, data, keys = programs.jitted(program, QUICK), program.data, seed_keys(range(seeds))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     @jax.vmap
@@ -117,11 +114,11 @@ def test_the_best_weights_come_back_at_the_end_of_a_task():
         """Without anything to go back to."""
         return state._replace(best=state.best._replace(score=-jnp.ones(seeds)))
 
-    state, ends = jax.jit(program.init, compiler_options=QUICK)(keys, data), []
+    state, ends = jitted.init(keys, data), []
     for clock in range(updates):
-        before, at = state, jnp.int32(clock)
-        state, record = segment(before, data, at, 1)
-        ends.append(state if clock < updates - 1 else segment(forgetting(before), data, at, 1)[0])
+        before = state
+        state, record = jitted.segment(before, data, clock, 1)
+        ends.append(state if clock < updates - 1 else jitted.segment(forgetting(before), data, clock, 1)[0])
     numbers = jnp.zeros(seeds, jnp.int32)
     scores = np.array([accuracy(keys, end.params, numbers) for end in ends])
     best = scores.argmax(0)  # the first of several
@@ -134,7 +131,7 @@ def test_the_best_weights_come_back_at_the_end_of_a_task():
     for a, b in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(ends[-1].opt_state), strict=True):
         np.testing.assert_array_equal(a, b)
     # The next task starts with no best: ten classes are harder than five.
-    after, _ = segment(state, data, jnp.int32(updates), 1)
+    after, _ = jitted.segment(state, data, updates, 1)
     np.testing.assert_allclose(after.best.score, accuracy(keys, after.params, numbers + 1), atol=1e-6)
 
 
@@ -149,8 +146,8 @@ def test_the_best_weights_need_something_to_judge_them_by():
 def trained(stream: Stream, model: Model) -> dict[str, np.ndarray]:
     """What a few steps of the first task record."""
     program = make(Training(batch_size=10, evaluation_examples=10), stream, model)
-    state = jax.jit(program.init, compiler_options=QUICK)(seed_keys([0]), program.data)
-    _, record = jax.jit(program.segment, static_argnums=3, compiler_options=QUICK)(state, program.data, jnp.int32(0), 1)
+    jitted = programs.jitted(program, QUICK)
+    _, record = jitted.segment(jitted.init(seed_keys([0]), program.data), program.data, 0, 1)
     return {name: np.asarray(value) for name, value in (record.train | record.probe).items()}
 
 
