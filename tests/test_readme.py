@@ -6,6 +6,8 @@ import importlib.util
 import pathlib
 import re
 import runpy
+import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -27,12 +29,15 @@ BLOCKS = {
 EXPERIMENTS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "EXPERIMENT =" in block]
 OF_RUNS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "plastax.load(" in block]
 OF_STUDIES = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if ".run()" in block]
+MADE = {name: [b for b in blocks if "study =" in b and ".run()" not in b] for name, blocks in BLOCKS.items()}
+OF_CHECKPOINTS = [(name, block) for name, blocks in BLOCKS.items() for block in blocks if "plastax.inspect(" in block]
 MISSING = [name for name in ("equinox",) if importlib.util.find_spec(name) is None]  # no dependency of plastax
 OF_NETWORKS = {
     name: [
         block
         for block in blocks
-        if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS, *OF_STUDIES}
+        if not {(name, block)} & {*EXPERIMENTS, *OF_RUNS, *OF_STUDIES, *OF_CHECKPOINTS}
+        and block not in MADE[name]
         and not any(f"import {one}" in block for one in MISSING)
     ]
     for name, blocks in BLOCKS.items()
@@ -112,6 +117,33 @@ def test_examples_of_studies_run(elsewhere, readme, block) -> None:
     small = "plastax.Study(preset='smoke', tasks=1, settings={'track': [], 'stream.examples': 40}, "
     exec(compile(block.replace("plastax.Study(", small).replace("seeds=4", "seeds=1"), readme, "exec"), {})
     assert [path.name for path in elsewhere.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("readme", [name for name, blocks in MADE.items() if blocks])
+def test_studies_of_ones_own_things_are_ready_to_run(elsewhere, readme) -> None:
+    for number, block in enumerate(MADE[readme]):
+        scope = {"plastax": plastax, "__name__": f"{readme} {number}"}
+        module = types.ModuleType(scope["__name__"])  # Where its classes say that they are from.
+        module.__dict__.update(scope)
+        sys.modules[module.__name__] = module
+        exec(compile(block, readme, "exec", dont_inherit=True), module.__dict__)
+        study = module.study
+        study.experiment.build(study.config)
+
+
+@pytest.mark.slow  # compiles all that it measures
+@pytest.mark.parametrize(("readme", "block"), OF_CHECKPOINTS, ids=[name for name, _ in OF_CHECKPOINTS])
+def test_examples_of_checkpoints_run(elsewhere, readme, block) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((24, 4), np.float32), np.arange(24) % 3
+    (elsewhere / "ckpts").mkdir()
+    for step in range(2):
+        params = Net().init(jax.random.key(step), x)["params"]
+        leaves = {f"{layer}/{name}": leaf for layer, of in params.items() for name, leaf in of.items()}
+        np.savez(elsewhere / "ckpts" / f"step_{step}.npz", **leaves)
+    scope = {"plastax": plastax, "x": x, "y": y, "apply": lambda params, x: Net().apply({"params": params}, x)}
+    exec(compile(block, readme, "exec"), scope)
+    assert np.isfinite(scope["run"].data["probe/hessian/rank"]).any()
 
 
 @pytest.mark.parametrize("readme", dict(OF_RUNS))
