@@ -47,7 +47,9 @@ class Ahead:
         self._due = [other for other in self._due if other is not batch]
         if self._due:
             self._begin(self._due[0])
-        return Compiled(batch, self._length, training, measuring, counts.also(others))
+        # They compiled at the same time.
+        counts = counts.also(others)._replace(seconds=max(counts.seconds, others.seconds))
+        return Compiled(batch, self._length, training, measuring, counts)
 
     def _begin(self, batch: Batch) -> None:
         if _alike(batch) not in self._measuring:
