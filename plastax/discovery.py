@@ -14,7 +14,6 @@ units: no parameter belongs to one of their units alone. `Found.lacking` says wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -23,39 +22,12 @@ import jax.numpy as jnp
 from plastax import flow, tree
 from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR
 from plastax.layers import Entries, LayerInputs, Units, Window
-from plastax.roles import Kernel, Kind, Role, Roles
+from plastax.roles import Kernel, Kind, Roles, TracedRoles
 from plastax.types import Array, Params
 
 Network = Callable[[Params, Array], tuple[Any, ...]]
 """``(params, x) -> (outputs, features, ...)``. Features that it names itself stand in the place of those found."""
 _DRAWS = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
-
-
-@dataclass(frozen=True, eq=False)
-class TracedRoles:
-    """What the parameters of a traced network are, a `plastax.roles.RolesOf`."""
-
-    structure: Roles
-    """The axes of the kernels; the rest as the parameters' structure shows it."""
-    kinds: Mapping[str, Kind]
-    """Parameter -> its kind, of those that the trace shows."""
-    layers: Mapping[str, str]
-    """Kernel or bias -> its layer."""
-    output: tuple[str, ...] | None
-    """The output layers; None: unknown."""
-    normalized: tuple[str, ...]
-    """The layers that a normalisation follows."""
-
-    def of(self, params: Params) -> dict[str, Role]:
-        """The role of each array, by path name."""
-
-        def traced(name: str, role: Role) -> Role:
-            layer = self.layers.get(name, role.layer)
-            output = None if self.output is None else layer in self.output
-            kind = self.kinds.get(name, role.kind)
-            return role._replace(kind=kind, layer=layer, output=output, normalized=layer in self.normalized)
-
-        return {name: traced(name, role) for name, role in self.structure.of(params).items()}
 
 
 class Found(NamedTuple):
@@ -132,37 +104,6 @@ def tapped(network: Network, params: Params, taps: Mapping[str, Array], x: Array
     return outputs, features, inputs, *rest
 
 
-class _Value(NamedTuple):
-    """What is known of a value.
-
-    Attributes:
-      shape: its shape.
-      param: the parameter that it is, up to the arrangement of its axes.
-      axes: ``{(parameter, its axis, axis here)}`` of the parameters that it has entry by entry.
-      batch: axis of the examples.
-      layer: the last layer whose units run along the axis ``unit``.
-      unit: the axis; index i is of unit i modulo the width.
-      layers: all layers on whose units it depends, with no other layer in between.
-      raw: whether nothing but the arrangement has changed since the layer.
-      data: whether it depends on the inputs.
-    """
-
-    shape: tuple[int, ...]
-    param: str | None = None
-    axes: frozenset[tuple[str, int, int]] = frozenset()
-    batch: int | None = None
-    layer: str | None = None
-    unit: int | None = None
-    layers: frozenset[str] = frozenset()
-    raw: bool = False
-    data: bool = False
-
-    @property
-    def own(self) -> bool:
-        """Whether each entry is of one unit and one example."""
-        return self.unit is not None and self.batch is not None
-
-
 class _Layer(NamedTuple):
     """A matrix product or convolution of data with a parameter.
 
@@ -218,11 +159,11 @@ class _Trace:
         self.kinds: dict[str, Kind] = {}
         self.lacking: dict[str, str] = {}
         self.values = {
-            key: _Value(jnp.shape(leaf), batch=0, data=True) for key, leaf in zip(self.x, jax.tree.leaves(x))
+            key: flow.Value(jnp.shape(leaf), batch=0, data=True) for key, leaf in zip(self.x, jax.tree.leaves(x))
         }
         for name, key in self.params.items():
             shape = tuple(named[name].shape)
-            self.values[key] = _Value(shape, name, frozenset((name, i, i) for i in range(len(shape))))
+            self.values[key] = flow.Value(shape, name, frozenset((name, i, i) for i in range(len(shape))))
         self._follow(flow.needed(self.steps, jax.tree.leaves(self.given[:2])))
         self.output = {layer for key in jax.tree.leaves(self.given[0]) for layer in self._value(key).layers}
 
@@ -309,8 +250,8 @@ class _Trace:
             tuple(self.label(name) for name in self.normalized if name not in self.output),
         )
 
-    def _value(self, key: Any) -> _Value:
-        return _Value(jnp.shape(key.val)) if flow.is_fixed(key) else self.values[key]
+    def _value(self, key: Any) -> flow.Value:
+        return flow.Value(jnp.shape(key.val)) if flow.is_fixed(key) else self.values[key]
 
     def _mixed(self, layers: frozenset[str], why: str) -> None:
         """No unit of these layers acts through its readers alone."""
@@ -331,7 +272,7 @@ class _Trace:
                 for key, var in zip(step.outs, step.eqn.outvars, strict=True):
                     self.values[key] = self._after(step, ins, tuple(var.aval.shape))
 
-    def _after(self, step: flow.Step, ins: list[_Value], shape: tuple[int, ...]) -> _Value:
+    def _after(self, step: flow.Step, ins: list[flow.Value], shape: tuple[int, ...]) -> flow.Value:
         """What is known of what a primitive gives, from what is known of what it is given."""
 
         def moved(i: int, axis: int | None) -> int | None:
@@ -343,7 +284,7 @@ class _Trace:
         )
         if not any(value.data for value in ins):
             whole = moves and {of for _, of, _ in axes} >= {of for _, of, at in ins[0].axes if ins[0].shape[at] > 1}
-            return _Value(shape, ins[0].param if whole else None, axes)
+            return flow.Value(shape, ins[0].param if whole else None, axes)
         layers = frozenset().union(*(value.layers for value in ins))
         batches = {moved(i, v.batch) for i, v in enumerate(ins) if v.batch is not None}
         units = {(v.layer, moved(i, v.unit)) for i, v in enumerate(ins) if v.unit is not None}
@@ -370,9 +311,9 @@ class _Trace:
             for name, _ in entries:
                 self.kinds.setdefault(name, "bias" if bias else kind if layer in self.normalized else "other")
             axes = frozenset()
-        return _Value(shape, None, axes, batch, layer, unit, layers, raw, True)
+        return flow.Value(shape, None, axes, batch, layer, unit, layers, raw, True)
 
-    def _is_layer(self, step: flow.Step, ins: list[_Value]) -> bool:
+    def _is_layer(self, step: flow.Step, ins: list[flow.Value]) -> bool:
         """Enters a product of data and one parameter as a layer; False if it is none."""
         if step.name not in ("dot_general", "conv_general_dilated") or len(ins) != 2:
             return False
@@ -409,7 +350,7 @@ class _Trace:
         self.kinds[name] = "kernel"
         self.outgoing.setdefault(name, [])
         unit = given[0] if len(given) == 1 else None
-        self.values[step.outs[0]] = _Value(shape, None, frozenset(), to, name, unit, frozenset({name}), True, True)
+        self.values[step.outs[0]] = flow.Value(shape, None, frozenset(), to, name, unit, frozenset({name}), True, True)
         return True
 
     def _feature(self, layer: str) -> Any:

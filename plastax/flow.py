@@ -1,4 +1,4 @@
-"""The primitives of a traced function, and where the axes of an array go: from what one is given to what it gives."""
+"""The primitives of a traced function, what is known of their values, and which axis of a result an axis becomes."""
 
 from __future__ import annotations
 
@@ -91,6 +91,37 @@ def needed(steps: list[Step], wanted: list[Any]) -> list[Step]:
             keys |= set(map(id, step.ins))
             found.append(step)
     return found[::-1]
+
+
+class Value(NamedTuple):
+    """What is known of a value of a traced network.
+
+    Attributes:
+      shape: its shape.
+      param: the parameter that it is, up to the arrangement of its axes.
+      axes: ``{(parameter, its axis, axis here)}`` of the parameters that it has entry by entry.
+      batch: axis of the examples.
+      layer: the last layer whose units run along the axis ``unit``.
+      unit: the axis; index i is of unit i modulo the width.
+      layers: all layers on whose units it depends, with no other layer in between.
+      raw: whether nothing but the arrangement has changed since the layer.
+      data: whether it depends on the inputs.
+    """
+
+    shape: tuple[int, ...]
+    param: str | None = None
+    axes: frozenset[tuple[str, int, int]] = frozenset()
+    batch: int | None = None
+    layer: str | None = None
+    unit: int | None = None
+    layers: frozenset[str] = frozenset()
+    raw: bool = False
+    data: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether each entry is of one unit and one example."""
+        return self.unit is not None and self.batch is not None
 
 
 def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int, ...]) -> int | None:

@@ -23,8 +23,8 @@ from plastax.structure import DENSE, SHIFTS, Kernel, Kind, convolution, is_atten
 from plastax.types import Array, Model, Params
 
 __all__ = [
-    "DENSE", "STRUCTURE", "Kernel", "Kind", "Role", "Roles", "RolesOf", "axes", "convolution", "from_matrices",
-    "kernels", "matrices", "norms", "of_model", "outputs", "shape_of", "stack_of",
+    "DENSE", "STRUCTURE", "Kernel", "Kind", "Role", "Roles", "RolesOf", "TracedRoles", "axes", "convolution",
+    "from_matrices", "kernels", "matrices", "norms", "of_model", "outputs", "shape_of", "stack_of",
 ]  # fmt: skip
 
 
@@ -178,6 +178,33 @@ class Roles:
 
 STRUCTURE = Roles()
 """The roles that structure alone shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class TracedRoles:
+    """What the parameters of a traced network are, a `RolesOf`."""
+
+    structure: Roles
+    """The axes of the kernels; the rest as the parameters' structure shows it."""
+    kinds: Mapping[str, Kind]
+    """Parameter -> its kind, of those that the trace shows."""
+    layers: Mapping[str, str]
+    """Kernel or bias -> its layer."""
+    output: tuple[str, ...] | None
+    """The output layers; None: unknown."""
+    normalized: tuple[str, ...]
+    """The layers that a normalisation follows."""
+
+    def of(self, params: Params) -> dict[str, Role]:
+        """The role of each array, by path name."""
+
+        def traced(name: str, role: Role) -> Role:
+            layer = self.layers.get(name, role.layer)
+            output = None if self.output is None else layer in self.output
+            kind = self.kinds.get(name, role.kind)
+            return role._replace(kind=kind, layer=layer, output=output, normalized=layer in self.normalized)
+
+        return {name: traced(name, role) for name, role in self.structure.of(params).items()}
 
 
 def of_model(model: Model | None) -> RolesOf:
