@@ -39,6 +39,7 @@ from flax import nnx
 
 from plastax import discovery, parameters, tree
 from plastax.errors import ConfigError
+from plastax.models.pure import Pure, of_equinox, of_linen, of_nnx
 from plastax.types import Array, Key, Model, Params, Tree
 
 GIVEN = ("outputs", "input_shape", "continuous", "rngs", "key")
@@ -128,22 +129,6 @@ def entry(obj: Any, name: str) -> Any:
     return dataclasses.make_dataclass("Own", fields, bases=(OwnModel,), frozen=True, namespace=namespace)()
 
 
-class _Pure(NamedTuple):
-    """A network as functions.
-
-    Attributes:
-      init: ``(key) -> params``, a tree with any leaves.
-      call: ``(params, stats, x, train) -> (outputs, stats)``.
-      stats: running statistics at the start.
-      fixed: whether ``init`` draws nothing.
-    """
-
-    init: Callable[[Key], Tree]
-    call: Callable[[Tree, Tree, Array, bool], tuple[Tree, Tree]]
-    stats: Tree = ()
-    fixed: bool = False
-
-
 @dataclass(frozen=True)
 class Fixed:
     """Gives the same parameters for every key; methods that draw new ones ask for ``refusal`` and refuse."""
@@ -208,7 +193,7 @@ def _explained(name: str, input_shape: tuple[int, ...]) -> Iterator[None]:
         ) from error
 
 
-def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int, ...]) -> _Pure | Model:
+def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int, ...]) -> Pure | Model:
     """The functions of a network; a function may return a whole `Model`."""
 
     def make(key: Key) -> Any:
@@ -223,88 +208,18 @@ def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int,
     drawn = bool({p.name for p in _parameters(obj, name)} & {"rngs", "key"}) if _is_maker(obj) else False
     match _kind(kept[0]):
         case "linen":
-            return _linen(kept[0], name, input_shape)
+            return of_linen(kept[0], name, input_shape)
         case "nnx":
-            return _nnx(make, fixed=not drawn)
+            return of_nnx(make, fixed=not drawn)
         case "equinox":
-            return _equinox(make, fixed=not drawn)
+            return of_equinox(make, fixed=not drawn)
         case "functions":
             init, apply = kept[0]
-            return _Pure(init, lambda params, stats, x, train: (apply(params, x), stats))
+            return Pure(init, lambda params, stats, x, train: (apply(params, x), stats))
         case "model":
             whole: Model = kept[0]
             return whole
     raise ConfigError(f"model: {name} ({_described(obj)}) gives {_described(kept[0])}; give {_FORMS}")
-
-
-def _linen(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> _Pure:
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    takes = inspect.signature(type(module).__call__).parameters
-
-    def mode(train: bool) -> dict[str, Any]:
-        said = {"train": train, "training": train, "deterministic": True}
-        return {argument: value for argument, value in said.items() if argument in takes}
-
-    like = dict(jax.eval_shape(lambda key: module.lazy_init(key, example, **mode(True)), tree.key_like()))
-    if others := set(like) - {"params", "batch_stats"}:
-        raise ConfigError(f"model: {name} has the collections {', '.join(sorted(others))}; only batch_stats is kept")
-    starts = {"mean": np.zeros, "var": np.ones}
-    stats = jax.tree_util.tree_map_with_path(
-        lambda path, x: starts[path[-1].key](x.shape, x.dtype), like.get("batch_stats", {})
-    )
-    if stats and not {"train", "training"} & set(takes):
-        raise ConfigError(f"model: {name} has batch statistics; let its __call__ take an argument train: bool")
-
-    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
-        variables = {"params": params} | ({"batch_stats": stats} if stats else {})
-        if stats and train:
-            out, moved = module.apply(variables, x, **mode(True), mutable=["batch_stats"])
-            return out, moved["batch_stats"]
-        return module.apply(variables, x, **mode(train)), stats
-
-    return _Pure(lambda key: module.lazy_init(key, example, **mode(True)).get("params", {}), call, stats)
-
-
-def _nnx(make: Callable[[Key], Any], *, fixed: bool) -> _Pure:
-    def split(key: Key) -> Any:
-        return nnx.split(make(key), nnx.Param, nnx.BatchStat, ...)
-
-    graphs: list[Any] = []
-
-    def trace(key: Key) -> None:
-        graphs.append(split(key)[0])
-
-    jax.eval_shape(trace, tree.key_like())
-    stats, rest = jax.jit(lambda key: split(key)[2:])(jax.random.key(0))
-    stats = stats if jax.tree.leaves(stats) else ()
-
-    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
-        module = nnx.merge(graphs[0], params, *([stats] if stats else []), rest, copy=True)
-        if not stats:
-            return module(x), stats
-        module.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        return module(x), nnx.state(module, nnx.BatchStat)
-
-    return _Pure(lambda key: split(key)[1], call, stats, fixed)
-
-
-def _equinox(make: Callable[[Key], Any], *, fixed: bool) -> _Pure:
-    import equinox
-
-    statics: list[Any] = []
-
-    def split(key: Key) -> tuple[Any, Any]:
-        arrays, static = equinox.partition(make(key), equinox.is_array)
-        statics.append(static)
-        return equinox.partition(arrays, equinox.is_inexact_array)
-
-    jax.eval_shape(split, tree.key_like())
-    rest = jax.jit(lambda key: split(key)[1])(jax.random.key(0))
-
-    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
-        return jax.vmap(equinox.combine(params, rest, statics[0]))(x), stats
-
-    return _Pure(lambda key: split(key)[0], call, fixed=fixed)
 
 
 def _names(init: Callable[[Key], Tree], name: str) -> parameters.Named:
@@ -326,7 +241,7 @@ def _names(init: Callable[[Key], Tree], name: str) -> parameters.Named:
     return parameters.Named(tuple(named), jax.tree.structure(like), rest)
 
 
-def _model(pure: _Pure, name: str, input_shape: tuple[int, ...], outputs: int, continuous: bool | None) -> Model:
+def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, continuous: bool | None) -> Model:
     """The model of a network."""
     if pure.stats and continuous is not None:
         raise ConfigError(f"model: {name} has batch statistics, which PPO would act without; take layer normalisation")

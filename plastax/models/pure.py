@@ -1,0 +1,107 @@
+"""Modules of Flax (linen, nnx) and Equinox as pure functions of their parameters and running statistics."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from plastax import tree
+from plastax.errors import ConfigError
+from plastax.types import Array, Key, Tree
+
+
+class Pure(NamedTuple):
+    """A network as functions.
+
+    Attributes:
+      init: ``(key) -> params``, a tree with any leaves.
+      call: ``(params, stats, x, train) -> (outputs, stats)``.
+      stats: running statistics at the start.
+      fixed: whether ``init`` draws nothing.
+    """
+
+    init: Callable[[Key], Tree]
+    call: Callable[[Tree, Tree, Array, bool], tuple[Tree, Tree]]
+    stats: Tree = ()
+    fixed: bool = False
+
+
+def of_linen(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Pure:
+    """A linen module; raises `ConfigError`, with its ``name``, for other collections than ``batch_stats``."""
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    takes = inspect.signature(type(module).__call__).parameters
+
+    def mode(train: bool) -> dict[str, Any]:
+        said = {"train": train, "training": train, "deterministic": True}
+        return {argument: value for argument, value in said.items() if argument in takes}
+
+    like = dict(jax.eval_shape(lambda key: module.lazy_init(key, example, **mode(True)), tree.key_like()))
+    if others := set(like) - {"params", "batch_stats"}:
+        raise ConfigError(f"model: {name} has the collections {', '.join(sorted(others))}; only batch_stats is kept")
+    starts = {"mean": np.zeros, "var": np.ones}
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, x: starts[path[-1].key](x.shape, x.dtype), like.get("batch_stats", {})
+    )
+    if stats and not {"train", "training"} & set(takes):
+        raise ConfigError(f"model: {name} has batch statistics; let its __call__ take an argument train: bool")
+
+    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
+        variables = {"params": params} | ({"batch_stats": stats} if stats else {})
+        if stats and train:
+            out, moved = module.apply(variables, x, **mode(True), mutable=["batch_stats"])
+            return out, moved["batch_stats"]
+        return module.apply(variables, x, **mode(train)), stats
+
+    return Pure(lambda key: module.lazy_init(key, example, **mode(True)).get("params", {}), call, stats)
+
+
+def of_nnx(make: Callable[[Key], Any], *, fixed: bool) -> Pure:
+    """The nnx modules that ``make`` makes from keys; ``fixed`` if it ignores them."""
+
+    def split(key: Key) -> Any:
+        return nnx.split(make(key), nnx.Param, nnx.BatchStat, ...)
+
+    graphs: list[Any] = []
+
+    def trace(key: Key) -> None:
+        graphs.append(split(key)[0])
+
+    jax.eval_shape(trace, tree.key_like())
+    stats, rest = jax.jit(lambda key: split(key)[2:])(jax.random.key(0))
+    stats = stats if jax.tree.leaves(stats) else ()
+
+    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
+        module = nnx.merge(graphs[0], params, *([stats] if stats else []), rest, copy=True)
+        if not stats:
+            return module(x), stats
+        module.set_attributes(use_running_average=not train, raise_if_not_found=False)
+        return module(x), nnx.state(module, nnx.BatchStat)
+
+    return Pure(lambda key: split(key)[1], call, stats, fixed)
+
+
+def of_equinox(make: Callable[[Key], Any], *, fixed: bool) -> Pure:
+    """The Equinox modules that ``make`` makes from keys; ``fixed`` if it ignores them."""
+    import equinox
+
+    statics: list[Any] = []
+
+    def split(key: Key) -> tuple[Any, Any]:
+        arrays, static = equinox.partition(make(key), equinox.is_array)
+        statics.append(static)
+        return equinox.partition(arrays, equinox.is_inexact_array)
+
+    jax.eval_shape(split, tree.key_like())
+    rest = jax.jit(lambda key: split(key)[1])(jax.random.key(0))
+
+    def call(params: Tree, stats: Tree, x: Array, train: bool) -> tuple[Tree, Tree]:
+        return jax.vmap(equinox.combine(params, rest, statics[0]))(x), stats
+
+    return Pure(lambda key: split(key)[0], call, fixed=fixed)
