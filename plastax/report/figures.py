@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
-from plastax.report import drawn, sweeps
-from plastax.report.arms import methods, swept, titles
+from plastax.report import drawn, heat_maps, sweeps
+from plastax.report.arms import methods, swept
 from plastax.report.score import RETURN, Quantity, measured, score_of
-from plastax.report.spectra import counts
 from plastax.report.statistics import over_seeds
 from plastax.report.style import (
     MOST_MARKERS,
@@ -204,103 +199,26 @@ def network(data: xr.Dataset) -> Drawing | None:
     return _stack(data, panels, columns=3, height=3.0)
 
 
-class _Heat(NamedTuple):
-    """Counts of eigenvalues for heat maps.
-
-    Attributes:
-      values: (arm, task, bin), eigenvalues per bin, or their share where the size of the network is unknown.
-      label: of the colour bar.
-      axis: label of the vertical axis.
-      norm: colour scale of log10(values), shared by all heat maps.
-      range: the lowest and highest eigenvalue shown.
-      eps: threshold of the eps-rank in the other figures, None if unknown.
-    """
-
-    values: xr.DataArray
-    label: str
-    axis: str
-    norm: Normalize
-    range: tuple[float, float]
-    eps: float | None
-
-
-def _heat(data: xr.Dataset, operator: str) -> _Heat | None:
-    shares, unit = counts(data, operator)
-    if shares is None:
-        return None
-    logs = np.log10(shares.where(shares > 0))
-    top = np.ceil(float(logs.max()))
-    occupied = (shares > 0).any(["arm", "task"])
-    low, high = float(shares.low.where(occupied).min()), float(shares.high.where(occupied).max())
-    # Five decades of colour: smaller shares are rounding errors of the quadrature's weights.
-    eps = threshold(data, operator)
-    axis = f"{'GGN' if operator == 'ggn' else operator.capitalize()} eigenvalue"
-    axis += "" if eps is None else " (dashed: ±ε)"
-    return _Heat(shares, f"{unit} (log₁₀)", axis, Normalize(max(float(logs.min()), top - 5.0), top), (low, high), eps)
-
-
-def _heat_map(axes: Axes, heat: _Heat, arm: str, more: str = "") -> QuadMesh:
-    """One arm's spectral density over tasks, with lines at +-eps; tasks without a measurement are grey.
-
-    Its title is the arm, and what is ``more`` to say of it.
-    """
-    one = heat.values.sel(arm=arm).dropna("task", how="all")
-    tasks = one.task.values.astype(float)
-    middle = (tasks[1:] + tasks[:-1]) / 2.0
-    across = np.concatenate([tasks[:1] - 0.5, middle, tasks[-1:] + 0.5])
-    edges = np.append(one.low.values, one.high.values[-1])
-    with np.errstate(divide="ignore"):
-        logs = np.log10(one.transpose("bin", "task").values)
-    mesh = axes.pcolormesh(across, edges, logs.clip(min=heat.norm.vmin), norm=heat.norm, cmap="magma", rasterized=True)
-    smallest = float(np.abs(edges).min())
-    axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
-    axes.set_ylim(heat.range)
-    if heat.eps is not None and heat.eps > smallest:
-        for threshold in (-heat.eps, heat.eps):
-            axes.axhline(threshold, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
-    decades = round(np.log10(edges[-1] / smallest))
-    ticks = [smallest * 10.0**k for k in range(1, decades + 1) if (decades - k) % 2 == 0]
-    axes.set_yticks([tick for tick in (*(-t for t in ticks), 0.0, *ticks) if heat.range[0] <= tick <= heat.range[1]])
-    axes.minorticks_off()
-    axes.grid(visible=False)
-    axes.set_facecolor("0.85")
-    method, *values = titles(heat.values)[arm].splitlines()
-    axes.set_title("\n".join(textwrap.fill(line, 30) for line in (f"{method}{more}", *values)))
-    axes.set_xlabel("task")
-    integer_axis(axes)
-    return mesh
-
-
-def _heat_frame(heat: _Heat, arms: Sequence[str]) -> pd.DataFrame:
-    """The numbers of heat maps: arm, task, low, high (of the bin), value; without empty bins."""
-    series = heat.values.sel({"arm": list(arms)}).to_dataframe("value").reset_index()
-    return series[series["value"] > 0][["arm", "task", "low", "high", "value"]]
-
-
-def _measured(heat: _Heat) -> list[str]:
-    return [str(m) for m in heat.values.arm.values if bool(heat.values.sel(arm=m).notnull().any())]
-
-
 def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
     """Spectral density at the first update of every task, pooled over seeds and probe vectors; one heat map an arm."""
-    heat = _heat(data, operator)
+    heat = heat_maps.prepare(data, operator)
     if heat is None:
         return None
-    there = _measured(heat)
+    there = heat_maps.measured(heat)
     arms = drawn.arms(data.sel({"arm": there}), drawn.HEATS)
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 * rows + 0.2))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, arm in zip(grid.flat, arms):
-        mesh = _heat_map(axes, heat, arm)
+        mesh = heat_maps.draw(axes, heat, arm)
     for axes in grid.flat[len(arms) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(heat.axis)
     figure.colorbar(mesh, ax=grid, label=heat.label, pad=0.01, aspect=20 * rows)
     _partly(figure, data, drawn.HEATS)
-    return Drawing(figure, _heat_frame(heat, there))
+    return Drawing(figure, heat_maps.frame(heat, there))
 
 
 def worst_and_best(data: xr.Dataset) -> list[str]:
@@ -328,8 +246,8 @@ def overview(data: xr.Dataset) -> Drawing | None:
     panels = [_score_subplot(data, quantity) for quantity in score.quantities] if score else []
     panels = [*panels[:1], _ranks(data)[0], *panels[1:]]
     intervals = dict(list(_intervals(panels).items())[:2])
-    heat = _heat(data, "hessian")
-    chosen = [] if heat is None else [arm for arm in worst_and_best(data) if arm in _measured(heat)]
+    heat = heat_maps.prepare(data, "hessian")
+    chosen = [] if heat is None else [arm for arm in worst_and_best(data) if arm in heat_maps.measured(heat)]
     if not intervals:
         return None
     figure = Figure(figsize=(WIDTH, 6.6 if chosen else 3.6))
@@ -345,11 +263,11 @@ def overview(data: xr.Dataset) -> Drawing | None:
     if heat is not None and chosen:
         ends = ("lowest", "highest") if score is None or score.higher_is_better else ("highest", "lowest")
         for arm, rank in zip(chosen, ends if score and len(chosen) == 2 else ("",)):
-            mesh = _heat_map(axes[arm], heat, arm, f" ({rank} {score.name})" if score and rank else "")
+            mesh = heat_maps.draw(axes[arm], heat, arm, f" ({rank} {score.name})" if score and rank else "")
             axes[arm].sharey(axes[chosen[0]])
         axes[chosen[0]].set_ylabel(heat.axis)
         figure.colorbar(mesh, ax=[axes[arm] for arm in chosen], label=heat.label, pad=0.01)
-        frames.append(_heat_frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
+        frames.append(heat_maps.frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
     legend(figure, legend_looks(data.sel(arm=drawn.arms(data))))
     _partly(figure, data)
     return Drawing(figure, pd.concat(frames))
