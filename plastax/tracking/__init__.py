@@ -13,8 +13,9 @@ from plastax.tracking import service
 from plastax.tracking.base import Histogram, Metric, Sink, reduce_segment
 from plastax.tracking.console import ConsoleSink
 from plastax.tracking.events import TensorBoardSink
+from plastax.tracking.export import publish, replay
 from plastax.tracking.guard import Background, Guarded, within
-from plastax.tracking.online import WandbSink, publish, replay, upload_command
+from plastax.tracking.online import WandbSink, upload_command
 from plastax.tracking.options import Mode, Tracker, Wandb, check, usual_mode
 
 if TYPE_CHECKING:
