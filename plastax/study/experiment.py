@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +162,7 @@ class Experiment(Generic[C]):
             for group, one in zip(groups, prepared)
         ]
         models = [one.model for one in prepared if one.model is not None]
-        return Built(arms, own, batches, prepared[0].plan, tuple(dict.fromkeys(filter(None, map(_lacking, models)))))
+        return Built(arms, own, batches, prepared[0].plan, forecast.lacking(models))
 
     def run(
         self,
@@ -226,7 +225,7 @@ class Experiment(Generic[C]):
             built = self.build(config, shared.value)
         arms = [arm.label for arm in built.arms]
         chosen = settings.to_json(config) | {"updates_per_task": built.plan.updates_per_task} | dict(shared.recorded)
-        here = environment.environment(_used(config), _devices(config, len(arms)))
+        here = environment.environment(settings.used(config), _devices(config, len(arms)))
         directory, run_id, note = starting.run_directory(config, self.name, chosen, here)
         asides = settings.asides(config)
         mark = settings.identity(chosen, asides)
@@ -270,10 +269,8 @@ class Experiment(Generic[C]):
         if "wandb" in config.track:
             tracking.publish_safely(directory, config.wandb)
         output.say(console, f"\nEverything is in {directory}")
-        if command := tracking.upload_command(directory):
-            output.say(console, f"Upload to W&B: {command}")
-        if "tensorboard" in config.track:
-            output.say(console, f"Show in TensorBoard: tensorboard --logdir {shlex.quote(str(directory))}")
+        for line in tracking.commands(config.track, directory):
+            output.say(console, line)
         return directory
 
     def _chunked(self, config: C, shared: Shared, built: Built, console: output.Console) -> C:
@@ -294,11 +291,6 @@ def with_defaults(
 ) -> dict[str, Mapping[str, Any]]:
     """Presets laid over the defaults of an experiment: name -> dotted setting -> value."""
     return {name: {**defaults, **changes} for name, changes in presets.items()}
-
-
-def _lacking(model: Model) -> str:
-    """One line on what was not found in a network of one's own; empty if nothing is missing."""
-    return "; ".join(f"model: {name} has no units: {why}" for name, why in model.lacking.items())
 
 
 def method_of(config: Config, name: str) -> MethodConfig:
@@ -393,20 +385,6 @@ def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[
             raise ConfigError(
                 f"sweep: {arm.label} has other {what} than {than}, and all arms share one record; run it on its own"
             )
-
-
-def _used(config: Config) -> list[object]:
-    """The classes and entries that a configuration uses, for `environment.own_sources`."""
-    entries = [
-        settings.entry(config, registry, member)
-        for field, registry in settings.GROUPS.items()
-        for name in getattr(config, field)
-        for member in settings.members(name)
-    ]
-    code = [one for found in config.own.values() for named in found.values() for one in named.code]
-    groups = {name for field in settings.GROUPS for name in settings.registered(config, field)}
-    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in groups)
-    return [*type(config).__mro__[1:-1], *entries, *code, *filter(dataclasses.is_dataclass, others)]
 
 
 def _devices(config: Config, arms: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from plastax.probes import PROBES
@@ -13,6 +13,7 @@ from plastax.records import lifecycle
 from plastax.study import settings
 from plastax.study.settings import Config
 from plastax.study.sweep import Arm
+from plastax.types import Model
 
 
 def lines(config: Config, arms: Sequence[Arm], own: int, programs: int) -> list[str]:
@@ -54,6 +55,12 @@ def rare(config: Config) -> list[str]:
             said = "--probe-every" if every == config.probe_every else f"--{name.replace('_', '-')}.every"
             lines.append(f"{name} will be measured in {count} of {config.tasks} tasks, every {every} ({said})")
     return lines
+
+
+def lacking(models: Iterable[Model]) -> tuple[str, ...]:
+    """A line for each network of one's own in which something was not found, without repetitions."""
+    found = ("; ".join(f"model: {name} has no units: {why}" for name, why in one.lacking.items()) for one in models)
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def duration(folder: Path, identity: str) -> str:

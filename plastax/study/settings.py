@@ -164,12 +164,26 @@ def origins(config: Config) -> dict[str, Mapping[str, str]]:
     }
 
 
+def used(config: Config) -> list[object]:
+    """The classes and entries that a configuration uses, for `environment.own_sources`."""
+    entries = [
+        entry(config, registry, member)
+        for field, registry in GROUPS.items()
+        for name in getattr(config, field)
+        for member in members(name)
+    ]
+    code = [one for found in config.own.values() for named in found.values() for one in named.code]
+    groups = {name for field in GROUPS for name in registered(config, field)}
+    others = (getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in groups)
+    return [*type(config).__mro__[1:-1], *entries, *code, *filter(dataclasses.is_dataclass, others)]
+
+
 def fleeting(config: Config) -> list[str]:
     """A line about own objects that no other process finds by their names, and one about those of unknown source."""
-    used = [(field, one) for field, found in config.own.items() for one in found.values()]
-    alone = ", ".join(one.name for _, one in used if not one.again)
+    named = [(field, one) for field, found in config.own.items() for one in found.values()]
+    alone = ", ".join(one.name for _, one in named if not one.again)
     # Of data the checksum is known.
-    unknown = ", ".join(one.name for field, one in used if not one.origin["source"] and field != "data")
+    unknown = ", ".join(one.name for field, one in named if not one.origin["source"] and field != "data")
     lines = [f"{alone}: only this program can continue the run, no command line"] if alone else []
     return lines + ([f"{unknown}: the source is not known, so no change of it will be noticed"] if unknown else [])
 
@@ -245,9 +259,9 @@ def of_shard(items: Sequence[Any], shard: str) -> Sequence[Any]:
 
 def to_json(config: Config) -> dict[str, Any]:
     """All settings as JSON values, without those of entries that were not chosen."""
-    used = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
+    chosen = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
     # All shards write the same config.json.
-    unused = {name for registry in GROUPS.values() for name in registry} - used | {"shard", "dry_run"}
+    unused = {name for registry in GROUPS.values() for name in registry} - chosen | {"shard", "dry_run"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 

@@ -6,6 +6,7 @@ result: a sink may fail or hang without consequences (`Guarded`, `Background`).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Background", "ConsoleSink", "Guarded", "Histogram", "Metric", "Mode", "Sink", "TensorBoardSink", "Tracker",
-    "Wandb", "WandbSink", "check", "publish", "publish_safely", "reduce_segment", "replay", "sinks", "upload_command",
-    "usual_mode",
+    "Wandb", "WandbSink", "check", "commands", "publish", "publish_safely", "reduce_segment", "replay", "sinks",
+    "upload_command", "usual_mode",
 ]  # fmt: skip
 
 
@@ -44,6 +45,14 @@ def sinks(mode: Mode, track: Collection[Tracker], console: rich.console.Console 
     if "tensorboard" in track:
         found.append(Background(TensorBoardSink()))
     return found
+
+
+def commands(track: Collection[str], directory: PathLike) -> list[str]:
+    """Lines with the commands that show a run directory elsewhere: in W&B after an upload, and in TensorBoard."""
+    upload = upload_command(directory)
+    lines = [f"Upload to W&B: {upload}"] if upload else []
+    show = f"Show in TensorBoard: tensorboard --logdir {shlex.quote(str(directory))}"
+    return [*lines, show] if "tensorboard" in track else lines
 
 
 def publish_safely(directory: PathLike, mode: Mode, patience: float = 120.0) -> bool:
