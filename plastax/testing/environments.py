@@ -17,7 +17,7 @@ from plastax.types import Array, Key
 SEEDS, STEPS, ENVS = 3, 25, 2
 
 
-class Run(NamedTuple):
+class Rollouts(NamedTuple):
     """Rollouts in several tasks; all randomness but the task's is the same in each.
 
     Attributes:
@@ -57,12 +57,12 @@ def rollout(stream: EnvironmentStream, key: Key, index: Array) -> tuple[Array, T
     return first, jax.lax.scan(body, state, xs)[1], task
 
 
-def run_all(stream: EnvironmentStream, tasks: int = 3) -> Run:
+def run_all(stream: EnvironmentStream, tasks: int = 3) -> Rollouts:
     """Rollouts of all seeds in the first tasks, by one program."""
     program = jax.vmap(lambda key, index: rollout(stream, key, index), (0, None))
     seeds, compiled = jax.random.split(jax.random.key(7), SEEDS), quick(program)
     outputs = [jax.tree.map(np.asarray, compiled(seeds, jnp.int32(index))) for index in range(tasks)]
-    return Run(stream, *map(list, zip(*outputs)), compiled)  # type: ignore[arg-type, call-arg]
+    return Rollouts(stream, *map(list, zip(*outputs)), compiled)  # type: ignore[arg-type, call-arg]
 
 
 def check_environment_stream(config: Any, *, alike: bool = False) -> None:
@@ -96,7 +96,7 @@ def check_environment_stream(config: Any, *, alike: bool = False) -> None:
     check_run(who, config, run, alike=alike or isinstance(config, own.Own))
 
 
-def check_run(who: str, config: Any, run: Run, *, alike: bool = False) -> None:
+def check_run(who: str, config: Any, run: Rollouts, *, alike: bool = False) -> None:
     """The promises of `check_environment_stream`, of rollouts that are there already."""
     stream, tasks = run.stream, Promise(EnvironmentStream, "task")
     built = Spaces(stream.environment.observation_shape, stream.environment.action_space)

@@ -14,7 +14,7 @@ from plastax.rl.classic import Chain, Physics
 from plastax.rl.environment import Discrete
 from plastax.rl.minatar import ACTIONS, GAMES, MinAtar
 from plastax.rl.permuted import Permuted
-from plastax.testing.environments import SEEDS, Run, check_run, rollout, run_all
+from plastax.testing.environments import SEEDS, Rollouts, check_run, rollout, run_all
 
 # Two quick games stand in for the default four, which take half a minute to compile; those are in a slow test below.
 QUICK = {**STREAMS, "minatar_chain": MinAtar(("Breakout", "Freeway"))}
@@ -31,9 +31,9 @@ def params(names):
 @pytest.fixture(scope="module")
 def runs():
     """Name -> its run, computed once and when first asked for."""
-    done: dict[str, Run] = {}
+    done: dict[str, Rollouts] = {}
 
-    def get(name: str) -> Run:
+    def get(name: str) -> Rollouts:
         if name not in done:
             done[name] = run_all(QUICK[name].build())
         return done[name]
