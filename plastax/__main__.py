@@ -272,7 +272,7 @@ def sweep(args: Sequence[str]) -> None:
 
 
 def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """A command that, called, only returns what would call it."""
+    """A command that returns the call, ready to be made, instead of making it."""
 
     @functools.wraps(command)
     def bound(*args: Any, **options: Any) -> Callable[[], Any]:

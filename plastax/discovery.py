@@ -26,7 +26,7 @@ from plastax.roles import Kernel, Kind, Roles, TracedRoles
 from plastax.types import Array, Params
 
 Network = Callable[[Params, Array], tuple[Any, ...]]
-"""``(params, x) -> (outputs, features, ...)``. Features that it names itself stand in the place of those found."""
+"""``(params, x) -> (outputs, features, ...)``. Features that it names itself replace those found."""
 _DRAWS = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
 
@@ -127,7 +127,7 @@ class _Layer(NamedTuple):
 
 
 class _Feature(NamedTuple):
-    """Features: their name, their layer (None: of no one layer), the key of the value, and the axis of the units."""
+    """Features: name, layer (None: of several layers or of none), key of the value, and axis of the units."""
 
     name: str
     layer: str | None
@@ -254,7 +254,7 @@ class _Trace:
         return flow.Value(jnp.shape(key.val)) if flow.is_fixed(key) else self.values[key]
 
     def _mixed(self, layers: frozenset[str], why: str) -> None:
-        """No unit of these layers acts through its readers alone."""
+        """Notes why no unit of these layers acts through its readers alone."""
         for name in layers:
             self.lacking.setdefault(name, why)
 
@@ -273,7 +273,7 @@ class _Trace:
                     self.values[key] = self._after(step, ins, tuple(var.aval.shape))
 
     def _after(self, step: flow.Step, ins: list[flow.Value], shape: tuple[int, ...]) -> flow.Value:
-        """What is known of what a primitive gives, from what is known of what it is given."""
+        """What is known of a primitive's result, from what is known of its operands."""
 
         def moved(i: int, axis: int | None) -> int | None:
             return None if axis is None else flow.carried(step.eqn, i, ins[i].shape, axis, shape)

@@ -21,12 +21,12 @@ ELEMENTWISE = NONLINEAR | frozenset({
     "add", "add_any", "and", "atan2", "div", "eq", "ge", "gt", "is_finite", "le", "lt", "mul", "ne", "neg", "nextafter",
     "not", "or", "rem", "stop_gradient", "sub", "xor",
 })  # fmt: skip
-"""Primitives whose every entry depends on the same entries of what they are given."""
+"""Primitives that compute each entry from the same entries of their operands."""
 MOVING = frozenset({
     "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "expand_dims", "reduce_precision", "reshape",
     "squeeze", "transpose",
 })  # fmt: skip
-"""Primitives that change the arrangement of entries alone."""
+"""Primitives that only rearrange entries."""
 
 INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 """Calls of other jaxprs, which `flat` opens."""
@@ -84,7 +84,7 @@ def flat(jaxpr: Jaxpr, ins: list[Any]) -> tuple[list[Step], list[Any]]:
 
 
 def needed(steps: list[Step], wanted: list[Any]) -> list[Step]:
-    """The primitives that some values are computed by."""
+    """The primitives that compute some values."""
     keys, found = set(map(id, wanted)), []
     for step in reversed(steps):
         if any(id(key) in keys for key in step.outs):
@@ -104,7 +104,7 @@ class Value(NamedTuple):
       layer: the last layer whose units run along the axis ``unit``.
       unit: the axis; index i is of unit i modulo the width.
       layers: all layers on whose units it depends, with no other layer in between.
-      raw: whether nothing but the arrangement has changed since the layer.
+      raw: whether the layer's result has only been rearranged since.
       data: whether it depends on the inputs.
     """
 
@@ -125,7 +125,7 @@ class Value(NamedTuple):
 
 
 def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int, ...]) -> int | None:
-    """The axis of what a primitive gives along which an axis of its i-th operand runs.
+    """The axis of a primitive's result along which an axis of its i-th operand runs.
 
     Entries keep their index along it, or have it modulo the size of the operand's axis, as where channels are
     flattened.
@@ -135,7 +135,7 @@ def carried(eqn: Any, i: int, shape: tuple[int, ...], axis: int, out: tuple[int,
       i: number of the operand.
       shape: of the operand.
       axis: of the operand.
-      out: shape of what the primitive gives.
+      out: shape of the result.
 
     Returns:
       The axis; None if the entries along ``axis`` are summed, reordered, or spread over several axes, or if it is not

@@ -251,7 +251,7 @@ class Stream(NamedTuple):
         The key is the seed's and the same for all tasks, so a stream can keep something over tasks. Nothing that was
         learned goes in: every method sees the same tasks.
       train: ``(task, data, index, key) -> Examples``: the training examples ``index`` ``[B]``, from 0 to ``examples -
-        1``. The key is another one at every call, for augmentation and noise.
+        1``. The key differs at every call, for augmentation and noise.
       test: ``(task, data, index) -> Examples``: the held-out examples ``index`` ``[B]``, from 0 to ``held_out - 1``,
         the same at every call. Noise on them comes from the task, which has a key or the noise in it.
       description: one line.

@@ -27,7 +27,7 @@ UNSIGNED_BYTE = 8
 SIZES = dict(zip(FILES, (16 + 60_000 * SIDE**2, 8 + 60_000, 16 + 10_000 * SIDE**2, 8 + 10_000)))
 """Bytes of the published files, uncompressed."""
 COMPRESSED = {f"{name}.gz": size for name, size in SIZES.items()}
-"""Fetched files, and the most bytes of each: uncompressed it has as many."""
+"""Fetched files, and the most bytes of each: its size when uncompressed."""
 LARGER = 10
 """How many times as large as the published file an unverified one may be."""
 

@@ -30,7 +30,7 @@ SPELLINGS = {"x": ("x", "x_train"), "y": ("y", "y_train"), "x_test": ("x_test",)
 """Argument of `arrays` -> its names in a file or a dictionary."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM")
-"""What Pillow may take an image for, whatever its name: some of its other formats start programs."""
+"""The formats that Pillow may read, whatever a file is called: some others start programs."""
 GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes of images with 8 bits a channel."""
 

@@ -1,4 +1,4 @@
-"""Looks at networks that were trained anywhere: a series of checkpoints, to the same records and report as a run."""
+"""Turns a series of checkpoints, of networks that were trained anywhere, into the records and report of a run."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Settings:
     first_seed: int = 0
     """The first draw."""
     part: str = ""
-    """Where in a checkpoint the parameters are: params, or state/params. By default all of it, and of a training state
-    its params."""
+    """Path of the parameters in a checkpoint, such as state/params. By default the whole checkpoint, or the params of a
+    training state."""
     network: int = 0
-    """Of a run of plastax, which of its networks, from 0."""
+    """Number of the network in a run of plastax, from 0."""
     name: str = "network"
     """What tables and figures call the network."""
     runs_dir: Path = Path("runs")
@@ -146,7 +146,7 @@ def inspect(
 
 
 def _allowed(found: Sequence[names.Named], network: _Network, strict: bool) -> list[names.Named]:
-    """The probes that need nothing that a network lacks."""
+    """The probes whose needs a network meets; if ``strict``, raises `ConfigError` for the others."""
     model = network.model
     there = {"features": bool(model.hidden), "taps": bool(model.layers), "init": not network.own}
     lacking = {one.name: [need for need in one.entry.needs if not there.get(need, True)] for one in found}

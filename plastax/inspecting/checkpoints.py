@@ -61,7 +61,7 @@ def find(given: Any, network: int = 0) -> list[Checkpoint]:
       given: one, or a sequence. Several are taken in the given order. What a pattern or a folder gives, and paths in
         the order of their letters (as a shell gives them), are taken in the order of their numbers: ``step_9`` before
         ``step_10``.
-      network: of the networks in a run of plastax, which one.
+      network: number of the network in a run of plastax, from 0.
 
     Raises:
       ConfigError: a path is not there or is no checkpoint, or a folder is empty.
@@ -195,7 +195,7 @@ READERS: Mapping[str, Callable[[Path], Tree]] = {".npz": _npz, ".safetensors": _
 
 
 def _orbax_item(path: Path) -> Path | None:
-    """The folder of the only tree in an orbax checkpoint; None if a path is none."""
+    """The folder of the only tree in an orbax checkpoint; None for other paths."""
     if not path.is_dir() or (path / "_METADATA").is_file():
         return path if path.is_dir() else None
     step = path.name.isdecimal() or (path / "_CHECKPOINT_METADATA").is_file()

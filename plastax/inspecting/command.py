@@ -17,7 +17,7 @@ from plastax.study.run import Run
 
 @dataclass(frozen=True)
 class Line:
-    """Looks at networks that were trained anywhere: a series of checkpoints, to the report of a run."""
+    """Looks at networks that were trained anywhere: reports on a series of checkpoints as on a run."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Orbax directories, .npz or .safetensors files, folders or patterns of these, or a run of plastax."""

@@ -111,13 +111,13 @@ def require_whole(params: Params, name: str) -> Params:
 
 
 def fresh_params(init_fn: Callable[[Key], Params], key: Key, params: Params) -> Params:
-    """A fresh draw from the initialiser, in the types of ``params``; raises `ConfigError` if it has but one to give."""
+    """A fresh draw from the initialiser, in the types of ``params``; raises as `require_draws`."""
     require_draws(init_fn)
     return tree.cast(init_fn(key), params)
 
 
 def require_draws(init_fn: Callable[[Key], Params] | None) -> None:
-    """Raises `ConfigError` for an initialiser that always gives the same (a network given with its weights)."""
+    """Raises `ConfigError` for an initialiser without draws, as of a network that was given with its weights."""
     if refusal := getattr(init_fn, "refusal", ""):
         raise ConfigError(f"model: {refusal}")
 

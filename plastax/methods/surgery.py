@@ -255,7 +255,7 @@ def reader_bias(kernel: str, leaves: Mapping[str, Array]) -> str:
 
 
 def _reader_axis(shape: tuple[int, ...], axis: int, size: int) -> int:
-    """The axis of a kernel's own units, of which there are ``size``; ``axis`` is that of the units that it reads."""
+    """The axis of a kernel's own units, ``size`` in number; ``axis`` is that of the units it reads."""
     last = axis % len(shape) == len(shape) - 2  # [..., inputs, units], as in Flax; else [units, inputs, ...]
     order = range(len(shape))[::-1] if last else range(len(shape))
     return next(i for i in order if i != axis % len(shape) and shape[i] == size)

@@ -180,7 +180,7 @@ def _parameters(obj: Any, name: str) -> list[inspect.Parameter]:
 
 @contextlib.contextmanager
 def _explained(name: str, input_shape: tuple[int, ...]) -> Iterator[None]:
-    """Says in one line, and which network it was, what goes wrong while it is traced."""
+    """Turns whatever goes wrong in a trace into one line that names the network."""
     try:
         yield
     except ConfigError:
@@ -203,7 +203,7 @@ def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int,
         return obj(**{p.name: arguments[p.name] for p in _parameters(obj, name) if p.name in arguments})
 
     kept: list[Any] = []
-    # Traced, since what it draws is of no use yet.
+    # Only traced: the weights are not needed yet.
     jax.eval_shape(lambda key: kept.append(make(key)), tree.key_like())
     drawn = bool({p.name for p in _parameters(obj, name)} & {"rngs", "key"}) if _is_maker(obj) else False
     match _kind(kept[0]):
@@ -264,7 +264,7 @@ def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, co
     plain = network(pure.stats, True)
     found = discovery.discover(plain, like, example)
     if found.draws:
-        raise ConfigError(f"model: {name} draws random numbers (dropout?), which models here do not; set its rate to 0")
+        raise ConfigError(f"model: {name} draws random numbers (dropout?), which is not supported; set its rate to 0")
 
     def train(params: Params, stats: Tree, taps: Mapping[str, Array], x: Array) -> Any:
         return discovery.tapped(network(stats, True), params, taps, x)

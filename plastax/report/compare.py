@@ -283,7 +283,7 @@ def compare(
 
 
 def higher_is_better(score: Score, quantity: Quantity) -> bool:
-    """Whether more of a quantity is better; of one that is no score it is not known, and more counts as a win."""
+    """Whether higher is better. For a quantity that is no score this is unknown, and higher counts as a win."""
     return score.higher_is_better or quantity not in score.quantities
 
 

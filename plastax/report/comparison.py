@@ -25,7 +25,7 @@ def what(data: xr.Dataset) -> str:
 
 
 def _compared_with(frame: pd.DataFrame) -> str:
-    """What differences are to, in words; "" without any."""
+    """What the differences are relative to, in words; "" if there are no differences."""
     names, methods = ((frame["run"] + ":" + frame[name]).str.removeprefix(":") for name in ("arm", "method"))
     against = frame["against"].dropna()
     if against.nunique() > 1:

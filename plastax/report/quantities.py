@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 AT_START = ("hessian", "ggn", "kronecker", "gradient", "ntk")
-"""Probes whose values at a task's start are meant where no mark is named; of other probes those at its end."""
+"""Probes whose mark is ``init`` (a task's start) where a name has none; that of others is ``end``."""
 
 WHOLE = ("nodes", "weights", "residuals", "eigenvalues")
 """Parts of a spectrum, whose mean says nothing."""
@@ -19,7 +19,7 @@ WHOLE = ("nodes", "weights", "residuals", "eigenvalues")
 AXES = ("arm", "seed", "task", "mark")
 
 TECHNICAL = ("_se", "_residual", "/complete", "/dim", "/breakdowns", "/rows", "/linearised", "/alive")
-"""How other values were measured: can be named, and is not suggested."""
+"""Values that say how others were measured: they can be named, but are not suggested."""
 
 
 def measurements(data: xr.Dataset) -> dict[str, Quantity]:

@@ -130,7 +130,7 @@ def _values(frame: pd.DataFrame) -> list[Any]:
 
 
 def _lines(frame: pd.DataFrame) -> list[tuple[str, int]]:
-    """What the line of each arm stands for: its run and values of other settings, in words; round through colours."""
+    """What each arm's line stands for: run and other settings in words, and how often colours were used up before."""
     colours = method_colours(map(base, frame["method"]))
     words = rest(frame, *frame.columns[1:2])
     return [(text, colours[base(method)][1]) for text, method in zip(words, frame["method"])]

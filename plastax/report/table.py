@@ -196,7 +196,7 @@ def cell(row: Mapping[str, Any], name: str) -> str:
 
 
 GAP, NAME = 2, 15
-"""Characters between the columns of a table, and of a line of a column's name."""
+"""Characters between two columns of a table, and in a line of a column's name."""
 
 
 def _widths(cells: pd.DataFrame) -> list[int]:

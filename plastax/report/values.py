@@ -130,7 +130,7 @@ def reference(data: xr.Dataset) -> str | None:
 
 
 def of_reference(values: xr.DataArray, method: str) -> xr.DataArray:
-    """What each arm is compared with, in its place: the values of the method's arm; in a sweep, under the same values.
+    """For each arm, the values of the reference's arm; in a sweep, of the one whose settings agree most.
 
     Args:
       values: along ``arm``, with the coordinates of `plastax.load`.

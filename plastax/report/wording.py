@@ -23,7 +23,7 @@ _CHECKPOINTS = (
     (r"\btask(s?)\b", r"checkpoint\1"),
     (r"\bTask(s?)\b", r"Checkpoint\1"),
 )
-"""Pattern -> what stands in its place, one after the other."""
+"""Pattern -> its replacement, applied in this order."""
 
 
 def worded(text: str, axis: str) -> str:

@@ -41,7 +41,7 @@ class Ahead:
         training, counts = self._training.pop(id(batch)).result()
         alike = _alike(batch)
         measuring, others = self._measuring[alike].result()
-        # The batch that asked for it first pays for it.
+        # The compilation counts for the batch that asked first.
         self._measuring[alike] = Future()
         self._measuring[alike].set_result((measuring, Counts()))
         self._due = [other for other in self._due if other is not batch]

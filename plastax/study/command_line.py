@@ -128,7 +128,7 @@ def _texts(kind: type) -> dict[str, str]:
 
 
 def _without_help(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """A line without ``--help``, and what it asks for: "", a group, or all; None if it does not."""
+    """The line without ``--help``, and the help it asks for: "", a group, or ``all``; None for no help."""
     for i, arg in enumerate(args):
         if arg == "--help-all":
             return [*args[:i], *args[i + 1 :]], "all"
@@ -181,7 +181,7 @@ def _first_line(entry: Any) -> str:
 
 
 def _unused(config: Config) -> set[str]:
-    """The groups of what a configuration does not name."""
+    """The groups of settings that a configuration does not use."""
     used = {member for name in (*config.methods, *config.probes) for member in members(name)}
     entries = {group for field in GROUPS for group in registered(config, field)}
     return entries - used | {"synthetic"} - {getattr(config, "data", "")}

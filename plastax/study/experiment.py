@@ -337,7 +337,7 @@ def probes_of(config: Config, model: Model, learning_rate: float, steps: int) ->
 
 
 def alike(config: Config, *others: Hashable) -> Hashable:
-    """What programs that measure alike have in common, see `types.Program.alike`; None for settings without a hash.
+    """A value equal for programs that measure alike, see `types.Program.alike`; None for settings without a hash.
 
     Args:
       config: has the settings of the probes.

@@ -21,11 +21,11 @@ class Rollouts(NamedTuple):
     """Rollouts in several tasks; all randomness but the task's is the same in each.
 
     Attributes:
-      stream: that was run.
-      first: observations of the resets ``[S, N, ...]``, a task an entry.
+      stream: what was run.
+      first: observations of the resets ``[S, N, ...]``, one entry for each task.
       timesteps: ``[S, T, N, ...]``, likewise.
       tasks: ``[S, ...]``, likewise.
-      program: ``(keys [S], index)`` -> an entry of each.
+      program: ``(keys [S], index)`` -> one entry of each.
     """
 
     stream: EnvironmentStream
@@ -97,7 +97,7 @@ def check_environment_stream(config: Any, *, alike: bool = False) -> None:
 
 
 def check_run(who: str, config: Any, run: Rollouts, *, alike: bool = False) -> None:
-    """The promises of `check_environment_stream`, of rollouts that are there already."""
+    """Checks rollouts that were made already, see `check_environment_stream`."""
     stream, tasks = run.stream, Promise(EnvironmentStream, "task")
     built = Spaces(stream.environment.observation_shape, stream.environment.action_space)
     with Promise(StreamConfig, "spaces").kept(who, "spaces", "return Spaces(observation_shape, action_space)"):
@@ -112,10 +112,10 @@ def check_run(who: str, config: Any, run: Rollouts, *, alike: bool = False) -> N
     check_pure(tasks, who, lambda key, index: rollout(stream, key, index), keys[0], jnp.int32(0), remedy=remedy)
     last = len(run.tasks) - 1
     if found := difference(run.program(keys, jnp.int32(last)), (run.first[-1], run.timesteps[-1], run.tasks[-1])):
-        raise tasks.broken(who, f"task {last} is another one when it is made again, {found}", remedy)
+        raise tasks.broken(who, f"task {last} differs when it is made again, {found}", remedy)
     alone = stream.task(keys[1], jnp.int32(last))
     if found := difference(alone, jax.tree.map(lambda x: x[1], run.tasks[-1]), close(1e-6, 0)):
-        raise tasks.broken(who, f"a seed's task is another one among other seeds, {found}", remedy)
+        raise tasks.broken(who, f"a seed's task differs among other seeds, {found}", remedy)
     for one in range(last):
         if not alike and not difference(run.timesteps[one], run.timesteps[one + 1]):
             what = f"tasks {one} and {one + 1} play alike for {STEPS} random steps"

@@ -27,7 +27,7 @@ EXACT = optax.sgd(0.5, momentum=0.5)
 INPUTS = (3,)
 STEPS = 200
 SWITCH = 60
-"""The step before which a task switch comes, where the method acts at switches."""
+"""A task switch comes before this step, for methods that act at switches."""
 Fields = Mapping[str, Any]
 """Name of a setting -> its value, traced."""
 NONE: Fields = MappingProxyType({})
@@ -83,7 +83,7 @@ class Trial:
         return seen.grads, (seen.value, seen.features, seen.tap_grads)
 
     def args(self, key: Key, clock: Any, batch: Examples, seen: Any, boundary: Any = False) -> dict[str, Any]:
-        """`MethodArgs` of (loss, features, gradients of the taps), and one of which no method knows."""
+        """`MethodArgs` of (loss, features, gradients of the taps), and an argument that no method knows."""
         value, features, tap_grads = seen
         functions = self.network.loss, self.network.features, self.network.outputs, self.model.init
         args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
@@ -91,7 +91,7 @@ class Trial:
 
     @functools.cached_property
     def fields(self) -> dict[str, Array]:
-        """The settings that may be traced, twice: as they are, and half of it."""
+        """Two values ``[2]`` of each setting that may be traced: its own, and half of it."""
         values = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}  # type: ignore[arg-type]
         values = {name: value for name, value in values.items() if isinstance(value, float)}
         return {name: jnp.asarray([value, value / 2 if value else 0.5]) for name, value in values.items()}
@@ -184,7 +184,7 @@ def keeps_its_state(trial: Trial) -> None:
 
 
 def is_a_pure_function(trial: Trial) -> None:
-    """Of its arguments: it keeps nothing elsewhere, and what it draws it draws with its key."""
+    """It depends on its arguments alone: it keeps nothing elsewhere, and draws with its key."""
     args = jax.tree.map(lambda x: x[0], trial.fields), jax.random.key(0), jax.random.key(0)
     remedy = "keep everything in the state, and draw with jax.random and the argument `key`, not with NumPy"
     check_pure(Promise(MethodArgs, "key"), trial.who, trial.train, *args, remedy=remedy)
@@ -257,7 +257,7 @@ def is_off_when_off(trial: Trial) -> None:
 
 
 def acts_at_switches(trial: Trial) -> None:
-    """If it says so, whether the boundary is traced or not."""
+    """With ``needs_boundary`` it acts at task switches, whether the boundary is traced or not."""
     if not trial.config.needs_boundary:
         return
     method, (params, state, _) = trial.build(), trial.run()
@@ -284,7 +284,7 @@ def acts_at_switches(trial: Trial) -> None:
 
 
 def trains_many_seeds_at_once(trial: Trial) -> None:
-    """Under `vmap`, over seeds and settings: each network is trained as it is alone, and draws of its own."""
+    """Under `vmap`, over seeds and settings: each network trains as it does alone, with draws of its own."""
     chosen = np.array([(0, 0), (0, 1), (1, 0)] if trial.fields else [(0, 0), (0, 1)])
     settings = jax.tree.map(lambda x: x[chosen[:, 0]], trial.fields)
     keys = jax.vmap(jax.random.key)(chosen[:, 1])

@@ -71,7 +71,7 @@ def check_model(model: Any, input_shape: tuple[int, ...] = (4,), outputs: int = 
 
 
 def check_names(trial: Trial, outputs: int) -> None:
-    """Names of layers and features, in the order of the forward pass, and the shapes of all that has one."""
+    """Names of layers and features, in the order of the forward pass, and the shapes of what they name."""
     model, who, order = trial.model, trial.who, []
 
     def call(params: Params, taps: dict[str, Array], x: Array) -> Any:
@@ -132,7 +132,7 @@ def _check_shapes(who: str, layer: str, units: Units, leaves: dict[str, Array], 
 
 
 def check_seeds(trial: Trial) -> None:
-    """A network is its key's draw, alone and among others."""
+    """A network depends on its key alone, also when others are drawn beside it."""
     model, who, promise = trial.model, trial.who, Promise(Model, "init")
 
     def run(key: Key) -> tuple[Params, Tree]:
@@ -153,7 +153,7 @@ def check_seeds(trial: Trial) -> None:
     for number in range(2):
         one = jax.tree.map(lambda x, number=number: x[number], both)
         if wrong := difference(one, found[number], close(1e-4, 1e-5)):
-            raise Promise(Model).broken(who, f"among other seeds a network is another one, {wrong}", remedy)
+            raise Promise(Model).broken(who, f"a network differs among other seeds, {wrong}", remedy)
 
 
 def check_taps(trial: Trial) -> None:

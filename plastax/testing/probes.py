@@ -152,9 +152,9 @@ def _check(config: Any, kind: Kind) -> None:
             if not np.isfinite(network).all():
                 remedy = "guard divisions and logarithms; NaN only pads values whose names end in _eigenvalues"
                 raise promise.broken(who, f"the value {name} of {which} is not finite: {network}", remedy)
-    # The live network with another neighbour, and in the other place.
+    # The live network in second place, beside another neighbour.
     moved = both(jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params), batch, keys[::-1])
     first, second = (jax.tree.map(lambda x, i=i: x[i], of) for of, i in ((values, 0), (moved, 1)))
     if found := difference(second, first, close(1e-5, 1e-6)):
         remedy = "look at no other network"
-        raise Promise(Probe).broken(who, f"a network measures otherwise beside another one, {found}", remedy)
+        raise Promise(Probe).broken(who, f"the values of a network change with its neighbour, {found}", remedy)

@@ -36,7 +36,7 @@ class Looks:
         self.compiled = quick(self.look)
 
     def look(self, key: Key, data: Tree, number: Array) -> Any:
-        """((training, held-out) examples, some of each): the latter at another look, and fewer at once."""
+        """((training, held-out), some of each): all examples, then a few, looked at with another key."""
         stream = self.stream
         task = stream.task(key, data, number)
         train = stream.train(task, data, jnp.arange(stream.examples), key)
@@ -91,7 +91,7 @@ def _check(who: str, stream: Stream, recurring: bool) -> None:
         _check_examples(who, stream, part, examples)
     (train, test), (some, few) = found = looks(0, 2)
     if wrong := difference(found, seen[2]):
-        what = f"task 2 is another one when it is made again, {wrong}"
+        what = f"task 2 differs when it is made again, {wrong}"
         raise Promise(Stream, "task").broken(who, what, remedy)
     # Inputs may be drawn at every look; labels may not, nor anything of held-out examples.
     if wrong := difference(some.y, train.y[looks.some]):

@@ -94,13 +94,13 @@ def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
 
 
 def single(metric: str) -> bool:
-    """Whether a metric is one number a seed, not that of a layer or a threshold, whose name does not end in a mark."""
+    """Whether a metric is one number for each seed. Names of values for layers or thresholds do not end in a mark."""
     return metric.startswith(("train/", "task/")) or metric.rpartition("/")[2] in MARKS
 
 
 @functools.cache
 def shown(metric: str) -> bool:
-    """Whether a tracker shows a metric without being asked: if the dashboard does, or does not know its probe.
+    """Whether a tracker shows a metric by default: the dashboard shows it, or does not know its probe.
 
     >>> shown("train/loss"), shown("train/loss/ci_low"), shown("host/clock"), shown("mine/norm/end")
     (True, False, False, True)

@@ -252,7 +252,7 @@ class WandbSink:
         return out | {"task": step}
 
     def _define(self, names: Mapping[str, Any], axis: str) -> None:
-        """Says over what W&B draws each metric, and hides what a workspace does not show."""
+        """Tells W&B the horizontal axis of each metric, and hides what a workspace does not show."""
         assert self._run is not None
         for name in names.keys() - self._defined - {"global_step", "task"}:
             self._defined.add(name)

@@ -1,4 +1,4 @@
-"""What a study is shown by: trackers, and how W&B names its runs."""
+"""The trackers that show a study, and how W&B names its runs."""
 
 from __future__ import annotations
 

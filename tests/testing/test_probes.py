@@ -97,7 +97,7 @@ def test_a_good_probe_passes_as_object_and_as_class() -> None:
         (Whole, "mean: the value mean is of type int32.*give floats"),
         (Logarithm, "Logarithm .supervised.: the value mean of a network of silent units is not finite"),
         (Numpy, "Numpy .supervised.: the same call gives another program.*ProbeInput.key: the probe's own key"),
-        (Mixing, "Mixing .supervised.: a network measures otherwise beside another one"),
+        (Mixing, "Mixing .supervised.: the values of a network change with its neighbour"),
         (Remembering, "Remembering .supervised.: measure raises TypeError.*needs_previous=True"),
         (Labelled, "mean: the axis feature_layer of mean has 2 entries, and 3 labels"),
         (Promising, "mean: dims has median, which measure does not give"),

@@ -120,7 +120,7 @@ def test_a_good_stream_passes_as_object_as_class_and_built() -> None:
     ("config", "says"),
     [
         (Counting, "Counting: the same call gives another program.*Stream.task: ``.key, data, index. -> task``"),
-        (Calling, "Calling: task 2 is another one when it is made again"),
+        (Calling, "Calling: task 2 differs when it is made again"),
         (Shared, "Shared: task 0 trains on 4 of its 6 held-out.*Stream.held_out: its held-out examples, none of which"),
         (Constant, "Constant: tasks 0 and 1 have the same examples"),
         (Seedless, "Seedless: two seeds have the same examples"),
