@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.random_label import EXPERIMENT
 from plastax.program import parallel
 from plastax.records import layout, lifecycle
 from plastax.runs import loop
+from plastax.runs.ahead import Ahead
 from tests import programs
 
 PLAN = loop.Plan(tasks=2, updates_per_task=1, updates_per_segment=1, steps_per_update=1)
@@ -70,3 +72,13 @@ def test_a_program_that_does_not_compile_fails_in_its_own_turn(tmp_path):
     assert list(shares) == ["second"]
     for arm in ("first", "second"):
         assert np.isfinite(layout.read_segment(tmp_path / "records" / arm / "000001.npz").train["loss"]).all()
+
+
+def test_what_is_measured_alike_is_compiled_once():
+    """By methods of one network; another network's measurement is its own."""
+    config = EXPERIMENT.parse(["--preset", "smoke", "--methods", "backprop", "l2", "layernorm", "--probes", "weights"])
+    built = EXPERIMENT.build(config)
+    with Ahead(built.batches, built.plan.updates_per_segment, {}) as ahead:
+        backprop, l2, layernorm = (ahead.take(batch) for batch in built.batches)
+    assert backprop.measuring is l2.measuring
+    assert backprop.measuring is not layernorm.measuring

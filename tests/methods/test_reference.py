@@ -63,7 +63,8 @@ def init(key: jax.Array) -> Any:
     return init_fn(key)
 
 
-MODEL = Model(init, *[None] * 3, (), (), batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64), roles=ROLES)
+HIDDEN = ("actor/dense_0", "actor/dense_1")
+MODEL = Model(init, *[None] * 3, (), HIDDEN, batch_like=jax.ShapeDtypeStruct((EXAMPLES, 3), np.float64), roles=ROLES)
 
 
 def test_every_method_has_a_reference() -> None:
