@@ -74,7 +74,7 @@ def make(directory: pathlib.Path, seeds: int = SEEDS) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return make(tmp_path_factory.mktemp("sweep"))
+    return make(tmp_path_factory.mktemp("runs") / "sweep0")
 
 
 @pytest.fixture(scope="module")
