@@ -189,6 +189,7 @@ def test_it_is_reported_compared_and_exported_as_a_run(
     assert plastax.load(reference.directory)["probe/hessian/rank"].sizes["task"] == SERIES
 
 
+@pytest.mark.slow  # starts a process
 def test_the_command_finds_a_function_in_a_file(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +248,7 @@ def test_a_run_of_plastax_says_what_its_network_is(tmp_path: pathlib.Path) -> No
     assert quick(tmp_path / "run", tmp_path)["probe/features/rows"].sizes["task"] == 2
 
 
+@pytest.mark.slow  # compiles another loss
 def test_targets_are_compared_by_mean_squares(tmp_path: pathlib.Path) -> None:
     x = data()[0]
     y = np.stack([x.sum(axis=1), x[:, 0], 0 * x[:, 0]], axis=1)

@@ -234,6 +234,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.slow  # three starts of a process; `test_names` has a fast one by the command line
 def test_objects_of_a_script_train_and_survive_a_kill(tmp_path: pathlib.Path):
     script = tmp_path / "mine.py"
     script.write_text(textwrap.dedent(PROGRAM))

@@ -21,12 +21,17 @@ from plastax.probes import (
 from plastax.testing.probes import Kind
 from tests.probes.network import MODEL
 
+COSTLY = ("hessian", "trainability", "plasticity")
+"""To compile; `ggn` has what is special about spectra, and each has tests of its own."""
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
 
 
 @pytest.mark.parametrize("kind", [pytest.param("supervised", marks=pytest.mark.slow), "reinforcement"])
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in COSTLY)) for name in PROBES],
+)
 def test_registered_probe_keeps_its_promises(name: str, kind: Kind) -> None:
     assert CONFIGS[name].name == name
     testing.check_probe(CONFIGS[name], kinds=(kind,))
