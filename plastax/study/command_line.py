@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 import sys
@@ -118,7 +119,8 @@ def _flags(config: Any, group: str = "", aside: bool = False) -> list[_Flag]:
     return found
 
 
-def _texts(kind: type) -> dict[str, str]:
+@functools.lru_cache(1024)
+def _texts(kind: type) -> Mapping[str, str]:
     """Field -> docstring below it, of a class and its bases."""
     return {
         found.arg_name: found.description or ""
