@@ -106,7 +106,8 @@ class _Flag(NamedTuple):
 
 def _flags(config: Any, group: str = "", aside: bool = False) -> list[_Flag]:
     """All flags of a configuration."""
-    found, texts, kinds = [], _texts(type(config)), typing.get_type_hints(type(config))
+    kind: Any = type(config)
+    found, texts, kinds = [], _texts(kind), typing.get_type_hints(kind)
     prefix = f"{group.removesuffix('_settings')}." if group else ""
     for field in dataclasses.fields(config):
         value, aside_too = getattr(config, field.name), aside or bool(field.metadata.get("aside"))
