@@ -101,10 +101,15 @@ def program(
 
 
 def _in_a_loop(fn: Callable[[Tree], tuple[Tree, Tree]], carry: Tree, true: Array) -> tuple[Tree, Tree]:
-    """``fn(carry)``, as XLA rounds it inside of a loop; ``true`` is true, and not known to the compiler.
+    """``fn(carry)``, rounded as XLA rounds in a loop, which differs from how it rounds outside of one.
 
-    XLA rounds otherwise outside. Earlier versions updated and measured in one loop: in this one, whose first turn does
-    nothing, both give bit for bit what they gave there.
+    Earlier versions updated and measured in one loop of two turns. So does this: the first turn does nothing, and
+    results stay the same bit for bit.
+
+    Args:
+      fn: ``carry -> (carry, values)``.
+      carry: what it starts from.
+      true: a traced bool that is true. The compiler must not know it, or it would remove the loop.
     """
     nothing = jax.eval_shape(fn, carry)[1]
 

@@ -41,9 +41,11 @@ class Ahead:
         training, counts = self._training.pop(id(batch)).result()
         alike = _alike(batch)
         measuring, others = self._measuring[alike].result()
-        # The compilation counts for the batch that asked first.
-        self._measuring[alike] = Future()
-        self._measuring[alike].set_result((measuring, Counts()))
+        del self._measuring[alike]
+        if batch.program.alike:
+            # The compilation counts for the batch that asked first.
+            self._measuring[alike] = Future()
+            self._measuring[alike].set_result((measuring, Counts()))
         self._due = [other for other in self._due if other is not batch]
         if self._due:
             self._begin(self._due[0])
