@@ -39,7 +39,7 @@ class Found(NamedTuple):
       hidden: names of the layers with features, in that order.
       units: hidden layer -> its units.
       roles: what every parameter is.
-      activation: name of the hidden layers' nonlinearity, "other" if it is none that plastax knows or they differ.
+      activation: name of the hidden layers' nonlinearity, "other" if plastax does not know it, or they differ.
       lacking: layer or parameter -> what was not found, and why.
       draws: whether the network draws random numbers.
     """
@@ -314,7 +314,7 @@ class _Trace:
         return flow.Value(shape, None, axes, batch, layer, unit, layers, raw, True)
 
     def _is_layer(self, step: flow.Step, ins: list[flow.Value]) -> bool:
-        """Enters a product of data and one parameter as a layer; False if it is none."""
+        """Enters a product of data and one parameter as a layer; False if it is no layer."""
         if step.name not in ("dot_general", "conv_general_dilated") or len(ins) != 2:
             return False
         i = next((i for i in (0, 1) if ins[i].param and not ins[i].data and ins[1 - i].data), None)

@@ -161,7 +161,7 @@ def member(zipped: zipfile.ZipFile, name: str, limit: int) -> Iterator[tuple[Bin
     """A member of a zip archive and its size.
 
     Raises:
-      ValueError: it is larger than ``limit`` bytes, or compressed otherwise than by deflate (LZMA reserves as much
+      ValueError: it is larger than ``limit`` bytes, or not compressed by deflate (LZMA reserves as much
         memory as the archive asks for).
     """
     info = zipped.getinfo(name)

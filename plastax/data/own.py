@@ -43,7 +43,7 @@ def entry(given: Any, name: str = "own") -> Entry:
       name: what messages and the card call an object; a file has its own name.
 
     Raises:
-      DataError: there is no such file, or the object is none of what can be read.
+      DataError: there is no such file, or the object cannot be read as data.
     """
     if isinstance(given, Entry):
         return given

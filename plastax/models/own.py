@@ -14,7 +14,7 @@
 * An nnx or Equinox module that is given as an object keeps its weights: every seed starts with them.
 * With batch normalisation, linen modules take an argument ``train`` in their call.
 
-Layers, features, units and the parameters' roles are found by `plastax.discovery`, and what is not found can be
+Layers, features, units and the parameters' roles are found by `plastax.discovery`, and what it does not find can be
 declared: let the function return ``entry(module, "net").build(input_shape, outputs)._replace(units=..., roles=...)``.
 Parameters are nested dicts by the paths that they have in the network; numbers that are not floating point stay as they
 are.
@@ -97,7 +97,7 @@ def entry(obj: Any, name: str) -> Any:
       A frozen dataclass with ``build(input_shape, outputs, *, continuous=None) -> Model``. Its fields are the settings.
 
     Raises:
-      ConfigError: it is none of these, or asks for arguments that nothing gives.
+      ConfigError: it is something else, or asks for unknown arguments.
 
     Examples:
       >>> import flax.linen as nn

@@ -294,7 +294,7 @@ def trains_many_seeds_at_once(trial: Trial) -> None:
         alone = trial.run(setting, seed)[-1]
         # Rounding grows with the steps.
         if wrong := difference(found[:30], alone[:30], close(2e-4, 0)):
-            what = f"among others, a network trains otherwise than alone (setting {setting}, seed {seed}), {wrong}"
+            what = f"among others, a network does not train as it does alone (setting {setting}, seed {seed}), {wrong}"
             raise Promise(Program).broken(trial.who, what, remedy)
     if any(np.array_equal(together[0], other) for other in together[1:] if not trial.idle):
         raise Promise(Program).broken(trial.who, "different seeds or settings train alike", remedy)
