@@ -7,6 +7,7 @@
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dead_units, dormant_fraction
 from plastax.probes.features import FeatureProbe
+from plastax.probes.gain import GainProbe
 from plastax.probes.gradient import GradientProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.measuring import measure
@@ -22,6 +23,7 @@ __all__ = [
     "GGN",
     "PROBES",
     "FeatureProbe",
+    "GainProbe",
     "GradientProbe",
     "Hessian",
     "KroneckerSpectrum",

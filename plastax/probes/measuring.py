@@ -57,7 +57,7 @@ def measure(
         found, or relu.
       initial: parameters at the start of training; for `MovementProbe`.
       previous: parameters at the end of the last task; for `MovementProbe`.
-      init: ``key -> params``, the initialiser; for `PlasticityProbe`.
+      init: ``key -> params``, the initialiser; for `PlasticityProbe` and `GainProbe`.
       roles: which parameters are kernels and what their axes are, see `plastax.roles.Roles`.
 
     Returns:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from plastax.probes.base import ProbeConfig
 from plastax.probes.features import FeatureProbe
+from plastax.probes.gain import GainProbe
 from plastax.probes.gradient import GradientProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.movement import MovementProbe
@@ -28,5 +29,6 @@ PROBES: Mapping[str, ProbeConfig] = {
         NTKProbe(),
         TrainabilityProbe(),
         PlasticityProbe(),
+        GainProbe(),
     )
 }
