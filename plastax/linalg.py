@@ -3,8 +3,8 @@
 A *batched* LAPACK call deadlocks XLA:CPU on machines with few cores: jaxlib splits the batch over the intra-op thread
 pool and blocks one of the pool's own workers while it waits, so two such calls at once can wait for each other for
 ever. `vmap` over seeds makes exactly such calls. On CPU every decomposition here therefore becomes, under `vmap`, a
-loop of single LAPACK calls; the loop costs nothing measurable. On other backends batching stays as it is. The choice is
-made when a function is traced, from `jax.default_backend()`.
+loop of single LAPACK calls; the loop costs nothing measurable. On other backends batching stays as it is. `platforms`
+has the choice, which is made when a function is traced.
 
 On CPU, none of `eigvalsh`, `eigh`, `svdvals` has a reverse-mode derivative; `effective_rank` has its own.
 """
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from plastax import tree
+from plastax import platforms, tree
 from plastax.types import Array, Key
 
 RESOLVED_ROUNDINGS = 6e3
@@ -80,7 +80,8 @@ def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[...
     Args:
       fn: a function of positional arguments (trees of arrays) to a tree of arrays. It may close over traced arrays,
         batched ones included: they become arguments.
-      batch: how many calls of all vmaps around this one run side by side. None: one on CPU, all on other backends.
+      batch: how many calls of all vmaps around this one run side by side. None: one on CPU, all on other backends; see
+        `platforms.Choices.decompositions`.
 
     Returns:
       A function of the same arguments and results. It can be nested, jitted, scanned and used in branches, but has no
@@ -89,7 +90,7 @@ def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[...
 
     @functools.wraps(fn)
     def call(*args: Any) -> Any:
-        if batch is None and jax.default_backend() != "cpu":
+        if batch is None and platforms.chosen().decompositions == "batch":
             return fn(*args)
         # A custom_vmap function must not close over tracers of the vmap around it. Tracing turns whatever it closes
         # over into the constants of a jaxpr, which can be passed on as arguments.
@@ -287,7 +288,7 @@ def _by_svd(x: Array, power: int) -> tuple[Array, Array]:
 def _rank_and_gradient(x: Array, power: int) -> tuple[Array, Array]:
     """Of one matrix: from its Gram matrix, in double precision unless single resolves its spectrum."""
     square = x.size > FEW_ENTRIES and min(x.shape) > NEARLY_SQUARE * max(x.shape)
-    exact = functools.partial(_by_svd if square or jax.default_backend() == "tpu" else _in_double, power=power)
+    exact = functools.partial(_by_svd if square or not platforms.chosen().double else _in_double, power=power)
     if square or x.size <= FEW_ENTRIES:
         return exact(x)
     # A loop, not a branch: `vmap` turns a branch into both of its sides, but a loop ends when no one needs it.

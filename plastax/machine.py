@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from plastax import platforms
 from plastax.errors import ConfigError
 
 GUARDED = ("disallow", "disallow_explicit")
@@ -32,7 +33,8 @@ def check() -> None:
     """Starts JAX and looks at what it was told, before anything is compiled.
 
     Raises:
-      ConfigError: there is no backend that ``JAX_PLATFORMS`` names, or Python or JAX was told what no run works with.
+      ConfigError: there is no backend that ``JAX_PLATFORMS`` names, or Python, JAX or plastax (`platforms`) was told
+        what no run works with.
     """
     check_assertions()
     for name, (values, why) in SWITCHES.items():
@@ -44,6 +46,7 @@ def check() -> None:
         why = f"{error}".partition("\n")[0].partition(" (set JAX_PLATFORMS")[0] or "there is none of them here"
         asked = jax.config.values["jax_platforms"]
         raise ConfigError(f"JAX_PLATFORMS: {asked} cannot be used ({why}); unset it, or give cpu") from error
+    platforms.chosen()
 
 
 def check_assertions() -> None:

@@ -23,6 +23,7 @@ BASE = {
     "machine",
     "output",
     "parameters",
+    "platforms",
     "ranges",
     "roles",
     "structure",

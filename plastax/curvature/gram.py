@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from plastax import linalg, parameters, tree
+from plastax import linalg, parameters, platforms, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import ROUNDING, coupling, independent
 from plastax.curvature.fisher import weights
@@ -41,9 +41,6 @@ Apply = Callable[[Params, Tree], Tree]
 Root = Callable[[Tree, Tree], Tree]
 Way = Literal["auto", "gram", "lanczos"]
 
-DECOMPOSITION_COST = 8.0
-"""Operations of a decomposition over the cube of the matrix's rows, at the speed of a matrix product (measured on CPU:
-6 to 10 from 500 to 2,000 rows)."""
 ORTHOGONALISATION_COST = 20.0
 """How much slower an operation of Lanczos' orthogonalisation is, bound by memory, than one of a matrix product."""
 MAX_GRAM_BYTES = 2**30
@@ -75,7 +72,7 @@ def _gram(
         """The products of the rows of all examples with those of some, ``[B, K, B' K]``."""
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
         roots = jax.vmap(lambda o, d: jax.tree.map(lambda r: r[:, 0], root(_one(o), _one(d))))(outputs, part)
-        # On CPU rows run one by one, since batches of them are slower; elsewhere the K of an example together.
+        # One by one on CPU, since batches of them are slower; elsewhere the K of an example together.
         against = linalg.sequential(lambda row: weights(roots, push(row)).ravel())
         pull_all = jax.linear_transpose(push, params)
 
@@ -210,7 +207,7 @@ def ntk_spectrum(apply_fn: Apply, params: Params, data: Tree, chunk_size: int | 
 def _gram_is_cheaper(rows: int, examples: int, dim: int, order: int, probes: int, itemsize: int) -> bool:
     """Whether `gram_spectrum` takes fewer operations than Lanczos, by a dense network's count, and fits."""
     product = 8 * examples * dim  # forward and backward, weights and activations, two operations each
-    gram = rows * product / 2 + DECOMPOSITION_COST * rows**3
+    gram = rows * product / 2 + platforms.chosen().decomposition_cost * rows**3
     lanczos = order * probes * (product + ORTHOGONALISATION_COST * 8 * order * dim)
     return gram <= lanczos and rows**2 * itemsize <= MAX_GRAM_BYTES
 
@@ -229,7 +226,7 @@ def ggn_spectrum(
     """Spectrum of the Gauss-Newton matrix: by `gram_spectrum` where that is cheaper, by Lanczos otherwise.
 
     The choice is made from shapes when the function is traced, by the operations of a dense network, ``8 B P`` a
-    product. The Gram matrix of ``n = B K`` rows takes ``n / 2`` products and ``DECOMPOSITION_COST n^3`` operations.
+    product. The Gram matrix of ``n = B K`` rows takes ``n / 2`` products and ``decomposition_cost n^3`` operations.
     Lanczos takes ``order probes`` products and as many orthogonalisations of ``8 order P`` operations, weighed by
     `ORTHOGONALISATION_COST`. The Gram matrix is taken if it costs no more, the loss has a ``root``, and the matrix has
     at most `MAX_GRAM_BYTES`. It is exact, so ``method="gram"`` may be worth more than it costs.

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from plastax import machine, tree
+from plastax import machine, platforms, tree
 from plastax.curvature.lanczos import Reorthogonalise, block_sizes, kept_rows
 from plastax.types import Tree
 
@@ -61,7 +61,7 @@ def memory(
       28.0
     """
     one = run_bytes(params, order, reorthogonalise, basis_dtype, basis)
-    return one * min(batch or at_once(one, jax.default_backend(), device_memory()), probes * seeds)
+    return one * min(batch or at_once(one, device_memory()), probes * seeds)
 
 
 def run_bytes(
@@ -84,12 +84,9 @@ def device_memory() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def at_once(one: int, backend: str, available: int | None) -> int:
-    """How many runs of ``one`` bytes go side by side: one on CPU, where a loop is faster; elsewhere, all that fit.
-
-    That accelerators are faster with several has not been measured: ``batch`` of `spectrum` overrides it.
-    """
-    if backend == "cpu" or available is None:
+def at_once(one: int, available: int | None) -> int:
+    """How many runs of ``one`` bytes go side by side: one or all that fit, see `platforms.Choices.lanczos`."""
+    if platforms.chosen().lanczos == "loop" or available is None:
         return 1
     return max(1, int(MEMORY_SHARE * available) // one)
 

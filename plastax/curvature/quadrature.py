@@ -129,7 +129,7 @@ def spectrum(
         found = jax.tree.map(lambda *rows: jnp.stack(rows), *(probe(keys[r]) for r in range(probes)))
     else:
         one = run_bytes(op.like, order, reorthogonalise, basis_dtype)
-        room = batch or at_once(one, jax.default_backend(), device_memory())
+        room = batch or at_once(one, device_memory())
         found = jax.vmap(linalg.sequential(probe, batch=room))(keys)
     nodes, weights, residuals, breakdowns, leftovers = found
     coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.like))

@@ -1,4 +1,4 @@
-"""Convolutions that run well inside compiled loops and over seeds, on CPU too."""
+"""Convolutions that run well inside compiled loops and over seeds; `plastax.platforms` says which do where."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plastax import platforms
 from plastax.types import Array
 
 
@@ -48,13 +49,13 @@ def by_patches(inputs: Array, kernel: Array, strides: Sequence[int], padding: st
 
 
 def _convolve(inputs: Array, kernel: Array, window_strides: Sequence[int], padding: Any, **options: Any) -> Array:
-    """`jax.lax.conv_general_dilated` as Flax calls it; by patches on CPU, where they are faster."""
+    """`jax.lax.conv_general_dilated` as Flax calls it; by patches where the device does better with them."""
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
     plain &= options.get("feature_group_count", 1) == 1 and options.get("precision") is None and inputs.ndim == 4
-    if plain and jax.default_backend() == "cpu":
+    if plain and platforms.chosen().convolutions == "patches":
         return by_patches(inputs, kernel, window_strides, padding)
     return jax.lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=_convolve)
-"""`flax.linen.Conv`, by patches on CPU."""
+"""`flax.linen.Conv`, by patches where `platforms.chosen` says so."""

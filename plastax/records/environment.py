@@ -161,7 +161,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     counts = old.get("devices_used"), new.get("devices_used")
     found += ["the number of devices"] if None not in counts and counts[0] != counts[1] else []
     found += [name for name in ("x64", "matmul_precision", "xla_flags") if old.get(name) != new[name]]
-    return found + [f"jax_{name}" for name in _differing(old, new, "jax")] + _differing(old, new, "variables")
+    found += [f"jax_{name}" for name in _differing(old, new, "jax")]
+    return found + _differing(old, new, "variables") + _differing(old, new, "choices")
 
 
 def edits(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -191,6 +192,8 @@ def environment(used: Collection[object] = (), devices: int | None = None) -> di
     # Not imported at the top: whoever reads records needs no JAX.
     import jax
 
+    from plastax import platforms
+
     status = _git("status", "--porcelain")
     values = jax.config.values
     return {
@@ -204,6 +207,7 @@ def environment(used: Collection[object] = (), devices: int | None = None) -> di
         "backend": jax.default_backend(),
         "devices": [{"kind": device.device_kind, "id": device.id} for device in jax.devices()],
         "devices_used": devices,
+        "choices": platforms.chosen()._asdict(),
         "cpu": cpu(),
         "matmul_precision": values["jax_default_matmul_precision"] or "default",
         "x64": bool(values["jax_enable_x64"]),

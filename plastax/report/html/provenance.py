@@ -130,6 +130,7 @@ def _what(config: Mapping[str, Any], environment: Mapping[str, Any]) -> pd.DataF
         f"{environment.get('cpus_usable')} CPUs, {environment.get('platform', '')}",
         "versions": ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items() if v),
         "precision": f"matmul {environment.get('matmul_precision')}, x64 {environment.get('x64')}",
+        "chosen for it": ", ".join(f"{k} {v}" for k, v in environment.get("choices", {}).items()),
         "code": f"{environment.get('git_revision')}{' and uncommitted changes' * bool(environment.get('git_dirty'))}",
         "repeat by": repeat(environment.get("command") or ""),
         **{f"own {group}": _own(origin) for group, origin in config.get("own", {}).items()},

@@ -1,0 +1,81 @@
+"""What plastax does differently on CPUs, GPUs and TPUs, and why: the one place that says so.
+
+Everything else runs alike everywhere. `CHOICES` is used unless an environment variable says otherwise, for example
+``PLASTAX_CONVOLUTIONS=patches``. It is read when a function is traced, so set it before the first one. A run records
+what was chosen under ``choices`` in its ``environment.json``, and is not continued under other choices.
+
+`experiments/bench/accelerator.py` measures every choice on the device at hand. Those for CPUs were measured, those for
+GPUs and TPUs are what is usual there.
+
+All seeds train side by side on every device (``seed_chunk`` 0); on CPUs, too, chunks are no faster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple, get_args, get_type_hints
+
+import jax
+
+from plastax.errors import ConfigError
+
+Way = Literal["loop", "batch"]
+
+
+class Choices(NamedTuple):
+    """How plastax computes on one kind of device.
+
+    Attributes:
+      convolutions: one matrix product with patches, or XLA's own operation, for which the vendor's libraries are tuned.
+        XLA's is 5 to 14 times as slow on CPUs, inside loops and where kernels differ by seed.
+      decompositions: of several networks, and rows of a Gram matrix: one after another, or as one batch. A batch can
+        deadlock on CPUs (`plastax.linalg`). GPUs have batched kernels for small matrices.
+      lanczos: runs of several probes and seeds: one after another, or as many side by side as fit half of the memory.
+        Batches take 1.0 to 2.8 times as long on CPUs, whose caches they overflow. One run cannot fill a GPU.
+      decomposition_cost: operations of an eigendecomposition of n rows, over n^3, at the speed of a matrix product.
+        On CPUs 6 to 10 were measured. Elsewhere its steps are too small for the device; the number is an estimate.
+      double: whether the device has float64.
+    """
+
+    convolutions: Literal["patches", "xla"]
+    decompositions: Way
+    lanczos: Way
+    decomposition_cost: float
+    double: bool
+
+
+CHOICES: Mapping[str, Choices] = MappingProxyType(
+    {
+        "cpu": Choices("patches", "loop", "loop", decomposition_cost=8.0, double=True),
+        "gpu": Choices("xla", "batch", "batch", decomposition_cost=200.0, double=True),
+        "tpu": Choices("xla", "batch", "batch", decomposition_cost=200.0, double=False),
+    }
+)
+"""Name of a backend, as `jax.default_backend` has it -> choices. Backends that are not here get those of GPUs."""
+VARIABLES = tuple(name for name, kind in get_type_hints(Choices).items() if get_args(kind))
+"""The choices that ``PLASTAX_<NAME>`` overrides."""
+
+
+def chosen(environment: Mapping[str, str] = os.environ) -> Choices:
+    """The choices for JAX's default device.
+
+    Args:
+      environment: the process's variables.
+
+    Raises:
+      ConfigError: a variable has a value that is not allowed, or one that does not work on the device.
+
+    Examples:
+      >>> chosen({}).lanczos, chosen({"PLASTAX_LANCZOS": "batch"}).lanczos  # on CPU
+      ('loop', 'batch')
+    """
+    backend, hints = jax.default_backend(), get_type_hints(Choices)
+    told = {name: value for name in VARIABLES if (value := environment.get(f"PLASTAX_{name.upper()}"))}
+    for name, value in told.items():
+        if value not in (allowed := get_args(hints[name])):
+            raise ConfigError(f"PLASTAX_{name.upper()}: {value!r} is not allowed; give {' or '.join(allowed)}")
+    if backend == "cpu" and told.get("decompositions") == "batch":
+        raise ConfigError("PLASTAX_DECOMPOSITIONS: batch can deadlock on CPUs; unset it, or give loop")
+    return CHOICES.get(backend, CHOICES["gpu"])._replace(**told)  # type: ignore[arg-type]
