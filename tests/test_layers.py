@@ -47,6 +47,7 @@ ALLOWED = {  # module or package of plastax -> the others that it may import
     "testing": ENGINE,
     "inspecting": ENGINE | KEPT | {"report", "tracking", "runs", "study"},
     "study": ENGINE | KEPT | {"report", "tracking", "runs"},
+    "claims": ENGINE | KEPT | {"report", "tracking", "runs", "study"},
     "__main__": ENGINE | KEPT | {"report", "tracking", "runs", "study", "inspecting"},
     "__init__": ENGINE | KEPT | {"report", "study", "inspecting", "testing"},
 }
