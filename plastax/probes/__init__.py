@@ -6,15 +6,21 @@
 
 from plastax.probes import activity, ranks
 from plastax.probes.activity import dead_units, dormant_fraction
+from plastax.probes.churn import ChurnProbe
+from plastax.probes.duplicates import DuplicateProbe
 from plastax.probes.features import FeatureProbe
 from plastax.probes.gain import GainProbe
 from plastax.probes.gradient import GradientProbe
+from plastax.probes.isometry import IsometryProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.measuring import measure
 from plastax.probes.movement import MovementProbe
+from plastax.probes.noise import NoiseProbe
 from plastax.probes.ntk import NTKProbe
 from plastax.probes.plasticity import PlasticityProbe
+from plastax.probes.readiness import ReadinessProbe
 from plastax.probes.registry import PROBES
+from plastax.probes.robustness import RobustnessProbe
 from plastax.probes.spectrum import GGN, Hessian
 from plastax.probes.trainability import TrainabilityProbe
 from plastax.probes.weights import WeightProbe
@@ -22,14 +28,20 @@ from plastax.probes.weights import WeightProbe
 __all__ = [
     "GGN",
     "PROBES",
+    "ChurnProbe",
+    "DuplicateProbe",
     "FeatureProbe",
     "GainProbe",
     "GradientProbe",
     "Hessian",
+    "IsometryProbe",
     "KroneckerSpectrum",
     "MovementProbe",
     "NTKProbe",
+    "NoiseProbe",
     "PlasticityProbe",
+    "ReadinessProbe",
+    "RobustnessProbe",
     "TrainabilityProbe",
     "WeightProbe",
     "activity",

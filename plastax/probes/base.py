@@ -66,3 +66,15 @@ def order_within(order: int, seen: ProbeInput) -> int:
 def flat_outputs(outputs: Tree) -> Array:
     """All outputs of every example in a row: ``[B, C]``."""
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(outputs)], axis=1)
+
+
+def choices(outputs: Tree, batch: Tree) -> Array | None:
+    """The likeliest class or action of every example, ``[B, ...]``; None if outputs are neither.
+
+    Outputs are logits if they have an entry ``policy`` and no ``log_std``, or if the batch has integer labels ``y``.
+    """
+    if isinstance(outputs, dict):
+        return jnp.argmax(outputs["policy"], axis=-1) if "policy" in outputs and "log_std" not in outputs else None
+    labels = getattr(batch, "y", None)
+    classes = isinstance(outputs, jax.Array) and labels is not None and jnp.issubdtype(labels.dtype, jnp.integer)
+    return jnp.argmax(outputs, axis=-1) if classes else None

@@ -15,7 +15,7 @@ from plastax.types import Array, Model, Probe, ProbeInput
 
 @dataclass(frozen=True)
 class NTKProbe(ProbeConfig):
-    """Rank and eigenvalues of the empirical neural tangent kernel of all outputs on a few examples, exact."""
+    """Ranks, condition number and eigenvalues of the empirical neural tangent kernel on a few examples, exact."""
 
     name: ClassVar[str] = "ntk"
 
@@ -32,11 +32,12 @@ class NTKProbe(ProbeConfig):
     def build(self, model: Model) -> Probe:
         """The probe, of ``K = J J^T``, ``[n C, n C]`` for n examples and C outputs, not divided by either.
 
-        ``eigenvalues`` ``[ntk_index]``, descending; ``srank`` of K, ``effective_rank`` (power 1 of K's eigenvalues) and
-        ``numerical_rank``, ``largest`` and ``trace``. K's eigenvalues are the squares of J's singular values, so its
-        srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of J in other papers. All ranks are at
-        most n C: compare them at one number of examples. Under batch normalisation J is that of the outputs of these
-        n examples together, and K belongs to them as a whole.
+        ``eigenvalues`` ``[ntk_index]``, descending; ``srank`` of K, ``effective_rank`` (power 1 of K's eigenvalues:
+        its entropy rank) and ``numerical_rank``, ``largest`` and ``trace``; ``condition_number``, the largest
+        eigenvalue over the smallest that ``numerical_rank`` counts, 0 for the zero kernel. K's eigenvalues are the
+        squares of J's singular values, so its srank is the `ranks.pca_rank` of J, and smaller than the `ranks.srank` of
+        J in other papers. All ranks are at most n C: compare them at one number of examples. Under batch normalisation
+        J is that of the outputs of these n examples together, and K belongs to them as a whole.
 
         References:
           Jacot, Gabriel and Hongler, "Neural tangent kernel", NeurIPS 2018; see `plastax.curvature.ntk_spectrum`.
@@ -47,11 +48,14 @@ class NTKProbe(ProbeConfig):
             seen = thinned(seen, self.examples)
             kernel = curvature.ntk_spectrum(seen.outputs_fn, seen.params, seen.batch)
             values = kernel.nodes[0][::-1]
+            rank = ranks.numerical_rank(values, values.size)
+            smallest = jnp.min(jnp.where(jnp.arange(values.size) < rank, values, values[0]))
             return {
                 "eigenvalues": values,
                 "srank": ranks.srank(values, self.delta),
                 "effective_rank": ranks.effective_rank(values),
-                "numerical_rank": ranks.numerical_rank(values, values.size),
+                "numerical_rank": rank,
+                "condition_number": values[0] / jnp.where(smallest == 0, 1.0, smallest),
                 "largest": values[0],
                 "trace": jnp.sum(values),
             }

@@ -42,6 +42,7 @@ def test_ntk_probe_equals_the_jacobian() -> None:
     np.testing.assert_allclose(values["trace"], (singular**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(values["effective_rank"], entropy_rank(singular**2), rtol=1e-4)
     assert values["numerical_rank"] == 15
+    np.testing.assert_allclose(values["condition_number"], (singular[0] / singular[-1]) ** 2, rtol=1e-2)
     # The kernel's srank is the Jacobian's PCA rank, and not the Jacobian's own srank.
     s = jnp.asarray(singular, jnp.float32)
     assert values["srank"] == ranks.pca_rank(s, 0.9) < ranks.srank(s, 0.1)
@@ -49,6 +50,7 @@ def test_ntk_probe_equals_the_jacobian() -> None:
     np.testing.assert_allclose(dead["eigenvalues"], [5] * 3 + [0] * 12, atol=5e-5)
     for name in ("srank", "effective_rank", "numerical_rank"):
         np.testing.assert_allclose(dead[name], 3.0, rtol=1e-4)
+    np.testing.assert_allclose(dead["condition_number"], 1.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", [Hessian, pytest.param(GGN, marks=pytest.mark.slow)])
