@@ -21,7 +21,7 @@ from plastax.probes import (
 from plastax.testing.probes import Kind
 from tests.probes.network import MODEL
 
-COSTLY = ("hessian", "trainability", "plasticity", "gain")
+COSTLY = ("hessian", "trainability", "plasticity", "gain", "readiness")
 """To compile; `ggn` has what is special about spectra, and each has tests of its own."""
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
