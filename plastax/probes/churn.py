@@ -67,7 +67,9 @@ class ChurnProbe(ProbeConfig):
                 grads = jax.grad(seen.loss_fn)(seen.params, part)
                 after, then = outputs(jax.tree.map(lambda w, g: w - self.learning_rate * g, seen.params, grads))
                 found = {"moved": per_part(jnp.sum(jnp.square(after - before), axis=1))}
-                return found if then is None else found | {"switched": per_part(jnp.not_equal(then, chosen).astype(jnp.float32))}
+                if then is not None and chosen is not None:
+                    found["switched"] = per_part(jnp.not_equal(then, chosen).astype(jnp.float32))
+                return found
 
             found = jax.lax.map(step, parts)
             on = jnp.sqrt(jnp.mean(jnp.diagonal(found["moved"])))
