@@ -153,6 +153,19 @@ def compare(
         loading.write_table(frame, csv)
 
 
+def predict(runs: Runs, /, out: pathlib.Path | None = None) -> None:
+    """Ranks measurements by how well they foretell what a network then gains.
+
+    Args:
+      runs: run directories, `runs/<experiment>/<run id>`, or patterns, of one stream. Measurements are those at each
+        task's start. Gains are over a fresh network on the same task and seed: after a few updates as the probe gain
+        records them, and over the task against the method reset.
+      out: the folder of prediction.png, .pdf and .csv; by default `figures` in the directory of a run, or the working
+        directory.
+    """
+    importlib.import_module("plastax.report").print_prediction(_found(runs), out)
+
+
 def export(runs: Runs, /, format: Literal["parquet", "csv"] = "parquet", out: pathlib.Path | None = None) -> None:
     """Writes what runs recorded as plain tables, one file for each set of axes.
 
@@ -289,6 +302,7 @@ def main(args: list[str] | None = None) -> None:
         "list": list_,
         "report": report,
         "compare": compare,
+        "predict": predict,
         "export": export,
         "wandb-export": wandb_export,
         "wandb-dashboard": wandb_dashboard,
@@ -328,7 +342,7 @@ def main(args: list[str] | None = None) -> None:
         if error.filename is None and error.errno not in (None, *_FULL):
             raise
         said = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
-        elsewhere = args[0] in ("report", "export", "wandb-export") and error.errno in (*_CLOSED, *_FULL)
+        elsewhere = args[0] in ("report", "predict", "export", "wandb-export") and error.errno in (*_CLOSED, *_FULL)
         output.fail(f"error: {said}{'; --out names another place to write to' if elsewhere else ''}")
 
 

@@ -69,7 +69,9 @@ def test_list_fits_a_terminal_and_says_which_experiments_take_what(monkeypatch, 
     assert "rl_gymnax                   rl          Continual" in printed
 
 
-@pytest.mark.parametrize("command", ["", "run", "sweep", "list", "compare", "report", "export", "runs", "data"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "sweep", "list", "compare", "predict", "report", "export", "runs", "data"]
+)
 def test_help_of_commands_fits_80_columns(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:

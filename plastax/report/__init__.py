@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from plastax.report.figures import Drawing
 
 __all__ = [
-    "LoadedRun", "RunLike", "draw", "load_run", "print_comparison", "print_table", "read", "write", "write_and_print",
+    "LoadedRun", "RunLike", "draw", "load_run", "print_comparison", "print_prediction", "print_table", "read", "write",
+    "write_and_print",
 ]  # fmt: skip
 
 
@@ -174,4 +175,46 @@ def print_comparison(
         output.say(console, line)
     for data in studies if scored else ():
         _print_best(data, console, statistic, options.get("quantity", ""))
+    return frame
+
+
+def print_prediction(
+    runs: Sequence[RunLike], out: str | os.PathLike[str] | None = None, console: Console | None = None
+) -> pd.DataFrame:
+    """Prints which measurement foretells plasticity, and writes the figure ``prediction`` as PNG, PDF and CSV.
+
+    Args:
+      runs: one or more of the same stream, see `RunLike`.
+      out: the folder; by default ``figures`` in the directory of a run, or the working directory.
+      console: the terminal by default.
+
+    Returns:
+      The table of `prediction.foretell`.
+
+    Raises:
+      plastax.errors.ConfigError: the runs are of different streams, or something that is needed was not recorded.
+    """
+    drawing.import_matplotlib()
+    from plastax import output
+    from plastax.errors import ConfigError
+    from plastax.report import prediction, style
+    from plastax.report.html import side_by_side
+
+    studies = [load_run(run) for run in runs]
+    names = ", ".join(str(study.directory) for study in studies)
+    if streams := prediction.other_streams([study.config for study in studies]):
+        raise ConfigError(f"{names} are of different streams ({streams}); give runs of one stream")
+    data, _ = side_by_side(studies)
+    try:
+        frame = prediction.foretell(data)
+    except ConfigError as error:
+        raise ConfigError(f"{names}: {error}") from error
+    console = console or output.Console()
+    console.print(prediction.render(frame, f"What foretells plasticity: {names}", console.width))
+    folder = pathlib.Path(out or (studies[0].directory / "figures" if len(studies) == 1 else "."))
+    with style.styled():
+        made = prediction.picture(frame)
+        style.stamp(made.figure, data.attrs.get("notice", ""))
+        style.save(*made, folder, "prediction")
+    output.say(console, f"The figure and all numbers are in {folder}/prediction.png, .pdf and .csv")
     return frame

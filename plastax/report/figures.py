@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
-from plastax.report import drawn, heat_maps, sweeps
+from plastax.report import drawn, heat_maps, prediction, sweeps
 from plastax.report.arms import methods, swept
 from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.statistics import over_seeds
@@ -280,6 +280,7 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
     "spectra_ggn": functools.partial(spectra, operator="ggn"),
     "ranks": ranks,
     "network": network,
+    "prediction": prediction.draw,
 }
 """Name -> function that draws it; `drawings` adds the score's figure under the score's name for it."""
 
