@@ -11,7 +11,7 @@ from plastax.probes.duplicates import DuplicateProbe
 from plastax.probes.features import FeatureProbe
 from plastax.probes.gain import GainProbe
 from plastax.probes.gradient import GradientProbe
-from plastax.probes.isometry import IsometryProbe
+from plastax.probes.isometry_gap import IsometryGapProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.measuring import measure
 from plastax.probes.movement import MovementProbe
@@ -34,7 +34,7 @@ __all__ = [
     "GainProbe",
     "GradientProbe",
     "Hessian",
-    "IsometryProbe",
+    "IsometryGapProbe",
     "KroneckerSpectrum",
     "MovementProbe",
     "NTKProbe",

@@ -72,7 +72,7 @@ class NoiseProbe(ProbeConfig):
         def measure(seen: ProbeInput) -> dict[str, Array]:
             seen = thinned(seen, self.examples)
             parts = parted(seen.batch, min(self.minibatches, jax.tree.leaves(seen.batch)[0].shape[0]))
-            names = kernel_names(seen.params, roles.of_model(model), "noise")
+            names = kernel_names(seen.params, roles.of_model(model), self.name)
             places = {names[layer]: i for i, layer in enumerate(model.layers)}
             grads, sharpness = jax.lax.map(lambda part: self._one(seen, part, places), parts)
             named = tree.named_leaves(tree.wide(grads))

@@ -10,7 +10,7 @@ from plastax.probes.duplicates import DuplicateProbe
 from plastax.probes.features import FeatureProbe
 from plastax.probes.gain import GainProbe
 from plastax.probes.gradient import GradientProbe
-from plastax.probes.isometry import IsometryProbe
+from plastax.probes.isometry_gap import IsometryGapProbe
 from plastax.probes.kronecker import KroneckerSpectrum
 from plastax.probes.movement import MovementProbe
 from plastax.probes.noise import NoiseProbe
@@ -40,7 +40,7 @@ PROBES: Mapping[str, ProbeConfig] = {
         NoiseProbe(),
         ChurnProbe(),
         DuplicateProbe(),
-        IsometryProbe(),
+        IsometryGapProbe(),
         RobustnessProbe(),
     )
 }

@@ -13,9 +13,9 @@ import pytest
 from plastax import probes, tree
 from plastax.errors import ConfigError
 from plastax.models import ActorCritic
-from plastax.probes import ChurnProbe, DuplicateProbe, IsometryProbe, NoiseProbe, ReadinessProbe, RobustnessProbe
+from plastax.probes import ChurnProbe, DuplicateProbe, IsometryGapProbe, NoiseProbe, ReadinessProbe, RobustnessProbe
 from plastax.probes.duplicates import nearest
-from plastax.probes.isometry import deviations
+from plastax.probes.isometry_gap import deviations
 from plastax.probes.noise import noise_scale
 from plastax.probes.readiness import readiness
 from plastax.testing import probes as shown
@@ -26,7 +26,7 @@ SHAPES = {"hidden": {"kernel": (4, 5), "bias": (5,)}, "output": {"kernel": (5, 3
 LAYERS = ("hidden", "output")
 CHOSEN = (
     ReadinessProbe(minibatches=PARTS, order=64), NoiseProbe(minibatches=PARTS, iterations=ITERATIONS),
-    ChurnProbe(minibatches=PARTS, learning_rate=RATE), DuplicateProbe(threshold=0.6), IsometryProbe(),
+    ChurnProbe(minibatches=PARTS, learning_rate=RATE), DuplicateProbe(threshold=0.6), IsometryGapProbe(),
     RobustnessProbe(noise=1.0, epsilon=0.5),
 )  # fmt: skip
 
@@ -189,7 +189,7 @@ def test_isometry_equals_singular_values() -> None:
     for i, layer in enumerate(LAYERS):
         squares = np.linalg.svd(params[layer]["kernel"], compute_uv=False) ** 2
         relative = squares / squares.mean()
-        found = measured()["isometry/deviation"][i], measured()["isometry/relative_deviation"][i]
+        found = measured()["isometry_gap/deviation"][i], measured()["isometry_gap/relative_deviation"][i]
         np.testing.assert_allclose(found, [np.sqrt(np.mean((s - 1) ** 2)) for s in (squares, relative)], rtol=1e-6)
     for gain, both in ((1.0, (0, 0)), (np.sqrt(2), (1, 0)), (0.0, (1, 0))):
         np.testing.assert_allclose(deviations(gain * jnp.eye(5)[:3]), both, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 
 from plastax import testing
 from plastax.errors import ConfigError
+from plastax.methods import METHODS
 from plastax.probes import (
     GGN,
     PROBES,
@@ -25,6 +26,11 @@ COSTLY = ("hessian", "trainability", "plasticity", "gain", "readiness")
 """To compile; `ggn` has what is special about spectra, and each has tests of its own."""
 # As an experiment has them: with a budget.
 CONFIGS = {**PROBES, "trainability": PROBES["trainability"].within(0.1, 20)}
+
+
+def test_no_probe_has_the_name_of_a_method() -> None:
+    """Both are groups of settings: ``--redo.tau``, ``--hessian.order``."""
+    assert not PROBES.keys() & METHODS.keys()
 
 
 @pytest.mark.parametrize("kind", [pytest.param("supervised", marks=pytest.mark.slow), "reinforcement"])

@@ -36,10 +36,10 @@ def deviations(matrix: Array) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class IsometryProbe(ProbeConfig):
+class IsometryGapProbe(ProbeConfig):
     """Deviation of every layer's kernel from an isometry, and from a multiple of one."""
 
-    name: ClassVar[str] = "isometry"
+    name: ClassVar[str] = "isometry_gap"
     needs: ClassVar[tuple[Need, ...]] = ("kernels",)
 
     def build(self, model: Model) -> Probe:
@@ -57,11 +57,11 @@ class IsometryProbe(ProbeConfig):
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             found = roles.of_model(model).of(seen.params)
-            names = kernel_names(seen.params, roles.of_model(model), "isometry")
+            names = kernel_names(seen.params, roles.of_model(model), self.name)
 
             def one(name: str, kernel: Array) -> Array:
                 role = found[name]
-                matrices = roles.matrices(kernel, role, roles.axes(name, role, "isometry"))
+                matrices = roles.matrices(kernel, role, roles.axes(name, role, self.name))
                 stacked = jax.vmap(deviations)(matrices.reshape(-1, *matrices.shape[-2:]))
                 return jnp.stack([jnp.mean(x) for x in stacked])
 
