@@ -11,7 +11,16 @@ import numpy as np
 
 from plastax.errors import RecordError
 from plastax.records.files import PathLike
-from plastax.records.layout import MARKS, Segment, arm_labels, coords_of, read_arm, read_config
+from plastax.records.layout import (
+    MARKS,
+    Segment,
+    arm_labels,
+    coords_of,
+    read_arm,
+    read_config,
+    records_folder,
+    segment_files,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,45 +36,48 @@ class _Plan(NamedTuple):
     updates_per_task: int
 
 
-def _plan(directory: pathlib.Path, config: Mapping[str, Any], found: Mapping[str, list[Segment]]) -> _Plan:
+def _plan(directory: pathlib.Path, config: Mapping[str, Any], arms: list[str]) -> _Plan:
     settings = config.get("settings", {})
     missing = [name for name in ("tasks", "updates_per_task") if name not in settings]
     if missing:
         raise RecordError(f"{directory / 'config.json'}: settings {missing} are missing")
-    arms = arm_labels(config)
-    arms += [arm for arm in found if arm not in arms]
-    sizes = {
-        arm: {len(array) for segment in segments for array in (*segment.train.values(), *segment.probe.values())}
-        for arm, segments in found.items()
-    }
-    seeds = set().union(*sizes.values()) or {int(settings.get("seeds", 1))}
-    if len(seeds) > 1:
-        raise RecordError(f"{directory}: the number of seeds differs between records: {sizes}")
     first = int(settings.get("first_seed", 0))
-    return _Plan(arms, seeds.pop(), first, int(settings["tasks"]), int(settings["updates_per_task"]))
+    seeds = int(settings.get("seeds", 1))
+    return _Plan(arms, seeds, first, int(settings["tasks"]), int(settings["updates_per_task"]))
 
 
 MOST, MOST_TIMES = 1 << 30, 1000
 """Largest size of a data set: this many bytes, or this multiple of what is recorded."""
 
 
-def _check_size(directory: pathlib.Path, plan: _Plan, found: Mapping[str, list[Segment]]) -> None:
-    """Raises `RecordError` if a damaged configuration asks for far more memory than is recorded."""
-    updates = plan.tasks * plan.updates_per_task
+def _check_size(directory: pathlib.Path, plan: _Plan, widths: Mapping[str, int], recorded: int) -> None:
+    """Raises `RecordError` if a damaged configuration asks for far more memory than is recorded.
+
+    Args:
+      directory: the run.
+      plan: its sizes, as configured.
+      widths: variable -> bytes of an arm and seed.
+      recorded: bytes of all records.
+    """
     if plan.tasks < 1 or plan.updates_per_task < 1 or plan.seeds < 1:
         raise RecordError(f"{directory / 'config.json'}: seeds, tasks and updates_per_task must be 1 or more")
-    parts = [segment for segments in found.values() for segment in segments]
-    there = sum(array.nbytes for part in parts for array in (*part.train.values(), *part.probe.values()))
-    widths = {name: updates * array.itemsize for part in parts for name, array in part.train.items()}
-    for part in parts:
-        widths |= {f"probe/{k}": plan.tasks * array[:1].nbytes for k, array in part.probe.items() if len(array)}
+    updates = plan.tasks * plan.updates_per_task
     needed = len(plan.arms) * plan.seeds * sum(widths.values()) + 16 * updates + 8 * plan.seeds
-    if needed > max(MOST, MOST_TIMES * there):
+    if needed > max(MOST, MOST_TIMES * recorded):
         raise RecordError(
             f"{directory}: {plan.tasks} tasks of {plan.updates_per_task} updates, {plan.seeds} seeds and "
             f"{len(plan.arms)} methods, as configured, take {needed / 2**30:.3g} GiB, but only "
-            f"{there / 2**20:.3g} MiB have been recorded"
+            f"{recorded / 2**20:.3g} MiB have been recorded"
         )
+
+
+def _widths(plan: _Plan, segments: Sequence[Segment]) -> dict[str, int]:
+    """Variable -> bytes that it takes of an arm and seed."""
+    updates, found = plan.tasks * plan.updates_per_task, {}
+    for segment in segments:
+        found |= {f"train/{k}": updates * array.itemsize for k, array in segment.train.items()}
+        found |= {f"probe/{k}": plan.tasks * array[:1].nbytes for k, array in segment.probe.items() if len(array)}
+    return found
 
 
 def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -93,35 +105,58 @@ def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -
     return value
 
 
-def _collect(plan: _Plan, found: Mapping[str, list[Segment]], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All segments as arrays of the full size, NaN where nothing is recorded yet."""
-    out: dict[str, np.ndarray] = {}
-    leading = (len(plan.arms), plan.seeds)
+def _collect(
+    out: dict[str, np.ndarray], plan: _Plan, arm: str, segments: Sequence[Segment], config: Mapping[str, Any], most: int
+) -> None:
+    """Puts an arm's segments into arrays of the full size, with ``most`` segments an arm; the rest is NaN."""
+    m, leading = plan.arms.index(arm), (len(plan.arms), plan.seeds)
     updates = plan.tasks * plan.updates_per_task
-    most = max((len(segments) for segments in found.values()), default=0)
-    for arm, segments in found.items():
-        m = plan.arms.index(arm)
-        for s, segment in enumerate(segments):
-            task, start = int(segment.host["task"]), int(segment.host["clock"])
-            stop = start + int(segment.host["length"])
-            first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
-            if not (first <= start < stop <= last <= updates):
-                raise RecordError(
-                    f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
-                    f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
-                )
-            for name, value in segment.train.items():
-                _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
-            probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
-            # A task may have several segments. Only the first holds the task's init, and only the last its end: a
-            # measurement in the middle of a killed run's last task is not of its end.
-            for mark, due in enumerate((start == first, stop == last)):
-                for name, value in probe.items() if due else ():
-                    shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
-                    _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
-            for name, number in segment.host.items():
-                _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.arms), most))
-    return out
+    for s, segment in enumerate(segments):
+        task, start = int(segment.host["task"]), int(segment.host["clock"])
+        stop = start + int(segment.host["length"])
+        first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
+        if not (first <= start < stop <= last <= updates):
+            raise RecordError(
+                f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
+                f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
+            )
+        for name, value in segment.train.items():
+            _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
+        probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
+        # A task may have several segments. Only the first holds the task's init, and only the last its end: a
+        # measurement in the middle of a killed run's last task is not of its end.
+        for mark, due in enumerate((start == first, stop == last)):
+            for name, value in probe.items() if due else ():
+                shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
+                _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
+        for name, number in segment.host.items():
+            _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.arms), most))
+
+
+def _read(directory: pathlib.Path, config: Mapping[str, Any], arms: list[str]) -> tuple[_Plan, dict[str, np.ndarray]]:
+    """The records of all arms as arrays of the full size. Only those of one arm are in memory twice."""
+    files = {arm: segment_files(records_folder(directory, config, arm)) for arm in arms}
+    recorded = sum(path.stat().st_size for of_arm in files.values() for path in of_arm.values())
+    most = max(map(len, files.values()), default=0)
+    plan = _plan(directory, config, arms)
+    out: dict[str, np.ndarray] = {}
+    widths: dict[str, int] = {}
+    known = False
+    for arm in arms:
+        segments = read_arm(directory, config, arm)
+        for seeds in {len(array) for one in segments for array in (*one.train.values(), *one.probe.values())}:
+            if known and seeds != plan.seeds:
+                raise RecordError(f"{directory}: {arm} has records of {seeds} seeds, other records are of {plan.seeds}")
+            plan, known = plan._replace(seeds=seeds), True
+        widths |= _widths(plan, segments)
+        if known:
+            _check_size(directory, plan, widths, recorded)
+        try:
+            _collect(out, plan, arm, segments, config, most)
+        except RecordError as error:
+            raise RecordError(f"{directory}: {error}") from error
+    _check_size(directory, plan, widths, recorded)
+    return plan, out
 
 
 def _trailing(name: str, sizes: Sequence[int], config: Mapping[str, Any], used: dict[str, int]) -> list[str]:
@@ -202,13 +237,7 @@ def read_run(path: PathLike) -> xr.Dataset:
     config = read_config(directory)
     places = (directory / "records").glob("*")
     arms = arm_labels(config) or sorted(place.name for place in places if place.is_dir())
-    found = {arm: segments for arm in arms if (segments := read_arm(directory, config, arm))}
-    plan = _plan(directory, config, found)
-    _check_size(directory, plan, found)
-    try:
-        arrays = _collect(plan, found, config)
-    except RecordError as error:
-        raise RecordError(f"{directory}: {error}") from error
+    plan, arrays = _read(directory, config, arms)
     updates = np.arange(plan.tasks * plan.updates_per_task)
     used = {"arm": len(plan.arms), "seed": plan.seeds, "task": plan.tasks, "mark": 2, "update": len(updates)}
     variables = {}
