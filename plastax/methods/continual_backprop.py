@@ -25,6 +25,7 @@ UtilityName = Literal[
     "adaptation",
     "feature_by_input",
     "random",
+    "uselessness",
 ]
 
 
@@ -44,7 +45,8 @@ class ContinualBackprop(Settings):
     """Gradient steps for which a new unit is spared (Dohare et al. 2024: 100; CIFAR 1,000; PPO 10,000)."""
     utility: UtilityName = "contribution"
     """What makes a unit useful: contribution (in PPO and CIFAR), adaptable_contribution (in MNIST and ImageNet),
-    zero_contribution, weight, adaptation, feature_by_input or random."""
+    zero_contribution, weight, adaptation, feature_by_input or random; uselessness, the negative of contribution,
+    replaces the most useful units."""
     accumulate: bool = True
     """Save up fractions of a unit until they make a whole one; else replace one with the fraction's probability."""
     compensate: bool = True
@@ -108,6 +110,7 @@ def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves
         "adaptation": lambda: 1 / w_in(),
         "feature_by_input": lambda: per_unit(spread()) / w_in(),
         "random": lambda: jnp.zeros(width, h.dtype),
+        "uselessness": lambda: -per_unit(w_out() * surgery.per_feature(jnp.abs(h))),
     }
     return y[utility]()
 
@@ -133,8 +136,9 @@ def continual_backprop(
 
     ``y`` is one of: contribution, ``mean|w_out| mean|h|``; zero_contribution, ``mean|w_out| mean|h - fhat|``;
     adaptable_contribution, the same ``/ mean|w_in|``; weight, ``mean|w_out|``; adaptation, ``1 / mean|w_in|``;
-    feature_by_input, ``mean|h - fhat| / mean|w_in|``. With random, uhat is drawn in every step. Means of features are
-    over the examples and all places. If a nonlinearity makes two features of a unit, the unit has the mean of both.
+    feature_by_input, ``mean|h - fhat| / mean|w_in|``; uselessness, the negative of contribution. With random, uhat is
+    drawn in every step. Means of features are over the examples and all places. If a nonlinearity makes two features of
+    a unit, the unit has the mean of both.
 
     Let E units have ``age > maturity``. With ``accumulate``, ``owed += replacement_rate E``, and the whole part n is
     taken from it. Otherwise n is the whole part of ``replacement_rate E`` if that is 1 or more; else n is 1 with that
@@ -144,8 +148,8 @@ def continual_backprop(
 
     The authors' code differs. It clears f before it compensates, so its biases never change. It draws from a uniform
     distribution of its own. It clears Adam's moments and step count (here: see `surgery`) but not the momentum of SGD.
-    The paper's own code (KevinGuo27/lop-jax) replaces the units of *highest* utility and redraws their outgoing
-    weights.
+    The code of arXiv 2509.22335 (KevinGuo27/lop-jax) replaces the units of *highest* utility, as uselessness does here,
+    and redraws their outgoing weights.
 
     The settings are those of `ContinualBackprop`; ``units`` are the model's.
 
