@@ -1,8 +1,8 @@
 # plastax: every target sets up .venv by itself; a second start installs nothing. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run data test test-all lint types bench report docs clean
+.PHONY: help setup run claims data test test-all lint types bench report docs clean
 
-experiments := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/*.py)))))
+experiments := $(sort $(filter-out claims _%,$(basename $(notdir $(wildcard experiments/*.py)))))
 benchmarks  := $(sort $(filter-out _%,$(basename $(notdir $(wildcard experiments/bench/*.py)))))
 python      := .venv/bin/python
 
@@ -13,8 +13,9 @@ override BENCH  := $(value BENCH)
 override RUN    := $(value RUN)
 override NAME   := $(value NAME)
 override ACCEL  := $(value ACCEL)
+override PRESET := $(or $(value PRESET),default)
 override PYTHON := $(value PYTHON)
-export RUN NAME PYTHON
+export RUN NAME PRESET PYTHON
 quoted = '$(subst ','\'',$(1))'
 
 # What jax runs on: ACCEL if given, else cuda13 where nvidia-smi lists a GPU, else cpu.
@@ -79,6 +80,9 @@ setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an N
 
 run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
 	@$(python) -m plastax run $(EXP) $(ARGS)
+
+claims: $(stamp)  ## test the paper's claims: make claims PRESET=smoke|default|accelerator ARGS="--claims 2 3"
+	@$(python) -m experiments.claims --preset "$$PRESET" $(ARGS)
 
 data: $(stamp)  ## fetch a data set ahead of time and print its card: make data NAME=mnist
 	@$(python) -m plastax data "$$NAME" $(ARGS)

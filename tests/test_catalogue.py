@@ -38,7 +38,7 @@ def my_study(tmp_path, monkeypatch):
 
 def test_every_experiment_of_plastax_is_found_under_its_name():
     names = list(catalogue.described())
-    assert names == sorted(path.stem for path in (ROOT / "experiments").glob("[!_]*.py"))
+    assert names == sorted({path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"claims"})
     assert [catalogue.find(name).name for name in names] == names
 
 

@@ -6,26 +6,24 @@ import dataclasses
 import functools
 import importlib
 import json
-import pathlib
 import shlex
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-import experiments
 import plastax
 from experiments import incremental_cifar, permuted_mnist, random_label
 from plastax.data import idx
 from plastax.errors import ConfigError
 from plastax.models import MLP, SUPERVISED
 from plastax.runs import loop
-from plastax.study import settings, supervised
+from plastax.study import catalogue, settings, supervised
 from plastax.study.experiment import Experiment, Shared
 from tests.data.formats import idx_bytes
 from tests.streams.tiny import DATASET
 
-NAMES = sorted(path.stem for path in pathlib.Path(experiments.__file__).parent.glob("[!_]*.py"))
+NAMES = list(catalogue.described())
 ALL: dict[str, Experiment[Any]] = {name: importlib.import_module(f"experiments.{name}").EXPERIMENT for name in NAMES}
 EXPERIMENTS = {name: one for name, one in ALL.items() if issubclass(one.config, supervised.Config)}
 PRESETS = [(name, preset) for name, one in EXPERIMENTS.items() for preset in one.presets]

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from scipy import stats
 
+from plastax.report.ranking import auc
 from plastax.report.statistics import CONFIDENCE, FEWEST, mean_interval
 
 Verdict = Literal["supported", "not supported", "undecided"]
@@ -41,6 +42,8 @@ class Finding(NamedTuple):
       effect: the number that was judged.
       low: lower end of its 95 % interval; NaN without one.
       high: upper end.
+      above: what the effect has to exceed.
+      size: the smallest effect that the claim speaks of.
       samples: number of seeds (or methods) in it.
       needed: number of them that would decide with a probability of `POWER`; 0 if decided, `MOST` if not fewer.
       unit: what the samples are.
@@ -50,6 +53,8 @@ class Finding(NamedTuple):
     effect: float
     low: float
     high: float
+    above: float
+    size: float
     samples: int
     needed: int = 0
     unit: str = "seeds"
@@ -89,7 +94,7 @@ def exceeds(values: np.ndarray, above: float = 0.0, size: float = 0.0) -> Findin
     needed = 0
     if found == UNDECIDED and seeds >= 2:
         needed = seeds_needed(float(np.nanstd(values, ddof=1)), size - above or abs(above))
-    return Finding(found, mean, low, high, int(seeds), needed)
+    return Finding(found, mean, low, high, above, size, int(seeds), needed)
 
 
 def seeds_needed(deviation: float, effect: float) -> int:
@@ -114,9 +119,8 @@ def seeds_needed(deviation: float, effect: float) -> int:
 def change_point(values: np.ndarray) -> float:
     """Index of the first value after a fall; NaN if there is none.
 
-    The place where Pettitt's statistic is largest: there the values before have higher ranks than those after. It does
-    not depend on the scale of the values, so that a rank and an accuracy can be compared. A steady decline has its
-    change point in its middle.
+    Whether there is a fall is decided by Pettitt's test, which knows no scale. Its place is that of the two levels, the
+    second one lower, that fit best by least squares. A steady decline has its change point near its middle.
 
     Args:
       values: ``[T]``, finite.
@@ -131,10 +135,14 @@ def change_point(values: np.ndarray) -> float:
     count = len(values)
     if count < 2:
         return np.nan
-    larger = 2.0 * np.cumsum(stats.rankdata(values))[:-1] - np.arange(1, count) * (count + 1.0)
-    place = int(larger.argmax())
-    probability = np.exp(-6.0 * max(larger[place], 0.0) ** 2 / (count**3 + count**2))
-    return float(place + 1) if probability < CHANGE_LEVEL else np.nan
+    before = np.arange(1, count)
+    larger = 2.0 * np.cumsum(stats.rankdata(values))[:-1] - before * (count + 1.0)
+    probability = np.exp(-6.0 * max(larger.max(), 0.0) ** 2 / (count**3 + count**2))
+    if probability >= CHANGE_LEVEL:
+        return np.nan
+    # Least squares are least where this is largest: the difference of the two means, times sqrt(n m / (n + m)).
+    fall = np.cumsum(values - values.mean())[:-1] / np.sqrt(before * (count - before))
+    return float(fall.argmax() + 1)
 
 
 def leads(measure: np.ndarray, score: np.ndarray, tasks: np.ndarray) -> np.ndarray:
@@ -202,12 +210,12 @@ def correlates_across(x: np.ndarray, y: np.ndarray, size: float) -> Finding:
     means = [stats.rankdata(values.mean((1, 2))) for values in (x, y)]
     count = len(means[0])
     if count < 4 or not np.ptp(means, axis=1).all():
-        return Finding("undecided", np.nan, np.nan, np.nan, count, _methods_needed(size), "methods")
+        return Finding("undecided", np.nan, np.nan, np.nan, 0.0, size, count, _methods_needed(size), "methods")
     made = stats.pearsonr(*means)
     low, high = made.confidence_interval(CONFIDENCE)
     found = verdict(low, high, 0.0, size)
     needed = _methods_needed(size) if found == UNDECIDED else 0
-    return Finding(found, float(made.statistic), float(low), float(high), count, needed, "methods")
+    return Finding(found, float(made.statistic), float(low), float(high), 0.0, size, count, needed, "methods")
 
 
 def _methods_needed(correlation: float) -> int:
@@ -224,13 +232,9 @@ def classifies(predicted: np.ndarray, success: np.ndarray, size: float) -> Findi
       success: bool, likewise.
       size: the smallest area that the claim speaks of, above one half.
     """
-    from sklearn.metrics import roc_auc_score
-
-    def area(seed: int) -> float:
-        wins = success[:, seed].ravel()
-        return roc_auc_score(wins, predicted[:, seed].ravel()) if 0 < wins.sum() < wins.size else np.nan
-
-    return exceeds(np.array([area(seed) for seed in range(success.shape[1])]), above=0.5, size=size)
+    # Pairs are of one seed, across its methods and tasks.
+    rows = (np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) for values in (predicted, success))
+    return exceeds(auc(*rows), above=0.5, size=size)
 
 
 def calibrated(probability: np.ndarray, success: np.ndarray, size: float) -> Finding:
@@ -252,7 +256,7 @@ def all_of(findings: Sequence[F]) -> F:
     """The finding that decides whether all are supported: the first not supported, else the first undecided or first.
 
     Examples:
-      >>> all_of([Finding("supported", 1, 0, 2, 8), Finding("undecided", 1, -1, 2, 8)]).verdict
+      >>> all_of([exceeds(np.ones(4)), exceeds(np.array([-1.0, 1.0, 2.0]))]).verdict
       'undecided'
     """
     order = (NOT_SUPPORTED, UNDECIDED, SUPPORTED)

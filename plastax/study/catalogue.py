@@ -24,11 +24,16 @@ FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "experiments"
 def described() -> dict[str, tuple[str, str]]:
     """Name -> what it trains on, and the first line of its docstring, of plastax's experiments. Runs none of them.
 
+    Files without an ``EXPERIMENT`` are studies of several experiments, and are left out.
+
     They train on ``rl`` (streams of environments) or ``supervised`` streams, and take streams and models of that kind.
     """
     found = {}
     for path in sorted(FOLDER.glob("[!_]*.py")):
         tree = ast.parse(path.read_bytes())
+        named = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        if "EXPERIMENT" not in (target.id for target in named if isinstance(target, ast.Name)):
+            continue
         imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
         kind = "rl" if "reinforcement" in imported else "supervised"
         found[path.stem] = kind, (ast.get_docstring(tree) or "").partition("\n")[0]

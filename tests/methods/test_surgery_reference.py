@@ -176,6 +176,7 @@ class ContinualBackprop:
                 "adaptation": np.ones_like(w_out),
                 "feature_by_input": abs(x - fhat).mean(0),
                 "random": np.zeros_like(w_out),
+                "uselessness": -w_out * abs(x).mean(0),
             }[c.utility]
             y = np.array([np.mean([feature[f] for f in range(j, len(feature), width)]) for j in range(width)])
             if c.utility in ("adaptable_contribution", "adaptation", "feature_by_input"):
@@ -296,7 +297,7 @@ def flat(params: Any) -> Flat:
 def cases() -> Iterator[Any]:
     cbp = functools.partial(methods.ContinualBackprop, replacement_rate=0.1875, decay=0.75, maturity=2)
     utilities = ("contribution", "adaptable_contribution", "zero_contribution", "weight", "adaptation", "random")
-    for utility in (*utilities, "feature_by_input"):
+    for utility in (*utilities, "feature_by_input", "uselessness"):
         yield Dense, cbp(utility=utility), ContinualBackprop, Adam
     for utility in ("contribution", "adaptable_contribution"):
         yield Conv, cbp(utility=utility), ContinualBackprop, functools.partial(Adam, True)
@@ -309,7 +310,7 @@ def cases() -> Iterator[Any]:
 
 
 CASES = list(cases())
-SLOW = ("zero_contribution", "weight", "adaptation", "feature_by_input")
+SLOW = ("zero_contribution", "weight", "adaptation", "feature_by_input", "uselessness")
 RUNS = [
     pytest.param(*case, marks=pytest.mark.slow) if getattr(case[1], "utility", "") in SLOW else case for case in CASES
 ]
