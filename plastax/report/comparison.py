@@ -21,7 +21,9 @@ MISSING = "a seed's value is of its other tasks, a difference of the tasks that 
 def what(data: xr.Dataset) -> str:
     """A run and the tasks that it lacks, for the captions of `render`."""
     name = f"{run_name(data)} {data.attrs.get('notice', '')}".strip()
-    return "; ".join(text for text in (name, f"{data.sizes['task']} tasks", unfinished(data)) if text)
+    return "; ".join(
+        text for text in (name, f"{data.sizes['task']} tasks", unfinished(data), data.attrs.get("tuning", "")) if text
+    )
 
 
 def _compared_with(frame: pd.DataFrame) -> str:

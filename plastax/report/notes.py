@@ -84,4 +84,5 @@ def below(data: xr.Dataset) -> list[str]:
     if score is not None and not score.higher_is_better:
         lines[0] += f"; lower {score.name} is better"
     others = [line for line in (unfinished(data), unscored(data), *gaps(data), broken(data)) if line]
+    lines += [data.attrs["tuning"]] if data.attrs.get("tuning") else []
     return [*lines, *others, *([NUMBERED] if others else [])]

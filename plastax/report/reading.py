@@ -23,8 +23,8 @@ class LoadedRun(NamedTuple):
       directory: ``runs/<experiment>/<run id>``.
       config: content of its ``config.json``.
       environment: content of its ``environment.json``.
-      data: from `plastax.load`, with the attributes ``notice``, which every number must be shown with, often "", and
-        ``axis``, see `wording.worded`.
+      data: from `plastax.load`, with the attributes ``notice``, which every number must be shown with, often "";
+        ``axis``, see `wording.worded`; and ``tuning``, how its arms were chosen, often "".
     """
 
     directory: pathlib.Path
@@ -52,5 +52,19 @@ def load_run(run: RunLike) -> LoadedRun:
     with contextlib.suppress(FileNotFoundError):
         environment = read_environment(directory)
     attributes = {"notice": notice(config.get("settings", {})), "axis": config.get("axis", "task")}
+    attributes["tuning"] = _tuned(config.get("tuning", {}))
     data = read_run(directory).assign_attrs(attributes)
     return LoadedRun(directory, config, environment, data)
+
+
+def _tuned(entry: Mapping[str, Any]) -> str:
+    """How the arms of a run were chosen, in words, from the entry ``tuning`` of its ``config.json``."""
+    if not entry:
+        return ""
+    seeds, tasks = entry["seeds"], entry["tasks"]
+    counts = ", ".join(f"best of {count} {method}" for method, count in entry["arms"].items() if count > 1)
+    first = f"task{'s' * (tasks > 1)} 0{f' to {tasks - 1}' * (tasks > 1)}"
+    return (
+        f"arms chosen by their mean score on {first} with seeds {seeds[0]}-{seeds[-1]} (--tune-on "
+        f"{entry['tune_on']:g}, run {entry['run']}): {counts}; reported on other seeds"
+    )

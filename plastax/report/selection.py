@@ -6,6 +6,8 @@ chooses, by the mean of the study's main quantity over its last window of tasks,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import rich.table
@@ -24,11 +26,56 @@ SEEDS = 4
 """The fewest seeds of a sweep whose best arms are chosen: two choose, two report."""
 
 
+def chosen(
+    data: xr.Dataset,
+    statistic: Statistic = "mean",
+    quantity: str = "",
+    tasks: Callable[[int], slice] | None = None,
+) -> tuple[dict[str, str], dict[str, float]]:
+    """The best arm of every method, by all seeds of a study.
+
+    An arm with a diverged seed is chosen only if all arms of its method have one.
+
+    Args:
+      data: a study, see `plastax.report.read`.
+      statistic: see `plastax.report.compare.compare`.
+      quantity: see there.
+      tasks: ``(tasks of the study) -> slice`` of those that count; by default the score's last window.
+
+    Returns:
+      Method -> label of its best arm; label -> value, NaN of an arm with a diverged seed.
+
+    Raises:
+      ConfigError: the quantity was not measured.
+      RecordError: no task that counts is finished.
+    """
+    found, score, _ = scored_arms([data], quantity)
+    window = np.arange(data.sizes["task"])[(tasks or score.windows[-1].tasks)(data.sizes["task"])]
+    done = finished(data).sel({"arm": [arm.label for arm in found]}).all("arm").values
+    window = window[done[window]]
+    sign = 1.0 if score.higher_is_better else -1.0
+    method = dict(zip(data.arm.values.tolist(), data.method.values.tolist()))
+    if not len(window):
+        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.label for arm in found)}")
+    values: dict[str, float] = {}
+    for arm in found:
+        # `scored_arms` leaves out a seed that diverged in the first task.
+        whole = len(arm.seeds) == data.sizes["seed"] and not arm.frozen
+        whole = whole and bool(np.isfinite(arm.values[:, window]).all())
+        weights = np.ones(data.sizes["seed"])
+        values[arm.label] = float(STATISTICS[statistic](arm.values[:, window], weights)) if whole else np.nan
+    best: dict[str, str] = {}
+    for label, value in values.items():
+        other = best.setdefault(method[label], label)
+        if not np.isnan(value) and not sign * value <= sign * values[other]:
+            best[method[label]] = label
+    return best, values
+
+
 def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") -> pd.DataFrame:
     """One row for each method: its best arm by the first half of the seeds, and its values on the second half.
 
-    An arm with a diverged seed in the first half is chosen only if all arms have one. Of an odd number of seeds, the
-    middle one chooses.
+    See `chosen`. Of an odd number of seeds, the middle one chooses.
 
     Args:
       data: a sweep, see `plastax.report.read`.
@@ -51,27 +98,11 @@ def select(data: xr.Dataset, statistic: Statistic = "mean", quantity: str = "") 
             f"few; give --seeds {SEEDS} or more ({2 * FEWEST} for intervals)"
         )
     half = (len(seeds) + 1) // 2
-    found, score, _ = scored_arms([data.isel(seed=slice(half))], quantity)
-    tasks = np.arange(data.sizes["task"])[score.windows[-1].tasks(data.sizes["task"])]
-    done = finished(data).sel({"arm": [arm.label for arm in found]}).all("arm").values
-    tasks = tasks[done[tasks]]
-    sign = 1.0 if score.higher_is_better else -1.0
+    best, values = chosen(data.isel(seed=slice(half)), statistic, quantity)
+    rest = data.isel(seed=slice(half, None)).sel({"arm": list(best.values())})
     method = dict(zip(data.arm.values.tolist(), data.method.values.tolist()))
-    if not len(tasks):
-        raise RecordError(f"no task of the window is finished by all of {', '.join(arm.label for arm in found)}")
-    values: dict[str, float] = {}
-    for arm in found:
-        # `scored_arms` leaves out a seed that diverged in the first task.
-        whole = len(arm.seeds) == half and not arm.frozen and bool(np.isfinite(arm.values[:, tasks]).all())
-        values[arm.label] = float(STATISTICS[statistic](arm.values[:, tasks], np.ones(half))) if whole else np.nan
-    best: dict[str, str] = {}
-    for label, value in values.items():
-        other = best.setdefault(method[label], label)
-        if not np.isnan(value) and not sign * value <= sign * values[other]:
-            best[method[label]] = label
-    chosen = data.isel(seed=slice(half, None)).sel({"arm": list(best.values())})
     reference = next((best[name] for name in REFERENCES if name in best), "")
-    frame = compare([chosen], statistic, quantity=quantity, reference=reference)
+    frame = compare([rest], statistic, quantity=quantity, reference=reference)
     labels = frame["arm"].tolist()
     frame.insert(0, "arms", [sum(method[other] == method[label] for other in values) for label in labels])
     frame.insert(1, "chosen_by", f"{seeds[0]}-{seeds[half - 1]}")

@@ -325,6 +325,9 @@ def _check(config: Config) -> None:
     ranges.check(
         config, "", "first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes", "keep_params", least=0
     )
+    ranges.check(config, "", "tune_on", least=0, below=1)
+    if config.tune_on and config.arms and config.resume is None:
+        raise ConfigError("arms: not allowed with tune_on, which chooses them; leave one out")
     ranges.check(config, "", "checkpoint_keep", least=2)  # The newest one may be damaged.
     if config.shard:
         lifecycle.shard_numbers(config.shard)

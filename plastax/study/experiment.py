@@ -29,10 +29,10 @@ from plastax.errors import ConfigError
 from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
-from plastax.records import environment, lifecycle
+from plastax.records import environment, layout, lifecycle
 from plastax.runs import compilation, loop, memory, networks
 from plastax.runs.compiled import fitting_chunk
-from plastax.study import command_line, forecast, settings, starting, sweep
+from plastax.study import command_line, forecast, settings, starting, sweep, tuning
 from plastax.study.settings import Config, Registry
 from plastax.types import Method, MethodConfig, Model, Probe, Program
 
@@ -189,6 +189,21 @@ class Experiment(Generic[C]):
           Stopped: a signal asked it to stop.
         """
         console = console or output.Console()
+        tuned: Mapping[str, Any] = {}
+        if config.tune_on and not config.arms:
+            output.say(console, "arms compete on the first tasks:")
+            tried = self.run(tuning.trial(config, tuple(self.fixed)), console, verbose=False)
+            if tried is None:
+                return None
+            if (status := lifecycle.status(tried)).state != "finished":
+                output.say(
+                    console, f"{tried} is {status.state}; once it is finished, this command trains the best arms"
+                )
+                return tried
+            config, tuned = tuning.winners(tried, config)
+            output.say(console, f"the best arms on all tasks: {', '.join(config.arms)}")
+        elif config.arms and config.resume is not None:
+            tuned = layout.read_config(config.resume).get("tuning", {})
         machine.check()
         tracking.check(config.track, config.wandb)
         starting.check_writable(config, self.name)
@@ -205,7 +220,7 @@ class Experiment(Generic[C]):
             if config.dry_run:
                 output.say(console, "nothing was run")
                 return None
-            return self._carry_out(config, shared, built, console, callback, verbose)
+            return self._carry_out(config, shared, built, console, callback, verbose, tuned)
 
     def _carry_out(
         self,
@@ -215,6 +230,7 @@ class Experiment(Generic[C]):
         console: output.Console,
         callback: networks.Callback | None,
         verbose: bool,
+        tuned: Mapping[str, Any],
     ) -> Path:
         if config.compilation_cache:
             compilation.use_cache()
@@ -238,6 +254,8 @@ class Experiment(Generic[C]):
             described["own"] = own
         if arms != list(config.methods):
             described["arms"] = sweep.described(built.arms)
+        if tuned:
+            described["tuning"] = tuned
         read = functools.cache(report.load_run)
         times = loop.study(
             directory,

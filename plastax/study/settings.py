@@ -75,6 +75,11 @@ class Config:
     """Tasks in the stream."""
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting and its values: method.er-lr=1e-2,1e-3. Repeat it for a grid; every combination of values is an arm."""
+    tune_on: float = 0.0
+    """0.1: the arms of a sweep compete on the first tenth of the tasks with half of the seeds, and the best arm of each
+    method is trained on all tasks with the other half. 0: all arms are trained on all tasks."""
+    arms: tuple[str, ...] = ()
+    """Of a sweep, train these arms only, by their labels in the record. tune-on chooses them itself."""
     shard: str = aside("")
     """i/n, from 0/n to (n-1)/n: train the i-th of n parts of the arms. Other processes train the other parts, into the
     same run directory, whose name then depends on the settings alone. All need the same code, versions and device."""
@@ -262,6 +267,8 @@ def to_json(config: Config) -> dict[str, Any]:
     chosen = {member for field in GROUPS for name in getattr(config, field) for member in members(name)}
     # All shards write the same config.json.
     unused = {name for registry in GROUPS.values() for name in registry} - chosen | {"shard", "dry_run"}
+    # Runs without them have the hash that they had before these settings came.
+    unused |= {name for name in ("tune_on", "arms") if not getattr(config, name)}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     return json.loads(json.dumps(settings, default=os.fspath))
 

@@ -111,7 +111,11 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
             out.append(arm)
     if len({arm.label for arm in out}) < len(out):
         raise ConfigError(f"sweep: two of the values of {', '.join(config.sweep)} are the same number")
-    return out
+    known = [arm.label for arm in out]
+    for name in config.arms:
+        if name not in known:
+            raise ConfigError.unknown("arms", name, known)
+    return [arm for arm in out if not config.arms or arm.label in config.arms]
 
 
 def _settings(config: Config, outside: Iterable[str]) -> list[str]:

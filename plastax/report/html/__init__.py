@@ -61,7 +61,10 @@ def side_by_side(studies: Sequence[LoadedRun]) -> tuple[xr.Dataset, provenance.C
     }
     joined = joined.assign_coords({name: ("arm", values) for name, values in named.items()})
     axis = axis_of([study.data for study in studies])
-    attributes = {"notice": " ".join(text for text in said if text), "axis": axis}
+    tuned = "; ".join(
+        f"{letter}: {text}" for letter, one in zip(configs, studies) if (text := one.data.attrs.get("tuning"))
+    )
+    attributes = {"notice": " ".join(text for text in said if text), "axis": axis, "tuning": tuned}
     return joined.assign_attrs(attributes), configs
 
 
@@ -115,7 +118,7 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
         tables.append(Table("Best arms", chosen.set_index("method"), "; ".join(selection.note(best))))
     return render(
         title,
-        f"{sizes}. {several}".strip(),
+        ". ".join(filter(None, [sizes, several, data.attrs.get("tuning", "")])),
         str(data.attrs.get("notice", "")),
         verdict.answers(found, unscored(data)),
         [styled(look, name) for name, look in legend_looks(shown).items()],
