@@ -55,6 +55,11 @@ def check_assertions() -> None:
         raise ConfigError("python -O: flax does not work without assertions; leave out -O and unset PYTHONOPTIMIZE")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int | None:
     """Bytes of main memory that this process may still take; None if nothing is known.
 

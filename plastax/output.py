@@ -61,17 +61,17 @@ def say(console: rich.console.Console, text: str, style: str | None = None, *, w
 
 
 @contextlib.contextmanager
-def waiting(console: rich.console.Console, text: str) -> Iterator[None]:
-    """Says what is waited for: with a running clock on a terminal, as a line elsewhere."""
-    if not console.is_terminal:
+def waiting(console: rich.console.Console, text: str, *, clock: bool = True) -> Iterator[None]:
+    """Says what is waited for: with a running clock on a terminal, unless without ``clock``; as a line elsewhere."""
+    if not (console.is_terminal and clock):
         say(console, text)
         yield
         return
     import rich.progress as progress
 
     columns = progress.SpinnerColumn(), progress.TextColumn("{task.description}", markup=False)
-    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console, transient=True) as clock:
-        clock.add_task(plain(text), total=None)
+    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console, transient=True) as shown:
+        shown.add_task(plain(text), total=None)
         yield
 
 

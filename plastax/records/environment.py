@@ -192,7 +192,7 @@ def environment(used: Collection[object] = (), devices: int | None = None) -> di
     # Not imported at the top: whoever reads records needs no JAX.
     import jax
 
-    from plastax import platforms
+    from plastax import machine, platforms
 
     status = _git("status", "--porcelain")
     values = jax.config.values
@@ -202,7 +202,7 @@ def environment(used: Collection[object] = (), devices: int | None = None) -> di
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus_usable": machine.cores(),
         "versions": {package: _version(package) for package in _PACKAGES},
         "backend": jax.default_backend(),
         "devices": [{"kind": device.device_kind, "id": device.id} for device in jax.devices()],

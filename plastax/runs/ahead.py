@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from plastax.program.parallel import Batch
@@ -25,9 +26,10 @@ class Ahead:
 
     def __init__(self, batches: Sequence[Batch], length: int, settings: Mapping[str, Any]) -> None:
         self._due, self._length, self._settings = list(batches), length, settings
-        self._threads = ThreadPoolExecutor(2, "compile")
+        self._threads, self._lock = ThreadPoolExecutor(2, "compile"), Lock()
         self._training: dict[int, Future[tuple[Training, Counts]]] = {}
         self._measuring: dict[Hashable, Future[tuple[Measuring, Counts]]] = {}
+        self._counted: set[Hashable] = set()
 
     def __enter__(self) -> Ahead:
         return self
@@ -36,21 +38,23 @@ class Ahead:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def take(self, batch: Batch) -> Compiled:
-        """The programs of a batch. Those of the next start to compile."""
-        self._begin(batch)
-        training, counts = self._training.pop(id(batch)).result()
+        """The programs of a batch. Those of the next start to compile. Threads may take different batches."""
         alike = _alike(batch)
-        measuring, others = self._measuring[alike].result()
-        del self._measuring[alike]
-        if batch.program.alike:
-            # The compilation counts for the batch that asked first.
-            self._measuring[alike] = Future()
-            self._measuring[alike].set_result((measuring, Counts()))
-        self._due = [other for other in self._due if other is not batch]
-        if self._due:
-            self._begin(self._due[0])
+        with self._lock:
+            self._begin(batch)
+            self._due = [other for other in self._due if other is not batch]
+            if self._due:
+                self._begin(self._due[0])
+            own, shared = self._training.pop(id(batch)), self._measuring[alike]
+            # The compilation counts for the batch that asks first.
+            first = alike not in self._counted
+            self._counted.add(alike)
+            if not batch.program.alike:
+                del self._measuring[alike]
+        (training, counts), (measuring, others) = own.result(), shared.result()
         # They compiled at the same time.
-        counts = counts.also(others)._replace(seconds=max(counts.seconds, others.seconds))
+        if first:
+            counts = counts.also(others)._replace(seconds=max(counts.seconds, others.seconds))
         return Compiled(batch, self._length, training, measuring, counts)
 
     def _begin(self, batch: Batch) -> None:

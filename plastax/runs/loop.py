@@ -21,6 +21,7 @@ from plastax.records.layout import Segment
 from plastax.records.survey import survey
 from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
+from plastax.runs.beside import Room, in_slots
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
 from plastax.runs.compiled import Compiled, Ran, compiled, need
 from plastax.runs.networks import Callback, Keeping
@@ -97,6 +98,7 @@ def train(
     stopping: Stopping | None = None,
     lock: locks.Lock | None = None,
     ahead: Ahead | None = None,
+    room: Room | None = None,
     callback: Callback | None = None,
     waiting: Waiting = contextlib.nullcontext,
 ) -> Times | None:
@@ -116,6 +118,7 @@ def train(
       stopping: asked after every segment whether to stop.
       lock: the lock of the run. Nothing is written once it is lost.
       ahead: holds the compiled program of the batch; by default, compile it now.
+      room: memory that it shares with what trains beside it; by default, nothing does.
       callback: see `networks.Callback`.
       waiting: text -> context in which a program is compiled, such as `output.waiting` of a console.
 
@@ -156,6 +159,7 @@ def train(
         needed = need(programs)
         ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
+        ending.enter_context((room or Room()).taken(needed))
         data = batch.place(batch.program.data)
         memory.check_need(batch, data, needed, settings)
         if restored:
@@ -313,6 +317,7 @@ def study(
     plan: Plan,
     sinks: Sequence[Sink] = (),
     *,
+    beside: Sequence[Sequence[Sink]] = (),
     saving: Saving | None = None,
     shard: str = "",
     here: Mapping[str, Any] | None = None,
@@ -321,7 +326,9 @@ def study(
     callback: Callback | None = None,
     waiting: Waiting = contextlib.nullcontext,
 ) -> dict[str, Times]:
-    """Runs programs one after another into one run directory; see `lifecycle` for the states of a run.
+    """Runs programs into one run directory, one after another or some of them side by side, see `beside.in_slots`.
+
+    See `lifecycle` for the states of a run.
 
     Args:
       directory: the run directory; ``config.json`` and ``environment.json`` are written there first.
@@ -330,6 +337,7 @@ def study(
       batches: the programs; see `parallel.batch`.
       plan: the segments of every program.
       sinks: see `train`.
+      beside: sinks of a second program that trains beside the first, of a third, and so on; () for none.
       saving: see `train`.
       shard: see `lifecycle.hold`.
       here: see `layout.start_run`.
@@ -365,13 +373,17 @@ def study(
                 holding = lifecycle.hold(directory, segments, shard, begin=lambda blank: begin(blank=blank), end=end)
                 with holding as lock:
                     due = [batch for batch in batches if not _recorded(directory, config, batch.arms, plan)]
+                    room, slots = Room(), (sinks, *beside)
                     with Ahead(due, plan.updates_per_segment, config.get("settings", {})) as ahead:
-                        for batch in batches:
-                            times[batch.name] = train(
+
+                        def one(sinks: Sequence[Sink], batch: Batch) -> Times | None:
+                            return train(
                                 directory, config, batch, plan, sinks,
-                                saving=saving, stopping=stopping, lock=lock, ahead=ahead, callback=callback,
+                                saving=saving, stopping=stopping, lock=lock, ahead=ahead, room=room, callback=callback,
                                 waiting=waiting,
                             )  # fmt: skip
+
+                        times = dict(zip((batch.name for batch in batches), in_slots(one, batches, slots)))
             if report and _recorded(directory, config, others, plan):
                 with stopping.at_once("before the report was written"):
                     lifecycle.conclude(directory, report)

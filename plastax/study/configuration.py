@@ -322,9 +322,8 @@ def _check(config: Config) -> None:
             f"give at most {SEED - config.seeds + 1}"
         )
     ranges.check(config, "", "seeds", "tasks", "probe_every", least=1)
-    ranges.check(
-        config, "", "first_seed", "seed_chunk", "checkpoint_every", "checkpoint_minutes", "keep_params", least=0
-    )
+    ranges.check(config, "", "first_seed", "seed_chunk", "arms_at_once", "keep_params", least=0)
+    ranges.check(config, "", "checkpoint_every", "checkpoint_minutes", least=0)
     ranges.check(config, "", "tune_on", least=0, below=1)
     if config.tune_on and config.arms and config.resume is None:
         raise ConfigError("arms: not allowed with tune_on, which chooses them; leave one out")

@@ -30,7 +30,7 @@ from plastax.methods import METHODS, compose
 from plastax.probes import PROBES, TrainabilityProbe
 from plastax.program import parallel, segments
 from plastax.records import environment, layout, lifecycle
-from plastax.runs import compilation, loop, memory, networks
+from plastax.runs import beside, compilation, loop, memory, networks
 from plastax.runs.compiled import fitting_chunk
 from plastax.study import command_line, forecast, settings, starting, sweep, tuning
 from plastax.study.settings import Config, Registry
@@ -257,12 +257,17 @@ class Experiment(Generic[C]):
         if tuned:
             described["tuning"] = tuned
         read = functools.cache(report.load_run)
+        batches = [batch for batch in built.batches if batch.arms[0] in built.own]
+        count = 1 if callback else min(config.arms_at_once or beside.usual(), len(batches))
+        lines = tracking.Lines(console)
+        sinks = [tracking.sinks(config.wandb, config.track, lines) for _ in range(max(1, count))]
         times = loop.study(
             directory,
             described,
-            [batch for batch in built.batches if batch.arms[0] in built.own],
+            batches,
             built.plan,
-            tracking.sinks(config.wandb, config.track, console),
+            sinks[0],
+            beside=sinks[1:],
             saving=loop.Saving(
                 config.checkpoint_every, config.checkpoint_minutes, config.checkpoint_keep, config.keep_params
             ),
@@ -271,7 +276,7 @@ class Experiment(Generic[C]):
             same=config.resume is None and bool(config.shard),
             report=lambda: report.write(read(directory)),
             callback=callback,
-            waiting=functools.partial(output.waiting, console),
+            waiting=functools.partial(output.waiting, console, clock=count == 1),
         )
         if (status := lifecycle.status(directory)).state != "finished":
             output.say(

@@ -85,6 +85,9 @@ class Config:
     same run directory, whose name then depends on the settings alone. All need the same code, versions and device."""
     devices: int = aside(0)
     """Devices of this machine to spread networks (arms x seeds) over. 0: all."""
+    arms_at_once: int = aside(0)
+    """Methods (or arms) that train side by side, each a little slower: to time them, take 1. 0: on a CPU one for each
+    core, at most 4; elsewhere, with a callback, or on several hosts, 1."""
     checkpoint_minutes: float = aside(5.0)
     """Minutes between checkpoints, each made at the end of a segment. 0: see checkpoint-every."""
     checkpoint_every: int = aside(0)

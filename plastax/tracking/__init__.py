@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from plastax.tracking import service
 from plastax.tracking.base import Histogram, Metric, Sink, reduce_segment
-from plastax.tracking.console import ConsoleSink
+from plastax.tracking.console import ConsoleSink, Lines
 from plastax.tracking.events import TensorBoardSink
 from plastax.tracking.export import publish, replay
 from plastax.tracking.guard import Background, Guarded, within
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from plastax.records.layout import PathLike
 
 __all__ = [
-    "Background", "ConsoleSink", "Guarded", "Histogram", "Metric", "Mode", "Sink", "TensorBoardSink", "Tracker",
-    "Wandb", "WandbSink", "check", "commands", "publish", "publish_safely", "reduce_segment", "replay", "sinks",
-    "upload_command", "usual_mode",
+    "Background", "ConsoleSink", "Guarded", "Histogram", "Lines", "Metric", "Mode", "Sink", "TensorBoardSink",
+    "Tracker", "Wandb", "WandbSink", "check", "commands", "publish", "publish_safely", "reduce_segment", "replay",
+    "sinks", "upload_command", "usual_mode",
 ]  # fmt: skip
 
 
-def sinks(mode: Mode, track: Collection[Tracker], console: rich.console.Console | None = None) -> list[Sink]:
+def sinks(mode: Mode, track: Collection[Tracker], console: rich.console.Console | Lines | None = None) -> list[Sink]:
     """The sinks of an experiment: the terminal, and in the background those that ``track`` names.
 
     Args:
       mode: of W&B.
       track: names of trackers.
-      console: see `ConsoleSink`.
+      console: see `ConsoleSink`; with `Lines`, several lists show their lines together.
     """
     found: list[Sink] = [Guarded(ConsoleSink(console))]
     if "wandb" in track:

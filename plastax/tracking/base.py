@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -120,10 +119,10 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """The mean of the values along the second axis that are not NaN; NaN without any."""
-    with warnings.catch_warnings():
-        # An update in which no episode ended has no return, and a segment may have only such updates.
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return np.nanmean(values, axis=1)
+    # An update in which no episode ended has no return, and a segment may have only such updates. `np.nanmean` would
+    # warn of them, and warnings cannot be silenced in one thread alone.
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=1) / np.sum(~np.isnan(values), axis=1)
 
 
 def rows(metrics: Mapping[str, Metric], config: Mapping[str, Any]) -> list[Row]:

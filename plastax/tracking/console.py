@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from plastax.tracking.base import Metric, score_values
 
 if TYPE_CHECKING:
     import rich.console
+    import rich.live
     import rich.progress
 
 
@@ -29,6 +31,45 @@ class _ArmSegment(NamedTuple):
     values: dict[str, np.ndarray]
 
 
+class Lines:
+    """The live lines at the end of a terminal: those of the arms that train side by side.
+
+    Args:
+      console: standard error by default, which leaves standard output to the program.
+    """
+
+    def __init__(self, console: rich.console.Console | None = None):
+        self.console = console or output.Console(stderr=True)
+        self._shown: list[Callable[[], rich.console.RenderableType]] = []
+        self._live: rich.live.Live | None = None
+        self._lock = threading.Lock()
+
+    def add(self, line: Callable[[], rich.console.RenderableType]) -> None:
+        """Shows what ``line`` returns, as it changes."""
+        import rich.live
+
+        with self._lock:
+            self._shown.append(line)
+            if self._live is None:
+                self._live = rich.live.Live(get_renderable=self._all, console=self.console)
+                self._live.start()
+
+    def remove(self, line: Callable[[], rich.console.RenderableType]) -> None:
+        """Leaves a line as it is, above those that still change."""
+        with self._lock:
+            if self._shown == [line] and self._live is not None:
+                self._live.stop()
+                self._live = None
+            else:
+                self.console.print(line())
+            self._shown.remove(line)
+
+    def _all(self) -> rich.console.Group:
+        import rich.console
+
+        return rich.console.Group(*(line() for line in self._shown))
+
+
 class ConsoleSink:
     """The terminal: a bar with task, speed and time left, and the current score below it; plain lines elsewhere.
 
@@ -38,11 +79,12 @@ class ConsoleSink:
     follows where one ends. Arms that are trained at the same time share a line, with the lowest and the highest score.
 
     Args:
-      console: standard error by default, which leaves standard output to the program.
+      console: where; `Lines` of a console for sinks of arms that train side by side.
     """
 
-    def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or output.Console(stderr=True)
+    def __init__(self, console: rich.console.Console | Lines | None = None):
+        self._lines = console if isinstance(console, Lines) else Lines(console)
+        self.console = self._lines.console
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
         self._frozen: dict[str, set[int]] = {}
@@ -71,7 +113,6 @@ class ConsoleSink:
             output.say(self.console, f"{method}: {text}", "bold red")
         self._below = self._name
         if self.console.is_terminal:
-            import rich.live
             import rich.progress as progress
 
             # The scores have a line of their own: beside the bar they would be cut on a narrow terminal.
@@ -79,11 +120,12 @@ class ConsoleSink:
                 progress.BarColumn(None), progress.TextColumn("{task.description}", markup=False), expand=True
             )
             self._task = self._bar.add_task(f"{self._axis} 1/{self._tasks}", total=self._updates)
-            bar = self._bar
-            self._live = rich.live.Live(
-                get_renderable=lambda: rich.console.Group(bar, self._below), console=self.console
-            )
-            self._live.start()
+            self._lines.add(self._line)
+
+    def _line(self) -> rich.console.Group:
+        import rich.console
+
+        return rich.console.Group(self._bar or "", self._below)
 
     def log(self, metrics: Mapping[str, Metric], step: int, method: str | None = None) -> None:
         """Moves the bar or prints a line, once all arms have logged this segment. See `Sink.log`."""
@@ -157,8 +199,8 @@ class ConsoleSink:
         """Leaves the bar as it is. See `Sink.finish`."""
         self._frozen, self._parts = {}, []
         if self._bar is not None:
+            self._lines.remove(self._line)
             self._bar = None
-            self._live.stop()
 
     def fork(self) -> _Arm:
         """A sink for an arm that shares the only line of the terminal. See `Sink.fork`."""

@@ -1,0 +1,91 @@
+"""Training side by side: a small network keeps one core of a CPU busy, and another arm trains on the next."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+
+from plastax import machine
+from plastax.runs import memory
+
+T = TypeVar("T")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+MOST = 4
+"""The most that train side by side where nobody says how many: each has a line of the terminal."""
+
+
+def usual() -> int:
+    """How many arms train side by side where nobody says: one for each core, where networks are trained on them."""
+    # Several hosts must all train the same one.
+    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+    return min(machine.cores(), MOST) if alone else 1
+
+
+class Room:
+    """The memory that batches share while they train side by side."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, needed: memory.Need | None) -> Iterator[None]:
+        """A context that begins once programs of this need fit beside those that run, or nothing runs."""
+        own = needed.total if needed else 0
+
+        def fits() -> bool:
+            # What runs has some of its memory already, so this counts some of it twice.
+            there = memory.available()
+            return not self._held or there is None or sum(self._held) + own <= memory.USABLE * there
+
+        with self._changed:
+            self._changed.wait_for(fits)
+            self._held.append(own)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.remove(own)
+                self._changed.notify_all()
+
+
+def in_slots(fn: Callable[[S, T], R], items: Sequence[T], slots: Sequence[S]) -> list[R]:
+    """``fn(slot, item)`` of all items, in their order; each slot has one item at a time.
+
+    A single slot is this thread; several are threads of their own. If one raises, no other item begins, and those that
+    have begun come to their ends. Then the first error, in the order of the items, is raised here.
+    """
+    if len(slots) == 1:
+        return [fn(slots[0], item) for item in items]
+    free: queue.SimpleQueue[S] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    ending = threading.Event()
+
+    def one(item: T) -> R:
+        if ending.is_set():
+            raise CancelledError
+        slot = free.get()
+        try:
+            return fn(slot, item)
+        except BaseException:
+            ending.set()
+            raise
+        finally:
+            free.put(slot)
+
+    with ThreadPoolExecutor(len(slots), "train") as pool:
+        running = [pool.submit(one, item) for item in items]
+        try:
+            return [future.result() for future in running]
+        finally:
+            ending.set()

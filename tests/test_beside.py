@@ -1,0 +1,101 @@
+"""Arms that train side by side: in slots, within the memory, with the numbers that each has alone."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import rich.console
+
+from plastax.errors import RunError
+from plastax.records import layout, lifecycle
+from plastax.runs import beside, loop
+from plastax.runs.memory import Need
+from plastax.tracking import ConsoleSink, Lines
+from tests.test_ahead import PLAN, batch
+
+
+def test_slots_work_at_the_same_time_and_results_are_in_order():
+    meeting = threading.Barrier(2, timeout=30)
+
+    def meet(slot, item):
+        meeting.wait()  # Passes only where two are here at once.
+        return slot, item
+
+    found = beside.in_slots(meet, range(4), ("a", "b"))
+    assert [item for _, item in found] == [0, 1, 2, 3]
+    assert {slot for slot, _ in found} == {"a", "b"}
+
+
+def test_after_an_error_nothing_begins_and_what_has_begun_ends():
+    began, failed, ended = [], threading.Event(), []
+
+    def work(slot, item):
+        began.append(item)
+        if item == 1:
+            failed.set()
+            raise RunError("the second")
+        assert failed.wait(30)
+        ended.append(item)
+
+    with pytest.raises(RunError, match="the second"):
+        beside.in_slots(work, range(9), ("a", "b"))
+    assert sorted(began) == [0, 1]
+    assert ended == [0]
+
+
+def test_what_does_not_fit_beside_another_waits_until_it_ends():
+    room, order = beside.Room(), []
+    huge = Need(1 << 60, 0)
+
+    def second():
+        with room.taken(huge):
+            order.append("second")
+
+    with room.taken(huge):  # Alone, it begins; whether it fits is asked elsewhere.
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join(30)
+    assert order == ["first", "second"]
+
+
+def test_arms_side_by_side_have_the_records_that_they_have_in_turn(tmp_path):
+    def study(name, **options):
+        batches = [batch("first", lambda s: s * 2), batch("second", lambda s: s + 1), batch("third", lambda s: s - 3)]
+        names = [one.name for one in batches]
+        settings = {"methods": names, "seeds": 2, "first_seed": 0, "tasks": 2, "updates_per_task": 1}
+        config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": settings}
+        assert list(loop.study(tmp_path / name, config, batches, PLAN, saving=loop.Saving(1), **options)) == names
+        assert lifecycle.status(tmp_path / name).state == "finished"
+        return names
+
+    for arm in study("in_turn") and study("beside", beside=[()]):
+        for index in range(PLAN.segments):
+            one, other = (
+                layout.read_segment(tmp_path / name / "records" / arm / f"{index:06}.npz")
+                for name in ("in_turn", "beside")
+            )
+            assert np.array_equal(one.train["loss"], other.train["loss"])
+
+
+def test_each_arm_has_a_line_of_the_terminal(tmp_path):
+    console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True)
+    lines = Lines(console)
+    first, second = ConsoleSink(lines), ConsoleSink(lines)
+    config = {"settings": {"tasks": 2, "updates_per_task": 1, "seeds": 2}}
+    first.start(config, tmp_path, "backprop")
+    second.start(config, tmp_path, "reset")
+    for sink, task in ((first, 0), (second, 0), (first, 1)):
+        sink.log({"host/clock": float(task), "host/length": 1.0, "task/loss": np.ones(2)}, task)
+    first.finish()
+    begun = len(console.file.getvalue())
+    second.log({"host/clock": 1.0, "host/length": 1.0, "task/loss": np.ones(2)}, 1)
+    second.finish()
+    text = console.file.getvalue()
+    assert "backprop" in text[:begun]
+    assert "reset" in text[begun:]
+    assert "task 2/2" in text[begun:]
