@@ -84,9 +84,15 @@ def compiled(name: str, fn: Callable[..., Any], *args: Any, **fields: Any) -> Si
     start = time.perf_counter()
     program = jax.jit(fn).lower(*args).compile()
     seconds = time.perf_counter() - start
+    return Side(
+        name, lambda: jax.block_until_ready(program(*args)), compile_s=seconds, memory=needed(program), **fields
+    )
+
+
+def needed(program: Any) -> int | None:
+    """Bytes that a compiled program takes beside its arguments; None if XLA does not say."""
     account = program.memory_analysis()
-    memory = account and account.temp_size_in_bytes + account.output_size_in_bytes
-    return Side(name, lambda: jax.block_until_ready(program(*args)), compile_s=seconds, memory=memory, **fields)
+    return account and account.temp_size_in_bytes + account.output_size_in_bytes
 
 
 def timed(side: Side) -> tuple[Any, float, float]:

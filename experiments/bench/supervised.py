@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -318,4 +317,6 @@ def main(config: Config) -> tuple[list[Measured], list[Bar]]:
 
 
 if __name__ == "__main__":
+    import tyro  # Here: the benchmark of accelerators takes a part of this module where tyro is not installed.
+
     main(tyro.cli(Config))
