@@ -25,7 +25,7 @@ from plastax.errors import ConfigError
 from plastax.records.loading import differing
 from plastax.report import ranking
 from plastax.report.arms import methods, run_of
-from plastax.report.drawn import TASKS, evenly
+from plastax.report.drawn import evenly
 from plastax.report.quantities import AXES, TECHNICAL, WHOLE
 from plastax.report.score import score_of
 from plastax.report.style import WIDTH, Drawing
@@ -34,6 +34,8 @@ from plastax.report.values import middle_eps, of_reference, task_values, without
 
 FEWEST_TASKS = 5
 """Tasks with measurements: ten pairs within a method. With fewer, seeds often agree by chance."""
+TASKS = 30
+"""The most tasks; of more, evenly spread ones. Seeds, not pairs, limit what can be said."""
 CLOCK = "task number (a clock)"
 SHOWN = 16
 """The most measurements in a figure and in the terminal; the CSV file has all."""
@@ -100,6 +102,9 @@ def case(data: xr.Dataset) -> Case:
 
     Args:
       data: a study, or several runs as one, see `plastax.report.html.side_by_side`.
+
+    Returns:
+      Values of at most `TASKS` tasks.
 
     Raises:
       ConfigError: the study lacks gains or measurements, or has too few tasks or seeds; the message says how to record

@@ -125,11 +125,11 @@ def held_out(accuracies: np.ndarray, comparisons: int = 1, confidence: float = C
     first = choosing(len(accuracies))
     chosen, reported = accuracies[:first], accuracies[first:]
     if not len(reported):
-        return HeldOut(*[np.nan] * 5, 0, 0)
+        return HeldOut(np.nan, np.nan, np.nan, np.nan, np.nan, 0, 0)
     direction = -1 if np.mean(chosen) < 0.5 else 1
-    oriented = 0.5 + direction * (reported - 0.5)
-    ends = []
-    for level in (confidence, 1 - (1 - confidence) / comparisons):
-        found = mean_interval(oriented, level)
-        ends += [float(np.clip(end, 0.0, 1.0)) for end in (found.low, found.high)]
-    return HeldOut(float(found.mean), *ends, direction, len(reported))
+    levels = confidence, 1 - (1 - confidence) / comparisons
+    usual, adjusted = (mean_interval(0.5 + direction * (reported - 0.5), level) for level in levels)
+    low, high, adjusted_low, adjusted_high = (
+        float(np.clip(end, 0.0, 1.0)) for end in (usual.low, usual.high, adjusted.low, adjusted.high)
+    )
+    return HeldOut(float(usual.mean), low, high, adjusted_low, adjusted_high, direction, len(reported))
