@@ -161,7 +161,8 @@ LARGEST = Measure("largest Hessian eigenvalue", "probe/hessian/largest")
 def thresholds(measure: Measure) -> list[Measure]:
     """An eps-rank at every threshold, absolute and relative to the largest eigenvalue."""
     relative = measure._replace(variable="probe/hessian/relative_rank", label=f"relative {measure.label}")
-    return [one._replace(eps=eps, label=f"{one.label} at {eps:g}") for one in (measure, relative) for eps in EPS]
+    pairs = [*((measure, eps) for eps in EPS[1:]), *((relative, eps) for eps in EPS[:-1])]
+    return [one._replace(eps=eps, label=f"{one.label} at {eps:g}") for one, eps in pairs]
 
 
 def falls(run: str, arm: str, size: float, first: str = "early", last: str = "late", log: bool = False) -> Contrast:

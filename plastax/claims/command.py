@@ -63,8 +63,8 @@ class Design:
         return Planned(name, study, natural, command(preset))
 
 
-EPS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Thresholds of eps-ranks over four decades, absolute and relative to the largest eigenvalue."""
+EPS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Thresholds of eps-ranks: four decades absolute, without the first, and relative to the norm, without the last."""
 
 
 def command(preset: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def markdown(judged: Sequence[Judged], command: str) -> str:
 def _forest(judged: Judged) -> Chart:
     """The parts of a claim with their intervals."""
     parts = [*zip(judged.claim.parts, judged.findings), *zip(judged.claim.shown, judged.shown)][::-1]
-    labels = [plain(part.label) for part, _ in parts]
+    labels = ["<br>".join(textwrap.wrap(plain(part.label), 34)) for part, _ in parts]
     made = figure("effect, in units of the smallest one claimed", "")
     scale = np.array([abs(found.size) for _, found in parts])
     for name, symbol, values in (
@@ -104,8 +105,8 @@ def _forest(judged: Judged) -> Chart:
         text=[f"{number(found)}: {found.verdict}" for _, found in parts],
         hovertemplate="%{y}<br>%{text}<extra></extra>",
     )
-    made.update_layout(margin={"l": 290, "r": 12, "t": 8, "b": 44})
-    return Chart(f"claim-{judged.claim.number}", "Effects", made, CHART, 110 + 26 * len(parts), wide=True)
+    made.update_layout(margin={"l": 220, "r": 12, "t": 8, "b": 44})
+    return Chart(f"effects-{judged.claim.number}", "Effects", made, CHART, 110 + 34 * len(parts), wide=True)
 
 
 def _curves(judged: Judged, runs: Mapping[str, Evidence]) -> list[Chart]:
@@ -119,7 +120,7 @@ def _curves(judged: Judged, runs: Mapping[str, Evidence]) -> list[Chart]:
             values = runs[part.run].values(measure).assign_coords(method=runs[part.run].data.method)
             made = over_tasks(values, measure.label)
             if made is not None:
-                name = f"claim-{judged.claim.number}-{len(seen)}"
+                name = f"curve-{judged.claim.number}-{len(seen)}"
                 seen[key] = Chart(name, f"{part.run}: {measure.label}", made)
     return list(seen.values())
 
