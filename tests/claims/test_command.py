@@ -83,20 +83,19 @@ def test_a_killed_command_continues_trains_nothing_twice_and_gives_the_same_verd
     def records(place: str) -> list[pathlib.Path]:
         return sorted((tmp_path / place).glob("claims-*/*/records/*/*.npz"))
 
-    killed, deadline = start("killed"), time.monotonic() + 300
-    while len(records("killed")) < 4 and time.monotonic() < deadline and killed.poll() is None:
+    killed = start("killed")
+    while not records("killed") and killed.poll() is None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "killed" / "claims").exists()
     for place in ("killed", "whole"):
         again = start(place)
-        said, _ = again.communicate(timeout=300)
+        said, _ = again.communicate()
         assert again.returncode == 0, said
     assert len(list((tmp_path / "killed").glob("claims-*/*"))) == len(tiny.DESIGNS)
-    tables = [(tmp_path / place / "claims" / "default" / "claims.csv").read_text() for place in ("killed", "whole")]
-    assert tables[0] == tables[1]
+    tables = [tmp_path / place / "claims" / "default" / "claims.csv" for place in ("killed", "whole")]
+    assert tables[0].read_text() == tables[1].read_text()
     before = [path.stat().st_mtime_ns for path in records("whole")]
-    third = start("whole")
-    assert "runs" in third.communicate(timeout=300)[0]
+    command.test(tiny.DESIGNS, tiny.CLAIMS, tiny.FIRST_SEEDS, command.Options(runs_dir=tmp_path / "whole"))
     assert [path.stat().st_mtime_ns for path in records("whole")] == before

@@ -8,14 +8,15 @@ from plastax.claims.judging import Claim, Contrast, Term
 
 STUDY = {
     "stream": "random_label",
-    "methods": ["backprop", "reset"],
+    "methods": ["backprop"],
     "probes": [],
     "seeds": 3,
     "tasks": 6,
     "training": {"epochs": 1},
     "settings": {"model_settings.hidden": (4,), "checkpoint_every": 1},
 }
-DESIGNS = {"one": Design(2e-3, 10, STUDY), "two": Design(2e-3, 10, STUDY | {"methods": ["backprop"]})}
+DESIGNS = {"one": Design(2e-3, 10, STUDY), "two": Design(2e-3, 10, STUDY | {"seeds": 4})}
+FIRST_SEEDS = {"default": 0}
 CLAIMS = tuple(
     Claim(
         number, "It falls", "nobody", (Contrast("falls", run, (Term("backprop", "early"),), (Term("backprop"),), 0.1),)
@@ -24,4 +25,4 @@ CLAIMS = tuple(
 )
 
 if __name__ == "__main__":
-    command.main(DESIGNS, CLAIMS, {"default": 0})
+    command.main(DESIGNS, CLAIMS, FIRST_SEEDS)
