@@ -37,6 +37,7 @@ class Choices(NamedTuple):
       decomposition_cost: operations of an eigendecomposition of n rows, over n^3, at the speed of a matrix product.
         On CPUs 6 to 10 were measured. Elsewhere its steps are too small for the device; the number is an estimate.
       double: whether the device has float64.
+      arms_beside: whether methods train side by side, a program a core (``arms_at_once``). Programs share a GPU badly.
     """
 
     convolutions: Literal["patches", "xla"]
@@ -44,13 +45,14 @@ class Choices(NamedTuple):
     lanczos: Way
     decomposition_cost: float
     double: bool
+    arms_beside: bool
 
 
 CHOICES: Mapping[str, Choices] = MappingProxyType(
     {
-        "cpu": Choices("patches", "loop", "loop", decomposition_cost=8.0, double=True),
-        "gpu": Choices("xla", "batch", "batch", decomposition_cost=200.0, double=True),
-        "tpu": Choices("xla", "batch", "batch", decomposition_cost=200.0, double=False),
+        "cpu": Choices("patches", "loop", "loop", 8.0, double=True, arms_beside=True),
+        "gpu": Choices("xla", "batch", "batch", 200.0, double=True, arms_beside=False),
+        "tpu": Choices("xla", "batch", "batch", 200.0, double=False, arms_beside=False),
     }
 )
 """Name of a backend, as `jax.default_backend` has it -> choices. Backends that are not here get those of GPUs."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import jax
 
-from plastax import machine
+from plastax import machine, platforms
 from plastax.runs import memory
 
 T = TypeVar("T")
@@ -26,8 +26,8 @@ MOST = 4
 def usual() -> int:
     """How many arms train side by side where nobody says: one for each core, where networks are trained on them."""
     # Several hosts must all train the same one.
-    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
-    return min(machine.cores(), MOST) if alone else 1
+    several = platforms.chosen().arms_beside and jax.process_count() == 1
+    return min(machine.cores(), MOST) if several else 1
 
 
 class Room:
