@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import gc
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -67,6 +69,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not ON_ACCELERATOR:
             item.add_marker(skip)
+
+
+MOST_MEMORY = 1.5e9
+"""Resident bytes from which a file frees what it has compiled; without that a process grows to 4.8 GB."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory() -> Iterator[None]:
+    yield
+    with contextlib.suppress(OSError, AttributeError):  # Linux with glibc alone can tell and give back.
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
