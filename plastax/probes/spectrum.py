@@ -7,11 +7,11 @@ from typing import ClassVar, get_args
 
 import jax.numpy as jnp
 
-from plastax import curvature, ranges
+from plastax import curvature, linalg, ranges, tree
 from plastax.curvature.gram import Way
 from plastax.errors import ConfigError
 from plastax.probes.base import EPS, ProbeConfig, check_thresholds, order_within, thinned
-from plastax.types import Array, Model, Probe, ProbeInput
+from plastax.types import Array, Model, Params, Probe, ProbeInput
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class _SpectrumProbe(ProbeConfig):
     """What the two spectra share: how much to measure, and the values derived from the quadrature."""
 
     order: int = 24
-    """Lanczos steps of each probe vector: the resolution of the spectrum."""
+    """Lanczos steps of each probe vector: the resolution of the spectrum. From the number of parameters on: exact."""
     probes: int = 2
     """Random probe vectors: the precision of its sums; their standard errors fall with the square root."""
     eps: tuple[float, ...] = EPS
@@ -88,9 +88,21 @@ class Hessian(_SpectrumProbe):
     name: ClassVar[str] = "hessian"
 
     def spectrum(self, seen: ProbeInput) -> curvature.Spectrum:
-        """The Hessian's of the mean loss on the batch, by Lanczos."""
+        """The Hessian's of the mean loss on the batch: by Lanczos, or dense and exact from the order P on.
+
+        The dense matrix takes as many products as it has columns, and one decomposition. A complete Lanczos run gives
+        the same eigenvalues and takes several times as long.
+        """
+
+        @linalg.sequential
+        def eigenvalues(params: Params) -> Array:
+            return linalg.eigvalsh(curvature.dense(curvature.hessian(seen.loss_fn, params, data=seen.batch)))
+
+        size = tree.size(seen.params)
+        if self.order >= size:
+            return curvature.from_eigenvalues(eigenvalues(seen.params), size)
         op = curvature.hessian(seen.loss_fn, seen.params, data=seen.batch)
-        return curvature.spectrum(op, seen.key, order_within(self.order, seen), self.probes)
+        return curvature.spectrum(op, seen.key, self.order, self.probes)
 
 
 @dataclass(frozen=True)
