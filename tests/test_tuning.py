@@ -37,7 +37,7 @@ def interrupt(end) -> None:
 def test_winners_run_to_the_end_on_other_seeds_and_continue_after_an_interruption(tmp_path: pathlib.Path) -> None:
     with pytest.raises(KeyboardInterrupt):  # in the first task of the winners
         run(tmp_path, interrupt)
-    trial, killed = sorted((tmp_path / "tiny").iterdir(), key=lambda path: len(path.name))
+    trial, killed = sorted((tmp_path / "tiny").iterdir(), key=lambda path: "tuning" in layout.read_config(path))
     tried = report.read(trial)
     assert (tried.sizes["task"], tried.seed.values.tolist()) == (2, [0, 1, 2])
     assert tried.arm.values.tolist() == ["backprop", "l2@l2=0.1", "l2@l2=10", "l2@l2=1"]
@@ -45,6 +45,7 @@ def test_winners_run_to_the_end_on_other_seeds_and_continue_after_an_interruptio
 
     directory, printed = run(tmp_path)
     assert directory == killed
+    assert f"using {trial}, which was finished" in printed
     assert f"continuing {killed}" in printed
     assert before == {path: path.stat().st_mtime_ns for path in (trial / "records").rglob("*.npz")}
     data = report.read(directory)

@@ -164,8 +164,14 @@ def blank(run: Path) -> bool:
     return not any(path.name[0].isdecimal() for folder in folders for path in entries(folder))
 
 
-def unfinished(directory: Path, identity: str) -> list[Path]:
-    """The unfinished runs of a configuration in an experiment's directory, beginning with the most recent."""
+def unfinished(directory: Path, identity: str, *, or_finished: bool = False) -> list[Path]:
+    """The unfinished runs of a configuration in an experiment's directory, beginning with the most recent.
+
+    Args:
+      directory: of the experiment's runs.
+      identity: see `plastax.study.settings.identity`.
+      or_finished: finished runs, too.
+    """
 
     def last(run: Path) -> float:
         try:
@@ -174,7 +180,8 @@ def unfinished(directory: Path, identity: str) -> list[Path]:
             began = ""
         return _time(_word(run).get("started", "")) or _time(began) or run.stat().st_mtime
 
-    found = [run for run in directory.glob(f"*-{identity}*") if run.is_dir() and status(run).state != "finished"]
+    there = (run for run in directory.glob(f"*-{identity}*") if run.is_dir())
+    found = [run for run in there if or_finished or status(run).state != "finished"]
     return sorted(found, key=lambda run: (last(run), run.name), reverse=True)
 
 

@@ -186,7 +186,7 @@ def foretell(data: xr.Dataset) -> pd.DataFrame:
             x, y = (one.transpose(*kinds[pairs]).values.astype(float) for one in (values, gain))
             known = np.isfinite(y) & ~np.isnan(x)
             success = np.where(known, y >= 0, np.nan)
-            row = {"measurement": name, "after": after, "pairs": pairs}
+            row: dict[str, Any] = {"measurement": name, "after": after, "pairs": pairs}
             for kind, per_seed in (("accuracy", ranking.ranking_accuracy(x, y)), ("auc", ranking.auc(x, success))):
                 held = ranking.held_out(per_seed, comparisons)
                 row |= {kind: held.value, f"{kind}_low": held.low, f"{kind}_high": held.high}

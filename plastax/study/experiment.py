@@ -171,6 +171,7 @@ class Experiment(Generic[C]):
         *,
         callback: networks.Callback | None = None,
         verbose: bool = True,
+        reuse: bool = False,
     ) -> Path | None:
         """Runs the study of a configuration and reports it.
 
@@ -179,6 +180,7 @@ class Experiment(Generic[C]):
           console: where to print; by default a new one.
           callback: see `networks.Callback`.
           verbose: whether to print the card of the data and the summary.
+          reuse: whether to return a finished run of the same settings and code instead of making another.
 
         Returns:
           The run directory; None for a dry run.
@@ -192,7 +194,7 @@ class Experiment(Generic[C]):
         tuned: Mapping[str, Any] = {}
         if config.tune_on and not config.arms:
             output.say(console, "arms compete on the first tasks:")
-            tried = self.run(tuning.trial(config, tuple(self.fixed)), console, verbose=False)
+            tried = self.run(tuning.trial(config, tuple(self.fixed)), console, verbose=False, reuse=True)
             if tried is None:
                 return None
             if (status := lifecycle.status(tried)).state != "finished":
@@ -220,7 +222,7 @@ class Experiment(Generic[C]):
             if config.dry_run:
                 output.say(console, "nothing was run")
                 return None
-            return self._carry_out(config, shared, built, console, callback, verbose, tuned)
+            return self._carry_out(config, shared, built, console, callback, verbose, tuned, reuse)
 
     def _carry_out(
         self,
@@ -231,6 +233,7 @@ class Experiment(Generic[C]):
         callback: networks.Callback | None,
         verbose: bool,
         tuned: Mapping[str, Any],
+        reuse: bool,
     ) -> Path:
         if config.compilation_cache:
             compilation.use_cache()
@@ -242,11 +245,13 @@ class Experiment(Generic[C]):
         arms = [arm.label for arm in built.arms]
         chosen = settings.to_json(config) | {"updates_per_task": built.plan.updates_per_task} | dict(shared.recorded)
         here = environment.environment(settings.used(config), _devices(config, len(arms)))
-        directory, run_id, note = starting.run_directory(config, self.name, chosen, here)
+        directory, run_id, note = starting.run_directory(config, self.name, chosen, here, reuse=reuse)
         asides = settings.asides(config)
         mark = settings.identity(chosen, asides)
         for line in filter(None, [*settings.fleeting(config), forecast.duration(directory.parent, mark), note]):
             output.say(console, line)
+        if reuse and lifecycle.status(directory).state == "finished":
+            return directory
         output.say(console, f"run directory: {directory}")
         described = {"experiment": self.name, "run_id": run_id, "settings": chosen}
         described |= {"hash": mark, "asides": asides, **loop.axes(built.batches)}

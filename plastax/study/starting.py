@@ -26,7 +26,12 @@ def check_writable(config: Config, experiment: str) -> None:
 
 
 def run_directory(
-    config: Config, experiment: str, settings: Mapping[str, Any], here: Mapping[str, Any] | None = None
+    config: Config,
+    experiment: str,
+    settings: Mapping[str, Any],
+    here: Mapping[str, Any] | None = None,
+    *,
+    reuse: bool = False,
 ) -> tuple[Path, str, str]:
     """Makes and returns the directory of this run: a new one, or that of an interrupted run to continue.
 
@@ -40,6 +45,7 @@ def run_directory(
       experiment: its name.
       settings: from `settings.to_json`.
       here: the environment of the run, by default `environment`.
+      reuse: whether a finished run of the same settings, code, versions and device is as good as a new one.
 
     Returns:
       The directory; the run's id; a note about the choice for the user, or "".
@@ -57,14 +63,15 @@ def run_directory(
         directory = _writable(_shared(folder / mark, config), "runs_dir")
         return directory, directory.name, ""
     notes = []
-    for previous in [] if config.fresh else lifecycle.unfinished(folder, mark):
+    for previous in [] if config.fresh else lifecycle.unfinished(folder, mark, or_finished=reuse):
         state = lifecycle.status(previous).state
         if state == "running":
             notes.append(f"starting a new run: {previous} of the same settings is running")
             continue
         other, unknown = _changed(previous, here)
         if not other or state == "recorded":
-            note = f"continuing {previous}, which was {state} (--fresh starts a new run){unknown}"
+            doing = "using" if state == "finished" else "continuing"
+            note = f"{doing} {previous}, which was {state} (--fresh starts a new run){unknown}"
             return _writable(previous, "runs_dir"), _run_id(previous), note
         notes.append(f"starting a new run: {previous} was {state}, but since then {', '.join(other)} changed")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")

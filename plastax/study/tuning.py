@@ -24,8 +24,6 @@ from plastax.study.settings import C
 def trial(config: C, fixed: tuple[str, ...] = ()) -> C:
     """The configuration of the competition, which measures no probes.
 
-    Its run directory is named by its settings alone, as that of shards, so that the same command finds it again.
-
     Args:
       config: of the study, with ``tune_on`` in (0, 1).
       fixed: groups of settings that cannot be swept.
@@ -46,11 +44,7 @@ def trial(config: C, fixed: tuple[str, ...] = ()) -> C:
     if config.seeds < 2:
         raise ConfigError("tune_on: 1 seed cannot both choose and report; give --seeds 2 or more (6 for intervals)")
     checked(_reported(config, ()))
-    return checked(
-        dataclasses.replace(
-            config, tune_on=0.0, tasks=tasks, seeds=seeds, probes=(), keep_params=0, shard=config.shard or "0/1"
-        )
-    )
+    return checked(dataclasses.replace(config, tune_on=0.0, tasks=tasks, seeds=seeds, probes=(), keep_params=0))
 
 
 def winners(run: Path, config: C) -> tuple[C, dict[str, Any]]:
