@@ -30,10 +30,16 @@ FEW_ENTRIES, NEARLY_SQUARE = 2**13, 0.9
 """Two kinds of matrices are not tried in single precision first: those of at most this many entries, where double
 precision costs next to nothing, and those nearer to square than this, which have small singular values from the start
 and take a singular value decomposition."""
+SIDE_BY_SIDE = 32
+"""How many matrices of few entries the cores of a CPU share: four layers of eight seeds. Each takes 30 ms to compile;
+half as many keep two cores less busy."""
 
 
-def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Array]]:
-    """``fn`` of lists of arrays; `vmap` runs ``room`` calls at once, which nested vmaps share, innermost first."""
+def _chunked(fn: Callable[..., list[Array]], room: int, unroll: int) -> Callable[..., list[Array]]:
+    """``fn`` of lists of arrays; `vmap` loops over batches of ``room`` calls, or, for 1, over ``unroll`` single calls.
+
+    Nested vmaps share both, innermost first.
+    """
     looped = jax.custom_batching.custom_vmap(fn)
 
     @looped.def_vmap
@@ -48,7 +54,9 @@ def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Ar
                 return fn(*jax.tree.unflatten(structure, [next(rows) if f else leaf for f, leaf in zip(flags, leaves)]))
 
             mapped = [leaf for flag, leaf in zip(flags, leaves) if flag]
-            return jax.lax.map(one, mapped, batch_size=min(room, size) if room > 1 else None)
+            if room > 1:
+                return jax.lax.map(one, mapped, batch_size=min(room, size))
+            return jax.lax.scan(lambda _, row: (None, one(row)), None, mapped, unroll=min(unroll, size))[1]
 
         def spread(*args: list[Array]) -> list[Array]:
             # A loop cannot run over an axis that is spread over devices: each device loops over its own part.
@@ -62,13 +70,13 @@ def _chunked(fn: Callable[..., list[Array]], room: int) -> Callable[..., list[Ar
             local = jax.shard_map(many, mesh=split.mesh, in_specs=specs, out_specs=over.spec, check_vma=False)
             return local(*args)
 
-        out = _chunked(spread, max(1, room // size))(*args)
+        out = _chunked(spread, max(1, room // size), max(1, unroll // size))(*args)
         return out, [True] * len(out)
 
     return looped
 
 
-def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[..., Any]:
+def sequential(fn: Callable[..., Any], batch: int | None = None, unroll: int = 1) -> Callable[..., Any]:
     """Makes `vmap` of ``fn`` a loop, of ``batch`` calls at once.
 
     Besides decompositions this suits whole algorithms: on CPU, Hessian products and Lanczos runs of several seeds are
@@ -82,6 +90,8 @@ def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[...
         batched ones included: they become arguments.
       batch: how many calls of all vmaps around this one run side by side. None: one on CPU, all on other backends; see
         `platforms.Choices.decompositions`.
+      unroll: how many calls the body of the loop holds, each compiled, in place of one. XLA:CPU spreads more than eight
+        independent operations over its threads; this is for short calls that use one core.
 
     Returns:
       A function of the same arguments and results. It can be nested, jitted, scanned and used in branches, but has no
@@ -99,7 +109,7 @@ def sequential(fn: Callable[..., Any], batch: int | None = None) -> Callable[...
         def plain(constants: list[Array], leaves: list[Array]) -> list[Array]:
             return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))(*leaves)
 
-        found = _chunked(plain, batch or 1)(traced.consts, jax.tree.leaves(args))
+        found = _chunked(plain, batch or 1, unroll)(traced.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
     return call
@@ -304,7 +314,8 @@ def _effective_rank(features: Array, power: int) -> Array:
 @jax.default_matmul_precision("highest")
 def _effective_rank_forward(features: Array, power: int) -> tuple[Array, Array]:
     x, scale = _scaled(features)
-    rank, gradient = sequential(jax.jit(functools.partial(_rank_and_gradient, power=power)))(x)
+    one = jax.jit(functools.partial(_rank_and_gradient, power=power))
+    rank, gradient = sequential(one, unroll=SIDE_BY_SIDE if x.size <= FEW_ENTRIES else 1)(x)
     return rank, (gradient / scale).astype(features.dtype)
 
 

@@ -120,6 +120,19 @@ def test_sequential_in_batches_equals_one_by_one(batch: int) -> None:
     np.testing.assert_array_equal(got[1], jnp.broadcast_to(2.0 * x, (2, 3, 5)))
 
 
+@pytest.mark.parametrize("unroll", [2, 4, 100])
+def test_sequential_with_several_calls_in_the_loop_equals_one_by_one(unroll: int) -> None:
+    x, shared = jnp.arange(15.0).reshape(3, 5), jnp.arange(2.0)
+
+    def single(x: jax.Array, shared: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return linalg.sequential(lambda x: (jnp.sin(x) + shared, x * 2.0), unroll=unroll)(x)
+
+    nested = jax.vmap(jax.vmap(jax.vmap(single, (0, None)), (0, None)), (None, 0))
+    got = jax.jit(nested)(x, shared)
+    np.testing.assert_allclose(got[0], jnp.sin(x)[None] + shared[:, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(got[1], jnp.broadcast_to(2.0 * x, (2, 3, 5)))
+
+
 @pytest.mark.parametrize(("batch", "together"), [(1, 1), (2, 2), (5, 4), (8, 8), (100, 8)])
 def test_nested_vmaps_share_the_batch(batch: int, together: int) -> None:
     def matrices(jaxpr: jax.extend.core.Jaxpr) -> set[int]:
@@ -229,6 +242,24 @@ def test_effective_rank_gradient_of_any_spectrum_matches_double_precision_svd(x:
         rank, exact = kept_rank_and_gradient(jnp.asarray(x.astype(np.float32), jnp.float64))
     np.testing.assert_allclose(value, rank, rtol=1e-5)
     assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-4 * np.linalg.norm(exact)
+
+
+def test_effective_rank_gradients_of_small_matrices_of_all_kinds_together_match_double_precision_svd() -> None:
+    shape = 40, 16
+    kinds = [
+        relu(*shape), relu(*shape) * (np.arange(16) % 3 > 0), spectrum_of(shape, *np.geomspace(1, 2e-5, 16)),
+        spectrum_of(shape, 3, 3, 3, 1, 1, 0.5), np.outer(relu(40), np.ones(16)), np.zeros(shape),
+    ]  # fmt: skip
+    x = np.stack(kinds).astype(np.float32)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(linalg.effective_rank)))(x)
+    for one, value, gradient in list(zip(x, values, gradients))[:-1]:
+        with jax.enable_x64(True):
+            rank, exact = kept_rank_and_gradient(jnp.asarray(one, jnp.float64))
+        np.testing.assert_allclose(value, rank, rtol=1e-5)
+        # Of rank one the gradient is zero.
+        assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-4 * np.linalg.norm(exact) + 1e-6
+    assert values[-1] == 0
+    np.testing.assert_array_equal(gradients[-1], 0.0)
 
 
 def with_backend(backend: str, fn: Callable[..., Any], x: jax.Array) -> Callable[..., Any]:

@@ -7,12 +7,13 @@ by `jax.value_and_grad` through `jax.numpy.linalg.svd(..., compute_uv=False)`, a
 takes value and gradient apart.
 Errors are of the gradient against a float64 singular value decomposition, relative, in the Frobenius norm.
 
-The second is of gradient steps of the preset `paper` of `permuted_mnist`: the network 784-1000-1000-1000-10, batches of
-one, plain gradient descent, by `supervised`; of plain descent, of L2, and of L2-ER on the last 100 examples every
-100 steps, whose time is thus a mean over acting and other steps. Sides are timed in turn, in one process; ratios are
-medians over rounds.
+The others are of training: by plain optimisation, with L2, and with L2-ER, whose time is a mean over acting and other
+steps. One is of gradient steps of the preset `paper` of `permuted_mnist`: five networks 784-1000-1000-1000-10, batches
+of one, plain gradient descent, L2-ER on the last 100 examples every 100 steps. The other is of updates of the default
+`rl_gymnax`, eight seeds, Kronecker factors included. Sides are timed in turn, in one process; ratios are medians over
+rounds.
 
-    make bench BENCH=effective_rank ARGS="--pin"
+    make bench BENCH=effective_rank
 
 Without MNIST in the cache (`make data NAME=mnist`) the images are random ones of its shape; the times are the same.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -32,21 +33,24 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import rl_gymnax
 from experiments.bench._bars import Bar, Options, judged, machine, report, table
 from experiments.bench._measure import Running, Side, Times, compiled, rounds_of
 from experiments.bench.supervised import mnist
 from plastax import linalg
 from plastax.methods import L2, L2ER, Backprop
-from plastax.models import MLP
+from plastax.models import MLP, ActorCritic
+from plastax.probes import KroneckerSpectrum
 from plastax.program import parallel
 from plastax.program.supervised import Training, batch_like, program
+from plastax.rl import STREAMS, ppo
 from plastax.streams import Permuted
-from plastax.types import Array, MethodConfig, Stream, Tree
+from plastax.types import Array, MethodConfig, Program, Stream
 
 FASTER = 4.0
 """Least ratio of the time through singular values to plastax's."""
-SLOWEST = 1.10
-"""Largest ratio of the time of a step of L2-ER to a plain one's."""
+SLOWEST = 1.3
+"""Largest ratio of the time of training with L2-ER to plain training's."""
 SHAPES: tuple[tuple[int, int], ...] = ((100, 1000), (500, 512), (1200, 128), (2048, 256))
 COLLAPSED: tuple[tuple[int, int], ...] = ((128, 64), (100, 1000), (1200, 128))
 """Of features whose singular values fall; the first is a minibatch of PPO's."""
@@ -62,8 +66,12 @@ class Config(Options):
     """Gradient steps from one effective-rank step to the next, and the examples that each is taken of."""
     steps: int = 400
     """Gradient steps of each side in one timed round of training; a multiple of the period."""
+    updates: int = 20
+    """Updates of PPO of each side in one timed round."""
     training_rounds: int = 7
     """Timed rounds of training."""
+    seeds: tuple[int, int] = (5, 8)
+    """Networks of `permuted_mnist` and of `rl_gymnax`."""
 
 
 class Ranked(NamedTuple):
@@ -78,7 +86,7 @@ class Ranked(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Times of a gradient step, by method."""
+    """Times of a gradient step or an update of all networks, by method."""
 
     plain: Times
     l2: Times
@@ -124,36 +132,57 @@ def ranked(name: str, x: Array, rounds: int) -> Ranked:
     return Ranked(f"{name}{x.shape[0]} x {x.shape[1]}", times[0], times[1], times[2], errors[0], errors[1])
 
 
-def training(config: Config, stream: Stream, hidden: tuple[int, ...], method: MethodConfig) -> Running:
-    """Training of one network on a task; every call trains ``config.steps`` steps."""
+def running(program: Program, seeds: int, updates: int, rounds: int) -> Running:
+    """Training of all seeds; every call trains ``updates`` updates of the first task, which must be long enough."""
+    every = parallel.over_seeds(program, seeds)
+    shared = jax.device_put(every.data)
+    state = jax.jit(every.init)(parallel.seed_keys(range(seeds)), shared)
+    state = jax.jit(every.begin)(state, shared, jnp.int32(0))
+    segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
+    run = segment.lower(state, shared, jnp.int32(0), updates).compile()
+    clocks = iter(range(0, updates * rounds, updates))
+    return Running(state, lambda state: run(state, shared, jnp.int32(next(clocks))))
+
+
+def supervised(config: Config, hidden: tuple[int, ...], method: MethodConfig, stream: Stream) -> Program:
+    """Of one network of `permuted_mnist`; an update is a round."""
     settings = Training("sgd", 1e-2, batch_size=1, updates=stream.examples // config.steps)
     model = MLP(hidden).build(stream.input_shape, stream.outputs)
     model = model._replace(batch_like=batch_like(settings, stream))
-    one = program(settings, stream, model, method.build(settings.transformation(), model))
-    every = parallel.over_seeds(one, 1)
-    shared = jax.device_put(every.data)
-    state = jax.jit(every.init)(parallel.seed_keys(range(1)), shared)
-    state = jax.jit(every.begin)(state, shared, jnp.int32(0))
-    segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
-    steps = segment.lower(state, shared, jnp.int32(0), 1).compile()
-    clocks = iter(range(settings.updates))
-
-    def call(state: Tree) -> tuple[Tree, Any]:
-        state, train = steps(state, shared, jnp.int32(next(clocks)))
-        return state, train["loss"]
-
-    return Running(state, call)
+    return program(settings, stream, model, method.build(settings.transformation(), model))
 
 
-def trained(config: Config, hidden: tuple[int, ...]) -> Trained:
-    """Times of the three methods' steps."""
-    dataset = mnist(config.quick)
-    stream = Permuted(config.steps * (config.training_rounds + 3)).build(dataset)
-    rank = L2ER(er_lr=1e-2, period=config.period, window=config.period)
-    runs = [training(config, stream, hidden, method) for method in (Backprop(), L2(), rank)]
-    sides = [Side(name, run, units=config.steps) for name, run in zip(("plain", "l2", "l2_er"), runs)]
-    rounds_of(sides, 1)
-    return Trained(*rounds_of(sides, config.training_rounds))
+def reinforcement(updates: int, method: MethodConfig) -> Program:
+    """Of one agent of `rl_gymnax` in its first task."""
+    agent: ppo.PPO = rl_gymnax.DEFAULTS["ppo"]
+    stream = STREAMS["cartpole_chain"]
+    size, continuous = ppo.action_size(stream.spaces())
+    model = ActorCritic().build(stream.spaces().observation_shape, size, continuous=continuous)
+    model = model._replace(batch_like=ppo.batch_like(agent, stream.spaces()))
+    probes = (KroneckerSpectrum().build(model),)
+    optimizer = method.build(agent.optimizer(), model)
+    return ppo.program(agent, stream.build(), model, optimizer, probes, updates_per_task=updates)
+
+
+def trained(programs: list[Program], seeds: int, updates: int, units: int, rounds: int) -> Trained:
+    """Times of the three methods' programs, of which a round is so many ``units``."""
+    runs = [running(one, seeds, updates, rounds + 2) for one in programs]
+    sides = [Side(name, run, units=units) for name, run in zip(Trained._fields, runs)]
+    rounds_of(sides, 2)
+    return Trained(*rounds_of(sides, rounds))
+
+
+def both(config: Config, hidden: tuple[int, ...]) -> dict[str, Trained]:
+    """Of `permuted_mnist` and `rl_gymnax`."""
+    rounds, window = config.training_rounds, config.period
+    stream = Permuted(config.steps * (rounds + 3)).build(mnist(config.quick))
+    methods = (Backprop(), L2(), L2ER(er_lr=1e-2, period=window, window=window))
+    images = [supervised(config, hidden, method, stream) for method in methods]
+    agents = [reinforcement(config.updates * (rounds + 2), method) for method in (Backprop(), L2(), L2ER())]
+    return {
+        "a step of permuted_mnist": trained(images, config.seeds[0], 1, config.steps, rounds),
+        "an update of rl_gymnax": trained(agents, config.seeds[1], config.updates, config.updates, rounds),
+    }
 
 
 def ranks_table(done: list[Ranked]) -> Table:
@@ -170,38 +199,39 @@ def ranks_table(done: list[Ranked]) -> Table:
     return table("Effective rank and its gradient, ms (CPU ms)", rows)
 
 
-def steps_table(done: Trained) -> Table:
-    """A gradient step of each method."""
+def training_table(what: str, done: Trained) -> Table:
+    """Training by each method."""
     rows = [
         {
             "method": name,
-            "step": "{:.2f} ({:.2f})".format(*(1e3 * value for value in times.median())),
-            "of a plain one": "{:.3f} ({:.3f})".format(*times.ratio(done.plain).median()),
+            "time": "{:.2f} ({:.2f})".format(*(1e3 * value for value in times.median())),
+            "of plain training's": "{:.3f} ({:.3f})".format(*times.ratio(done.plain).median()),
         }
         for name, times in done._asdict().items()
     ]
-    return table("A gradient step, ms (CPU ms)", rows)
+    return table(f"{what[0].upper()}{what[1:]}, ms (CPU ms)", rows)
 
 
-def bars(ranks: list[Ranked], steps: Trained) -> list[Bar]:
+def bars(ranks: list[Ranked], training: dict[str, Trained]) -> list[Bar]:
     """What must hold."""
     out = [
         Bar(f"{r.name}: time through singular values / plastax's",
             judged(r.through.ratio(r.ours).median()), FASTER, False)
         for r in ranks
     ]  # fmt: skip
-    ratio = judged(steps.l2_er.ratio(steps.plain).median())
-    return [*out, Bar("a step of L2-ER / a plain one", ratio, SLOWEST, True)]
+    # Wall time: the cores share the decompositions.
+    ratios = {what: done.l2_er.ratio(done.plain).median()[0] for what, done in training.items()}
+    return [*out, *(Bar(f"{what}: L2-ER / plain", ratio, SLOWEST, True) for what, ratio in ratios.items())]
 
 
-def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
+def main(config: Config) -> tuple[list[Ranked], dict[str, Trained], list[Bar]]:
     """Times everything, prints tables and bars, and gives both out."""
     if config.steps % config.period:
         raise SystemExit(f"--steps {config.steps} is not a multiple of --period {config.period}")
     config.pinned()
     shapes, falling, hidden = SHAPES, COLLAPSED, (1000,) * 3
     if config.quick:
-        config = dataclasses.replace(config, rounds=1, training_rounds=1, steps=8, period=4)
+        config = dataclasses.replace(config, rounds=1, training_rounds=1, steps=8, period=4, updates=1, seeds=(2, 2))
         shapes, falling, hidden = ((12, 40), (40, 12)), ((300, 40),), (20,) * 3
     console = Console(width=120)
     console.print(
@@ -210,11 +240,13 @@ def main(config: Config) -> tuple[list[Ranked], Trained, list[Bar]]:
     ordinary = [ranked("", relu(shape), config.rounds) for shape in shapes]
     ranks = [*ordinary, *(ranked("collapsed, ", collapsed(shape), config.rounds) for shape in falling)]
     console.print(ranks_table(ranks))
-    steps = trained(config, hidden)
-    console.print(steps_table(steps))
-    held = bars(ordinary, steps)
-    report(console, held, config.out, ranks=[r._asdict() for r in ranks], steps=steps._asdict())
-    return ranks, steps, held
+    training = both(config, hidden)
+    for what, done in training.items():
+        console.print(training_table(what, done))
+    held = bars(ordinary, training)
+    training_numbers = {what: done._asdict() for what, done in training.items()}
+    report(console, held, config.out, ranks=[r._asdict() for r in ranks], training=training_numbers)
+    return ranks, training, held
 
 
 if __name__ == "__main__":

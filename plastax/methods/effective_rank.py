@@ -91,13 +91,16 @@ def mean_effective_rank(features: Features, mask: Array | None = None) -> Array:
     if not features:
         raise ConfigError("effective_rank: the network gives no features; give it hidden layers")
 
-    def rank(h: Array) -> Array:
+    alike: dict[tuple[int, ...], list[Array]] = {}
+    for h in features.values():
         if mask is not None:
             # Rows of zeros change no singular value.
             h = jnp.where(mask.reshape(-1, *[1] * (h.ndim - 1)), h, 0)
-        return linalg.effective_rank(tree.wide(h.reshape(-1, h.shape[-1])))
-
-    return sum(map(rank, features.values()), jnp.zeros(())) / len(features)
+        h = tree.wide(h.reshape(-1, h.shape[-1]))
+        alike.setdefault(h.shape, []).append(h)
+    # Together, layers of one shape keep more cores busy.
+    ranks = [jax.vmap(linalg.effective_rank)(jnp.stack(layers)) for layers in alike.values()]
+    return jnp.sum(jnp.concatenate(ranks)) / len(features)
 
 
 def effective_rank(
