@@ -51,7 +51,7 @@ def described() -> str:
         f"{device.platform}: {device.device_kind} x {len(jax.devices())}",
         f"{memory / 2**30:.0f} GiB" if memory else "",
         f"plastax {__version__}, jax {jax.__version__}, jaxlib {jaxlib.__version__}",
-        device.client.platform_version.partition("\n")[0],
+        " ".join(device.client.platform_version.split()),
         ", ".join(f"{name} {value}" for name, value in platforms.chosen()._asdict().items()),
     ]
     return "; ".join(filter(None, parts))
