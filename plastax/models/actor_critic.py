@@ -107,7 +107,8 @@ class _Network(nn.Module):
         for i, size in enumerate(self.config.hidden):
             name = f"dense_{i}"
             x = hidden(name, nn.Dense(size, kernel_init=init, name=name)(x))
-        return nn.Dense(self.output_size, kernel_init=linalg.orthogonal(self.output_gain), name="output")(x), features
+        init = linalg.orthogonal(self.output_gain)
+        return nn.Dense(self.output_size, kernel_init=init, dot_general=layers.by_column, name="output")(x), features
 
 
 class _ActorCritic(nn.Module):

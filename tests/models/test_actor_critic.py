@@ -175,6 +175,29 @@ def test_actor_and_critic_share_nothing(case: str) -> None:
         assert np.any(value[name] != 0) == name.startswith("critic/"), name
 
 
+@pytest.mark.parametrize("actions", [1, 2, 8, 9])
+def test_heads_and_their_gradients_are_those_of_a_matrix_product(actions: int) -> None:
+    model = ActorCritic(hidden=(5,)).build((4,), actions, continuous=False)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), jax.eval_shape(model.init, jax.random.key(0))
+    )
+    x, cotangent = (jnp.asarray(rng.standard_normal((6, n)), jnp.float32) for n in (4, actions))
+
+    @jit
+    def run(params: Any) -> Any:
+        (policy, features), pull = jax.vjp(lambda p: (lambda o, f: (o["policy"], f))(*model.apply(p, x)), params)
+        silent = jax.tree.map(jnp.zeros_like, features)
+        return policy, features["actor/dense_0"], pull((cotangent, silent))[0]["actor"]
+
+    policy, features, grads = run(params)
+    head, h, g = params["actor"]["output"], np.float64(features), np.float64(cotangent)
+    np.testing.assert_allclose(policy, h @ np.float64(head["kernel"]) + np.float64(head["bias"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads["output"]["kernel"], h.T @ g, rtol=1e-5, atol=1e-5)
+    back = g @ np.float64(head["kernel"]).T * (h > 0)
+    np.testing.assert_allclose(grads["dense_0"]["kernel"], np.float64(x).T @ back, rtol=1e-5, atol=1e-5)
+
+
 def test_initialisation_is_the_documented_one() -> None:
     model = ActorCritic(hidden=(6, 5), initial_log_std=-0.5).build((4,), ACTIONS, continuous=True)
     leaves = tree.named_leaves(jit(model.init)(jax.random.key(3)))
