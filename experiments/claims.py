@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from plastax.claims import command
 from plastax.claims.command import EPS, Design
-from plastax.claims.judging import Claim, Classification, Contrast, Correlation, Lead, Measure, Term
+from plastax.claims.judging import Claim, Classification, Contrast, Correlation, How, Lead, Measure, Term
 
 FIRST_SEEDS = {"smoke": 0, "default": 1000, "accelerator": 1000}
 SPECTRUM = {"hessian.order": 24, "hessian.probes": 2, "hessian.examples": 64, "hessian.every": 1}
@@ -158,6 +158,10 @@ NOISE, ADVERSARY = (
 LARGEST = Measure("largest Hessian eigenvalue", "probe/hessian/largest")
 
 
+HOW: tuple[tuple[How, float], ...] = (("across", 0.5), ("within", 0.3))
+"""How a spectrum is related to something, and the smallest correlation claimed."""
+
+
 def thresholds(measure: Measure) -> list[Measure]:
     """An eps-rank at every threshold, absolute and relative to the largest eigenvalue."""
     relative = measure._replace(variable="probe/hessian/relative_rank", label=f"relative {measure.label}")
@@ -296,11 +300,13 @@ CLAIMS = (
         9,
         "Claims 2 and 3 hold on digits at every threshold over four decades, absolute and relative",
         f"{PAPER}, eps chosen to maximise R^2 there",
-        tuple(Lead(f"lead: {one.label}", "digits", one) for one in thresholds(EPS_RANK))
-        + tuple(
-            Correlation(f"{how}: {one.label}", "digits", one, how, size)
-            for how, size in (("across", 0.5), ("within", 0.3))
-            for one in thresholds(EPS_RANK)
+        (
+            *(Lead(f"lead: {one.label}", "digits", one) for one in thresholds(EPS_RANK)),
+            *(
+                Correlation(f"{how}: {one.label}", "digits", one, how, size)
+                for how, size in HOW
+                for one in thresholds(EPS_RANK)
+            ),
         ),
     ),
     Claim(
@@ -324,12 +330,12 @@ CLAIMS = (
         tuple(
             Correlation(f"{other.label}, {how}", "digits", EPS_RANK, how, size, other)
             for other in (NOISE, ADVERSARY)
-            for how, size in (("across", 0.5), ("within", 0.3))
+            for how, size in HOW
         ),
         tuple(
             Correlation(f"largest eigenvalue, {other.label}, {how}", "digits", LARGEST, how, size, other)
             for other in (NOISE, ADVERSARY)
-            for how, size in (("across", 0.5), ("within", 0.3))
+            for how, size in HOW
         ),
     ),
 )  # fmt: skip

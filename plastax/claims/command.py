@@ -129,8 +129,8 @@ def test(
             judged.append(judging.judge(claim, runs))
         except ConfigError as error:
             refused[f"Claim {claim.number}"] = error
-    for name, error in refused.items():
-        output.say(console, f"{name} is not judged: {error}")
+    for name, why in refused.items():
+        output.say(console, f"{name} is not judged: {why}")
     if not judged:
         raise ConfigError("no claim could be judged")
     drawing.import_matplotlib()

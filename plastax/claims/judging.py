@@ -57,6 +57,7 @@ class Measure(NamedTuple):
 
 
 SCORE = Measure("performance")
+How = Literal["across", "within", "pooled"]
 
 
 class Evidence(NamedTuple):
@@ -232,7 +233,7 @@ class Correlation:
     label: str
     run: str
     measure: Measure
-    how: Literal["across", "within", "pooled"]
+    how: How
     size: float = 0.3
     other: Measure = SCORE
 

@@ -113,7 +113,7 @@ def seeds_needed(deviation: float, effect: float) -> int:
     seeds = np.arange(FEWEST, MOST + 1)
     critical = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
     power = stats.nct.sf(critical, seeds - 1, abs(effect) / deviation * np.sqrt(seeds))
-    return int(seeds[min(np.searchsorted(power, POWER), len(seeds) - 1)])
+    return int(seeds[min(int(np.searchsorted(power, POWER)), len(seeds) - 1)])
 
 
 def change_point(values: np.ndarray) -> float:

@@ -55,8 +55,8 @@ class Planned:
         """The settings of a run that differ from the planned ones; of all that are planned, or of some."""
         stored, wanted = read_config(run)["settings"], settings.to_json(self.study.config)
         asked = [name for name in names or wanted if name in wanted]
-        pair = ({name: one.get(name) for name in asked} for one in (stored, wanted))
-        return lifecycle.differences(*pair, settings.asides(self.study.config))
+        then, now = ({name: one.get(name) for name in asked} for one in (stored, wanted))
+        return lifecycle.differences(then, now, settings.asides(self.study.config))
 
     def read(self, run: Path) -> Evidence:
         """A run as evidence."""
