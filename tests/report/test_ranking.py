@@ -1,5 +1,7 @@
 """Ranking accuracy and AUC are scipy's and scikit-learn's, and their intervals are honest."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -66,14 +68,14 @@ def simulated(seed: int, seeds: int = 8, arms: int = 6, tasks: int = 12) -> tupl
 
 def covered(studies: int) -> dict[tuple[str, str], float]:
     """The part of studies in which the interval of a useless measurement has 1/2."""
-    counts: dict[tuple[str, str], float] = {}
+    counts = dict.fromkeys(itertools.product(BOTH, ("accuracy", "auc")), 0)
     for number in range(studies):
         x, y = simulated(number)
         for name, turned in BOTH.items():
             for kind, got in (("accuracy", ranking.ranking_accuracy), ("auc", ranking.auc)):
                 found = ranking.held_out(got(turned(x), turned(y > 0 if kind == "auc" else y)))
-                counts[name, kind] = counts.get((name, kind), 0) + (found.low <= 0.5 <= found.high) / studies
-    return counts
+                counts[name, kind] += found.low <= 0.5 <= found.high
+    return {case: count / studies for case, count in counts.items()}
 
 
 def test_a_useless_measurement_is_rarely_called_useful():
