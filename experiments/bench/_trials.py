@@ -41,7 +41,7 @@ SPECTRA = (Hessian(), KroneckerSpectrum())
 """What is measured."""
 
 
-PARTS = ("roofline", "curvature", "seeds", "measuring", "devices", "loops", "convolutions", "decompositions")
+PARTS = ("roofline", "curvature", "devices", "decompositions", "convolutions", "seeds", "measuring", "loops")
 """Of the benchmark."""
 
 
@@ -106,17 +106,17 @@ class Trial(NamedTuple):
 
 
 def trials(sizes: Sizes) -> Iterator[Trial]:
-    """All of them; first those that others refer to."""
+    """All of them: first those that others refer to, last those that take long."""
     yield from roofline(sizes)
     problems = [make(name, widths, examples, sizes.order, 8) for name, widths, examples in sizes.problems]
     yield from itertools.chain.from_iterable(map(products, problems))
+    yield devices_agree(problems[0]._replace(order=min(sizes.order, 32), probes=4))
+    yield from decompositions(sizes)
+    yield from convolutions(sizes)
     kinds = tasks(sizes)
     yield from training(kinds, sizes)
     yield from measuring(kinds, sizes)
-    yield devices_agree(problems[0]._replace(order=min(sizes.order, 32), probes=4))
     yield from loops(kinds, sizes, problems[0])
-    yield from convolutions(sizes)
-    yield from decompositions(sizes)
 
 
 def roofline(sizes: Sizes) -> Iterator[Trial]:
