@@ -38,7 +38,7 @@ TASKS = 30
 """The most tasks; of more, evenly spread ones. Seeds, not pairs, limit what can be said."""
 CLOCK = "task number (a clock)"
 SHOWN = 16
-"""The most measurements in a figure and in the terminal; the CSV file has all."""
+"""The most measurements in a figure and in the terminal; prediction.csv has all."""
 LAYERS = ("layer", "feature_layer")
 PAIRS = {"within": ("seed", "arm", "task"), "across": ("seed", "task", "arm")}
 """Kind of pairs -> axes of the values, of which the last has what is paired."""
@@ -247,7 +247,7 @@ def render(frame: pd.DataFrame, title: str, width: int = 120) -> rich.table.Tabl
     shown = [*cells.index[:SHOWN], *({CLOCK} & {*cells.index[SHOWN:]})]
     table = fitted(cells.loc[shown].reset_index(names="measurement"), width, 2)
     left = len(cells) - len(shown)
-    lines = [*notes(frame), *([f"{left} more measurements: --csv FILE has all."] if left else [])]
+    lines = [*notes(frame), *([f"{left} more measurements are in prediction.csv."] if left else [])]
     table.title, table.caption = title, "\n".join(lines)
     return table
 
