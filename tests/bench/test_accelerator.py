@@ -34,7 +34,7 @@ accelerator.main(sys.argv[1:])
 def toy(out: pathlib.Path, *parts: str) -> list[dict]:
     """The rows of a toy run on two devices, in a process that finds nothing of what a bare machine lacks."""
     variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WITHOUT, "--toy", "--minutes", "20", "--out", str(out), "--parts", *parts]
+    command = [sys.executable, "-c", WITHOUT, "--minutes", "20", "--out", str(out), "--parts", *parts]
     done = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     machine, *rows = map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())
