@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+from jax.extend.random import threefry2x32_p
 
 from plastax.runs import compilation
 
@@ -155,3 +158,19 @@ def test_a_full_disk_keeps_nothing_and_says_so_once(cache, monkeypatch, caplog):
     monkeypatch.undo()
     kept.put("a", b"program")
     assert kept.get("a") == b"program"
+
+
+@pytest.mark.parametrize(
+    ("key", "count", "expected"),
+    [
+        ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_random_numbers_without_a_loop_are_those_of_the_published_vectors(key, count, expected):
+    """Of the authors' library Random123, file ``kat_vectors``, threefry2x32 with 20 rounds."""
+    compilation.unroll_threefry()
+    program = jax.jit(threefry2x32_p.bind).lower(*np.asarray([key, count], np.uint32).ravel()).compile()
+    assert "while" not in program.as_text()
+    assert tuple(int(x) for x in program(*np.asarray([key, count], np.uint32).ravel())) == expected

@@ -179,6 +179,7 @@ def _shapes(batch: Batch) -> tuple[Tree, Tree]:
 
 
 def _compile(fn: Callable[..., Any], *args: Any, donate: Sequence[int] = ()) -> jax.stages.Compiled:
+    compilation.unroll_threefry()
     traced = jax.jit(fn, donate_argnums=tuple(donate)).trace(*args)
     memory.check_loops(traced.jaxpr.jaxpr)
     return traced.lower().compile()
