@@ -91,7 +91,7 @@ class Hessian(_SpectrumProbe):
         """The Hessian's of the mean loss on the batch: by Lanczos, or dense and exact from the order P on.
 
         The dense matrix takes as many products as it has columns, and one decomposition. A complete Lanczos run gives
-        the same eigenvalues and takes several times as long.
+        the same eigenvalues and takes longer.
         """
 
         @linalg.sequential
