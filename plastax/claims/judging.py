@@ -29,11 +29,11 @@ FEWEST_TASKS = 6
 
 WINDOWS: Mapping[str, Callable[[int], slice]] = {
     "first": lambda tasks: slice(0, 1),
-    "early": lambda tasks: slice(0, max(1, math.ceil(tasks / 10))),
+    "early": lambda tasks: slice(0, max(2, math.ceil(tasks / 10))),
     "later": lambda tasks: slice(1, tasks),
     "late": lambda tasks: slice(tasks - max(1, tasks // 5), tasks),
 }
-"""Name -> tasks: the first one, the first tenth, all but the first, the last fifth."""
+"""Name -> tasks: the first one, the first tenth (two at least), all but the first, the last fifth."""
 
 
 class Measure(NamedTuple):
