@@ -6,6 +6,10 @@ policies they end with are then judged by one and the same evaluator. rejax 0.1.
 gets gymnax 1.0 through an adapter. Wall time and processor time are medians over the timed rounds.
 
     python -m experiments.bench.rl --seeds 1 8 32
+
+As in a run, our seeds are spread over JAX's devices, where their number allows. A CPU is one device unless JAX is told
+otherwise; then XLA spreads single operations over its cores. ``JAX_NUM_CPU_DEVICES=2`` gives two cores half of the
+seeds each.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -72,7 +77,10 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0) -> tuple[Run
         probes,
         updates_per_task=10**6,
     )
-    program = parallel.over_seeds(program, seeds)
+    devices = math.gcd(seeds, jax.device_count())
+    program = parallel.over_seeds(program, seeds // devices)
+    if devices > 1:
+        program = parallel.over_devices(program, jax.sharding.Mesh(jax.devices()[:devices], (parallel.AXIS,)))
     state = jax.jit(program.init)(parallel.seed_keys(range(seeds)), program.data)
     state = jax.jit(program.begin)(state, program.data, jnp.int32(0))
     length = probe_every or updates
