@@ -24,7 +24,7 @@ COLOURS = {rules.SUPPORTED: "#1b7f4d", rules.NOT_SUPPORTED: "#b3410e", rules.UND
 NOTE = (
     "A claim is supported if every part of it is, and not supported if one part is not. A part is supported if its "
     "95 % interval lies above what it has to exceed, and not supported if the interval excludes the smallest effect "
-    "that the claim speaks of. The effect shown is that of the part that decides."
+    "that the claim speaks of."
 )
 CHART = (
     "A point is the effect of a part, with its 95 % interval, in units of the smallest effect that the claim speaks of "
@@ -148,11 +148,12 @@ def _section(judged: Judged, runs: Mapping[str, Evidence], command: str) -> Sect
     if claim.shown:
         tables.append(("Beside it, for comparison", rows(claim.shown, judged.shown)))
     text = [
-        f"{claim.source}. Verdict: {judged.decisive.verdict}.",
+        f"{claim.sentence}. Verdict: {judged.decisive.verdict}.",
+        f"Source: {claim.source}.",
         f'Repeat it: {command} ARGS="--claims {claim.number}"',
     ]
     charts = [_forest(judged), *_curves(judged, runs)]
-    return Section(f"claim-{claim.number}", f"{claim.number}. {claim.sentence}", text, charts, tables)
+    return Section(f"claim-{claim.number}", f"Claim {claim.number}", text, charts, tables)
 
 
 def _provenance(directories: Mapping[str, Path], runs: Mapping[str, Evidence]) -> pd.DataFrame:
@@ -166,7 +167,7 @@ def _provenance(directories: Mapping[str, Path], runs: Mapping[str, Evidence]) -
             "seeds": f"{first} to {first + data.sizes['seed'] - 1}",
             "tasks": data.sizes["task"],
             "natural eps": f"{runs[name].natural:.3g}",
-            "revision": str((here.get("git") or {}).get("revision", here.get("git", "")))[:12],
+            "code": f"{here.get('source', '')} {str(here.get('git_revision') or '')[:8]}".strip(),
             "command": runs[name].record,
         }
     return pd.DataFrame(rows).T
@@ -199,7 +200,8 @@ def write(
         [
             {
                 "verdict": one.decisive.verdict,
-                "effect that decides": f"{one.part.label}: {number(one.decisive)}",
+                "effect": number(one.decisive),
+                "of the part that decides": one.part.label,
                 "": wanted(one.decisive),
             }
             for one in judged
@@ -208,8 +210,8 @@ def write(
     )
     counts = {name: sum(one.decisive.verdict == name for one in judged) for name in rules.VERDICTS}
     warnings = [f"{claim}: {error}" for claim, error in refused.items()]
-    if provenance["revision"].nunique() > 1:
-        warnings.append("The runs were trained with different revisions of the code.")
+    if provenance["code"].nunique() > 1:
+        warnings.append("The runs were trained with different code.")
     warnings += [text for text in {one.data.attrs.get("notice", "") for one in runs.values()} if text]
     warnings.append("A change point of a steady decline is its middle. An order in time is not a cause.")
     largest = max(runs.values(), key=lambda one: one.data.sizes["arm"]).data
