@@ -37,18 +37,19 @@ def late_scores(data: xr.Dataset) -> pd.Series | None:
     return last.to_series() * (1.0 if score.higher_is_better else -1.0)
 
 
-def arms(data: xr.Dataset, most: int = ARMS) -> list[str]:
+def arms(data: xr.Dataset, most: int = ARMS, among: Sequence[str] | None = None) -> list[str]:
     """The arms that are drawn, in the order of the study.
 
     Args:
       data: a study, see `plastax.load`.
       most: the largest number of arms.
+      among: of these arms; by default of all.
 
     Returns:
       All, if they are not too many; otherwise the `REFERENCES`, and others spread evenly from the worst to the best
       score.
     """
-    all_arms = [str(arm) for arm in data.arm.values]
+    all_arms = [str(arm) for arm in data.arm.values if among is None or arm in among]
     if len(all_arms) <= most:
         return all_arms
     of = methods(data)

@@ -110,7 +110,7 @@ def _stack(data: xr.Dataset, panels: Sequence[Subplot], columns: int, height: fl
         axes.set_xlabel("task")
     for axes in grid.flat[len(intervals) :]:
         axes.set_axis_off()
-    legend(figure, legend_looks(data.sel(arm=arms)))
+    legend(figure, legend_looks(data.arm.sel(arm=arms)))
     _partly(figure, data)
     return Drawing(figure, _frame(intervals))
 
@@ -135,7 +135,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
         return None
     tasks, per_task = data.sizes["task"], data.sizes["update"] // data.sizes["task"]
     arms = drawn.arms(data)
-    looks = arm_looks(data.sel(arm=arms))
+    looks = arm_looks(data.arm.sel(arm=arms))
     # Without a finished task, the subplot of the main quantity is empty.
     panels = [_score_subplot(data, quantity) for quantity in score.quantities if measured(data, quantity)]
     figure = Figure(figsize=(WIDTH, 3.0 * (1 + len(panels))))
@@ -154,7 +154,7 @@ def scores(data: xr.Dataset) -> Drawing | None:
     top.set_ylabel(score.curve.label if window == 1 else f"{score.curve.label}, mean of {window} updates")
     below[-1].set_xlabel("task")
     below[-1].set_xlim(-0.5, tasks - 0.5)
-    legend(figure, legend_looks(data.sel(arm=arms)))
+    legend(figure, legend_looks(data.arm.sel(arm=arms)))
     integer_axis(below[-1])
     intervals = _intervals(panels)
     for axes, panel in zip(below, panels):
@@ -205,7 +205,7 @@ def spectra(data: xr.Dataset, operator: str = "hessian") -> Drawing | None:
     if heat is None:
         return None
     there = heat_maps.measured(heat)
-    arms = drawn.arms(data.sel({"arm": there}), drawn.HEATS)
+    arms = drawn.arms(data, drawn.HEATS, there)
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 * rows + 0.2))
@@ -268,7 +268,7 @@ def overview(data: xr.Dataset) -> Drawing | None:
         axes[chosen[0]].set_ylabel(heat.axis)
         figure.colorbar(mesh, ax=[axes[arm] for arm in chosen], label=heat.label, pad=0.01)
         frames.append(heat_maps.frame(heat, chosen).rename(columns={"value": "mean"}).assign(quantity="spectrum"))
-    legend(figure, legend_looks(data.sel(arm=drawn.arms(data))))
+    legend(figure, legend_looks(data.arm.sel(arm=drawn.arms(data))))
     _partly(figure, data)
     return Drawing(figure, pd.concat(frames))
 

@@ -252,7 +252,7 @@ def section(data: xr.Dataset, operator: str) -> Section:
                 460, wide=True,
             )
         )  # fmt: skip
-        few = drawn.arms(data.sel({"arm": arms}), RIDGES)
+        few = drawn.arms(data, RIDGES, arms)
         tasks = evenly(_measured(shown), ROWS)
         ridge = ridgeline(shown._replace(counts=shown.counts.sel({"arm": few})), name, tasks)
         note = f"Height: log10(1 + {shown.unit}). First task below, last on top; {task_numbers(tasks)}."
@@ -263,7 +263,7 @@ def section(data: xr.Dataset, operator: str) -> Section:
         )
         charts.append(Chart(f"{operator}-ridge", "The same, task above task", ridge, note, 560, wide=True))
         eps = threshold(data, operator)
-        if len(heats := drawn.arms(data.sel({"arm": arms}), drawn.HEATS)) < len(arms):
+        if len(heats := drawn.arms(data, drawn.HEATS, arms)) < len(arms):
             text.append(
                 f"Heat maps are drawn of {', '.join(map(named.__getitem__, heats))}; figures/*.csv has the others."
             )
