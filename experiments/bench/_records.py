@@ -13,7 +13,6 @@ from experiments.bench.probes import built
 from plastax.methods import METHODS
 from plastax.records import layout
 from plastax.runs import loop
-from plastax.runs.compiled import _shapes as shapes
 from plastax.types import Record
 
 
@@ -47,7 +46,7 @@ def write(run: Path, methods: int, seeds: int, tasks: int, preset: str = "defaul
     study = build(config)
     (batch,), length = study.batches, study.plan.updates_per_task
     program, clock = batch.program, jnp.int32(0)
-    state, data = shapes(batch)
+    state, data = jax.eval_shape(program.init, batch.like, program.data), program.data
     train = jax.eval_shape(lambda s, d, c: program.segment(s, d, c, length)[1], state, data, clock)
     probe = jax.eval_shape(program.measure, program.view(state), data, clock)
     about: dict[str, Any] = {

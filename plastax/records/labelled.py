@@ -122,7 +122,9 @@ def _collect(
             )
         for name, value in segment.train.items():
             _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
-        probe = {name: _spread(value, name, config, arm) for name, value in segment.probe.items()}
+        probe = segment.probe
+        if arm in config.get("own_coords", {}):
+            probe = {name: _spread(value, name, config, arm) for name, value in probe.items()}
         # A task may have several segments. Only the first holds the task's init, and only the last its end: a
         # measurement in the middle of a killed run's last task is not of its end.
         for mark, due in enumerate((start == first, stop == last)):
