@@ -35,6 +35,16 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+gc.disable()  # Until all is collected: a million objects that stay.
+
+
+def pytest_collection_finish() -> None:
+    # A search for garbage, of which compilation makes much, would walk through them again and again.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # One cache a worker process: entries are not written atomically.
     cache = pathlib.Path(config.rootpath) / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
