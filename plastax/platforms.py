@@ -34,6 +34,8 @@ class Choices(NamedTuple):
     Attributes:
       convolutions: one matrix product with patches, or XLA's own operation, for which the vendor's libraries are tuned.
         XLA's is 5 to 14 times as slow on CPUs, inside loops and where kernels differ by seed.
+      narrow_layers: dense ones of up to 8 outputs: column by column, or XLA's product. Columns make a training step of
+        several networks 1.6 to 2.7 times as fast on CPUs. GPUs and TPUs would start a kernel for each.
       decompositions: of several networks, and rows of a Gram matrix: one after another, or as one batch. A batch can
         deadlock on CPUs (`plastax.linalg`). GPUs have batched kernels for small matrices.
       lanczos: runs of several probes and seeds: one after another, or as many side by side as fit half of the memory.
@@ -45,6 +47,7 @@ class Choices(NamedTuple):
     """
 
     convolutions: Literal["patches", "xla"]
+    narrow_layers: Literal["columns", "xla"]
     decompositions: Way
     lanczos: Way
     decomposition_cost: float
@@ -54,9 +57,9 @@ class Choices(NamedTuple):
 
 CHOICES: Mapping[str, Choices] = MappingProxyType(
     {
-        "cpu": Choices("patches", "loop", "loop", 8.0, double=True, arms_beside=True),
-        "gpu": Choices("xla", "batch", "batch", 200.0, double=True, arms_beside=False),
-        "tpu": Choices("xla", "batch", "batch", 200.0, double=False, arms_beside=False),
+        "cpu": Choices("patches", "columns", "loop", "loop", 8.0, double=True, arms_beside=True),
+        "gpu": Choices("xla", "xla", "batch", "batch", 200.0, double=True, arms_beside=False),
+        "tpu": Choices("xla", "xla", "batch", "batch", 200.0, double=False, arms_beside=False),
     }
 )
 """Name of a backend, as `jax.default_backend` has it -> choices. Backends that are not here get those of GPUs."""
