@@ -10,6 +10,7 @@ import pytest
 
 from experiments.bench import effective_rank as bench
 from experiments.bench._measure import Times
+from plastax.methods import L2ER
 
 
 def test_reference_is_the_gradient_of_the_peer():
@@ -26,6 +27,13 @@ def test_bars_miss_what_is_slow():
     for er, expected in ((1.2, True), (1.4, False)):
         held = bench.bars(ranks, {"a step": bench.Trained(times(1.0), times(1.0), times(er))})
         assert [bar.ok for bar in held] == [True, False, expected]
+
+
+@pytest.mark.slow
+def test_agents_of_the_default_study_train():
+    program = bench.reinforcement(1, L2ER())
+    record = jax.eval_shape(lambda key: program.segment(program.init(key, ()), (), 0, 1)[1], jax.random.key(0))
+    assert record["episode_return"].shape == (1,)
 
 
 @pytest.mark.slow
