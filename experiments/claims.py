@@ -7,8 +7,8 @@
 Trains the runs below into <runs-dir>/claims-<name>/<run id>, where the same command continues after a kill. Judges
 each claim by the rules of `plastax.claims.rules`. Leaves <runs-dir>/claims/<preset>/report.html, claims.md, claims.csv.
 
-Settings are those of the experiments, and were chosen on seeds 0 to 101; what was chosen here (the width of the network
-on digits) was chosen on seeds 100 and 101. Judged are seeds from 1000.
+Settings are those of the experiments, chosen on seeds 0 to 101. The width of the network on digits, the adversarial
+step and tau were chosen on seeds 100 to 107. Judged are seeds from 1000, except by the preset smoke.
 """
 
 from __future__ import annotations
