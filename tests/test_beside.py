@@ -99,3 +99,8 @@ def test_each_arm_has_a_line_of_the_terminal(tmp_path):
     assert "backprop" in text[:begun]
     assert "reset" in text[begun:]
     assert "task 2/2" in text[begun:]
+
+
+def test_a_callback_is_called_in_one_thread_unless_several_arms_are_asked_for():
+    assert beside.count(0, called=True) == 1
+    assert beside.count(3, called=True) == beside.count(3, called=False) == 3

@@ -12,6 +12,7 @@ from typing import TypeVar
 import jax
 
 from plastax import machine, platforms
+from plastax.errors import ConfigError
 from plastax.runs import memory
 
 T = TypeVar("T")
@@ -23,11 +24,21 @@ MOST = 4
 """The most that train side by side where nobody says how many: each has a line of the terminal."""
 
 
-def usual() -> int:
-    """How many arms train side by side where nobody says: one for each core, where networks are trained on them."""
-    # Several hosts must all train the same one.
-    several = platforms.chosen().arms_beside and jax.process_count() == 1
-    return min(machine.cores(), MOST) if several else 1
+def count(asked: int, called: bool) -> int:
+    """How many arms train side by side.
+
+    Args:
+      asked: the setting ``arms_at_once``; 0: one for each core, where networks are trained on them.
+      called: whether something is called after every task, which then happens in this thread alone.
+
+    Raises:
+      ConfigError: several are asked for on several hosts, which must all train the same one.
+    """
+    hosts = jax.process_count()
+    if asked > 1 and hosts > 1:
+        raise ConfigError(f"arms_at_once: {asked} is not allowed on {hosts} hosts: all train the same arm; give 1")
+    several = platforms.chosen().arms_beside and hosts == 1 and not called
+    return asked or (min(machine.cores(), MOST) if several else 1)
 
 
 class Room:

@@ -56,8 +56,9 @@ Callback = Callable[[TaskEnd], Any]
 """Called for every arm after every task, between its records and its checkpoint.
 
 It gets copies, so it changes no number. They take host memory of the size of the networks, and the next task waits for
-them; then the device computes that task while the callback runs. What it raises ends the run as ``failed``. A resumed
-run repeats the tasks since its last checkpoint, and their calls."""
+them; then the device computes that task while the callback runs. What it raises ends the run as ``failed``. With a
+callback, arms train in turn; where several are asked for (``arms_at_once``), each calls it from its own thread.
+A resumed run repeats the tasks since its last checkpoint, and their calls."""
 
 
 def holds(name: str) -> bool:

@@ -263,7 +263,7 @@ class Experiment(Generic[C]):
             described["tuning"] = tuned
         read = functools.cache(report.load_run)
         batches = [batch for batch in built.batches if batch.arms[0] in built.own]
-        count = 1 if callback else min(config.arms_at_once or beside.usual(), len(batches))
+        count = min(beside.count(config.arms_at_once, callback is not None), len(batches))
         lines = tracking.Lines(console)
         sinks = [tracking.sinks(config.wandb, config.track, lines) for _ in range(max(1, count))]
         times = loop.study(
