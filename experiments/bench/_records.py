@@ -16,7 +16,7 @@ from plastax.runs import loop
 from plastax.types import Record
 
 
-def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
     """Numbers as a report expects them: finite seeds, eigenvalues over decades, weights that sum to one."""
     value = rng.lognormal(size=shape).astype(np.float32)
     match name.rpartition("/")[2]:

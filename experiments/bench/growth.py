@@ -48,6 +48,7 @@ from experiments.bench._problem import Batch, Params, Problem, initial, loss, ma
 from experiments.bench.probes import Tasks, built
 from plastax import curvature
 from plastax.curvature import running
+from plastax.runs import compilation
 from plastax.runs.compiled import need
 
 Part = Literal["spectrum", "step", "task", "records"]
@@ -283,4 +284,5 @@ def main(config: Config) -> list[Series]:
 
 
 if __name__ == "__main__":
+    compilation.use_cache()  # A series over tasks runs one program.
     main(tyro.cli(Config))

@@ -73,7 +73,8 @@ def _check_size(directory: pathlib.Path, plan: _Plan, widths: Mapping[str, int],
 
 def _widths(plan: _Plan, segments: Sequence[Segment]) -> dict[str, int]:
     """Variable -> bytes that it takes of an arm and seed."""
-    updates, found = plan.tasks * plan.updates_per_task, {}
+    updates = plan.tasks * plan.updates_per_task
+    found: dict[str, int] = {}
     for segment in segments:
         found |= {f"train/{k}": updates * array.itemsize for k, array in segment.train.items()}
         found |= {f"probe/{k}": plan.tasks * array[:1].nbytes for k, array in segment.probe.items() if len(array)}
