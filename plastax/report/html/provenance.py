@@ -74,14 +74,13 @@ def _measurement(data: xr.Dataset, configs: Configs) -> list[str]:
     bad = float((errors[good] > 0.5 * values[good]).mean()) if good.any() else 0.0
     if bad <= 0.05:
         return []
-    # Errors fall with the root of the number of probe vectors.
-    probes = [config.get("settings", {}).get("hessian", {}).get("probes") for config, _ in configs.values()]
-    known = max((count for count in probes if isinstance(count, int)), default=0)
-    more = f"four times as many probe vectors (--hessian.probes {4 * known}) would halve it" if known else ""
-    more = more or "more probe vectors (--hessian.probes) would make it smaller"
+    # What is missing is resolution near the threshold, which more probe vectors of the same order do not give.
+    orders = [config.get("settings", {}).get("hessian", {}).get("order") for config, _ in configs.values()]
+    known = max((order for order in orders if isinstance(order, int)), default=0)
+    more = f" (--hessian.order {4 * known})" if known else " (--hessian.order)"
     return [
-        f"In {bad:.0%} of its measurements the Hessian eps-rank has a standard error above half its value: {more}, or "
-        "look at a larger eps."
+        f"In {bad:.0%} of its measurements the Hessian eps-rank has a standard error above half its value: take a "
+        f"higher order{more}, or a larger eps (--hessian.eps)."
     ]
 
 
