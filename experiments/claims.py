@@ -18,7 +18,7 @@ from plastax.claims.command import EPS, Design
 from plastax.claims.judging import Claim, Classification, Contrast, Correlation, How, Lead, Measure, Term
 
 FIRST_SEEDS = {"smoke": 0, "default": 1000, "accelerator": 1000}
-SPECTRUM = {"hessian.order": 24, "hessian.probes": 2, "hessian.examples": 64, "hessian.every": 1}
+SPECTRUM = {"hessian.order": 128, "hessian.probes": 1, "hessian.examples": 32, "hessian.every": 1}
 CBP, INVERTED = (f"continual_backprop@utility={utility}" for utility in ("contribution", "uselessness"))
 
 DESIGNS = {
@@ -42,7 +42,7 @@ DESIGNS = {
             "smoke": {"seeds": 2, "tasks": 5, "steps": 10, "training": {"epochs": 1},
                       "settings": {"model_settings.hidden": (8, 8), "hessian.order": 4, "shared_spectrum.every": 1,
                                    "robustness.every": 1, "shared_spectrum.examples": 2, "ggn.examples": 4}},
-            "accelerator": {"seeds": 32, "tasks": 60, "settings": {"hessian.order": 64, "hessian.probes": 4}},
+            "accelerator": {"seeds": 32, "tasks": 60, "settings": {"hessian.order": 256}},
         },
         spectra=("hessian", "ggn", "kronecker"),
     ),
@@ -61,7 +61,7 @@ DESIGNS = {
         presets={
             "smoke": {"seeds": 2, "tasks": 5, "steps": 10, "training": {"epochs": 1},
                       "settings": {"model_settings.hidden": (8, 8), "hessian.order": 4}},
-            "accelerator": {"seeds": 32, "tasks": 60, "settings": {"hessian.order": 64, "hessian.probes": 4}},
+            "accelerator": {"seeds": 32, "tasks": 60, "settings": {"hessian.order": 256}},
         },
         spectra=("hessian",),
     ),
@@ -80,7 +80,7 @@ DESIGNS = {
         presets={
             "smoke": {"data": "digits", "seeds": 2, "tasks": 13, "steps": 5, "training": {"updates": 1},
                       "settings": {"stream.examples": 80, "model_settings.hidden": (8, 8), "hessian.order": 4}},
-            "accelerator": {"seeds": 32, "tasks": 300, "settings": {"hessian.order": 64, "hessian.probes": 4}},
+            "accelerator": {"seeds": 32, "tasks": 300, "settings": {"hessian.order": 256}},
         },
         spectra=("hessian",),
     ),
@@ -125,13 +125,13 @@ DESIGNS = {
             "probes": ["features", "weights", "hessian"],
             "seeds": 8,
             "tasks": 12,
-            "settings": {"hessian.order": 32, "hessian.probes": 2, "hessian.examples": 64},
+            "settings": SPECTRUM,
         },
         presets={
             "smoke": {"seeds": 2, "tasks": 5, "steps": 32,
                       "settings": {"steps_per_task": 512, "hessian.order": 4, "hessian.probes": 1}},
             "accelerator": {"seeds": 64, "tasks": 40, "steps": 10_240,
-                            "settings": {"steps_per_task": 163_840, "hessian.order": 64, "hessian.probes": 4}},
+                            "settings": {"steps_per_task": 163_840, "hessian.order": 256}},
         },
         spectra=("hessian",),
     ),

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
                 "dash.floor": 0.9, "weight_decay.decay": 1e-4,
                 # Enough of the Hessian for ranks whose standard errors are small, at thresholds around the natural one,
-                # 1 / (learning rate x gradient steps of a task) = 0.8.
+                # 1 / (learning rate x gradient steps of a task): 0.8.
                 "hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32, "hessian.every": 8,
                 "hessian.eps": (0.03, 0.1, 0.3, 1.0)},
     # Kumar et al. (arXiv 2308.11958): 50 tasks of 400 epochs over 1,200 images, batches of 16, Adam.
