@@ -40,18 +40,20 @@ class Ahead:
     def take(self, batch: Batch) -> Compiled:
         """The programs of a batch. Those of the next start to compile. Threads may take different batches."""
         alike = _alike(batch)
+        # One batch after another, also where several train side by side: the first trains as early as it can.
         with self._lock:
             self._begin(batch)
-            self._due = [other for other in self._due if other is not batch]
-            if self._due:
-                self._begin(self._due[0])
-            own, shared = self._training.pop(id(batch)), self._measuring[alike]
+            (training, counts), (measuring, others) = (
+                self._training.pop(id(batch)).result(), self._measuring[alike].result()
+            )  # fmt: skip
             # The compilation counts for the batch that asks first.
             first = alike not in self._counted
             self._counted.add(alike)
             if not batch.program.alike:
                 del self._measuring[alike]
-        (training, counts), (measuring, others) = own.result(), shared.result()
+            self._due = [other for other in self._due if other is not batch]
+            if self._due:
+                self._begin(self._due[0])
         # They compiled at the same time.
         if first:
             counts = counts.also(others)._replace(seconds=max(counts.seconds, others.seconds))
