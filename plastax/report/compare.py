@@ -188,8 +188,12 @@ def wins(mine: np.ndarray, its: np.ndarray) -> Callable[..., np.ndarray]:
     pairs = np.isfinite(mine)[:, None] & np.isfinite(its)
     won = np.where(pairs, (np.sign(mine[:, None] - its) + 1) / 2, 0.0)
 
+    whole = won.sum(axis=-1) if pairs.all() else None  # [S, S']; every task then has the same pairs
+
     def of(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
         b = a if b is None else b
+        if whole is not None:
+            return ((a @ whole) * b).sum(axis=-1) / (a.sum(axis=-1) * b.sum(axis=-1) * won.shape[-1])
         share, count = ((b[..., None] * np.tensordot(a, part * 1.0, 1)).sum(axis=-2) for part in (won, pairs))
         # Of few seeds, a resample may have no pair in a task, or in any.
         of_tasks = np.divide(share, count, out=np.zeros(count.shape), where=count > 0).sum(axis=-1)
