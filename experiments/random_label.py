@@ -33,6 +33,9 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=2e-3, batch_size=40, epochs=60, updates=10),
 }
 
+# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.8.
+EPS: dict[str, Any] = dict.fromkeys(("hessian.eps", "ggn.eps", "kronecker.eps"), (0.03, 0.1, 0.3, 1.0))
+
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
               "probes": ("features", "weights"), "stream.examples": 100, "training.epochs": 10,
@@ -42,10 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
                 "dash.floor": 0.9, "weight_decay.decay": 1e-4,
-                # Enough of the Hessian for ranks whose standard errors are small, at thresholds around the natural one,
-                # 1 / (learning rate x gradient steps of a task): 0.8.
-                "hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32, "hessian.every": 8,
-                "hessian.eps": (0.03, 0.1, 0.3, 1.0)},
+                # Enough of the Hessian for ranks whose standard errors are small at these thresholds.
+                "hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32, "hessian.every": 8, **EPS},
     # Kumar et al. (arXiv 2308.11958): 50 tasks of 400 epochs over 1,200 images, batches of 16, Adam.
     "kumar": {
         "data": "mnist", "seeds": 3, "tasks": 50, "model_settings.hidden": (100, 100), "stream.examples": 1200,

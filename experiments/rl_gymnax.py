@@ -24,18 +24,18 @@ DEFAULTS: dict[str, Any] = {
     "ppo": PPO(learning_rate=2e-3, epochs=8, reward_scale=0.05),
 }
 
+# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.2.
+EPS: dict[str, Any] = dict.fromkeys(("hessian.eps", "ggn.eps", "kronecker.eps"), (0.03, 0.1, 0.3, 1.0))
+
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "methods": ("l2_er", "reset"), "seeds": 2, "tasks": 3, "steps_per_task": 5_120,
         "probes": ("features", "weights", "hessian", "kronecker"), "hessian.order": 8, "hessian.probes": 1,
     },
-    # Enough of the Hessian for ranks whose standard errors are small, at thresholds around the natural one,
-    # 1 / (learning rate x gradient steps of a task): 0.2.
-    "default": {"hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32,
-                "hessian.eps": (0.03, 0.1, 0.3, 1.0)},
+    # Enough of the Hessian for ranks whose standard errors are small at these thresholds.
+    "default": {"hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32, **EPS},
     "accelerator": {"seeds": 64, "tasks": 40, "steps_per_task": 163_840, "segments_per_task": 4, "hessian.order": 256,
-                    "hessian.probes": 1, "hessian.examples": 32, "hessian.eps": (0.03, 0.1, 0.3, 1.0),
-                    "ggn.order": 64, "ggn.probes": 4},
+                    "hessian.probes": 1, "hessian.examples": 32, **EPS, "ggn.order": 64, "ggn.probes": 4},
     # The networks and schedule of C-CHAIN's Gym Control (arXiv 2506.00592): 10 tasks of 160k steps, 3 x 256 leaky ReLU,
     # Adam 1e-3, 5 epochs, minibatches of 32; 800 steps a rollout there, 8 environments x 100 steps here.
     "paper": {
