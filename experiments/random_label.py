@@ -33,8 +33,8 @@ DEFAULTS: dict[str, Any] = {
     "training": Training("adam", learning_rate=2e-3, batch_size=40, epochs=60, updates=10),
 }
 
-# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.8. The same numbers are used relative to
-# the largest eigenvalue, where 1 would count nothing.
+# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.8. They are used relative to the
+# largest eigenvalue, too, where 1 would count nothing.
 EPS: dict[str, Any] = dict.fromkeys(("hessian.eps", "ggn.eps", "kronecker.eps"), (0.03, 0.1, 0.3, 0.9))
 
 PRESETS: dict[str, dict[str, Any]] = {

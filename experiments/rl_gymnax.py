@@ -24,8 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "ppo": PPO(learning_rate=2e-3, epochs=8, reward_scale=0.05),
 }
 
-# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.2. The same numbers are used relative to
-# the largest eigenvalue, where 1 would count nothing.
+# Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.2. They are used relative to the
+# largest eigenvalue, too, where 1 would count nothing.
 EPS: dict[str, Any] = dict.fromkeys(("hessian.eps", "ggn.eps", "kronecker.eps"), (0.03, 0.1, 0.3, 0.9))
 
 PRESETS: dict[str, dict[str, Any]] = {

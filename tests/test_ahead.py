@@ -59,6 +59,33 @@ def test_the_next_program_compiles_while_one_trains(tmp_path):
     assert record.host["compile_seconds"] > 0
 
 
+def test_training_begins_without_the_program_that_measures(tmp_path):
+    trained, waited = threading.Event(), []
+
+    def train(state):
+        def told(value):
+            trained.set()
+            return value
+
+        return 1 + jax.pure_callback(told, jax.ShapeDtypeStruct((), jnp.float32), state, vmap_method="broadcast_all")
+
+    def measure(view, data, border):
+        waited.append(trained.wait(60))
+        return {"x/value": view}
+
+    def measured(one):
+        program = one.program._replace(measure=measure, due=lambda done, ending: True)
+        return one._replace(program=program)
+
+    run(tmp_path, measured(batch("first", train)))
+    assert waited
+    assert all(waited)
+    first, second = (layout.read_segment(tmp_path / "records" / "first" / f"00000{k}.npz").probe for k in range(2))
+    # The values at the start are of the network before it was trained.
+    np.testing.assert_allclose(np.diff(first["x/value"]), 1)
+    np.testing.assert_array_equal(first["x/value"][:, 1], second["x/value"][:, 0])
+
+
 def test_a_program_that_does_not_compile_fails_in_its_own_turn(tmp_path):
     def broken(state):
         raise ValueError("no such program")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plastax.errors import ConfigError
@@ -23,9 +26,9 @@ class Counts(NamedTuple):
     asked: int = 0
     missed: int = 0
 
-    def also(self, other: Counts) -> Counts:
-        """Both together."""
-        return Counts(self.seconds + other.seconds, self.asked + other.asked, self.missed + other.missed)
+    def beside(self, other: Counts) -> Counts:
+        """Both together, at the same time."""
+        return Counts(max(self.seconds, other.seconds), self.asked + other.asked, self.missed + other.missed)
 
 
 class Training(NamedTuple):
@@ -54,12 +57,14 @@ class Ran(NamedTuple):
       record: of the networks, without padding; NumPy arrays.
       training: seconds of wall time.
       measuring: seconds of wall time.
+      waited: seconds for the program that measures.
     """
 
     state: Tree
     record: Record
     training: float
     measuring: float
+    waited: float
 
 
 class Compiled(NamedTuple):
@@ -69,80 +74,113 @@ class Compiled(NamedTuple):
       batch: the networks.
       length: updates of a segment.
       training: the functions that change a state.
-      measuring: the function that measures it.
-      counts: of its compilation.
+      measuring: the function that measures it, which may compile still, and what its compilation took.
+      counts: of the compilation of ``training``.
+      shared: whether the compilation of ``measuring`` counts for another batch.
     """
 
     batch: Batch
     length: int
     training: Training
-    measuring: Measuring
+    measuring: Future[tuple[Measuring, Counts]]
     counts: Counts
+    shared: bool = False
+
+    @property
+    def counted(self) -> Counts:
+        """What compilation of all of them took for this batch."""
+        return self.counts if self.shared else self.counts.beside(self.measuring.result()[1])
 
     def start(self, data: Tree) -> Tree:
         """The state before the first segment."""
         return self.training.init(self.batch.start, data)
 
-    def run(self, state: Tree, data: Tree, clock: int, meanwhile: Callable[[], Any] = lambda: None) -> Ran:
+    def run(
+        self,
+        state: Tree,
+        data: Tree,
+        clock: int,
+        meanwhile: Callable[[], Any] = lambda: None,
+        waiting: Callable[[float], contextlib.AbstractContextManager[Any]] = lambda _: contextlib.nullcontext(),
+    ) -> Ran:
         """A segment: its switch of tasks, updates and measurements, as far as they are due.
+
+        The first segment does not wait for the program that measures: what it is to measure at the start is kept.
 
         Args:
           state: before it; it is donated.
           data: `Program.data`, as `Batch.place` places it.
           clock: number of its first update.
           meanwhile: what the host does while the device trains.
+          waiting: seconds of training -> context in which it waits for the program that measures, once it has trained.
         """
         begun = time.perf_counter()
         if clock % self.batch.program.updates_per_task == 0:
             state = jax.block_until_ready(self.training.begin(state, data, np.int32(clock)))
-        started = time.perf_counter()
-        start = self._measured(state, data, clock, ending=False)
+        started, late = time.perf_counter(), not self.measuring.done()
+        view = self.batch.program.view(state)
+        # The segment donates the state.
+        kept = jax.tree.map(jnp.copy, view) if late else None
+        start = {} if late else self._measured(view, data, clock, ending=False)
         measured = time.perf_counter()
         # JAX returns at once: the host works while the device trains.
         state, train = self.training.segment(state, data, np.int32(clock))
         meanwhile()
         jax.block_until_ready(train)
         trained = time.perf_counter()
-        end = self._measured(state, data, clock + self.length, ending=True)
+        training = trained - measured + started - begun
+        if late:
+            with waiting(training):
+                self.measuring.result()
+        waited = time.perf_counter() - trained
+        if late:
+            start = self._measured(kept, data, clock, ending=False)
+        end = self._measured(self.batch.program.view(state), data, clock + self.length, ending=True)
         probe: dict[str, Any] = {name: np.stack([value, end[name]], 1) for name, value in start.items()}
-        ended = time.perf_counter()
-        measuring = ended - trained + measured - started
-        return Ran(state, Record(self.batch.real(train), probe), ended - begun - measuring, measuring)
+        measuring = time.perf_counter() - begun - training - waited
+        return Ran(state, Record(self.batch.real(train), probe), training, measuring, waited)
 
-    def _measured(self, state: Tree, data: Tree, done: int, ending: bool) -> dict[str, np.ndarray]:
+    def _measured(self, view: Tree, data: Tree, done: int, ending: bool) -> dict[str, np.ndarray]:
         """What is measured after ``done`` updates, NaN where no measurement is due."""
-        if self.measuring is None:
+        measuring, _ = self.measuring.result()
+        if measuring is None:
             return {}
-        program = self.batch.program
-        if program.due(done, ending):
-            return self.batch.real(self.measuring(program.view(state), data, np.int32(2 * done + ending)))
+        if self.batch.program.due(done, ending):
+            return self.batch.real(measuring(view, data, np.int32(2 * done + ending)))
         rows = self.batch.networks
-        return {name: np.full((rows, *x.shape[1:]), np.nan, x.dtype) for name, x in self.measuring.out_info.items()}
+        return {name: np.full((rows, *x.shape[1:]), np.nan, x.dtype) for name, x in measuring.out_info.items()}
 
 
-def compile_training(batch: Batch, length: int, settings: Mapping[str, Any]) -> tuple[Training, Counts]:
-    """Compiles the functions of a batch that change its state, for segments of ``length`` updates; runs nothing.
+def compile_segment(batch: Batch, length: int, settings: Mapping[str, Any]) -> tuple[jax.stages.Compiled, Counts]:
+    """Compiles a segment of ``length`` updates; runs nothing.
 
     Raises:
       OutOfMemory: a loop of the program keeps more than is free; this is known before it is compiled.
     """
 
     def segment(state: Tree, data: Tree, clock: Any) -> Any:
-        return program.segment(state, data, clock, length)
+        return batch.program.segment(state, data, clock, length)
 
-    program, clock = batch.program, np.int32(0)
     state, data = _shapes(batch)
     with memory.explained(batch.name, settings), _Counting() as counting:
-        training = Training(
-            _compile(program.init, batch.start, data),
-            _compile(program.begin, state, data, clock, donate=(0,)),
-            _compile(segment, state, data, clock, donate=(0,)),
-        )
-    return training, counting.counts
+        found = _compile(segment, state, data, np.int32(0), donate=(0,))
+    return found, counting.counts
+
+
+def compile_starting(
+    batch: Batch, settings: Mapping[str, Any]
+) -> tuple[tuple[jax.stages.Compiled, jax.stages.Compiled], Counts]:
+    """Compiles ``init`` and ``begin`` of `Training`; raises as `compile_segment`."""
+    program = batch.program
+    state, data = _shapes(batch)
+    with memory.explained(batch.name, settings), _Counting() as counting:
+        init = _compile(program.init, batch.start, data)
+        begin = _compile(program.begin, state, data, np.int32(0), donate=(0,))
+    return (init, begin), counting.counts
 
 
 def compile_measuring(batch: Batch, settings: Mapping[str, Any]) -> tuple[Measuring, Counts]:
-    """Compiles the function that measures a batch's networks; raises as `compile_training`."""
+    """Compiles the function that measures a batch's networks; raises as `compile_segment`."""
     program, border = batch.program, np.int32(0)
     state, data = _shapes(batch)
     with memory.explained(batch.name, settings), _Counting() as counting:
@@ -153,15 +191,21 @@ def compile_measuring(batch: Batch, settings: Mapping[str, Any]) -> tuple[Measur
 
 
 def compiled(batch: Batch, length: int, settings: Mapping[str, Any]) -> Compiled:
-    """Compiles all programs of a batch; see `compile_training`."""
-    training, one = compile_training(batch, length, settings)
-    measuring, other = compile_measuring(batch, settings)
-    return Compiled(batch, length, training, measuring, one.also(other))
+    """Compiles all programs of a batch; see `compile_segment`."""
+    (init, begin), one = compile_starting(batch, settings)
+    segment, other = compile_segment(batch, length, settings)
+    measuring: Future[tuple[Measuring, Counts]] = Future()
+    measuring.set_result(compile_measuring(batch, settings))
+    return Compiled(batch, length, Training(init, begin, segment), measuring, one.beside(other))
 
 
 def need(programs: Compiled) -> memory.Need | None:
-    """What the programs of a batch need according to XLA, the largest at a time; None if XLA does not say."""
-    parts = [memory.need(one) for one in (*programs.training[1:], programs.measuring) if one is not None]
+    """What the programs of a batch need according to XLA, the largest at a time; None if XLA does not say.
+
+    That of a program that compiles still is left out.
+    """
+    measuring = programs.measuring.result()[0] if programs.measuring.done() else None
+    parts = [memory.need(one) for one in (*programs.training[1:], measuring) if one is not None]
     if any(part is None for part in parts):
         return None
     return memory.Need(*(max(sizes) for sizes in zip(*(part for part in parts if part), strict=True)))

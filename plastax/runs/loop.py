@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from plastax import locks, output
+from plastax import locks, output, tree
 from plastax.errors import ConfigError, RunError, Stopped
 from plastax.program.parallel import Batch
 from plastax.records import files, layout, lifecycle
@@ -157,7 +157,7 @@ def train(
         waited = time.perf_counter() - waited
         host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, keeping)
         needed = need(programs)
-        ending.enter_context(memory.explained(batch.name, settings, lambda: needed))
+        ending.enter_context(memory.explained(batch.name, settings, lambda: need(programs)))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
         ending.enter_context((room or Room()).taken(needed))
         data = batch.place(batch.program.data)
@@ -168,14 +168,23 @@ def train(
         else:
             state = programs.start(data)
 
+        @contextlib.contextmanager
+        def late(seconds: float) -> Iterator[None]:
+            task = f"{config.get('axis', 'task')} {first // per_task + 1}/{plan.tasks}"
+            with waiting(f"{batch.name}: {task}  trained for {seconds:.1f} s, compiling its measurements"):
+                yield
+            if whole := need(programs):  # The state is there already.
+                memory.check_need(batch, data, whole._replace(kept=tree.nbytes(data)), settings)
+
         training, measuring = 0.0, 0.0
         saved, frozen, asked = time.monotonic(), 0, ""
         ended: _Ended | None = None
         for index in range(first, plan.segments):
             # While the device trains, the host finishes the previous segment.
             meanwhile = functools.partial(host.finish, ended) if ended else lambda: None
-            ran = programs.run(state, data, index * plan.updates_per_segment, meanwhile)
+            ran = programs.run(state, data, index * plan.updates_per_segment, meanwhile, late)
             state, training, measuring = ran.state, training + ran.training, measuring + ran.measuring
+            waited += ran.waited
 
             last = index + 1 == plan.segments
             asked = "" if last else stopping.asked
@@ -204,7 +213,7 @@ def train(
 
 def _counted(programs: Compiled) -> dict[str, float]:
     """What compilation took, for the record; each arm gets an equal part of the time."""
-    seconds, asked, missed = programs.counts
+    seconds, asked, missed = programs.counted
     each = seconds / len(programs.batch.arms)
     return {"compile_seconds": each, "compilations": asked, "compilations_uncached": missed}
 
