@@ -31,9 +31,11 @@ WINDOWS: Mapping[str, Callable[[int], slice]] = {
     "first": lambda tasks: slice(0, 1),
     "early": lambda tasks: slice(0, max(2, math.ceil(tasks / 10))),
     "later": lambda tasks: slice(1, tasks),
+    "former": lambda tasks: slice(1, 1 + (tasks - 1) // 2),
+    "latter": lambda tasks: slice(1 + (tasks - 1) // 2, tasks),
     "late": lambda tasks: slice(tasks - max(1, tasks // 5), tasks),
 }
-"""Name -> tasks: the first one, the first tenth (two at least), all but the first, the last fifth."""
+"""Name -> tasks: the first one, the first tenth (two at least), all but the first, their two halves, the last fifth."""
 
 
 class Measure(NamedTuple):

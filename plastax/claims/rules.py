@@ -45,7 +45,8 @@ class Finding(NamedTuple):
       above: what the effect has to exceed.
       size: the smallest effect that the claim speaks of.
       samples: number of seeds (or methods) in it.
-      needed: number of them that would decide with a probability of `POWER`; 0 if decided, `MOST` if not fewer.
+      needed: number of them that would decide with a probability of `POWER` if the effect is the observed one (of
+        methods: the claimed one); 0 if decided, `MOST` if not fewer.
       unit: what the samples are.
     """
 
@@ -78,7 +79,8 @@ def verdict(low: float, high: float, above: float, size: float) -> Verdict:
 def exceeds(values: np.ndarray, above: float = 0.0, size: float = 0.0) -> Finding:
     """Whether the mean over seeds exceeds ``above``, by Student's t interval.
 
-    With ``above = size = -m`` this is a test of non-inferiority: supported if a fall by m is excluded.
+    With ``above = size = -m`` this is a test of non-inferiority: supported if a fall by m is excluded. The seeds that
+    would decide are those for which the interval, around the mean that was observed, excludes one of the two.
 
     Args:
       values: ``[S]``, one for each seed; NaN where it has none.
@@ -93,7 +95,7 @@ def exceeds(values: np.ndarray, above: float = 0.0, size: float = 0.0) -> Findin
     found = verdict(low, high, above, size)
     needed = 0
     if found == UNDECIDED and seeds >= 2:
-        needed = seeds_needed(float(np.nanstd(values, ddof=1)), size - above or abs(above))
+        needed = seeds_needed(float(np.nanstd(values, ddof=1)), max(mean - above, size - mean))
     return Finding(found, mean, low, high, above, size, int(seeds), needed)
 
 
