@@ -246,9 +246,9 @@ def test_memory_of_chunks_does_not_grow_with_the_examples() -> None:
 
     more = 4096
     growth = temporary(64 + more, 16) - temporary(64, 16)
-    # The sampled Fisher matrix numbers its examples, in four bytes each; activations take fifty times that.
+    # The sampled Fisher matrix numbers its examples, in four bytes each; activations take over forty times that.
     assert growth <= 5 * more
-    assert temporary(64 + more, None) > 200 * more
+    assert temporary(64 + more, None) > 160 * more
 
 
 @pytest.mark.slow
