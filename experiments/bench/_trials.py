@@ -174,7 +174,7 @@ class Task(NamedTuple):
 
     Attributes:
       name: of it.
-      make: ``every -> program`` of one network, with Kronecker factors at every so many gradient steps, 0: none.
+      make: ``every -> program`` of one network, with Kronecker factors every ``every`` gradient steps, 0: none.
       length: updates in a run.
       steps: of the environment, or of gradient descent, in a run of one network.
       passes: bytes that a run of one network reads and writes at least.

@@ -165,7 +165,7 @@ def reinforcement(updates: int, method: MethodConfig) -> Program:
 
 
 def trained(programs: list[Program], seeds: int, updates: int, units: int, rounds: int) -> Trained:
-    """Times of the three methods' programs, of which a round is so many ``units``."""
+    """Times of the three methods' programs, with ``units`` steps in a round."""
     runs = [running(one, seeds, updates, rounds + 2) for one in programs]
     sides = [Side(name, run, units=units) for name, run in zip(Trained._fields, runs)]
     rounds_of(sides, 2)

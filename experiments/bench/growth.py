@@ -116,7 +116,7 @@ MOST_MEMORY = 3.5e9
 
 
 def width(parameters: int) -> int:
-    """Of two hidden layers, so that a network of `INPUTS` inputs and `CLASSES` outputs has about so many parameters."""
+    """Of two hidden layers of a network with `INPUTS` inputs, `CLASSES` outputs and about this number of parameters."""
     linear = INPUTS + CLASSES + 2
     return max(1, round((math.sqrt(linear**2 + 4.0 * (parameters - CLASSES)) - linear) / 2))
 

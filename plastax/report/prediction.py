@@ -1,8 +1,8 @@
 """Which measurement at a task's start foretells what a network gains on that task over a fresh network.
 
 The gain after 1, 10 and 100 updates is what the probe `gain` records: the loss of a fresh network on the same task,
-minus the network's own, each after so many updates. The gain over the whole task is the network's score in it, minus
-that of the method ``reset``, which starts the same task with a fresh network. Positive is better in both.
+minus the network's own, after the same number of updates. The gain over the whole task is the network's score in it,
+minus that of the method ``reset``, which starts the same task with a fresh network. Positive is better in both.
 
 Networks are compared in pairs of one seed: within a method those of different tasks, across methods those in the same
 task. Within a method every quantity with a trend over tasks foretells a gain with a trend, so the task's number is
