@@ -42,6 +42,8 @@ class Ahead:
         self._counted: set[Hashable] = set()
 
     def __enter__(self) -> Ahead:
+        if self._due:
+            self._begin(self._due[0])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,14 +52,9 @@ class Ahead:
     def take(self, batch: Batch) -> Compiled:
         """The programs of a batch. Those of the next start to compile. Threads may take different batches."""
         alike = _alike(batch)
-        # One batch after another, also where several train side by side: the first trains as early as it can.
         with self._lock:
             self._begin(batch)
-            (segment, counts), ((init, begin), others) = [part.result() for part in self._training.pop(id(batch))]
-            measuring = self._measuring[alike]
-            if jax.process_count() > 1:
-                # All hosts measure at the same time.
-                measuring.result()
+            parts, measuring = self._training.pop(id(batch)), self._measuring[alike]
             # The compilation counts for the batch that asks first.
             shared = alike in self._counted
             self._counted.add(alike)
@@ -66,6 +63,10 @@ class Ahead:
             self._due = [other for other in self._due if other is not batch]
             if self._due:
                 self._begin(self._due[0])
+        (segment, counts), ((init, begin), others) = [part.result() for part in parts]
+        if jax.process_count() > 1:
+            # All hosts measure at the same time.
+            measuring.result()
         training = Training(init, begin, segment)
         return Compiled(batch, self._length, training, measuring, counts.beside(others), shared)
 
