@@ -42,8 +42,6 @@ class Ahead:
         self._counted: set[Hashable] = set()
 
     def __enter__(self) -> Ahead:
-        if self._due:
-            self._begin(self._due[0])
         return self
 
     def __exit__(self, *_: object) -> None:
