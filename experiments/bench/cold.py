@@ -67,7 +67,9 @@ def run(tree: Path, command: str) -> Took:
     """Runs a command in a tree with an empty cache; raises CalledProcessError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", *command.split(), "--runs-dir", f"{folder}/runs"]
-        variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "PYTHONPATH": "."}
+        # Older trees know only one of the two.
+        caches = dict.fromkeys(("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"), f"{folder}/cache")
+        variables = os.environ | caches | {"PYTHONPATH": "."}
         before, began, first = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), float("nan")
         with subprocess.Popen(
             words, cwd=tree, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
