@@ -60,7 +60,7 @@ counts = _Compilations()
 
 @functools.cache
 def unroll_threefry() -> None:
-    """Lets JAX's random numbers compile to straight code on CPU from now on; the numbers are the same.
+    """Lets JAX's random numbers compile to straight code on CPU, in this process from now on; the numbers are the same.
 
     JAX's own rule is a loop, of which XLA makes about twenty kernels for every draw and every folded key: a third of
     the time that a program of plastax takes to compile. Straight code is one kernel.

@@ -1,4 +1,4 @@
-"""The rules are honest: without an effect they rarely support a claim, and an effect of the claimed size is found."""
+"""The rules are honest: without an effect they rarely support a claim, and a planted effect is found."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _falling(rng: np.random.Generator, at: np.ndarray, drop: float) -> np.ndarra
 
 
 def _lead(rng: np.random.Generator, planted: float) -> rules.Finding:
-    """Score and measure fall at a task of each seed, by three times the noise; without an effect, at the same."""
+    """Score and measure fall by three times the noise, the measure a task earlier; without an effect, in the same."""
     at = rng.integers(10, 20, SEEDS)
-    return rules.precedes(_falling(rng, at - round(3 * planted), 3.0), _falling(rng, at, 3.0), np.arange(TASKS), 1.0)
+    return rules.precedes(_falling(rng, at - round(planted), 3.0), _falling(rng, at, 3.0), np.arange(TASKS), 1.0)
 
 
 def _useless(rng: np.random.Generator, planted: float) -> rules.Finding:
@@ -93,7 +93,7 @@ def test_without_an_effect_at_most_one_study_in_twenty_supports_the_claim(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
-def test_an_effect_of_the_claimed_size_is_found_in_four_of_five_studies(name):
+def test_the_planted_effect_is_found_in_four_of_five_studies(name):
     assert shares(RULES[name], 1.0, 200) >= 0.8
 
 

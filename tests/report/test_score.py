@@ -175,7 +175,8 @@ def test_synthetic_data_are_named_everywhere(study: pathlib.Path, tmp_path: path
         data = report.read(directory)
         with style.styled():
             drawings = figures.drawings(data)
-        assert set(drawings) >= {"overview", "accuracy", "network"}
+        # Of two tasks nothing is foretold.
+        assert set(drawings) == {"overview", "accuracy", "network"} | ({"prediction"} if directory == study else set())
         for drawing in drawings.values():
             texts = drawing.figure.findobj(matplotlib.text.Text)
             assert sum(text.get_text().startswith("SYNTHETIC DATA") for text in texts) == expected
