@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax import flow, tree
+from plastax import flow, platforms, tree
 from plastax.flow import ELEMENTWISE, MOVING, NONLINEAR
 from plastax.layers import Entries, LayerInputs, Units, Window
 from plastax.roles import Kernel, Kind, Roles, TracedRoles
@@ -144,7 +144,9 @@ class _Trace:
     """A network's primitives, and what is known of every value."""
 
     def __init__(self, network: Network, params: Params, x: Array) -> None:
-        closed, out = jax.make_jaxpr(network, return_shape=True)(params, x)
+        # The columns of a narrow layer are no layer of the trace.
+        with platforms.using(narrow_layers="xla"):
+            closed, out = jax.make_jaxpr(network, return_shape=True)(params, x)
         named = tree.named_leaves(params)
         self.params, self.x = {name: object() for name in named}, [object() for _ in jax.tree.leaves(x)]
         self.steps, outs = flow.flat(*flow.opened(closed, [*self.params.values(), *self.x]))

@@ -16,8 +16,10 @@ take 1.3 times the CPU time, and eight agents of `rl_gymnax` 1.1 times.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args, get_type_hints
 
@@ -69,6 +71,19 @@ VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The choices that ``PLASTAX_<NAME>`` overrides -> their values."""
 
 
+_used: ContextVar[Mapping[str, str]] = ContextVar("_used", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def using(**choices: str) -> Iterator[None]:
+    """A context in which functions are traced under other choices, whatever the environment says."""
+    token = _used.set(choices)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
 def chosen(environment: Mapping[str, str] = os.environ) -> Choices:
     """The choices for JAX's default device.
 
@@ -89,4 +104,4 @@ def chosen(environment: Mapping[str, str] = os.environ) -> Choices:
             raise ConfigError(f"PLASTAX_{name.upper()}: {value!r} is not allowed; give {' or '.join(VARIABLES[name])}")
     if backend == "cpu" and told.get("decompositions") == "batch":
         raise ConfigError("PLASTAX_DECOMPOSITIONS: batch can deadlock on CPUs; unset it, or give loop")
-    return CHOICES.get(backend, CHOICES["gpu"])._replace(**told)  # type: ignore[arg-type]
+    return CHOICES.get(backend, CHOICES["gpu"])._replace(**{**told, **_used.get()})  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def by_column(
 
     With up to 8 outputs, a training step of a batch of kernels is 1.6 to 2.7 times as fast on CPUs: XLA's product of
     narrow matrices takes as long as that of wide ones. Other layers get `jax.lax.dot_general`, and so do all
-    where `platforms` chooses it. `plastax.discovery` finds no layer in columns; networks of plastax declare theirs.
+    where `platforms` chooses it.
 
     Args:
       x: ``[B, inputs]``.

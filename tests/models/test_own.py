@@ -174,8 +174,7 @@ def test_features_are_the_modules_own_activations() -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "mlp" in case or case == "actor_critic"])
-def test_the_trace_of_a_network_of_plastax_shows_what_it_declares(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLASTAX_NARROW_LAYERS", "xla")  # Columns are no layer of the trace.
+def test_the_trace_of_a_network_of_plastax_shows_what_it_declares(case: str) -> None:
     config, shape = CASES[case]
     model = config.build(shape, OUTPUTS)
     like = jax.eval_shape(model.init, jax.random.key(0))
