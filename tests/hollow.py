@@ -17,11 +17,12 @@ from plastax.errors import Stopped
 from plastax.records import layout
 from plastax.records.survey import survey
 from plastax.runs import loop
+from plastax.runs.plan import Plan
 from plastax.study import settings, starting
 from plastax.types import Record
 
 ARMS = ("adam", "momentum")
-PLAN = loop.Plan(2, 4, 2, 2)
+PLAN = Plan(2, 4, 2, 2)
 HERE = {
     "time": "2026-01-01T00:00:00+00:00", "source": "abc", "versions": {}, "devices": [{"kind": "cpu"}],
     "backend": "cpu", "cpu": {}, "x64": False, "matmul_precision": "default", "xla_flags": "", "own": {},
@@ -30,7 +31,7 @@ HERE = {
 """An environment."""
 
 
-def train(directory: pathlib.Path, config: Any, batch: Any, plan: loop.Plan, *_: Any, stopping: Any, **__: Any) -> None:
+def train(directory: pathlib.Path, config: Any, batch: Any, plan: Plan, *_: Any, stopping: Any, **__: Any) -> None:
     """Records what is missing, and says so."""
     (arm,) = batch.arms
     place, owner = layout.records_folder(directory, config, arm), layout.owner(config, arm)

@@ -29,6 +29,7 @@ from plastax.keys import fold
 from plastax.program import parallel, segments
 from plastax.records import files
 from plastax.runs import checkpoint, compilation, loop
+from plastax.runs.plan import Plan, Saving
 from plastax.study import settings
 from plastax.types import Program
 from tests import hollow
@@ -36,7 +37,7 @@ from tests import hollow
 jax.config.update("jax_platforms", "cpu")
 TASKS, UPDATES, LENGTH, SEEDS = 3, 4, 2, 2
 OPTIMIZERS = {"adam": optax.adam(1e-2), "momentum": optax.sgd(1e-2, 0.9)}
-PLAN = loop.Plan(TASKS, UPDATES, LENGTH, SEEDS)
+PLAN = Plan(TASKS, UPDATES, LENGTH, SEEDS)
 
 
 class State(NamedTuple):
@@ -102,14 +103,14 @@ def config(**others: Any) -> dict[str, Any]:
     return {"experiment": "tiny", "run_id": "x", "hash": settings.identity(chosen), "settings": chosen}
 
 
-def study(directory: pathlib.Path, sinks: Any = (), saving: loop.Saving | None = None, **options: Any) -> None:
+def study(directory: pathlib.Path, sinks: Any = (), saving: Saving | None = None, **options: Any) -> None:
     """The study, in ``directory``; ``options`` go to `network`, those of ``width`` into the settings too."""
     chosen = config(**{name: value for name, value in options.items() if name == "width"})
     batches = [
         parallel.batch(lambda _, optimizer=optimizer: network(optimizer, **options), {name: {}}, range(SEEDS))
         for name, optimizer in OPTIMIZERS.items()
     ]
-    loop.study(directory, chosen, batches, PLAN, sinks, saving=saving or loop.Saving(1))
+    loop.study(directory, chosen, batches, PLAN, sinks, saving=saving or Saving(1))
 
 
 class Order(NamedTuple):

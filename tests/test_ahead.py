@@ -14,9 +14,10 @@ from plastax.program import parallel
 from plastax.records import layout, lifecycle
 from plastax.runs import loop
 from plastax.runs.ahead import Ahead
+from plastax.runs.plan import Plan, Saving
 from tests import programs
 
-PLAN = loop.Plan(tasks=2, updates_per_task=1, updates_per_segment=1, steps_per_update=1)
+PLAN = Plan(tasks=2, updates_per_task=1, updates_per_segment=1, steps_per_update=1)
 
 
 def batch(name: str, step) -> parallel.Batch:
@@ -33,7 +34,7 @@ def run(directory, *batches):
     names = [one.name for one in batches]
     settings = {"methods": names, "seeds": 2, "first_seed": 0, "tasks": 2, "updates_per_task": 1}
     config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": settings}
-    return loop.study(directory, config, batches, PLAN, saving=loop.Saving(1))
+    return loop.study(directory, config, batches, PLAN, saving=Saving(1))
 
 
 def test_the_next_program_compiles_while_one_trains(tmp_path):

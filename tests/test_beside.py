@@ -13,6 +13,7 @@ from plastax.errors import RunError
 from plastax.records import layout, lifecycle
 from plastax.runs import beside, loop
 from plastax.runs.memory import Need
+from plastax.runs.plan import Saving
 from plastax.tracking import ConsoleSink, Lines
 from tests.test_ahead import PLAN, batch
 
@@ -69,7 +70,7 @@ def test_arms_side_by_side_have_the_records_that_they_have_in_turn(tmp_path):
         names = [one.name for one in batches]
         settings = {"methods": names, "seeds": 2, "first_seed": 0, "tasks": 2, "updates_per_task": 1}
         config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": settings}
-        assert list(loop.study(tmp_path / name, config, batches, PLAN, saving=loop.Saving(1), **options)) == names
+        assert list(loop.study(tmp_path / name, config, batches, PLAN, saving=Saving(1), **options)) == names
         assert lifecycle.status(tmp_path / name).state == "finished"
         return names
 

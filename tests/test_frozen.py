@@ -12,8 +12,9 @@ from rich.console import Console
 
 from plastax import report
 from plastax.program import parallel
-from plastax.runs import checkpoint, loop
+from plastax.runs import checkpoint
 from plastax.runs.checkpoint import to_host
+from plastax.runs.plan import Saving
 from plastax.tracking import ConsoleSink
 from tests import killing, programs
 
@@ -25,8 +26,8 @@ def studies(tmp_path_factory):
     """The same study, once with a seed that breaks down in its sixth update: directories, and what was printed."""
     folder, printed = tmp_path_factory.mktemp("frozen"), io.StringIO()
     sink = ConsoleSink(Console(file=printed, width=200))
-    killing.study(folder / "sound", saving=loop.Saving(0, 60.0))
-    killing.study(folder / "broken", (sink,), saving=loop.Saving(0, 60.0), nan_at=AT)
+    killing.study(folder / "sound", saving=Saving(0, 60.0))
+    killing.study(folder / "broken", (sink,), saving=Saving(0, 60.0), nan_at=AT)
     return folder / "sound", folder / "broken", printed.getvalue()
 
 

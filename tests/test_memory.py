@@ -16,6 +16,7 @@ from plastax.program import parallel
 from plastax.records import lifecycle
 from plastax.runs import loop, memory
 from plastax.runs.compiled import compiled, fitting_chunk, need
+from plastax.runs.plan import Plan
 from plastax.study import settings
 from plastax.study.experiment import Experiment, Prepared, Shared
 from plastax.types import Program
@@ -51,7 +52,7 @@ def test_the_program_that_does_not_fit_is_explained(tmp_path):
     """64 TiB a network: XLA really refuses."""
     config = {"experiment": "x", "run_id": "x", "hash": "x", "settings": SETTINGS | {"updates_per_task": 1}}
     with pytest.raises(memory.OutOfMemory) as error:
-        loop.study(tmp_path, config, batches(size=1 << 44), loop.Plan(1, 1, 1, 1))
+        loop.study(tmp_path, config, batches(size=1 << 44), Plan(1, 1, 1, 1))
     message = str(error.value)
     assert "\n" not in message
     for part in (
@@ -85,10 +86,10 @@ def test_what_xla_says_is_compared_with_what_is_free_before_it_runs(tmp_path, mo
     enough = needed(0)
     monkeypatch.setattr(memory, "available", lambda: enough - 1)
     with pytest.raises(memory.OutOfMemory, match=r"the program needs .* and .* are free; lower one of: seed_chunk"):
-        loop.study(tmp_path, config, batches(), loop.Plan(1, 1, 1, 1))
+        loop.study(tmp_path, config, batches(), Plan(1, 1, 1, 1))
     assert not list(tmp_path.glob("records/*/*.npz"))
     monkeypatch.setattr(memory, "available", lambda: enough)
-    loop.study(tmp_path, config, batches(), loop.Plan(1, 1, 1, 1))
+    loop.study(tmp_path, config, batches(), Plan(1, 1, 1, 1))
 
 
 def test_what_the_networks_keep_is_known_before_anything_is_made(assert_nothing_compiles):
@@ -145,7 +146,7 @@ def test_other_errors_stay_what_they_are(error):
 def test_a_study_takes_the_chunk_that_fits(tmp_path, monkeypatch):
     """``--auto-chunk``: found before the run begins, and part of its settings, for it may change the last bits."""
 
-    prepared = Prepared(loop.Plan(1, 1, 1, 1), lambda _: greedy(), [])
+    prepared = Prepared(Plan(1, 1, 1, 1), lambda _: greedy(), [])
     experiment = Experiment("tiny", settings.Config, {}, {}, lambda *_: prepared, lambda config: Shared(None))
     config = settings.Config(
         methods=("backprop",),

@@ -26,7 +26,7 @@ from plastax.methods import METHODS
 from plastax.models import ACTOR_CRITICS, SUPERVISED
 from plastax.records import environment, layout
 from plastax.study import catalogue, configuration, names, settings, starting, sweep
-from plastax.study.experiment import method_of, probes_of, transformation
+from plastax.study.preparing import method_of, probes_of, transformation
 from tests import tiny_experiment
 from tests.own_objects import OWN
 

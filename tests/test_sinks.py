@@ -19,6 +19,7 @@ import rich.console
 from plastax.program import parallel
 from plastax.records.layout import read_segment
 from plastax.runs import checkpoint, loop
+from plastax.runs.plan import Plan
 from plastax.tracking import Background, ConsoleSink, Guarded, WandbSink, reduce_segment
 from plastax.types import Program
 from tests import programs
@@ -76,7 +77,7 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
         batch = parallel.batch(lambda _: tiny_program(), {"sgd": {}}, range(2))
         settings = {"methods": ["sgd"], "seeds": 2, "tasks": 3, "updates_per_task": 4}
         config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
-        loop.study(tmp_path / name, config, [batch], loop.Plan(3, 4, 4, 1), sinks)
+        loop.study(tmp_path / name, config, [batch], Plan(3, 4, 4, 1), sinks)
         seconds = time.monotonic() - started
         like = batch.program.init(batch.start, ())
         restored = checkpoint.restore(tmp_path / name / "checkpoints" / "sgd", config, like)

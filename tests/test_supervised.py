@@ -18,6 +18,7 @@ from plastax.data import idx
 from plastax.errors import ConfigError
 from plastax.models import MLP, SUPERVISED
 from plastax.runs import loop
+from plastax.runs.plan import Plan
 from plastax.study import catalogue, settings, supervised
 from plastax.study.experiment import Experiment, Shared
 from tests.data.formats import idx_bytes
@@ -138,7 +139,7 @@ def test_a_study_leaves_a_labelled_record(tmp_path, monkeypatch):
         "--training.epochs 4 --training.updates 2 --segments-per-task 2 --model.hidden 4",
     )
     _, _, batches, plan, _ = random_label.EXPERIMENT.build(config)
-    assert plan == loop.Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
+    assert plan == Plan(2, 2, 1, 2 * 2 * 4 * 5)  # seeds x epochs x steps x batch
     chosen = settings.to_json(config) | {"updates_per_task": plan.updates_per_task}
     described = {"experiment": "random_label", "run_id": "x", "hash": "y", "settings": chosen}
     loop.study(tmp_path, described, batches, plan)

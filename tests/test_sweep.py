@@ -11,6 +11,7 @@ import plastax
 from experiments import random_label, rl_gymnax
 from plastax.errors import ConfigError
 from plastax.runs import loop
+from plastax.runs.plan import Saving
 from plastax.study import settings, sweep
 from tests.streams.tiny import DATASET
 
@@ -126,7 +127,7 @@ def study(directory, monkeypatch, more: str = ""):
     mark = settings.identity(chosen, settings.asides(config))
     described = {"experiment": "random_label", "run_id": "x", "hash": mark, "settings": chosen}
     described["arms"] = sweep.described(arms)
-    loop.study(directory, described, batches, plan, saving=loop.Saving(every=1))
+    loop.study(directory, described, batches, plan, saving=Saving(every=1))
     return batches
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plastax.program.training import Training
-from plastax.runs import loop
+from plastax.runs.plan import Plan
 from plastax.study import settings
-from plastax.study.experiment import Experiment, Prepared, Shared, method_of
+from plastax.study.experiment import Experiment, Prepared, Shared
+from plastax.study.preparing import method_of
 from plastax.types import Program
 from tests import killing
 
@@ -39,7 +40,7 @@ def prepare(config: Config, name: str, shared: None) -> Prepared:
         own = settings.replaced(config, values)
         return killing.network(method_of(own, name).build(own.training.transformation()), steps=config.steps)
 
-    return Prepared(loop.Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make, [])
+    return Prepared(Plan(config.tasks, killing.UPDATES, killing.LENGTH, config.seeds), make, [])
 
 
 EXPERIMENT = Experiment("tiny", Config, {"default": {}}, {}, prepare, lambda config: Shared(None))

@@ -36,6 +36,7 @@ from plastax import tree
 from plastax.program import parallel, segments
 from plastax.runs import loop
 from plastax.runs.compiled import compiled
+from plastax.runs.plan import Plan, Saving
 from plastax.study import settings
 
 
@@ -53,14 +54,14 @@ class Options:
     """Of each of these tasks."""
 
 
-def build_supervised(*line: str) -> tuple[list[parallel.Batch], loop.Plan, dict[str, Any]]:
+def build_supervised(*line: str) -> tuple[list[parallel.Batch], Plan, dict[str, Any]]:
     """`random_label` under a command line: programs, plan, settings."""
     config = random_label.EXPERIMENT.parse(["--method", "backprop", *line])
     built = random_label.EXPERIMENT.build(config)
     return built.batches, built.plan, settings.to_json(config) | {"updates_per_task": built.plan.updates_per_task}
 
 
-def build_rl(*line: str) -> tuple[list[parallel.Batch], loop.Plan]:
+def build_rl(*line: str) -> tuple[list[parallel.Batch], Plan]:
     """`rl_gymnax` under a command line, without probes."""
     args = ["--method", "backprop", "--probes", "weights", *line]
     built = rl_gymnax.EXPERIMENT.build(rl_gymnax.EXPERIMENT.parse(args))
@@ -73,7 +74,7 @@ def checkpoints(options: Options) -> None:
         "--tasks", f"{options.tasks}", "--segments-per-task", f"{options.segments}"
     )
     config = {"experiment": "random_label", "run_id": "bench", "hash": "bench", "settings": chosen}
-    sides = {"none": loop.Saving(0, 0.0), "default": loop.Saving(), "every segment": loop.Saving(1, 0.0)}
+    sides = {"none": Saving(0, 0.0), "default": Saving(), "every segment": Saving(1, 0.0)}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(-1, options.rounds):  # The first one is for the caches.
@@ -97,7 +98,7 @@ def checkpoints(options: Options) -> None:
             f"({cpu_more:+.3f} CPU-s)"
         )
     each = wall_more / plan.segments, cpu_more / plan.segments
-    minutes = loop.Saving().minutes
+    minutes = Saving().minutes
     shares = [100 * x / (60 * minutes) for x in each]
     print(
         f"one checkpoint: {1e3 * each[0]:.0f} ms ({1e3 * each[1]:.0f} CPU-ms); one every {minutes:g} minutes, as by "

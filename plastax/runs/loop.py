@@ -3,88 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from plastax import locks, output, tree
-from plastax.errors import ConfigError, RunError, Stopped
+from plastax.errors import RunError, Stopped
 from plastax.program.parallel import Batch
-from plastax.records import files, layout, lifecycle
-from plastax.records.layout import Segment
+from plastax.records import layout, lifecycle
 from plastax.records.survey import survey
 from plastax.runs import checkpoint, memory, networks
 from plastax.runs.ahead import Ahead
 from plastax.runs.beside import Room, in_slots
 from plastax.runs.checkpoint import Checkpoints, from_host, to_host
-from plastax.runs.compiled import Compiled, Ran, compiled, need
+from plastax.runs.compiled import Compiled, compiled, need
+from plastax.runs.host import Ended, Host
 from plastax.runs.networks import Callback, Keeping
+from plastax.runs.plan import Plan, Saving
 from plastax.runs.signals import Stopping
 from plastax.runs.timing import Times
-from plastax.tracking import Sink, reduce_segment
+from plastax.tracking import Sink
 from plastax.types import Record, Tree
 
 Waiting = Callable[[str], contextlib.AbstractContextManager[Any]]
-
-
-class Plan(NamedTuple):
-    """How a run is cut into segments.
-
-    Attributes:
-      tasks: number of tasks.
-      updates_per_task: updates per task.
-      updates_per_segment: updates per call of the compiled program; divides ``updates_per_task``.
-      steps_per_update: environment steps (or examples) per update, of all seeds together.
-    """
-
-    tasks: int
-    updates_per_task: int
-    updates_per_segment: int
-    steps_per_update: int
-
-    @property
-    def segments(self) -> int:
-        """Number of segments of the run."""
-        return self.tasks * self.updates_per_task // self.updates_per_segment
-
-    def check(self) -> None:
-        """Raises `ConfigError` unless segments divide tasks."""
-        if self.updates_per_segment < 1 or self.updates_per_task % self.updates_per_segment:
-            raise ConfigError(
-                f"updates_per_segment: {self.updates_per_segment} does not divide the {self.updates_per_task} updates "
-                "of a task"
-            )
-
-
-class Saving(NamedTuple):
-    """When checkpoints are made. One more follows the last segment, and the segment at which a run is stopped.
-
-    Attributes:
-      every: segments between checkpoints; 0: see ``minutes``.
-      minutes: minutes between checkpoints, each at the end of a segment; 0: see ``every``.
-      keep: how many of the newest checkpoints to keep; at least two, because the newest may be damaged.
-      params: keep the networks after every ``params``-th task too, see `networks`; 0: of no task.
-    """
-
-    every: int = 0
-    minutes: float = 5.0
-    keep: int = 2
-    params: int = 0
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any checkpoints are made."""
-        return bool(self.every or self.minutes)
-
-    def due(self, segment: int, seconds: float) -> bool:
-        """Whether to save after ``segment`` segments, ``seconds`` after the last checkpoint."""
-        return bool(self.every and segment % self.every == 0) or bool(self.minutes and seconds >= 60 * self.minutes)
 
 
 def train(
@@ -155,7 +101,7 @@ def train(
         with waiting(f"compiling {batch.name}"):
             programs = ahead.take(batch) if ahead else compiled(batch, plan.updates_per_segment, settings)
         waited = time.perf_counter() - waited
-        host = _Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, keeping)
+        host = Host(directory, config, batch, plan, sinks, checkpoints, first, lock, ending, keeping)
         needed = need(programs)
         ending.enter_context(memory.explained(batch.name, settings, lambda: need(programs)))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
@@ -178,7 +124,7 @@ def train(
 
         training, measuring = 0.0, 0.0
         saved, frozen, asked = time.monotonic(), 0, ""
-        ended: _Ended | None = None
+        ended: Ended | None = None
         for index in range(first, plan.segments):
             # While the device trains, the host finishes the previous segment.
             meanwhile = functools.partial(host.finish, ended) if ended else lambda: None
@@ -195,7 +141,7 @@ def train(
             saved = time.monotonic() if due else saved
             ends = (index + 1) % per_task == 0 and keeping.wants(index // per_task)
             trained = batch.real(to_host(state, networks.holds)) if ends else {}
-            ended = _Ended(index, ran, leaves, trained, _counted(programs) if index == first else {})
+            ended = Ended(index, ran, leaves, trained, _counted(programs) if index == first else {})
             if asked:
                 break
         if ended:
@@ -216,77 +162,6 @@ def _counted(programs: Compiled) -> dict[str, float]:
     seconds, asked, missed = programs.counted
     each = seconds / len(programs.batch.arms)
     return {"compile_seconds": each, "compilations": asked, "compilations_uncached": missed}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ended:
-    """A segment that the device has computed.
-
-    Attributes:
-      index: its number.
-      ran: what it left.
-      leaves: the state after it, if it is to be saved.
-      trained: the part of the state that `networks` keeps, if it is wanted.
-      counts: more scalars for its record.
-    """
-
-    index: int
-    ran: Ran
-    leaves: Mapping[str, np.ndarray] | None
-    trained: Mapping[str, np.ndarray]
-    counts: Mapping[str, float]
-
-
-class _Host:
-    """Writes the records, checkpoint and sinks of segments; see `train` for the arguments."""
-
-    def __init__(
-        self, directory: Path, config: Mapping[str, Any], batch: Batch, plan: Plan, sinks: Sequence[Sink],
-        checkpoints: Checkpoints | None, first: int, lock: locks.Lock | None, ending: contextlib.ExitStack,
-        keeping: Keeping,
-    ) -> None:  # fmt: skip
-        self.directory, self.config, self.batch, self.plan = directory, config, batch, plan
-        self.checkpoints, self.first, self.lock, self.keeping = checkpoints, first, lock, keeping
-        self.folders = {arm: layout.records_folder(directory, config, arm) for arm in batch.arms}
-        for folder in self.folders.values():
-            files.remove_unfinished(folder)
-        # A sink for every arm.
-        self.watching = [(arm, sink if len(batch.arms) == 1 else sink.fork()) for sink in sinks for arm in batch.arms]
-        for arm, sink in self.watching:
-            sink.start(config, directory, arm)
-            ending.callback(sink.finish)
-
-    def finish(self, ended: _Ended) -> None:
-        """Writes a segment's records, then its checkpoint, so that a checkpoint always has all records before it."""
-        if self.lock and self.lock.lost:
-            raise RunError(lifecycle.moved(self.directory))
-        plan, arms = self.plan, self.batch.arms
-        clock = ended.index * plan.updates_per_segment
-        host: dict[str, float] = {
-            "clock": clock,
-            "length": plan.updates_per_segment,
-            "task": (task := clock // plan.updates_per_task),
-            # Arms run at once; each gets an equal part.
-            "train_seconds": (ended.ran.training + ended.ran.measuring) / len(arms),
-            "probe_seconds": ended.ran.measuring / len(arms),
-            "env_steps": plan.steps_per_update * plan.updates_per_segment,
-            **ended.counts,
-        }
-        parts = self.batch.split(ended.ran.record)
-        newest = self.checkpoints.newest if self.checkpoints else self.first
-        for arm, folder in self.folders.items():
-            seal = layout.owner(self.config, arm) | {"checkpoint": newest}
-            layout.write_segment(folder, ended.index, parts[arm], host, seal)
-        # Before the checkpoint: what is after it is never repeated.
-        if ended.trained:
-            self.keeping.take(self.directory, self.config, task, self.batch.split(networks.of_state(ended.trained)))
-        if self.checkpoints and ended.leaves is not None:
-            self.checkpoints.save(ended.index + 1, dict(ended.leaves))
-        metrics = {
-            arm: reduce_segment(Segment(part.train, part.probe, host), self.config, arm) for arm, part in parts.items()
-        }
-        for arm, sink in self.watching:
-            sink.log(metrics[arm], task)
 
 
 def _recorded(directory: Path, config: Mapping[str, Any], arms: Sequence[str], plan: Plan) -> bool:

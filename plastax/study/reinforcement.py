@@ -13,17 +13,8 @@ from plastax.program import segments
 from plastax.rl import STREAMS, Own, ppo
 from plastax.rl.environment import EnvironmentStream
 from plastax.study import names, settings
-from plastax.study.experiment import (
-    Experiment,
-    Prepared,
-    Shared,
-    alike,
-    cut,
-    method_of,
-    probes_of,
-    transformation,
-    with_defaults,
-)
+from plastax.study.experiment import Experiment, Prepared, Shared, with_defaults
+from plastax.study.preparing import alike, cut, method_of, probes_of, transformation
 from plastax.types import Program
 
 

@@ -16,18 +16,9 @@ from plastax.models import SUPERVISED
 from plastax.program import supervised
 from plastax.program.training import Training
 from plastax.study import settings
-from plastax.study.experiment import (
-    Experiment,
-    Prepared,
-    Shared,
-    alike,
-    cut,
-    method_of,
-    probes_of,
-    transformation,
-    with_defaults,
-)
+from plastax.study.experiment import Experiment, Prepared, Shared, with_defaults
 from plastax.study.names import Named
+from plastax.study.preparing import alike, cut, method_of, probes_of, transformation
 from plastax.types import MethodConfig, Model, Program, Stream
 
 

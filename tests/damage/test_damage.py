@@ -20,6 +20,7 @@ from plastax.errors import ConfigError, RecordError, RunError, Unreadable
 from plastax.program import parallel
 from plastax.records import files, layout, lifecycle
 from plastax.runs import loop
+from plastax.runs.plan import Saving
 from plastax.study import listing, settings, starting
 from plastax.types import Record
 from tests import killing
@@ -287,7 +288,7 @@ def test_labels_longer_than_a_file_name_have_short_folders(tmp_path: Path) -> No
         parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2)) for label in arms
     ]
     for _ in range(2):
-        loop.study(tmp_path / "run", config, batches, killing.PLAN, saving=loop.Saving(1))
+        loop.study(tmp_path / "run", config, batches, killing.PLAN, saving=Saving(1))
         shutil.rmtree(tmp_path / "run" / "checkpoints" / layout.short(next(iter(arms))) / str(SEGMENTS))
     names = [path.name for top in ("records", "checkpoints") for path in (tmp_path / "run" / top).iterdir()]
     assert len(set(names)) == 2
@@ -310,7 +311,7 @@ def test_a_run_that_named_its_folders_by_long_labels_still_has_them(killed: Path
     for path in (killed / "records" / label).iterdir():
         resealed(path, {})
     batch = parallel.batch(lambda _: killing.network(killing.OPTIMIZERS["adam"]), {label: {}}, range(2))
-    loop.study(killed, config, [batch], killing.PLAN, saving=loop.Saving(1))
+    loop.study(killed, config, [batch], killing.PLAN, saving=Saving(1))
     assert [path.name for path in (killed / "records").iterdir()] == [label]
     loss = plastax.load(killed)["train/loss"][0]
     np.testing.assert_array_equal(loss, plastax.load(whole)["train/loss"].sel({"arm": "adam"}))
