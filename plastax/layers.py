@@ -58,10 +58,11 @@ class Tapped(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Entries of one parameter that belong to a layer's units: index ``i`` of ``axis`` belongs to unit ``i mod width``.
+    """Entries of one parameter that belong to a layer's units, along ``axis``.
 
-    The rule covers a channel that is flattened into many inputs of a dense layer (channels run fastest), and
-    nonlinearities with several features a unit, in blocks (CReLU).
+    Index ``i`` belongs to unit ``(i // size) mod width``, see `Units`. The rule covers a channel that is flattened into
+    many inputs of a dense layer (channels run fastest), nonlinearities with several features a unit, in blocks (CReLU),
+    and attention heads, each of which is ``size`` columns side by side.
     """
 
     name: str
@@ -72,13 +73,16 @@ class Units(NamedTuple):
     """The units of one hidden layer, and where their parameters are.
 
     Attributes:
-      width: number of units (of a convolution: channels).
+      width: number of units (of a convolution: channels; of an attention: heads).
       incoming: parameters that compute a unit: kernel, bias, the scale and bias of its normalisation.
       outgoing: parameters that read it: the kernels of the next layers. Where these are zero, the unit has no effect.
-      copies: features of a unit, 2 where the nonlinearity doubles. Feature ``i`` belongs to unit ``i mod width``.
+      copies: 2 where the nonlinearity doubles the features, else 1.
+      size: neighbouring features that are one unit: the width of an attention head, else 1. Of the ``copies * width *
+        size`` features, feature ``i`` belongs to unit ``(i // size) mod width``.
     """
 
     width: int
     incoming: tuple[Entries, ...]
     outgoing: tuple[Entries, ...]
     copies: int = 1
+    size: int = 1

@@ -24,7 +24,7 @@ Tree = Any
 Params = Any
 """A pytree of float arrays: the parameters of one network."""
 Features = dict[str, Array]
-"""Layer name -> post-activation features ``[B, width]``, in the order of the forward pass."""
+"""Layer name -> post-activation features ``[B, ..., width]``, in the order of the forward pass."""
 
 Method: TypeAlias = optax.GradientTransformationExtraArgs
 """What keeps a network plastic: an optax transformation whose update takes the arguments of `MethodArgs` by name."""
@@ -164,6 +164,8 @@ class Model(NamedTuple):
       activation: name of the hidden layers' nonlinearity. Which units count as dead or linear depends on it.
       roles: what every parameter is, a `plastax.roles.RolesOf`; None: told from their structure.
       lacking: layer -> why it has no units, of a network that was made elsewhere.
+      counted: ``(x) -> bool [B, T]``, which places of a batch of tokens are not padding. The features and outputs of
+        the others are zero, and means over places leave them out. None: inputs are not tokens; every place counts.
     """
 
     init: Callable[[Key], Params]
@@ -182,6 +184,7 @@ class Model(NamedTuple):
     activation: str = "relu"
     roles: Any = None
     lacking: Mapping[str, str] = MappingProxyType({})
+    counted: Callable[[Array], Array] | None = None
 
 
 class Operator(NamedTuple):
@@ -226,8 +229,9 @@ class Examples(NamedTuple):
     """Supervised examples: what a stream gives, and the batch of every supervised loss.
 
     Attributes:
-      x: inputs ``[B, ...]``, float32.
-      y: labels ``[B]``, int32, or targets ``[B, D]``, float32.
+      x: inputs ``[B, ...]``, float32; or tokens ``[B, T]``, int32, of which negative ones are padding.
+      y: labels ``[B]``, int32, or targets ``[B, D]``, float32; or next tokens ``[B, T]``, int32, of which negative ones
+        do not count.
       active: bool ``[B, C]``, the classes of the current task, the same for all examples. The logits of other classes
         are masked. None: all classes are active.
     """

@@ -68,7 +68,7 @@ class Layer(NamedTuple):
     Attributes:
       age: ``[width]`` int32, steps since the start or since the unit was replaced.
       utility: ``[width]``, decaying average, not corrected for its start at zero.
-      mean: ``[copies * width]``, of the features, likewise.
+      mean: ``[copies * width * size]``, of the features, likewise.
       owed: scalar, the units still to be replaced; only whole ones are.
     """
 
@@ -84,20 +84,19 @@ def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves
     Args:
       utility: its name.
       units: of the layer.
-      h: its features ``[B, ..., copies * width]``.
-      fhat: their running mean ``[copies * width]``.
+      h: its features ``[B, ..., copies * width * size]``.
+      fhat: their running mean ``[copies * width * size]``.
       leaves: name -> parameter.
     """
-    width, incoming, outgoing, copies = units
 
     def per_unit(feature: Array) -> Array:
-        return surgery.per_unit(feature, width)
+        return surgery.per_unit(feature, units)
 
     def w_out() -> Array:
-        return surgery.magnitude(outgoing, leaves, copies * width)
+        return surgery.magnitude(units.outgoing, leaves, h.shape[-1])
 
     def w_in() -> Array:
-        return surgery.magnitude(incoming, leaves, width)
+        return per_unit(surgery.magnitude(units.incoming, leaves, units.width * units.size))
 
     def spread() -> Array:
         return surgery.per_feature(jnp.abs(h - fhat.reshape((1,) * (h.ndim - 1) + (-1,))))
@@ -109,7 +108,7 @@ def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves
         "weight": lambda: per_unit(w_out()),
         "adaptation": lambda: 1 / w_in(),
         "feature_by_input": lambda: per_unit(spread()) / w_in(),
-        "random": lambda: jnp.zeros(width, h.dtype),
+        "random": lambda: jnp.zeros(units.width, h.dtype),
         "uselessness": lambda: -per_unit(w_out() * surgery.per_feature(jnp.abs(h))),
     }
     return y[utility]()
@@ -174,7 +173,7 @@ def continual_backprop(
         return Layer(
             jnp.zeros(units.width, jnp.int32),
             zeros,
-            jnp.zeros(units.copies * units.width, dtype),
+            jnp.zeros(units.copies * units.width * units.size, dtype),
             jnp.zeros((), dtype),
         )
 
@@ -185,7 +184,7 @@ def continual_backprop(
         age = seen.age + 1
         correction = 1 - jnp.power(decay, age.astype(h.dtype))
         mean = decay * seen.mean + (1 - decay) * surgery.per_feature(h)
-        fhat = mean / jnp.tile(correction, units.copies)
+        fhat = mean / surgery.to_features(correction, units)
         u = decay * seen.utility + (1 - decay) * utility_of(utility, units, h, fhat, leaves)
         share = replacement_rate * jnp.sum(age > maturity, dtype=h.dtype)
         if accumulate:
@@ -198,12 +197,12 @@ def continual_backprop(
             count = jnp.where(share < 1, one.astype(h.dtype), jnp.floor(share))
         return Layer(age, u, mean, owed), count, fhat
 
-    def choose(seen: Layer, count: Array, key: Key) -> tuple[Array, Layer]:
+    def choose(units: Units, seen: Layer, count: Array, key: Key) -> tuple[Array, Layer]:
         correction = 1 - jnp.power(decay, seen.age.astype(seen.utility.dtype))
         random = utility == "random"
         uhat = jax.random.uniform(key, correction.shape, correction.dtype) if random else seen.utility / correction
         new = surgery.lowest(uhat, seen.age > maturity, count)
-        mean = jnp.where(jnp.tile(new, seen.mean.size // new.size), 0, seen.mean)
+        mean = jnp.where(surgery.to_features(new, units), 0, seen.mean)
         return new, Layer(jnp.where(new, 0, seen.age), jnp.where(new, 0, seen.utility), mean, seen.owed)
 
     watch = Watch(start, look, choose)

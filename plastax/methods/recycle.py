@@ -93,13 +93,13 @@ class Watch(NamedTuple):
       look: ``(units, layer, features, leaves, key) -> (layer, wanted, mean)``: what is known after a step, the units to
         replace (above 0 if there are any), and the mean of each feature if readers' biases are compensated. ``leaves``
         are the parameters after the step, by name.
-      choose: ``(layer, wanted, key) -> (mask, layer)``: the units to replace, and what is known after that. It is
-        called only if some layer wants it.
+      choose: ``(units, layer, wanted, key) -> (mask, layer)``: the units to replace, and what is known after that.
+        It is called only if some layer wants it.
     """
 
     start: Callable[[Units, Any], Any]
     look: Callable[[Units, Any, Array, Mapping[str, Array], Key], tuple[Any, Array, Array | None]]
-    choose: Callable[[Any, Array, Key], tuple[Array, Any]]
+    choose: Callable[[Units, Any, Array, Key], tuple[Array, Any]]
 
 
 def replace_watched(
@@ -164,7 +164,7 @@ def replace_watched(
             updates, moved, layers = x
             chosen, after = {}, {}
             for name, layer in layers.items():
-                chosen[name], after[name] = watch.choose(layer, wanted[name], keys[name])
+                chosen[name], after[name] = watch.choose(units[name], layer, wanted[name], keys[name])
             mean = means if compensate else None
             updates, moved = surgery.replace(units, chosen, spare, params, updates, moved, inner, mean, rate)
             return updates, moved, after

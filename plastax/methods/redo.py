@@ -71,6 +71,6 @@ def redo(
     """
 
     def scores(features: Features, **_: Any) -> dict[str, Array]:
-        return {name: mean_magnitude(features[name], unit.width) for name, unit in units.items()}
+        return {name: mean_magnitude(features[name], unit) for name, unit in units.items()}
 
     return replace_dormant("redo", inner, units, scores, threshold, period)

@@ -67,6 +67,6 @@ def regrama(
     """
 
     def scores(tap_grads: Mapping[str, Array], **_: Any) -> dict[str, Array]:
-        return {name: mean_magnitude(tap_grads[name], unit.width) for name, unit in units.items()}
+        return {name: mean_magnitude(tap_grads[name], unit) for name, unit in units.items()}
 
     return replace_dormant("regrama", inner, units, scores, threshold, period)

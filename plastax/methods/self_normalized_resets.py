@@ -66,9 +66,9 @@ def self_normalized_resets(
     """Replaces a unit whose silence is unlikely, given how often it used to fire.
 
     A unit fires in a step if its feature is positive for any example (at any place) of the minibatch. If a nonlinearity
-    makes two features of it, the first counts. When it fires after ``a`` silent steps, a gap of ``a + 1`` steps is
-    recorded: ``total <- decay total + a + 1``, ``number <- decay number + 1``. Gaps are taken as geometric with mean
-    ``m = total / number``. A gap A then outlasts the present silence with probability::
+    makes two features of it, the first counts; of an attention head, any. When it fires after ``a`` silent steps, a gap
+    of ``a + 1`` steps is recorded: ``total <- decay total + a + 1``, ``number <- decay number + 1``. Gaps are taken as
+    geometric with mean ``m = total / number``. A gap A then outlasts the present silence with probability::
 
         P(A > a) = (1 - 1/m)^a
 
@@ -112,7 +112,8 @@ def self_normalized_resets(
     def look(
         units: Units, seen: Gaps, h: Array, leaves: Mapping[str, Array], key: Key
     ) -> tuple[Gaps, Array, Array | None]:
-        fired = jnp.any(h[..., : units.width] > 0, tuple(range(h.ndim - 1)))
+        first = h[..., : units.width * units.size]
+        fired = jnp.any((first > 0).reshape(-1, units.width, units.size), (0, 2))
         silent = jnp.where(fired, 0, seen.silent + 1)
         unlikely = jnp.power(1 - seen.number / seen.total, silent.astype(seen.total.dtype)) < level
         chosen = ~fired & (silent >= patience) & unlikely
@@ -125,5 +126,5 @@ def self_normalized_resets(
         )
         return gaps, chosen, None
 
-    watch = Watch(start, look, lambda gaps, chosen, key: (chosen, gaps))
+    watch = Watch(start, look, lambda _, gaps, chosen, key: (chosen, gaps))
     return replace_watched("self_normalized_resets", inner, units, watch, patience)

@@ -84,10 +84,10 @@ def check(units: Mapping[str, Units], params: Params, method: str, *, compensate
         for name, axis in (*unit.incoming, *unit.outgoing):
             if name not in leaves:
                 raise ConfigError.unknown(f"{method}: units[{layer!r}]", name, leaves)
-            if leaves[name].shape[axis] % unit.width:
+            if leaves[name].shape[axis] % (unit.width * unit.size):
                 raise ConfigError(
                     f"{method}: units[{layer!r}]: axis {axis} of {name!r} {list(leaves[name].shape)} is not one of "
-                    f"{unit.width} units"
+                    f"{unit.width} units" + f" of {unit.size} entries" * (unit.size > 1)
                 )
         if frozen := [name for name, _ in unit.outgoing if "/frozen/" in name]:
             raise ConfigError(
@@ -111,13 +111,13 @@ def touched(units: Mapping[str, Units], chosen: Chosen, leaves: Mapping[str, Arr
     for layer, mask in chosen.items():
         for masks, entries in ((found.incoming, units[layer].incoming), (found.outgoing, units[layer].outgoing)):
             for name, axis in entries:
-                own = along(mask, axis, leaves[name])
+                own = along(jnp.repeat(mask, units[layer].size), axis, leaves[name])
                 masks[name] = masks[name] | own if name in masks else own
     return found
 
 
 def magnitude(entries: tuple[Entries, ...], leaves: Mapping[str, Array], count: int) -> Array:
-    """Mean absolute weight ``[count]`` of each unit (or feature) over all its kernel entries."""
+    """Mean absolute weight ``[count]`` of each feature over all its kernel entries."""
     kernels = [(tree.wide(leaves[name]), axis) for name, axis in entries if leaves[name].ndim > 1]
     total, size = jnp.zeros((), kernels[0][0].dtype), 0
     for w, axis in kernels:
@@ -132,9 +132,14 @@ def per_feature(x: Array) -> Array:
     return jnp.mean(x, tuple(range(x.ndim - 1)))
 
 
-def per_unit(features: Array, width: int) -> Array:
-    """Mean ``[width]`` over the features of each unit, of ``[copies * width]``."""
-    return features.reshape(-1, width).mean(0)
+def per_unit(values: Array, units: Units) -> Array:
+    """Mean ``[width]`` over the features of each unit, of ``[copies * width * size]`` or ``[width * size]``."""
+    return values.reshape(-1, units.width, units.size).mean((0, 2))
+
+
+def to_features(values: Array, units: Units) -> Array:
+    """The value of each feature's unit, ``[copies * width * size]``, of ``[width]``."""
+    return jnp.tile(jnp.repeat(values, units.size), units.copies)
 
 
 def lowest(scores: Array, eligible: Array, count: Array) -> Array:
@@ -166,7 +171,8 @@ def replace(
         others stay the same, bit for bit, except the readers' biases if ``means`` are given.
       state: of ``inner`` after the step.
       inner: the optimiser; its ``init`` gives the start values of its state.
-      means: layer -> ``[copies * width]``, the mean of each feature, if the readers' biases are to be compensated.
+      means: layer -> ``[copies * width * size]``, the mean of each feature, if the readers' biases are to be
+        compensated.
       rate: see `MethodArgs`. Updates are divided by it; if it is not 1, new values are right up to rounding.
 
     Returns:
@@ -267,7 +273,7 @@ def _shift(
     """Bias name -> what the chosen units gave its layer on average; ``leaves`` are the parameters after the step."""
     shift: dict[str, Array] = {}
     for layer, mask in chosen.items():
-        lost = jnp.where(jnp.tile(mask, units[layer].copies), means[layer], 0)
+        lost = jnp.where(to_features(mask, units[layer]), means[layer], 0)
         for name, axis in units[layer].outgoing:
             w, bias = leaves[name], reader_bias(name, leaves)
             readers = _reader_axis(w.shape, axis, leaves[bias].size)
@@ -277,6 +283,6 @@ def _shift(
     return shift
 
 
-def mean_magnitude(x: Array, width: int) -> Array:
-    """Mean absolute value ``[width]`` of each unit, of ``[B, ..., copies * width]``."""
-    return per_unit(per_feature(jnp.abs(tree.wide(x))), width)
+def mean_magnitude(x: Array, units: Units) -> Array:
+    """Mean absolute value ``[width]`` of each unit, of its layer's features ``[B, ..., copies * width * size]``."""
+    return per_unit(per_feature(jnp.abs(tree.wide(x))), units)

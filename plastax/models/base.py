@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ class ModelConfig:
         *,
         hidden: tuple[str, ...] | None = None,
         batch_norm: bool = False,
+        counted: Callable[[Array], Array] | None = None,
     ) -> Model:
         """Gives a Flax module out as pure functions, with further heads where ``injections`` asks for them.
 
@@ -92,11 +93,12 @@ class ModelConfig:
           units: hidden layer -> its units.
           hidden: names of the features, in the order of the forward pass; None: those of ``units``.
           batch_norm: whether the module has running statistics, in Flax's collection ``batch_stats``.
+          counted: see `Model`; None: inputs are floats, not tokens.
 
         Raises:
           ConfigError: the network has no such heads.
         """
-        example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+        example = jax.ShapeDtypeStruct((1, *input_shape), jnp.int32 if counted else jnp.float32)
         plain = taps.tapped(module)
         # The running statistics may change, and are returned beside the outputs.
         moving = functools.partial(taps.tapped, module, mutable=["batch_stats"])
@@ -126,7 +128,7 @@ class ModelConfig:
 
         model = Model(
             init, apply, plain.taps, tapped, taps.names(plain, example), hidden or tuple(units), units,
-            activation=self.activation, roles=layers.ROLES,
+            activation=self.activation, roles=layers.ROLES, counted=counted,
         )  # fmt: skip
         if batch_norm:
             # As Flax starts them, in NumPy: building a model compiles nothing.

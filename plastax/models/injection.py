@@ -122,6 +122,8 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
 
 def _head(layers: tuple[str, ...], injections: int, depth: int) -> tuple[str, ...]:
     branches = [name.removesuffix("output") for name in layers if name.rpartition("/")[-1] == "output"]
+    if not branches:
+        raise ConfigError(f"model.injections: {injections} is not allowed without an output layer; give 0")
     found: list[str] = []
     for branch in branches:
         own = [n for n in layers if n.startswith(f"{branch}dense_") or n == f"{branch}output"]

@@ -51,12 +51,13 @@ def deep_fourier(z: Array) -> Array:
     return jnp.concatenate([jnp.sin(z), jnp.cos(z)], axis=-1)
 
 
-ActivationName = Literal["relu", "leaky_relu", "tanh", "silu", "crelu", "smooth_leaky", "deep_fourier"]
+ActivationName = Literal["relu", "leaky_relu", "tanh", "silu", "gelu", "crelu", "smooth_leaky", "deep_fourier"]
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "leaky_relu": lambda z: nn.leaky_relu(z, 0.1),
     "tanh": jnp.tanh,
     "silu": nn.silu,
+    "gelu": nn.gelu,  # With tanh, as in GPT-2.
     "crelu": crelu,
     "smooth_leaky": smooth_leaky,
     "deep_fourier": deep_fourier,

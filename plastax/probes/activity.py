@@ -135,6 +135,7 @@ _CAVEATS = {
     "leaky_relu": "a leaky unit is never off: dead units are none, and a dormant one still passes gradients",
     "smooth_leaky": "a leaky unit is never off: dead units are none, and a dormant one still passes gradients",
     "silu": "a smooth unit is never exactly off: dead units are none, and a dormant one still passes gradients",
+    "gelu": "a smooth unit is never exactly off: dead units are none, and a dormant one still passes gradients",
     "deep_fourier": "a sine is as sensitive where it is zero: neither dormant nor dead units tell what has stopped",
     "other": "its nonlinearity is not known, or layers differ: dormant, dead and active units are those of a ReLU",
 }

@@ -27,7 +27,7 @@ class Config(settings.Config):
     """Settings of all supervised experiments. Each adds a field ``stream``: the settings of its stream."""
 
     model: str = "mlp"
-    """Network: mlp, cnn, resnet18, or your own, module:object."""
+    """Network: mlp, cnn, resnet18, vit, gpt (for tokens), or your own, module:object."""
     segments_per_task: int = 1
     """Calls of the compiled program per task. More calls show progress and save checkpoints more often."""
     training: Training = field(default_factory=Training)

@@ -17,12 +17,14 @@ from plastax.testing.promises import Promise, check_pure, close, difference, pla
 from plastax.types import Array, Features, Key, Model, Params, Tree
 
 EXAMPLES = 4
+PADDING = -1
+"""The last token of the first example, of networks that take tokens."""
 
 
 class Trial:
     """A model, parameters with nothing left at zero, inputs, and the compiled `apply`."""
 
-    def __init__(self, model: Model, input_shape: tuple[int, ...], who: str = "model") -> None:
+    def __init__(self, model: Model, input_shape: tuple[int, ...], who: str = "model", outputs: int = 3) -> None:
         self.model, self.who = model, who
         rng = np.random.default_rng(1)
 
@@ -33,6 +35,8 @@ class Trial:
         with Promise(Model, "init").kept(who, "init", "let init be a function of a key that JAX can trace"):
             self.params = jax.tree.map(draw, jax.eval_shape(model.init, tree.key_like()))
         self.x = jnp.asarray(rng.standard_normal((EXAMPLES, *input_shape)), jnp.float32)
+        if model.counted is not None:
+            self.x = jnp.asarray(rng.integers(outputs, size=(EXAMPLES, *input_shape)), jnp.int32).at[0, -1].set(PADDING)
         self.apply = quick(model.apply)
 
     def outputs(self, params: Params) -> np.ndarray:
@@ -63,9 +67,10 @@ def check_model(model: Any, input_shape: tuple[int, ...] = (4,), outputs: int = 
     if not isinstance(model, Model):
         with Promise(Model).kept(who, "build", "give a network that plastax.models.own understands"):
             model = own.entry(model, who).build(input_shape, outputs)
-    trial = Trial(model, input_shape, who)
+    trial = Trial(model, input_shape, who, outputs)
     check_names(trial, outputs)
     check_seeds(trial)
+    check_padding(trial)
     check_taps(trial)
     check_units(trial)
 
@@ -94,9 +99,10 @@ def check_names(trial: Trial, outputs: int) -> None:
         if got != expected:
             what = f"{what} are of {', '.join(got) or 'nothing'}, and {member} of {', '.join(expected) or 'nothing'}"
             raise Promise(Model, member).broken(who, what, "let the names and their order be the same")
-    if isinstance(z, jax.ShapeDtypeStruct) and z.shape != (EXAMPLES, outputs):
+    shape = (*(trial.x.shape if model.counted else (EXAMPLES,)), outputs)
+    if isinstance(z, jax.ShapeDtypeStruct) and z.shape != shape:
         what = f"for {EXAMPLES} examples and {outputs} outputs it gives {list(z.shape)}"
-        raise Promise(Model, "apply").broken(who, what, "return outputs [B, outputs]")
+        raise Promise(Model, "apply").broken(who, what, f"return outputs {list(shape)}")
     for name, x in features.items():
         if len(x.shape) < 2 or x.shape[0] != EXAMPLES:
             raise Promise(Model, "apply").broken(
@@ -121,12 +127,13 @@ def _check_shapes(who: str, layer: str, units: Units, leaves: dict[str, Array], 
     if layer not in features:
         raise promise.broken(who, f"units has the layer {layer}, which has no features", remedy)
     count = features[layer].shape[-1]
-    if count != units.copies * units.width:
-        what = f"{layer} has {count} features, and {units.copies} x {units.width} units"
+    own = units.width * units.size
+    if count != units.copies * own:
+        what = f"{layer} has {count} features, and {units.copies} x {units.width} units of {units.size}"
         raise promise.broken(who, what, remedy)
-    for entry, size in (*((e, units.width) for e in units.incoming), *((e, count) for e in units.outgoing)):
+    for entry, size in (*((e, own) for e in units.incoming), *((e, count) for e in units.outgoing)):
         shape = leaves[entry.name].shape if entry.name in leaves else ()
-        if len(shape) <= entry.axis or shape[entry.axis] % size or (size == units.width and shape[entry.axis] < size):
+        if len(shape) <= entry.axis or shape[entry.axis] % size or (size == own and shape[entry.axis] < size):
             what = f"{layer} has {entry}, and this parameter has the shape {shape}"
             raise promise.broken(who, what, f"name a parameter and an axis of {size} entries, or a multiple")
 
@@ -217,27 +224,44 @@ def _check_layer(who: str, name: str, matrices: list[np.ndarray], inputs: LayerI
             raise Promise(Model, "tapped").broken(who, what, "give the rows that the kernel multiplies, bias=True last")
 
 
-def belongs(entries: tuple[Entries, ...], unit: int, width: int, name: str, leaf: Array) -> np.ndarray:
+def belongs(entries: tuple[Entries, ...], unit: int, units: Units, name: str, leaf: Array) -> np.ndarray:
     """Which entries of a parameter are the unit's, ``leaf``'s shape."""
     mask = np.zeros(leaf.shape, bool)
     for entry in entries:
         if entry.name == name:
-            np.moveaxis(mask, entry.axis, 0)[unit::width] = True
+            np.moveaxis(mask, entry.axis, 0)[_mine(units, unit, leaf.shape[entry.axis])] = True
     return mask
 
 
-def shifted(params: Params, entries: tuple[Entries, ...], unit: int, width: int) -> Params:
+def shifted(params: Params, entries: tuple[Entries, ...], unit: int, units: Units) -> Params:
     """The unit's entries moved far."""
     rng = np.random.default_rng(2)
     return tree.map_named(
-        lambda n, x: x + belongs(entries, unit, width, n, x) * (2.0 + rng.standard_normal(x.shape).astype(x.dtype)),
+        lambda n, x: x + belongs(entries, unit, units, n, x) * (2.0 + rng.standard_normal(x.shape).astype(x.dtype)),
         params,
     )
 
 
-def cut(params: Params, entries: tuple[Entries, ...], unit: int, width: int) -> Params:
+def cut(params: Params, entries: tuple[Entries, ...], unit: int, units: Units) -> Params:
     """The unit's entries at zero."""
-    return tree.map_named(lambda n, x: jnp.where(belongs(entries, unit, width, n, x), 0.0, x), params)
+    return tree.map_named(lambda n, x: jnp.where(belongs(entries, unit, units, n, x), 0.0, x), params)
+
+
+def check_padding(trial: Trial) -> None:
+    """Of a network of tokens: padding has no features and no outputs, and changes none of the other places."""
+    if trial.model.counted is None:
+        return
+    promise, remedy = Promise(Model, "counted"), "let no place attend to padding, and zero what it gives itself"
+    shorter = trial.x[:, :-1]
+    padded = trial.apply(trial.params, trial.x.at[:, -1].set(PADDING))
+    if found := difference(
+        jax.tree.map(lambda h: h[:, :-1], padded), trial.apply(trial.params, shorter), close(1e-4, 1e-5)
+    ):
+        raise promise.broken(trial.who, f"padding changes other places, {found}", remedy)
+    if found := difference(padded, padded, lambda h, _: not plain(h)[:, -1].any()):
+        raise promise.broken(trial.who, f"padding has features or outputs, {found}", remedy)
+    if not np.array_equal(trial.model.counted(trial.x), plain(trial.x) >= 0):
+        raise promise.broken(trial.who, "it counts padding, or does not count tokens", "count tokens from 0 on")
 
 
 def check_units(trial: Trial) -> set[str]:
@@ -251,45 +275,51 @@ def check_units(trial: Trial) -> set[str]:
     for layer, units in trial.model.units.items():
         norms = tuple(e for e in units.incoming if found[e.name].kind in ("scale", "offset"))
         own_entries = units.incoming
-        if norms and _moved(trial, layer, units, units.incoming, 1)[~_mine(units, 1)].max() > 1e-6:
+        if norms and _moved(trial, layer, units, units.incoming, 0)[~_features(units, 0)].max(initial=0.0) > 1e-6:
             own_entries = norms
             mixing.add(layer)
-        for unit, other in ((1, 0), (units.width - 1, 1)):
+        last = units.width - 1
+        for unit, other in {(min(1, last), 0), (last, max(0, last - 1))}:
             _check_unit(trial, layer, units, own_entries, unit, other)
     return mixing
 
 
-def _mine(units: Units, unit: int) -> np.ndarray:
-    return np.arange(units.copies * units.width) % units.width == unit
+def _mine(units: Units, unit: int, count: int) -> np.ndarray:
+    """Which of ``count`` indices are the unit's."""
+    return np.arange(count) // units.size % units.width == unit
+
+
+def _features(units: Units, unit: int) -> np.ndarray:
+    return _mine(units, unit, units.copies * units.width * units.size)
 
 
 def _moved(trial: Trial, layer: str, units: Units, entries: tuple[Entries, ...], unit: int) -> np.ndarray:
     """How far the layer's features move where the unit's entries do, ``[features]``."""
     before = trial.apply(trial.params, trial.x)[1][layer]
-    after = trial.apply(shifted(trial.params, entries, unit, units.width), trial.x)[1][layer]
+    after = trial.apply(shifted(trial.params, entries, unit, units), trial.x)[1][layer]
     return np.abs(plain(after) - plain(before)).max(tuple(range(before.ndim - 1)))
 
 
 def _check_unit(trial: Trial, layer: str, units: Units, entries: tuple[Entries, ...], unit: int, other: int) -> None:
-    width, incoming, outgoing, _ = units
-    who, mine, promise = f"{trial.who}, unit {unit} of {layer}", _mine(units, unit), Promise(Units, "incoming")
+    incoming, outgoing = units.incoming, units.outgoing
+    who, mine, promise = f"{trial.who}, unit {unit} of {layer}", _features(units, unit), Promise(Units, "incoming")
     remedy = "let incoming have all parameters that compute this unit, and no other's: axis and width decide"
     moved = _moved(trial, layer, units, entries, unit)
     if moved[mine].max() <= 1e-2:
         raise promise.broken(who, "its features do not move with its incoming entries", remedy)
     if moved[~mine].max(initial=0.0) > 1e-6:
         raise promise.broken(who, "the features of others move with its incoming entries", remedy)
-    if np.abs(trial.outputs(shifted(trial.params, entries, unit, width)) - trial.outputs(trial.params)).max() <= 1e-3:
+    if np.abs(trial.outputs(shifted(trial.params, entries, unit, units)) - trial.outputs(trial.params)).max() <= 1e-3:
         raise promise.broken(who, "the outputs do not move with its incoming entries", remedy)
     promise, remedy = Promise(Units, "outgoing"), "let outgoing have all parameters that read this unit, and no other's"
-    without = cut(trial.params, outgoing, unit, width)
+    without = cut(trial.params, outgoing, unit, units)
     before = trial.outputs(without)
-    if np.abs(trial.outputs(shifted(without, entries, unit, width)) - before).max() > 1e-6:
+    if np.abs(trial.outputs(shifted(without, entries, unit, units)) - before).max() > 1e-6:
         raise promise.broken(who, "it still moves the outputs with its outgoing entries at zero", remedy)
-    if np.abs(trial.outputs(shifted(without, entries, other, width)) - before).max() <= 1e-3:
+    if other != unit and np.abs(trial.outputs(shifted(without, entries, other, units)) - before).max() <= 1e-3:
         what = f"with its outgoing entries at zero unit {other} does not act any more"
         raise promise.broken(who, what, remedy)
     mixes = entries != incoming
-    if mixes and np.abs(trial.outputs(shifted(without, incoming, unit, width)) - before).max() <= 1e-3:
+    if mixes and np.abs(trial.outputs(shifted(without, incoming, unit, units)) - before).max() <= 1e-3:
         # It moves what is divided by.
         raise Promise(Units, "incoming").broken(who, "its other incoming entries do not move the outputs", remedy)

@@ -29,6 +29,7 @@ REFERENCES: dict[str, Any] = {
     "leaky_relu": lambda z: np.where(z < 0, 0.1 * z, z),
     "tanh": np.tanh,
     "silu": lambda z: z * sigmoid(z),
+    "gelu": lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
     "crelu": lambda z: np.concatenate([np.maximum(z, 0), np.maximum(-z, 0)], -1),
     "smooth_leaky": lambda z: 0.1 * z + 0.9 * z * sigmoid(5 * z / 3),
     "deep_fourier": lambda z: np.concatenate([np.sin(z), np.cos(z)], -1),

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import pytest
 
 from plastax import tree
-from plastax.models import CNN, MLP, SUPERVISED, ActorCritic, ConvActorCritic, ResNet18
-from plastax.testing.models import Trial, check_names, check_seeds, check_taps, check_units
+from plastax.models import CNN, GPT, MLP, SUPERVISED, ActorCritic, ConvActorCritic, ResNet18, ViT
+from plastax.testing.models import Trial, check_names, check_padding, check_seeds, check_taps, check_units
 from plastax.types import Model
 
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OUTPUTS = 3
 IMAGE = (9, 8, 2)
+SMALL: dict[str, Any] = {"width": 6, "depth": 1, "mlp_ratio": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,9 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "cnn": (CNN(channels=(3, 4), kernels=(3, 2), hidden=(5,), activation="tanh"), IMAGE),
     "cnn_crelu": (CNN(channels=(3,), kernels=(2,), hidden=(5, 4), padding="VALID", activation="crelu"), IMAGE),
     "resnet": (ResNet18(channels=(3, 4), blocks=(1, 1), hidden=(5,)), IMAGE),
+    "vit": (ViT(**SMALL, heads=3, patch=2), (4, 2, 2)),
+    "vit_crelu": (ViT(**SMALL, heads=2, patch=2, pool="mean", activation="crelu", layer_norm=True), (4, 4, 1)),
+    "gpt": (GPT(**SMALL, heads=2), (4,)),
     "actor_critic": (Joined(ActorCritic(hidden=(4, 5), activation="silu", layer_norm=True)), (3,)),
     "actor_critic_conv": (Joined(ConvActorCritic(hidden=(5,), channels=(3, 3), activation="crelu")), IMAGE),
     "resnet_crelu": (ResNet18(channels=(3,), blocks=(1,), hidden=(5,), activation="crelu", layer_norm=True), IMAGE),
@@ -79,14 +83,15 @@ def test_seeds_and_taps(case: str) -> None:
 def test_a_unit_is_its_incoming_entries_and_acts_through_its_outgoing_ones(case: str) -> None:
     """A LayerNorm mixes the units of its layer, and nothing else does."""
     trial, config = build(case), CASES[case][0]
-    dense = [name for name in trial.model.units if "resnet" not in case or name.startswith("dense")]
+    dense = [n for n in trial.model.units if n.startswith("dense") or n.endswith("/up") or "actor_critic" in case]
     assert check_units(trial) == (set(dense) if config.layer_norm else set())
 
 
 @every_case
 def test_parameters_have_our_names(case: str) -> None:
     model, leaves = build(case).model, tree.named_leaves(build(case).params)
-    assert {n for n in leaves if "norm_" not in n} == {f"{n}/{p}" for n in model.layers for p in ("kernel", "bias")}
+    kept = {n for n in leaves if "norm_" not in n and not n.endswith("/embedding")}
+    assert kept == {f"{n}/{p}" for n in model.layers for p in ("kernel", "bias")}
     assert all(n.endswith(("scale", "bias")) for n in leaves if "norm_" in n)
     assert set(model.hidden) < set(model.layers)
 
@@ -94,10 +99,14 @@ def test_parameters_have_our_names(case: str) -> None:
 @every_case
 def test_layers_without_a_residual_stream_have_units(case: str) -> None:
     model = build(case).model
-    expected = [n for n in model.hidden if "resnet" not in case or n.endswith("conv_0") or n.startswith("dense")]
-    assert list(model.units) == expected
+    stream = ("stem", "/conv_1", "/mlp/down") if case.startswith(("resnet", "vit", "gpt")) else ()
+    assert list(model.units) == [n for n in model.hidden if not n.endswith(stream)]
     doubled = 2 if CASES[case][0].activation in ("crelu", "deep_fourier") else 1
-    assert all(units.copies == doubled for units in model.units.values())
+    assert all(units.copies == (1 if n.endswith("/value") else doubled) for n, units in model.units.items())
+
+
+def test_padding_changes_no_other_place() -> None:
+    check_padding(build("gpt"))
 
 
 @pytest.mark.parametrize("case", ["mlp_layer_norm", "resnet"])
@@ -124,6 +133,8 @@ SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {
     "mlp": ((28, 28, 1), 10, 2_797_010),
     "cnn": ((32, 32, 3), 2, 373_826),
     "resnet18": ((32, 32, 3), 100, 11_750_244),
+    "vit": ((28, 28, 1), 10, 116_938),
+    "gpt": ((32,), 64, 120_928),
 }
 
 
@@ -136,7 +147,8 @@ def test_registered_models_have_the_documented_sizes(name: str) -> None:
     model = SUPERVISED[name].build(shape, outputs)
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert tree.size(params) == size
-    z, features = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
-    assert z.shape == (2, outputs)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if model.counted else jnp.float32)
+    z, features = jax.eval_shape(model.apply, params, x)
+    assert z.shape == ((2, *shape, outputs) if model.counted else (2, outputs))
     assert set(features) == set(model.hidden)
     assert (model.train is None) == (model.evaluate is None) == (model.stats == ()) == (name != "resnet18")
