@@ -216,6 +216,7 @@ class Loss(NamedTuple):
       sample: ``(outputs, batch, key) -> cotangent``, random, with mean zero, ``E[s_i s_i^T]`` the block of C and the
         examples independent; None if not known.
       finite: ``(outputs) -> tree``: the outputs that must be finite, by default all. A masked logit may be infinite.
+      weights: ``(batch) -> [B]``, what each example counts in the mean (its labels that are counted); None: all alike.
     """
 
     value: Callable[[Tree, Tree], Array]
@@ -223,6 +224,7 @@ class Loss(NamedTuple):
     root: Callable[[Tree, Tree], Tree] | None = None
     sample: Callable[[Tree, Tree, Key], Tree] | None = None
     finite: Callable[[Tree], Tree] = _same
+    weights: Callable[[Tree], Array] | None = None
 
 
 class Examples(NamedTuple):

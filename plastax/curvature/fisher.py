@@ -69,7 +69,7 @@ def empirical_fisher(
       Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation for natural gradient descent",
       NeurIPS 2019, eq. 3 and section 3.
     """
-    loss = losses.get(loss)
+    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
 
     def metric(outputs: Tree, part: Tree) -> Product:
         checks.scalar(loss.value, outputs, part)
@@ -127,7 +127,7 @@ def fisher(
       >>> bool(jnp.allclose(fisher.mv(w), ggn.mv(w), atol=0.1))
       True
     """
-    loss = losses.get(loss)
+    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
     sample = loss.sample
     if sample is None:
         raise ValueError("fisher draws labels with loss.sample, which this loss does not have; ggn needs none")

@@ -130,7 +130,7 @@ def gram_matrix(apply_fn: Apply, params: Params, data: Tree, loss: Loss | str, c
         ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or chunked examples depend
         on one another (inside, the matrix is NaN).
     """
-    loss = losses.get(loss)
+    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
     if loss.root is None:
         raise ValueError("a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum")
     return _gram(apply_fn, loss.root, loss.finite, params, data, chunk_size) / checks.examples(data)

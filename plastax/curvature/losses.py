@@ -21,6 +21,7 @@ from plastax.curvature import checks
 from plastax.types import Array, Key, Loss, Tree
 
 PolicyHead = Literal["categorical", "gaussian"]
+Apply = Callable[[Tree, Tree], Tree]
 
 
 def _examples(outputs: Array) -> int:
@@ -64,14 +65,26 @@ def _times(one: Array, x: Array) -> Array:
     return one.astype(x.dtype) * x
 
 
-def _logits(logits: Tree, batch: Tree) -> Array:
-    """One, or NaN if labels are no classes; raises ValueError for outputs that are no logits."""
-    _array("cross_entropy", logits, "logits [B, ..., C]")
+def _check_logits(name: str, logits: Tree) -> None:
+    _array(name, logits, "logits [B, ..., C]")
     if logits.ndim < 2 or logits.shape[-1] < 2:
         raise ValueError(
-            f"cross_entropy takes logits [B, ..., C] of two or more classes C, got {logits.shape}; give one logit z of "
+            f"{name} takes logits [B, ..., C] of two or more classes C, got {logits.shape}; give one logit z of "
             "a binary classifier as two: jnp.stack([jnp.zeros_like(z), z], axis=-1)"
         )
+
+
+def _check_labels(name: str, logits: Array, labels: Array) -> None:
+    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} takes logits [..., C] and integer labels [...], "
+            f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
+        )
+
+
+def _logits(logits: Tree, batch: Tree) -> Array:
+    """One, or NaN if labels are no classes; raises ValueError for outputs that are no logits."""
+    _check_logits("cross_entropy", logits)
     labels, one = _answers(batch), jnp.ones((), jnp.promote_types(logits.dtype, jnp.float32))
     if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
         return one
@@ -94,14 +107,58 @@ def _classes(logits: Tree, batch: Tree) -> Array:
 
 def _cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
     one, labels = _logits(logits, batch), _answered("cross_entropy", batch)
-    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"cross_entropy takes logits [..., C] and integer labels [...], "
-            f"got {logits.shape} and {labels.shape} of type {labels.dtype}"
-        )
-    log_p = jax.nn.log_softmax(tree.wide(logits))
+    _check_labels("cross_entropy", logits, labels)
     # A factor, at a class that exists: the gradient of a NaN that is added, or filled in, would be zero.
-    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")) * one
+    return -jnp.mean(_log_likelihood(logits, labels)) * one
+
+
+def _log_likelihood(logits: Array, labels: Array) -> Array:
+    """Of the labels, ``[..., 1]``."""
+    log_p = jax.nn.log_softmax(tree.wide(logits))
+    return jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="clip")
+
+
+def counted(labels: Array) -> Array:
+    """Which labels of ``token_cross_entropy`` count, bool: those that are not negative.
+
+    Raises:
+      ValueError: none is, as far as the labels are known now.
+    """
+    if checks.concrete(labels) and not (np.asarray(labels) >= 0).any():
+        raise ValueError(
+            f"token_cross_entropy: none of the {labels.size} labels is counted, all are negative; leave batches of "
+            "padding out"
+        )
+    return labels >= 0
+
+
+def _shares(logits: Tree, batch: Tree) -> Array:
+    """What every place contributes to the mean over counted labels, ``[B, ...]``; they sum to one.
+
+    NaN where labels are no classes, or none is counted. Raises ValueError for outputs that are no logits, labels of
+    another shape, and, where the labels are known now, where it would be NaN.
+    """
+    _check_logits("token_cross_entropy", logits)
+    labels, classes = _answered("token_cross_entropy", batch), logits.shape[-1]
+    _check_labels("token_cross_entropy", logits, labels)
+    mask = counted(labels)
+    if checks.concrete(labels) and (most := np.asarray(labels).max()) >= classes:
+        raise ValueError(f"labels must be tokens from 0 to {classes - 1}, or negative, got some up to {most}")
+    shares = mask.astype(jnp.promote_types(logits.dtype, jnp.float32)) / jnp.maximum(jnp.sum(mask), 1)
+    return jnp.where(jnp.any(mask) & jnp.all(labels < classes), shares, jnp.nan)
+
+
+def _token_cross_entropy(logits: Array, batch: tuple[Array, Array]) -> Array:
+    shares = _shares(logits, batch)
+    log_p = _log_likelihood(logits, batch[1])[..., 0]
+    # Where nothing is counted, the clipped class may be one that is left out.
+    return -jnp.sum(shares * jnp.where(shares == 0, 0.0, log_p))
+
+
+def _counts(batch: Tree) -> Array:
+    """How many labels of each example are counted, ``[B]``."""
+    labels = _answered("token_cross_entropy", batch)
+    return jnp.sum(counted(labels).reshape(labels.shape[0], -1), axis=-1)
 
 
 def _unmasked(logits: Array) -> Array:
@@ -190,6 +247,18 @@ def _entropy_sample(logits: Array, batch: Tree, key: Key) -> Array:
     return _times(_classes(logits, batch), softmax_sample(logits, key) / math.sqrt(_examples(logits)))
 
 
+def _token_curvature(logits: Array, batch: Tree, tangent: Array) -> Array:
+    return _times(_shares(logits, batch)[..., None], softmax_curvature(logits, tangent))
+
+
+def _token_root(logits: Array, batch: Tree) -> Array:
+    return _places_apart(_times(jnp.sqrt(_shares(logits, batch))[None, ..., None], softmax_root(logits)))
+
+
+def _token_sample(logits: Array, batch: Tree, key: Key) -> Array:
+    return _times(jnp.sqrt(_shares(logits, batch))[..., None], softmax_sample(logits, key))
+
+
 def _mse_curvature(outputs: Array, batch: Tree, tangent: Array) -> Array:
     return 2.0 * tangent / _scalars(outputs, batch)
 
@@ -200,13 +269,18 @@ def _mse_sample(outputs: Array, batch: Tree, key: Key) -> Array:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(_cross_entropy, _entropy_curvature, _entropy_root, _entropy_sample, _unmasked),
+    "token_cross_entropy": Loss(_token_cross_entropy, _token_curvature, _token_root, _token_sample, _unmasked, _counts),
     "mse": Loss(_mse, _mse_curvature, _mse_root, _mse_sample),
 }
 """Losses by name, for a batch ``(x, y)``: ``cross_entropy`` of logits ``[B, ..., C]`` and integer labels ``[B, ...]``;
 ``mse``, the mean of ``(outputs - y)**2`` over all entries (no factor of one half) for outputs ``[B]`` or ``[B, ...]``.
 Only values need ``y``. Logits of minus infinity leave classes out. All raise ValueError for outputs or targets of
 another shape. Labels that are no classes (-1 or -100 of padding) raise ValueError in curvature, roots and draws outside
-`jit`; inside, and in values and their gradients everywhere, the result is NaN."""
+`jit`; inside, and in values and their gradients everywhere, the result is NaN.
+
+``token_cross_entropy`` is the ``cross_entropy`` of sequences with padding: the mean over the labels that are not
+negative. The others have no gradient and no curvature, so everything needs ``y``. A batch without any counted label
+raises ValueError outside `jit`, and is NaN inside; so are labels beyond the classes."""
 
 
 def actor_critic(
@@ -291,6 +365,42 @@ def actor_critic(
         return outputs | {"policy": _unmasked(outputs["policy"])} if policy == "categorical" else outputs
 
     return Loss(value or unknown, curvature, root, sample, finite)
+
+
+def apart(loss: Loss, apply_fn: Apply, data: Tree) -> tuple[Loss, Apply, Tree]:
+    """The same mean loss as one over examples that all count alike, so that it can be taken in parts.
+
+    A mean over counted labels is no mean over examples: a chunk, or an example on its own, would divide by its own
+    number of labels. Here every example has its share of the whole beside it.
+
+    Args:
+      loss: the loss; without `Loss.weights` all three come back as they are.
+      apply_fn: ``(params, data) -> outputs``.
+      data: all examples.
+
+    Returns:
+      Loss and ``apply_fn`` of ``(data, shares)``, and that pair; shares ``[B]`` have a mean of one.
+    """
+    if loss.weights is None:
+        return loss, apply_fn, data
+    weights = tree.wide(loss.weights(data).astype(jnp.float32))
+
+    def of_part(fn: Callable[..., Tree] | None) -> Callable[..., Tree] | None:
+        """``fn`` of some examples; roots and draws are square roots."""
+        power = 0.5 if fn in (loss.root, loss.sample) else 1.0
+
+        def scaled(outputs: Tree, part: tuple[Tree, Array], *rest: Tree) -> Tree:
+            share = jnp.mean(part[1]) ** power
+            # A part may well have no counted label, which is refused outside `jit` only.
+            call = jax.jit(fn) if checks.concrete(part[1]) and not np.asarray(part[1]).any() else fn
+            found = call(outputs, part[0], *rest)
+            return jax.tree.map(lambda x: jnp.where(share == 0, 0.0, x * share).astype(x.dtype), found)
+
+        return fn and scaled
+
+    parts = [of_part(fn) for fn in (loss.value, loss.curvature, loss.root, loss.sample)]
+    shares = weights * (weights.size / jnp.sum(weights))
+    return Loss(*parts, loss.finite), lambda params, part: apply_fn(params, part[0]), (data, shares)
 
 
 def get(loss: Loss | str) -> Loss:

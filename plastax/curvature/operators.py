@@ -12,7 +12,9 @@ grow with their number. Products are means over the chunks, weighted by their si
 those of all examples at once up to rounding. The cost: every product evaluates the network again, which otherwise
 happens once for all. The assumption: the loss is a mean over examples that do not see one another. Outputs that do
 (batch statistics) are refused outside `jit`, and make every product NaN inside. A Hessian has no outputs to check: a
-loss that normalises over its batch (batch statistics, PPO's advantages) becomes another function chunk by chunk.
+loss that normalises over its batch (batch statistics, PPO's advantages, a mean over labels of which sequences have
+different numbers) becomes another function chunk by chunk. The `Loss` of a Gauss-Newton or Fisher matrix says what each
+example counts (`Loss.weights`), so ``token_cross_entropy`` can be chunked there.
 """
 
 from __future__ import annotations
@@ -235,7 +237,7 @@ def ggn(
       >>> curvature.dense(op).tolist()  # 2/N X^T X
       [[1.0, 0.0], [0.0, 1.0]]
     """
-    loss = losses.get(loss)
+    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
 
     def metric(outputs: Tree, part: Tree) -> Product:
         return lambda tangent: loss.curvature(outputs, part, tangent)

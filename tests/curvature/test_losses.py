@@ -24,6 +24,11 @@ WEIGHT = 0.7
 FAST = {"xla_backend_optimization_level": 0}
 
 
+TOKENS = losses.LOSSES["token_cross_entropy"]
+COUNTED = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 0]])
+"""Which labels of three sequences of three count: all, one, and none."""
+
+
 def divergence(outputs: dict, new: dict) -> jax.Array:
     """KL(outputs, new) of every example, by its definition."""
     if "log_std" not in outputs:
@@ -49,6 +54,7 @@ def case(name: str) -> tuple[Loss, Any, Any, Callable]:
     shapes = {
         "cross_entropy": (4, 3),
         "cross_entropy of sequences": (2, 3, 3),
+        "token_cross_entropy": (3, 3, 3),
         "mse": (4, 3),
         "mse of scalars": (4,),
         "mse of images": (2, 2, 2, 2),
@@ -57,6 +63,8 @@ def case(name: str) -> tuple[Loss, Any, Any, Callable]:
         outputs = draw(*shapes[name])
         named = losses.LOSSES[name.split()[0]]
         labels = jnp.asarray(rng.integers(0, 3, outputs.shape[:-1])) if "entropy" in name else draw(*outputs.shape)
+        if named is TOKENS:
+            labels = COUNTED * labels + (COUNTED - 1)
         return named, outputs, (None, labels), lambda o: named.value(o, (None, labels))
     outputs = {"policy": draw(3, 3), "value": draw(3)} | ({"log_std": 0.5 * draw(3, 3)} if name == "gaussian" else {})
     targets = draw(3)
@@ -66,6 +74,7 @@ def case(name: str) -> tuple[Loss, Any, Any, Callable]:
 CASES = (
     "cross_entropy",
     "cross_entropy of sequences",
+    "token_cross_entropy",
     "mse",
     "mse of scalars",
     "mse of images",
@@ -246,3 +255,64 @@ def test_names_and_heads_that_are_none() -> None:
         losses.actor_critic("beta")
     with pytest.raises(ValueError, match="without its value"):
         losses.actor_critic("gaussian").value({}, None)
+
+
+def sequences() -> tuple[Any, ...]:
+    """A linear network of three sequences, and its dense Gauss-Newton matrix by the mean over counted labels."""
+    rng = np.random.default_rng(0)
+    x, params = rng.standard_normal((3, 3, 2)), jnp.asarray(rng.standard_normal((2, 3)))
+    labels = jnp.asarray(np.where(COUNTED, rng.integers(0, 3, COUNTED.shape), -7))
+    logits = x @ np.asarray(params)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    inner = np.einsum("btc,cd->btcd", p, np.eye(3)) - np.einsum("btc,btd->btcd", p, p)
+    exact = np.einsum("bt,bti,btcd,btj->icjd", COUNTED, x, inner, x).reshape(6, 6) / COUNTED.sum()
+    # Of the example's own part of the loss, times the number of examples.
+    slopes = np.einsum("bt,bti,btc->bic", COUNTED, x, p - np.eye(3)[np.abs(labels) % 3]).reshape(3, 6)
+    return params, (jnp.asarray(x), labels), exact, slopes.T @ slopes * 3 / COUNTED.sum() ** 2
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [None, 2])
+def test_sequences_of_different_lengths_can_be_chunked(size: int | None) -> None:
+    params, batch, exact, empirical = sequences()
+    matrix = curvature.dense(curvature.ggn(linear, params, batch, TOKENS, size))
+    np.testing.assert_allclose(matrix, exact, atol=1e-14)
+    nodes = curvature.gram_spectrum(linear, params, batch, TOKENS, size).nodes
+    np.testing.assert_allclose(np.sort(np.ravel(nodes))[-6:], np.linalg.eigvalsh(exact), atol=1e-12)
+    if size is None:
+        matrix = curvature.dense(curvature.empirical_fisher(linear, params, batch, TOKENS))
+        np.testing.assert_allclose(matrix, empirical, atol=1e-14)
+    else:
+        drawn = curvature.dense(curvature.fisher(linear, params, batch, TOKENS, KEY, 5_000, size))
+        np.testing.assert_allclose(drawn, exact, atol=0.05 * exact.max())
+
+
+def test_labels_that_are_not_counted_have_no_gradient_and_the_others_their_mean() -> None:
+    params, batch, *_ = sequences()
+    logits = jnp.asarray(linear(params, batch), jnp.float32)
+    value, slope = jax.value_and_grad(TOKENS.value)(logits, batch)
+    mask = COUNTED.astype(bool)
+    alone = logits[mask], batch[1][mask]
+    np.testing.assert_allclose(value, CE.value(alone[0], (None, alone[1])), rtol=1e-6)
+    np.testing.assert_array_equal(slope[~mask], 0.0)
+    assert (np.abs(slope[mask]).max(-1) > 1e-3).all()
+    # A class that is left out where nothing is counted is no fault.
+    np.testing.assert_allclose(TOKENS.value(logits.at[2, 0, 0].set(-jnp.inf), batch), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"), [(jnp.full((3, 3), -1), "none of the 9 labels is counted"), (jnp.full((3, 3), 3), "0 to 2.*3")]
+)
+def test_padding_alone_and_tokens_beyond_the_vocabulary_are_refused_or_nan(labels: jax.Array, says: str) -> None:
+    params, (x, _), *_ = sequences()
+    takers: dict[str, Callable[[Any], Any]] = {
+        "value": lambda b: TOKENS.value(linear(params, b), b),
+        "gradient": lambda b: jax.grad(lambda p: TOKENS.value(linear(p, b), b))(params),
+        "ggn": lambda b: curvature.ggn(linear, params, b, TOKENS).mv(params),
+        "gram": lambda b: curvature.gram_spectrum(linear, params, b, TOKENS).nodes,
+        "fisher": lambda b: curvature.fisher(linear, params, b, TOKENS, KEY).mv(params),
+    }
+    for name, take in takers.items():
+        with pytest.raises(ValueError, match=says):
+            take((x, labels))
+        assert np.isnan(jax.jit(take, compiler_options=FAST)((x, labels))).all(), name
