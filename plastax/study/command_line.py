@@ -26,6 +26,9 @@ from plastax.study.settings import GROUPS, C, Config, Registry, members, registe
 SHOWN = ("--preset", "--runs-dir", "--resume", "--fresh", "--wandb")
 """Settings that change no number of a run and are in the short help all the same."""
 
+HELP = (tyro.conf.HelptextFromCommentsOff,)
+"""Keeps tyro from parsing the source of every class of settings for help texts, which `print_help` prints."""
+
 
 def parse(
     base: type[C],
@@ -60,7 +63,7 @@ def parse(
     args = [_in_full(arg, default) for arg in args]
     _check_flags(args, default)
     with output.refusals():
-        return checked(tyro.cli(type(default), args=args, default=default, prog=prog))
+        return checked(tyro.cli(type(default), args=args, default=default, prog=prog, config=HELP))
 
 
 class _Flag(NamedTuple):
