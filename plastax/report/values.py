@@ -22,11 +22,18 @@ def finished(data: xr.Dataset) -> xr.DataArray:
     """Whether an arm has finished a task (arm, task), bool. Unfinished tasks only have values of their beginning."""
     import xarray as xr
 
-    last = data.update_task.groupby("update_task").count().values.cumsum()
     if "host/clock" not in data:
         return xr.zeros_like(data.arm, bool) & xr.zeros_like(data.task, bool)
     done = (data["host/clock"] + data["host/length"]).max("segment")
+    last = (1 + np.arange(data.sizes["task"])) * (data.sizes["update"] // data.sizes["task"])
     return done >= xr.DataArray(last, dims="task", coords={"task": data.task})
+
+
+def by_task(data: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
+    """A study's values (..., update) as (..., task, within), with the updates of a task along ``within``."""
+    count = data.sizes["update"] // data.sizes["task"]
+    bare = values.drop_vars([name for name, coord in values.coords.items() if "update" in coord.dims])
+    return bare.coarsen(update=count).construct(update=("task", "within")).assign_coords(task=data.task)
 
 
 def task_values(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
@@ -79,13 +86,13 @@ def _of_living(data: xr.Dataset, quantity: Quantity) -> xr.DataArray | None:
     if quantity.mark:
         values = layer_mean(data, quantity.variable, quantity.mark)
     else:
-        values = data[quantity.variable]
+        values = by_task(data, data[quantity.variable])
         if quantity.weights:
-            weights = data[quantity.weights].where(values.notnull())
-            values = (values * weights).groupby("update_task").sum() / weights.groupby("update_task").sum()
+            weights = by_task(data, data[quantity.weights]).where(values.notnull())
+            values = (values * weights).sum("within") / weights.sum("within")
         else:
-            values = values.groupby("update_task").mean()
-        values = values.rename(update_task="task").assign_coords(task=data.task).where(finished(data))
+            values = values.mean("within")
+        values = values.where(finished(data))
     # Of the task in which a seed was frozen, only the beginning is recorded.
     alive = alive_in(data)
     return values if values is None or alive is None else values.where(alive)
@@ -98,8 +105,7 @@ def alive_in(data: xr.Dataset) -> xr.DataArray | None:
     """
     if "train/alive" not in data:
         return None
-    dead = (data["train/alive"] == 0).groupby("update_task").any().rename(update_task="task")
-    return ~dead.assign_coords(task=data.task)
+    return ~(by_task(data, data["train/alive"]) == 0).any("within")
 
 
 def frozen_seeds(data: xr.Dataset) -> xr.DataArray:

@@ -8,7 +8,7 @@ from plastax.report.drawn import TASKS, fewer_tasks
 from plastax.report.html.look import error_bars, figure, over_tasks, plain, styles
 from plastax.report.html.page import Chart, Section
 from plastax.report.statistics import over_seeds
-from plastax.report.values import layer_mean, weight_norm
+from plastax.report.values import by_task, layer_mean, weight_norm
 
 SHOWN = {
     "features/effective_rank": ("feature effective rank", "end"),
@@ -75,8 +75,7 @@ def others(data: xr.Dataset) -> Section:
         key = str(name).removeprefix("probe/")
         kind = str(name).partition("/")[0]
         if kind == "train":
-            per_task = value.groupby("update_task").mean().rename(update_task="task").assign_coords(task=data.task)
-            chosen.append((f"{name}, mean of the task", per_task))
+            chosen.append((f"{name}, mean of the task", by_task(data, value).mean("within")))
         elif kind == "probe" and not key.endswith((*hidden, "_se", "_residual")):
             for mark in data.mark.values.tolist():
                 one = layer_mean(data, str(name), mark)
