@@ -74,27 +74,26 @@ def _check_size(directory: pathlib.Path, plan: _Plan, widths: Mapping[str, int],
 def _widths(plan: _Plan, segments: Sequence[Segment]) -> dict[str, int]:
     """Variable -> bytes that it takes of an arm and seed."""
     updates = plan.tasks * plan.updates_per_task
-    found: dict[str, int] = {}
-    for segment in segments:
-        found |= {f"train/{k}": updates * array.itemsize for k, array in segment.train.items()}
-        found |= {f"probe/{k}": plan.tasks * array[:1].nbytes for k, array in segment.probe.items() if len(array)}
-    return found
+    train = {name: array for segment in segments for name, array in segment.train.items()}
+    probe = {name: array for segment in segments for name, array in segment.probe.items() if len(array)}
+    found = {f"train/{name}": updates * array.itemsize for name, array in train.items()}
+    return found | {f"probe/{name}": plan.tasks * array[:1].nbytes for name, array in probe.items()}
 
 
-def _fill(target: dict[str, np.ndarray], name: str, where: tuple, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Puts ``value`` into ``target[name]``, which starts as NaN."""
-    if name not in target:
-        target[name] = np.full(shape, np.nan, np.result_type(value.dtype, np.float32))
-    if target[name].shape != shape:
-        raise RecordError(f"{name} has trailing shape {value.shape} here and {target[name].shape} elsewhere")
-    target[name][where] = value
+def _whole(out: dict[str, np.ndarray], name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """``out[name]``, which starts as NaN."""
+    if name not in out:
+        out[name] = np.full(shape, np.nan, np.result_type(dtype, np.float32))
+    if out[name].shape != shape:
+        raise RecordError(f"{name} has shape {shape} here and {out[name].shape} elsewhere")
+    return out[name]
 
 
 def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -> np.ndarray:
-    """A probe's value ``[S, 2, ...]``, with NaN for the layers that only other arms have."""
+    """A probe's values ``[S, segments, 2, ...]``, with NaN for the layers that only other arms have."""
     dims = config.get("dims", {}).get(name, ())
     own, every = coords_of(config, arm), config.get("coords", {})
-    for axis, dim in enumerate(dims if len(dims) == value.ndim - 2 else (), start=2):
+    for axis, dim in enumerate(dims if len(dims) == value.ndim - 3 else (), start=3):
         if dim in own and own[dim] != every[dim]:
             shape = (*value.shape[:axis], len(every[dim]), *value.shape[axis + 1 :])
             if value.shape[axis] != len(own[dim]):
@@ -106,34 +105,50 @@ def _spread(value: np.ndarray, name: str, config: Mapping[str, Any], arm: str) -
     return value
 
 
+def _spans(plan: _Plan, arm: str, segments: Sequence[Segment]) -> np.ndarray:
+    """``[segments, 3]``: task, first update and end of each."""
+    spans = []
+    for segment in segments:
+        task, start = int(segment.host["task"]), int(segment.host["clock"])
+        stop = start + int(segment.host["length"])
+        first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
+        if not (first <= start < stop <= last <= plan.tasks * plan.updates_per_task):
+            raise RecordError(
+                f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
+                f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
+            )
+        spans.append((task, start, stop))
+    return np.array(spans, int).reshape(-1, 3)
+
+
 def _collect(
     out: dict[str, np.ndarray], plan: _Plan, arm: str, segments: Sequence[Segment], config: Mapping[str, Any], most: int
 ) -> None:
     """Puts an arm's segments into arrays of the full size, with ``most`` segments an arm; the rest is NaN."""
     m, leading = plan.arms.index(arm), (len(plan.arms), plan.seeds)
     updates = plan.tasks * plan.updates_per_task
+    tasks, starts, stops = _spans(plan, arm, segments).T
+    # A task may have several segments. Only the first holds the task's init, and only the last its end: a measurement
+    # in the middle of a killed run's last task is not of its end.
+    due = starts == tasks * plan.updates_per_task, stops == (tasks + 1) * plan.updates_per_task
+    for name in dict.fromkeys(name for one in segments for name in one.train):
+        for one, start, stop in zip(segments, starts, stops):
+            if (value := one.train.get(name)) is not None:
+                _whole(out, f"train/{name}", value.dtype, (*leading, updates))[m, :, start:stop] = value
+    for name in dict.fromkeys(name for one in segments for name in one.probe):
+        there = np.array([s for s, one in enumerate(segments) if name in one.probe])
+        values = [segments[s].probe[name] for s in there]
+        if len(shapes := {value.shape[2:] for value in values}) > 1:
+            raise RecordError(f"{arm}: {name} has trailing shapes {' and '.join(map(str, shapes))}")
+        stacked = _spread(np.stack(values, 1), name, config, arm)  # [S, segments, marks, ...]
+        shape = (*leading, plan.tasks, *stacked.shape[2:])
+        whole = _whole(out, f"probe/{name}", stacked.dtype, shape)[m]
+        for mark in range(len(MARKS)):
+            some = due[mark][there]
+            whole[:, tasks[there[some]], mark] = stacked[:, some, mark]
     for s, segment in enumerate(segments):
-        task, start = int(segment.host["task"]), int(segment.host["clock"])
-        stop = start + int(segment.host["length"])
-        first, last = task * plan.updates_per_task, (task + 1) * plan.updates_per_task
-        if not (first <= start < stop <= last <= updates):
-            raise RecordError(
-                f"{arm}, segment {int(segment.host['segment'])}: updates {start} to {stop} are not inside "
-                f"task {task} (updates {first} to {last}) of {plan.tasks} tasks"
-            )
-        for name, value in segment.train.items():
-            _fill(out, f"train/{name}", np.s_[m, :, start:stop], value, (*leading, updates))
-        probe = segment.probe
-        if arm in config.get("own_coords", {}):
-            probe = {name: _spread(value, name, config, arm) for name, value in probe.items()}
-        # A task may have several segments. Only the first holds the task's init, and only the last its end: a
-        # measurement in the middle of a killed run's last task is not of its end.
-        for mark, due in enumerate((start == first, stop == last)):
-            for name, value in probe.items() if due else ():
-                shape = (*leading, plan.tasks, len(MARKS), *value.shape[2:])
-                _fill(out, f"probe/{name}", np.s_[m, :, task, mark], value[:, mark], shape)
         for name, number in segment.host.items():
-            _fill(out, f"host/{name}", np.s_[m, s], np.asarray(number, np.float64), (len(plan.arms), most))
+            _whole(out, f"host/{name}", np.dtype(np.float64), (len(plan.arms), most))[m, s] = number
 
 
 def _read(directory: pathlib.Path, config: Mapping[str, Any], arms: list[str]) -> tuple[_Plan, dict[str, np.ndarray]]:
