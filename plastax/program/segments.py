@@ -21,6 +21,11 @@ Due = Callable[[int, bool], bool]
 """``(number of updates done, whether a segment ends rather than starts here) -> bool``."""
 
 
+def where(condition: Array, yes: Tree, no: Tree) -> Tree:
+    """One of two trees. A leaf that both share (a key) costs nothing."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
+
+
 class Parts(NamedTuple):
     """What a kind of training consists of, for one seed; ``data`` is `Program.data`, shared by all seeds.
 
@@ -33,6 +38,8 @@ class Parts(NamedTuple):
       healthy: ``(state, metrics) -> bool``: whether everything that an update left is finite.
       view: see `Program.view`; it has ``alive``.
       measure: ``(view, data, task, border) -> values``: all probes, see `Program.measure`.
+      freeze: ``(alive, new, old) -> state``: the new state, or the old one if the seed is not alive. Another one than
+        `where` may let go on what nothing reads any more.
     """
 
     init: Callable[[Key, Tree], Tree]
@@ -42,6 +49,7 @@ class Parts(NamedTuple):
     healthy: Callable[[Tree, dict[str, Array]], Array]
     view: Callable[[Tree], Tree]
     measure: Callable[[Tree, Tree, Tree, Array], dict[str, Array]]
+    freeze: Callable[[Array, Tree, Tree], Tree] = where
 
 
 def program(
@@ -74,7 +82,7 @@ def program(
 
     def begin(state: Tree, data: Tree, clock: Array) -> Tree:
         task = parts.task(state, data, clock // updates_per_task)
-        return where(state.alive, parts.begin(state, data, task, clock), state)
+        return parts.freeze(state.alive, parts.begin(state, data, task, clock), state)
 
     def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, dict[str, Array]]:
         task = parts.task(state, data, clock // updates_per_task)
@@ -83,7 +91,7 @@ def program(
             new, metrics = parts.update(state, data, task, clock)
             alive = state.alive & parts.healthy(new, metrics)
             metrics = {name: where(state.alive, value, absent(value)) for name, value in metrics.items()}
-            return where(alive, new, state)._replace(alive=alive), metrics | {"alive": alive.astype(jnp.float32)}
+            return parts.freeze(alive, new, state)._replace(alive=alive), metrics | {"alive": alive.astype(jnp.float32)}
 
         return _in_a_loop(lambda s: jax.lax.scan(update, s, clock + jnp.arange(length)), state, clock >= 0)
 
@@ -167,11 +175,6 @@ def task_of(border: Array, updates_per_task: int) -> Array:
     Both have the same number of updates done, but not the same draws.
     """
     return (border // 2 - border % 2) // updates_per_task
-
-
-def where(condition: Array, yes: Tree, no: Tree) -> Tree:
-    """One of two trees. A leaf that both share (a key) costs nothing."""
-    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
 
 
 def absent(value: Array) -> Array:

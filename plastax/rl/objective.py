@@ -10,48 +10,30 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from plastax import ranges
-from plastax.curvature.kronecker import Kind
 from plastax.curvature.losses import actor_critic
 from plastax.errors import ConfigError
 from plastax.program import learner
 from plastax.program.learner import Network
-from plastax.rl import normalize
 from plastax.rl import policy as policies
+from plastax.rl.agent import Settings
 from plastax.types import Array, Model
 
 
 @dataclass(frozen=True)
-class PPO:
-    """Settings of the agent and of its optimiser (Adam).
+class PPO(Settings):
+    """Settings of PPO and of its optimiser (Adam).
 
     Defaults without a remark are CleanRL's and purejaxrl's for classic control.
     """
 
-    traced: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    group: ClassVar[str] = "ppo"
 
-    num_envs: int = 4
-    """Environments a seed, stepped in parallel."""
-    num_steps: int = 128
-    """Steps of each environment in a rollout (one update)."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
     """Gradient steps in a pass; must divide num_envs * num_steps."""
-    learning_rate: float = 2.5e-4
-    """Adam's step size; constant (an annealed rate looks like loss of plasticity)."""
-    b1: float = 0.9
-    """Adam's decay of the gradient mean."""
-    b2: float = 0.999
-    """Adam's decay of the squared gradient; with (0.9, 0.999) agents lose plasticity (Dohare et al. 2024)."""
-    eps: float = 1e-8
-    """Adam's epsilon; CleanRL uses 1e-5, which hides part of the loss of plasticity."""
-    max_grad_norm: float = 0.0
-    """Largest global norm of a gradient; 0: no clipping (as in the plasticity literature; CleanRL clips at 0.5)."""
-    gamma: float = 0.99
-    """Discount of future rewards per step."""
     gae_lambda: float = 0.95
     """Decay of generalised advantage estimation."""
     clip: float = 0.2
@@ -62,45 +44,22 @@ class PPO:
     """Weight of the value loss, mean 1/2 (V - target)^2."""
     entropy_weight: float = 0.01
     """Weight of the policy's entropy bonus."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this before learning (returns are reported unscaled)."""
-    normalize_observations: normalize.Normalization = "none"
-    """Running statistics: none | global (all tasks) | ema (1 % an update) | reset (global, restarted at a switch). They
-    undo an observation offset, and reset tells the agent of the switch. Both change the question, hence none. Entries
-    that are constant until a switch (MinAtar's channels, one-hot states) jump to observation_clip at it."""
-    observation_clip: float = normalize.CLIP
-    """Normalised observations are clipped to +- this, as elsewhere. 0: not clipped; an entry that moves for the first
-    time then becomes up to 1e4, which destroys the network in one update."""
-    kronecker_every: int = 16
-    """Gradient steps between updates of the running Kronecker factors, from training's own backward pass; 0: off."""
-    kronecker_kind: Kind = "empirical"
-    """Whose gradients: empirical (the loss's own, no further cost) | sampled (labels drawn from the network, one more
-    backward pass at an update of the factors) | exact (their expectation, one more backward pass an output)."""
-    kronecker_decay: float = 0.95
-    """Decay of the running Kronecker factors, an update of them (Martens and Grosse 2015, section 5)."""
 
     def __post_init__(self) -> None:
-        ranges.check(self, "ppo", "num_envs", "num_steps", "epochs", "minibatches", least=1)
+        super().__post_init__()
+        ranges.check(self, self.group, "epochs", "minibatches", least=1)
         if self.steps_per_update % self.minibatches:
             raise ConfigError(
                 f"ppo.minibatches: {self.minibatches} does not divide the rollout's {self.steps_per_update} steps "
                 f"(num_envs {self.num_envs} x num_steps {self.num_steps})"
             )
-        ranges.check(self, "ppo", "learning_rate", "eps", "reward_scale", above=0)
-        ranges.check(self, "ppo", "b1", "b2", "gamma", "gae_lambda", "kronecker_decay", least=0, most=1)
-        clips, weights = ("max_grad_norm", "clip", "value_clip", "observation_clip"), ("value_weight", "entropy_weight")
-        ranges.check(self, "ppo", *clips, *weights, "kronecker_every", least=0)
-        ranges.check_choices(self, "ppo", normalize_observations=normalize.Normalization, kronecker_kind=Kind)
+        ranges.check(self, self.group, "gae_lambda", least=0, most=1)
+        ranges.check(self, self.group, "clip", "value_clip", "value_weight", "entropy_weight", least=0)
 
     @property
-    def steps_per_update(self) -> int:
-        """Environment steps of one seed in one update."""
-        return self.num_envs * self.num_steps
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """Adam, after an optional clipping of the gradient's global norm."""
-        adam = optax.adam(self.learning_rate, self.b1, self.b2, self.eps)
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam) if self.max_grad_norm else adam
+    def gradient_steps(self) -> int:
+        """Gradient steps in one update."""
+        return self.epochs * self.minibatches
 
 
 class RolloutBatch(NamedTuple):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax.rl import policy as policies
 from plastax.rl.environment import Environment
 from plastax.types import Array, Key, Tree
 
@@ -27,11 +26,11 @@ class Actors(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One step of all environments; leading axes ``[T, N]`` after a rollout."""
+    """One step of all environments; leading axes ``[T, N]`` after a rollout. ``aside`` is what ``act`` gave beside."""
 
     observation: Array
     action: Array
-    log_prob: Array
+    aside: Tree
     reward: Array
     terminated: Array
     truncated: Array
@@ -66,31 +65,33 @@ def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) 
 
 def rollout(
     environment: Environment,
-    act: Callable[[Array], policies.Outputs],
-    num_steps: int,
+    act: Callable[[Array, Tree], tuple[Array, Tree]],
     actors: Actors,
-    key: Key,
+    noise: tuple[Tree, Tree],
     task: Tree,
 ) -> tuple[Actors, Transition]:
-    """Steps every environment ``num_steps`` times; ``act`` maps observations ``[N, ...]`` to the network's outputs."""
-    policy = policies.make(environment.action_space)
-    num_envs = actors.episode_return.shape[0]
-    act_key, step_key = jax.random.split(key)
-    # All randomness is drawn before the scan, as one large vectorised computation.
-    noise = policy.noise(act_key, (num_steps, num_envs)), environment.noise(step_key, task, num_steps, num_envs)
+    """Steps every environment T times.
+
+    Args:
+      environment: the environment.
+      act: ``(observations [N, ...], noise) -> (actions, aside)``.
+      actors: before.
+      noise: leading axes ``[T, N]``: of ``act``, and from `Environment.noise`. All randomness is drawn before the scan,
+        as one large vectorised computation.
+      task: of the environments.
+    """
     advance = jax.vmap(environment.advance, in_axes=(0, 0, 0, None))
 
-    def step(actors: Actors, noise: tuple[Array, Tree]) -> tuple[Actors, Transition]:
+    def step(actors: Actors, noise: tuple[Tree, Tree]) -> tuple[Actors, Transition]:
         act_noise, step_noise = noise
-        outputs = act(actors.observation)
-        action = policy.sample(outputs, act_noise)
-        state, out = advance(step_noise, actors.state, policy.to_environment(action), task)
+        action, aside = act(actors.observation, act_noise)
+        state, out = advance(step_noise, actors.state, action, task)
         total = actors.episode_return + out.reward
         done = out.terminated | out.truncated
         transition = Transition(
             actors.observation,
             action,
-            policy.log_prob(outputs, action),
+            aside,
             out.reward,
             out.terminated.astype(jnp.float32),
             out.truncated.astype(jnp.float32),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,9 +11,8 @@ from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import ppo
 from plastax.rl.classic import Chain
-from plastax.rl.environment import Environment, EnvironmentStream
 from tests import programs
-from tests.rl.toy_environments import TOYS, ToyTask
+from tests.rl.toy_environments import TOYS, all_toys
 
 DISCOUNT = 0.8
 SEEDS = (0, 1)
@@ -29,24 +27,6 @@ CONFIG = ppo.PPO(
     entropy_weight=0.0,
     kronecker_every=0,
 )
-
-
-def all_toys(continuous: bool) -> EnvironmentStream:
-    """Every toy in one environment, chosen by the task's number: one compilation for all."""
-    environments = [toy(continuous).stream.environment for toy in TOYS]
-
-    def choose(name):
-        def call(*args):
-            task: ToyTask = args[-1]
-            return jax.lax.switch(task.number, [getattr(e, name) for e in environments], *args)
-
-        return call
-
-    first = environments[0]
-    environment = Environment(
-        choose("reset"), choose("draw"), choose("advance"), first.observation_shape, first.action_space
-    )
-    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["discrete", "continuous"])

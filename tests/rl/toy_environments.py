@@ -111,6 +111,24 @@ TOYS = (constant_reward, observation_reward, two_steps, action_reward, matching_
 SIGNS = jnp.array([[1.0], [-1.0]])
 
 
+def all_toys(continuous: bool) -> EnvironmentStream:
+    """Every toy in one environment, chosen by the task's number: one compilation for all."""
+    environments = [toy(continuous).stream.environment for toy in TOYS]
+
+    def choose(name):
+        def call(*args):
+            task: ToyTask = args[-1]
+            return jax.lax.switch(task.number, [getattr(e, name) for e in environments], *args)
+
+        return call
+
+    first = environments[0]
+    environment = Environment(
+        choose("reset"), choose("draw"), choose("advance"), first.observation_shape, first.action_space
+    )
+    return EnvironmentStream(environment, lambda key, index: ToyTask(jnp.int32(index)))
+
+
 def _stream(start: Callable[[Key], Array], move: Move, continuous: bool) -> EnvironmentStream:
     def draw(key: Key, task: ToyTask) -> ToyState:
         del task
