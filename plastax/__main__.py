@@ -31,7 +31,11 @@ Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 REGISTRIES: dict[str, dict[str, tuple[str, str]]] = {
     "methods": {"": ("plastax.methods", "METHODS")},
-    "streams": {"rl": ("plastax.rl", "STREAMS"), "supervised": ("plastax.streams", "STREAMS")},
+    "streams": {
+        "rl": ("plastax.rl", "STREAMS"),
+        "supervised": ("plastax.streams", "STREAMS"),
+        "token_drift": ("plastax.streams", "TOKENS"),
+    },
     "probes": {"": ("plastax.probes", "PROBES")},
     "models": {"rl": ("plastax.models", "ACTOR_CRITICS"), "supervised": ("plastax.models", "SUPERVISED")},
     "data": {"": ("plastax.data", "DATA")},
@@ -81,7 +85,7 @@ def list_(kind: Annotated[str, tyro.conf.Positional], /) -> None:
     Args:
       kind: experiments, methods, streams, probes, models or data. An experiment is rl or supervised and takes the
         models that are marked so, by `--model NAME`. An rl experiment takes any rl stream, by `--stream NAME`; a
-        supervised one has its own, with settings `--stream.SETTING`.
+        supervised one has its own, with settings `--stream.SETTING`. token_drift takes its streams by `--data NAME`.
     """
     if kind not in KINDS:
         raise ConfigError.unknown("kind", kind, KINDS)

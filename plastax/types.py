@@ -280,6 +280,8 @@ class Stream(NamedTuple):
     validated: int = 0
     validation: Callable[[Tree, Tree, Array], Examples] | None = None
     boundaries: bool = True
+    reference: Callable[[Tree, Tree], Array] | None = None
+    tasks: int | None = None
 
 
 class ProbeInput(NamedTuple):

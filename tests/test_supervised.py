@@ -118,7 +118,7 @@ def test_own_files_are_named_from_anywhere_and_asked_for_by_a_word(tmp_path, mon
 def test_updates_fit_every_presets_task(name, preset):
     config = parse(name, f"--preset {preset} --seeds 3")
     mnist = 60_000
-    examples = config.stream.examples or mnist if config.stream.needs_data else config.stream.period
+    examples = getattr(config.stream, "examples", 0) or getattr(config.stream, "period", mnist)
     blocks = config.training.blocks(examples)
     steps = blocks.steps_per_update * config.training.updates
     assert steps == config.training.epochs * (examples // config.training.batch_size)

@@ -105,6 +105,9 @@ def _network(model: Model, loss_name: str) -> tuple[Network, Callable[[Params, T
         metrics = {"loss": loss.value(outputs, batch)}
         if loss_name == "cross_entropy":
             metrics["accuracy"] = jnp.mean(jnp.argmax(outputs, -1) == batch.y, dtype=jnp.float32)
+        if loss_name == "token_cross_entropy":
+            right = jnp.argmax(outputs, -1) == batch.y
+            metrics["token_accuracy"] = jnp.mean(right, where=losses.counted(batch.y), dtype=jnp.float32)
         return metrics["loss"], metrics
 
     def evaluate(params: Params, stats: Tree, batch: Examples) -> dict[str, Array]:
@@ -127,6 +130,17 @@ class _Evaluation(NamedTuple):
     metrics: Callable[[Params, Tree, Examples], dict[str, Array]]
     examples: int
 
+    def all(self, state: State, data: Tree, task: Tree, train_key: Key, test_key: Key) -> dict[str, Array]:
+        """On all parts, and of both losses what is above the stream's reference, if it has one."""
+        values = self.train(state, data, task, train_key)
+        values |= self.test(state, data, task, test_key)
+        values |= self.validation(state, data, task)
+        if self.stream.reference is not None:
+            values["evaluation/reference"] = least = self.stream.reference(task, data)
+            for part in ("train", "test") if self.stream.held_out else ("train",):
+                values[f"evaluation/{part}_excess"] = values[f"evaluation/{part}_loss"] - least
+        return values
+
     def train(self, state: State, data: Tree, task: Tree, key: Key) -> dict[str, Array]:
         """On training examples."""
         return self._means("train", state, self.stream.examples, lambda i, k: self.stream.train(task, data, i, k), key)
@@ -148,12 +162,19 @@ class _Evaluation(NamedTuple):
     ) -> dict[str, Array]:
         index = spread(available, self.examples, CHUNK)
         chunks = index.reshape(-1, min(index.size, CHUNK))
+        weights = losses.get(self.stream.loss).weights
 
-        def chunk(x: tuple[Array, Key]) -> dict[str, Array]:
-            return self.metrics(state.params, state.stats, take(*x))
+        def chunk(x: tuple[Array, Key]) -> tuple[dict[str, Array], Array | None]:
+            batch = take(*x)
+            return self.metrics(state.params, state.stats, batch), weights and jnp.sum(weights(batch))
 
-        means = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
-        return {f"evaluation/{part}_{name}": jnp.mean(value) for name, value in means.items()}
+        means, counts = jax.lax.map(chunk, (chunks, jax.random.split(key, len(chunks))))
+
+        def mean(x: Array) -> Array:
+            # A chunk in which nothing is counted has no mean.
+            return jnp.mean(x) if counts is None else jnp.sum(jnp.where(counts > 0, counts * x, 0)) / jnp.sum(counts)
+
+        return {f"evaluation/{part}_{name}": mean(value) for name, value in means.items()}
 
 
 def _check(config: Training, stream: Stream, model: Model) -> None:
@@ -187,10 +208,11 @@ def program(
     """Supervised training of one seed on ``stream``, learning through ``method``, measured by ``probes``.
 
     Training values of the record are means over the gradient steps of an update, each taken on the batch before its
-    step: ``loss``, ``accuracy`` (of classes; this is the online accuracy), ``grad_norm``, ``sample_plasticity`` if the
-    configuration asks for it, and what the method records (`Recorded`). At both ends of every task the record also has
-    ``evaluation/{train,test}_{loss,accuracy}``, and ``evaluation/validation_...`` if the stream keeps validation
-    examples.
+    step: ``loss``, ``accuracy`` (of classes; this is the online accuracy), ``token_accuracy`` (of the labels that are
+    counted), ``grad_norm``, ``sample_plasticity`` if the configuration asks for it, and what the method records
+    (`Recorded`). At both ends of every task the record also has ``evaluation/{train,test}_{loss,accuracy}``, and
+    ``evaluation/validation_...`` if the stream keeps validation examples. If it has a reference (the entropy of its
+    source), ``evaluation/reference`` is there, and ``evaluation/{train,test}_excess``, how far the losses are above it.
 
     Args:
       config: optimiser, epochs, batches.
@@ -293,9 +315,7 @@ def program(
 
     def measure(state: State, data: Tree, task: Tree, border: Array) -> dict[str, Array]:
         train_key, test_key, probe_key = jax.random.split(fold(state.key, Purpose.PROBE, border), 3)
-        values = evaluation.train(state, data, task, train_key)
-        values |= evaluation.test(state, data, task, test_key)
-        values |= evaluation.validation(state, data, task)
+        values = evaluation.all(state, data, task, train_key, test_key)
         number = segments.task_of(border, config.updates)
 
         def look() -> dict[str, Array]:

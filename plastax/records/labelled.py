@@ -200,6 +200,10 @@ ABOUT = {
     "the sum of train/episodes, the mean return per episode",
     "train/episodes": "number of episodes that ended in an update",
     "train/accuracy": "accuracy on the batch of an update, before its step",
+    "train/token_accuracy": "accuracy on the counted labels of the batch of an update, before its step",
+    "probe/evaluation/reference": "smallest mean loss that any predictor can have: the entropy of the task's source",
+    "probe/evaluation/test_excess": "held-out loss minus the reference",
+    "probe/evaluation/train_excess": "training loss minus the reference",
     "train/loss": "loss on the batch of an update, before its step",
     "host/env_steps": "environment steps, or examples of supervised learning, of all seeds together",
 }

@@ -126,9 +126,12 @@ TRAIN_ACCURACY, TRAIN_LOSS = (
     Quantity(f"train_{kind}", f"final training {kind}", f"probe/evaluation/train_{kind}", "end")
     for kind in ("accuracy", "loss")
 )
-TEST_ACCURACY, TEST_LOSS = (
-    Quantity(f"test_{kind}", f"final test {kind}", f"probe/evaluation/test_{kind}", "end")
-    for kind in ("accuracy", "loss")
+TEST_ACCURACY, TEST_LOSS, TOKEN_ACCURACY = (
+    Quantity(f"test_{kind}", f"final test {kind.replace('_', ' ')}", f"probe/evaluation/test_{kind}", "end")
+    for kind in ("accuracy", "loss", "token_accuracy")
+)
+TEST_EXCESS = Quantity(
+    "test_excess", "final test loss above the source's entropy", "probe/evaluation/test_excess", "end"
 )
 
 _REINFORCEMENT = Score(
@@ -157,6 +160,14 @@ _FINAL_ACCURACY = Score(
     figure="accuracy",
     steps="examples",
 )
+_LOSS = _FINAL_ACCURACY._replace(
+    name="loss",
+    main=ONLINE_LOSS,
+    curve=ONLINE_LOSS,
+    others=(TRAIN_LOSS, TEST_LOSS),
+    higher_is_better=False,
+    figure="loss",
+)
 _UPDATE_RETURN_ONLY = UPDATE_RETURN._replace(name="return")
 SCORES = (
     _REINFORCEMENT,
@@ -165,16 +176,12 @@ SCORES = (
     _FINAL_ACCURACY,
     # Runs whose tasks are not evaluated at their end.
     _FINAL_ACCURACY._replace(main=ONLINE_ACCURACY, others=(TEST_ACCURACY,)),
-    _FINAL_ACCURACY._replace(
-        name="loss",
-        main=ONLINE_LOSS,
-        curve=ONLINE_LOSS,
-        others=(TRAIN_LOSS, TEST_LOSS),
-        higher_is_better=False,
-        figure="loss",
-    ),
+    # Sources of tokens whose entropy is known.
+    _LOSS._replace(main=TEST_EXCESS, others=(ONLINE_LOSS, TRAIN_LOSS, TEST_LOSS)),
+    _LOSS,
 )
-"""By precedence: return, training accuracy at the end of a task, accuracy before each step, loss before each step."""
+"""By precedence: return, training accuracy at the end of a task, accuracy before each step, held-out loss above the
+entropy of the source, loss before each step."""
 
 
 def choose(metrics: Container[str]) -> Score | None:

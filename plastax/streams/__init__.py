@@ -10,12 +10,15 @@ from types import MappingProxyType
 
 from plastax.streams.base import ImageStream
 from plastax.streams.continual_imagenet import ContinualImageNet
+from plastax.streams.grammar import Grammar
 from plastax.streams.incremental_cifar import IncrementalCIFAR
 from plastax.streams.label_permuted import LabelPermuted
 from plastax.streams.permuted import Permuted
 from plastax.streams.random_label import RandomLabel
+from plastax.streams.recall import Recall
 from plastax.streams.rotating import Rotating
 from plastax.streams.slowly_changing_regression import SlowlyChangingRegression
+from plastax.streams.text import Text
 from plastax.streams.warm_start import WarmStart
 
 STREAMS: Mapping[str, ImageStream | SlowlyChangingRegression] = MappingProxyType(
@@ -33,15 +36,25 @@ STREAMS: Mapping[str, ImageStream | SlowlyChangingRegression] = MappingProxyType
 """Stream name -> its config, at its defaults. ``build(dataset)`` makes the `plastax.types.Stream`, ``build()`` where
 the config does not say ``needs_data``."""
 
+TOKENS: Mapping[str, Grammar | Recall | Text] = MappingProxyType(
+    {"grammar": Grammar(), "recall": Recall(), "text": Text()}
+)
+"""Likewise of streams of tokens, which ``experiments/token_drift.py`` selects by ``--data``. ``build()`` makes them,
+and ``build(plastax.data.text.read(path))`` the text."""
+
 __all__ = [
     "STREAMS",
+    "TOKENS",
     "ContinualImageNet",
+    "Grammar",
     "ImageStream",
     "IncrementalCIFAR",
     "LabelPermuted",
     "Permuted",
     "RandomLabel",
+    "Recall",
     "Rotating",
     "SlowlyChangingRegression",
+    "Text",
     "WarmStart",
 ]

@@ -145,13 +145,20 @@ def _experiment(given: Any, values: dict[str, Any]) -> tuple[Experiment[Any], di
     rest = {key: value for key, value in values.items() if key != "stream"}
     if isinstance(stream, str) and stream in streams.STREAMS:
         return _about(type(streams.STREAMS[stream])), rest
+    if (isinstance(stream, str) and stream in streams.TOKENS) or _is_among(stream, streams.TOKENS):
+        return catalogue.find("token_drift"), {**rest, "data": stream}
     known = [*streams.STREAMS, *STREAMS, *names.installed("streams"), *names.installed("environments")]
     if isinstance(stream, str) and stream not in known and ":" not in stream:
         raise ConfigError.unknown("stream", stream, [*known, "your own, module:object"])
-    if any(type(stream) is type(known) for known in streams.STREAMS.values()):
+    if _is_among(stream, streams.STREAMS):
         return _about(type(stream)), values
     own = _own_stream(stream)
     return (catalogue.find("rl_gymnax"), values) if own is None else (own, rest)
+
+
+def _is_among(stream: Any, registry: Mapping[str, Any]) -> bool:
+    """Whether an object is an entry of a registry, with any settings."""
+    return any(type(stream) is type(known) for known in registry.values())
 
 
 def _about(kind: type) -> Experiment[Any]:

@@ -78,7 +78,7 @@ def configure(
     own = dict(base.own)
     chosen = {}
     defaults = {field.name: field.default for field in dataclasses.fields(base)}
-    named = {**choices, **GROUPS, **({"data": DATA} if "data" in defaults else {})}
+    named = {**({"data": DATA} if "data" in defaults else {}), **choices, **GROUPS}
     for field, registry in named.items():
         usual = {field: defaults[field]}
         source = next(place for place in (values, stored, overrides, usual) if place.get(field) is not None)
@@ -92,7 +92,7 @@ def configure(
         objects = {
             group: one.entry
             for group, (given, one) in zip(groups, found)
-            if not isinstance(given, str) and field != "data" and dataclasses.fields(one.entry)
+            if not isinstance(given, str) and registry is not DATA and dataclasses.fields(one.entry)
         }
         if source is values:
             values = objects | dict(values) | {field: shown}
@@ -120,10 +120,11 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _found(field: str, given: Any, registry: Registry) -> tuple[Any, list[tuple[Any, Named]]]:
     """What a field holds for some names or objects, and each of them with what it stands for."""
-    if field == "data" and isinstance(given, str | os.PathLike) and (":" not in str(given) or os.path.exists(given)):
+    if registry is DATA and isinstance(given, str | os.PathLike) and (":" not in str(given) or os.path.exists(given)):
         return os.fspath(given), []  # `plastax.data.load` knows names and paths.
     if field not in GROUPS:
-        one = names.find(KINDS.get(field, field), given, registry, field)
+        kind = "streams" if field == "data" and registry is not DATA else KINDS.get(field, field)
+        one = names.find(kind, given, registry, field)
         return one.name, [(given, one)]
     several = tuple(given) if type(given) in (list, tuple) else (given,)
     if several == ("all",) or (field == "probes" and several == ("none",)):

@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plastax import data
-from plastax.data import Dataset
+import jax
+
+from plastax import data, tree
+from plastax.data import Dataset, text
+from plastax.data.text import Corpus
 from plastax.errors import ConfigError
 from plastax.models import SUPERVISED
 from plastax.program import supervised
 from plastax.program.training import Training
+from plastax.streams import TOKENS
 from plastax.study import settings
 from plastax.study.experiment import Experiment, Prepared, Shared, with_defaults
 from plastax.study.names import Named
@@ -68,8 +72,34 @@ class ImageConfig(Config):
     """The data set synthetic; no effect on others."""
 
     def __post_init__(self) -> None:
-        if self.data_path:  # The run may be resumed from another directory.
-            object.__setattr__(self, "data_path", os.path.abspath(os.path.expanduser(self.data_path)))
+        _from_anywhere(self)
+
+
+@dataclass(frozen=True)
+class TokenConfig(Config):
+    """Settings of experiments on sequences of tokens."""
+
+    model: str = "gpt"
+    """Network: gpt, or your own for tokens [B, T], module:object."""
+    data: str = "grammar"
+    """Source of the sequences: grammar (drifting automata), recall (pairs of keys and values), text (a file of yours,
+    see data-path), or your own stream of tokens, module:object."""
+    data_path: str = settings.aside("")
+    """The file of the data text."""
+
+    def __post_init__(self) -> None:
+        _from_anywhere(self)
+
+    @property
+    def stream(self) -> Any:
+        """The settings of the source."""
+        return settings.choice(self, "data")
+
+
+def _from_anywhere(config: Any) -> None:
+    """Makes the path of the data absolute: the run may be resumed from another directory."""
+    if config.data_path:
+        object.__setattr__(config, "data_path", os.path.abspath(os.path.expanduser(config.data_path)))
 
 
 def experiment(
@@ -79,7 +109,7 @@ def experiment(
 
     Args:
       name: its name.
-      config: its settings, with a field ``stream``.
+      config: its settings, with a field ``stream``; or a `TokenConfig`.
       defaults: dotted setting -> value, over the defaults of ``config``.
       presets: name -> dotted setting -> value, over ``defaults``.
     """
@@ -87,7 +117,7 @@ def experiment(
         name,
         config,
         with_defaults(defaults, presets),
-        {"model": SUPERVISED},
+        {"model": SUPERVISED} | ({"data": TOKENS} if issubclass(config, TokenConfig) else {}),
         prepare,
         share,
         stand_in=stand_in,
@@ -99,21 +129,23 @@ class Streams(NamedTuple):
     """The streams of a study.
 
     Attributes:
-      dataset: the data set; None if the streams need none.
+      dataset: the data set, or text; None if the streams need none.
       of: ``settings -> stream``. Equal settings give the same stream, so that its data are in memory once.
     """
 
-    dataset: Dataset | None
+    dataset: Dataset | Corpus | None
     of: Callable[[Any], Stream]
 
 
-def streams(dataset: Dataset | None) -> Streams:
-    """Streams over a data set, or over none."""
+def streams(dataset: Dataset | Corpus | None) -> Streams:
+    """Streams over a data set or a text, or over none."""
     return Streams(dataset, functools.cache(lambda stream: stream.build(*[] if dataset is None else [dataset])))
 
 
 def share(config: Config) -> Shared:
     """Streams over the data set; raises `ConfigError` if it cannot be loaded."""
+    if isinstance(config, TokenConfig):
+        return _share_text(config)
     if not isinstance(config, ImageConfig):
         return Shared(streams(None))
     options = dataclasses.asdict(config.synthetic) if config.data == "synthetic" else {}
@@ -124,6 +156,18 @@ def share(config: Config) -> Shared:
     shape = " x ".join(map(str, card.shape))
     said = f"data: {card.name}, {card.train:,} + {card.test:,} examples of {shape}, {card.classes} classes"
     return Shared(streams(dataset), recorded, said, "bold red" if card.synthetic else None)
+
+
+def _share_text(config: TokenConfig) -> Shared:
+    """Streams of tokens, over the text file if they need one."""
+    if not config.stream.needs_data:
+        if config.data_path:
+            raise ConfigError(f"data_path: {config.data_path} is for the data text, and data is {config.data!r}")
+        return Shared(streams(None))
+    corpus = text.read(config.data_path)
+    card = corpus.card
+    recorded = {"data_checksum": card.checksum, "data_card": card.to_json()}
+    return Shared(streams(corpus), recorded, f"data: {card.name}, {card.train:,} bytes")
 
 
 def _data(config: ImageConfig) -> Any:
@@ -151,6 +195,8 @@ def stand_in(config: Config) -> Streams | None:
 def prepare(config: Config, name: str, shared: Streams) -> Prepared:
     """See `Experiment`."""
     stream, training = shared.of(config.stream), config.training
+    if stream.tasks is not None and config.tasks > stream.tasks:
+        raise ConfigError(f"tasks: {config.tasks} is more than the {stream.tasks} of {stream.description}; give fewer")
     updates, steps = training.updates, training.blocks(stream.examples).steps_per_update
     plan = cut(config, config.segments_per_task, updates, steps * training.batch_size, steps)
     method = method_of(config, name)
@@ -159,6 +205,7 @@ def prepare(config: Config, name: str, shared: Streams) -> Prepared:
     options = settings.with_options(chosen, config.model, name, method.model_options)
     model = options.build(stream.input_shape, stream.outputs)
     model = model._replace(batch_like=supervised.batch_like(training, stream))
+    _check_outputs(config.model, model, stream)
     _check_rank(config, name, model)
     probes = probes_of(config, model, training.learning_rate, updates * steps)
 
@@ -192,6 +239,19 @@ def _check_boundaries(config: Config, name: str, method: MethodConfig, stream: S
     if config.training.head == "reset":
         raise ConfigError(
             f"training.head: 'reset' acts at task boundaries, which {stream.description} does not have; give 'keep'"
+        )
+
+
+def _check_outputs(name: str, model: Model, stream: Stream) -> None:
+    """Refuses a network that does not give logits of every token."""
+    if stream.loss != "token_cross_entropy":
+        return
+    x, y, _ = model.batch_like
+    given = jax.eval_shape(lambda key, x: model.apply(model.init(key), x)[0], tree.key_like(), x)
+    if getattr(given, "shape", ()) != (*y.shape, stream.outputs):
+        raise ConfigError(
+            f"model: {name} does not give logits of every token, [B, {stream.input_shape[0]}, {stream.outputs}], "
+            f"which {stream.description} need; give gpt"
         )
 
 

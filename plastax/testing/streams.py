@@ -117,12 +117,17 @@ def _check(who: str, stream: Stream, recurring: bool) -> None:
 def _check_examples(who: str, stream: Stream, part: str, examples: Examples) -> None:
     promise, count = Promise(Stream, part), stream.examples if part == "train" else stream.held_out
     shape, x = (count, *stream.input_shape), plain(examples.x)
-    if x.shape != shape or x.dtype != np.float32:
-        what = f"`{part}` gives inputs of {x.dtype}{list(x.shape)} in place of float32{list(shape)}"
-        raise promise.broken(who, what, "give float32 inputs [B, *input_shape] for B indices")
+    of_tokens = stream.loss == "token_cross_entropy"
+    kind = np.dtype(np.int32 if of_tokens else np.float32)
+    if x.shape != shape or x.dtype != kind:
+        what = f"`{part}` gives inputs of {x.dtype}{list(x.shape)} in place of {kind}{list(shape)}"
+        raise promise.broken(who, what, f"give {kind} inputs [B, *input_shape] for B indices")
     if count and not (np.isfinite(x).all() and x.min() < x.max()):
         raise promise.broken(who, f"`{part}` gives inputs that are not finite, or all the same", "check the arrays")
-    outputs = jnp.zeros((count, stream.outputs))
+    if count and of_tokens and max(x.max(), examples.y.max()) >= stream.outputs:
+        what = f"`{part}` gives tokens up to {max(x.max(), examples.y.max())} with {stream.outputs} outputs"
+        raise promise.broken(who, what, "give tokens from 0 to outputs - 1, and negative ones for padding")
+    outputs = jnp.zeros((*examples.y.shape, stream.outputs) if of_tokens else (count, stream.outputs))
     with Promise(Stream, "loss").kept(who, f"the loss {stream.loss} of `{part}`", "give labels that fit the loss"):
         value = losses.get(stream.loss).value(outputs, examples)
     if count and stream.loss == "cross_entropy" and not 0 <= examples.y.min() < examples.y.max() < stream.outputs:
