@@ -26,6 +26,7 @@ BASE = {
     "platforms",
     "ranges",
     "roles",
+    "sharding",
     "structure",
     "tree",
     "types",

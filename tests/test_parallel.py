@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plastax import sharding
 from plastax.errors import ConfigError
-from plastax.methods import L2ER
+from plastax.methods import L2ER, Backprop
 from plastax.models import MLP
 from plastax.probes import PROBES
 from plastax.program import parallel, supervised
@@ -114,6 +115,35 @@ def test_nothing_crosses_devices():
     assert COLLECTIVE.findall(text)
 
 
+@functools.cache
+def wide() -> Program:
+    """A network whose layers four devices divide, trained by Adam."""
+    config = Training(optimizer="adam", batch_size=5, updates=2, evaluation_examples=15, probe_examples=8)
+    model = MLP((8, 16)).build(SHAPE, CLASSES)
+    return supervised.program(config, STREAM, model, Backprop().build(config.transformation(), model))
+
+
+def test_parameters_are_cut_over_a_second_axis():
+    """Two networks at a time, each over four devices: the numbers of one device, and states that stay cut."""
+    mesh = jax.make_mesh((2, 4), (parallel.AXIS, sharding.AXIS), (jax.sharding.AxisType.Auto,) * 2)
+    one = programs.jitted(parallel.over_seeds(wide(), 2), QUICK)
+    cut = programs.jitted(
+        parallel.over_devices(parallel.over_seeds(parallel.over_parameters(wide(), mesh), 1), mesh), QUICK
+    )
+    ends = []
+    for program in (one, cut):
+        state = program.init(parallel.seed_keys((4, 7)), STREAM.data)
+        for clock in (0, 2):
+            state, record = program.segment(state, STREAM.data, clock, 2)
+        ends.append((state, record))
+    (state, record), (found, again) = ends
+    for a, b in zip(jax.tree.leaves((state.params, record)), jax.tree.leaves((found.params, again)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+    kernel = found.params["dense_0"]["kernel"]
+    assert kernel.sharding.spec == jax.P(parallel.AXIS, sharding.AXIS)
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
 def test_every_device_has_equally_many_networks_in_whole_chunks():
     batch = parallel.batch(make, ARMS, SEEDS[:3], chunk=3, devices=4)
     assert (batch.networks, batch.padded) == (6, 12)
@@ -154,3 +184,4 @@ def test_one_program_over_the_devices_of_two_processes():
     assert [process.returncode for process in processes] == [0, 0], printed
     for text in printed:
         assert "2 devices, padded 6 of 5, apart 0.0e+00, collectives 0" in text
+        assert "spectra apart 0.0e+00" in text

@@ -6,9 +6,11 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from plastax import curvature, sharding
 from plastax.program import parallel
 from plastax.runs.compiled import compiled
 from tests import killing, programs
@@ -40,5 +42,16 @@ if __name__ == "__main__":
         expected.append(np.asarray(record.train["loss"]))
     apart = np.abs(got - np.concatenate(expected, axis=1)).max() / np.abs(got).max()
     collectives = re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", text)
+    mesh = sharding.mesh()
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    w = np.random.default_rng(1).standard_normal((8, 6)).astype(np.float32)
+
+    def nodes(w: jax.Array) -> np.ndarray:
+        op = curvature.hessian(lambda w: jnp.mean(jnp.tanh(x @ w) ** 2), w)
+        return np.asarray(curvature.spectrum(op, jax.random.key(0), order=6, probes=1).nodes)
+
+    whole, cut = nodes(jnp.asarray(w)), nodes(sharding.shard_params(w, mesh))
+    spectra = np.abs(whole - cut).max() / np.abs(whole).max()
     said = f"{len(jax.devices())} devices, padded {both.padded} of {both.networks}"
     print(f"{said}, apart {0.0 if apart < 1e-5 else apart:.1e}, collectives {len(collectives)}")
+    print(f"spectra apart {0.0 if spectra < 1e-5 else spectra:.1e}")

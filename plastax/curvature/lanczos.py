@@ -45,6 +45,10 @@ Reorthogonalise: TypeAlias = Literal["full", "none"] | int
 ``"none"``; or a number w, the last w vectors. Only these are kept."""
 
 
+Draw: TypeAlias = Callable[[Key], Array]
+"""Draws a random vector."""
+
+
 class Tridiagonal(NamedTuple):
     """``Q A Q^T = T`` with orthonormal rows in Q, up to the coupling to the row that was not computed.
 
@@ -175,17 +179,17 @@ def _unit(v: Array) -> Array:
     return v / _norm(v)
 
 
-def _fresh(key: Key, k: Array | int, like: Array) -> Array:
-    return jax.random.normal(jax.random.fold_in(key, k), like.shape, like.dtype)
-
-
-def _checked(start: Array, order: int) -> None:
-    (dim,) = start.shape
+def _checked(start: Array, order: int, dim: int | None, draw: Draw | None) -> tuple[int, Draw]:
+    """The dimension, and what draws a fresh vector."""
+    dim = start.size if dim is None else dim
     if not 1 <= order <= dim:
         raise ValueError(f"order must be between 1 and the dimension {dim}, got {order}")
+    return dim, draw or (lambda key: jax.random.normal(key, start.shape, start.dtype))
 
 
-def _orthogonalised(basis: _Basis, k: Array, rest: Array, component: Array, least: Array, key: Key) -> _Sweeping:
+def _orthogonalised(
+    basis: _Basis, k: Array, rest: Array, component: Array, least: Array, fresh: Callable[[], Array]
+) -> _Sweeping:
     """What is left of an image outside the basis, or a fresh vector if its norm is at most ``least``."""
 
     def sweep(s: _Sweeping) -> _Sweeping:
@@ -194,7 +198,7 @@ def _orthogonalised(basis: _Basis, k: Array, rest: Array, component: Array, leas
         # `<=`, for the zero operator; NaN compares false and stays NaN.
         ends = ~s.broken & (norm <= least)
         cancelled = (norm < CANCELLATION * s.norm) & (s.sweeps < MAX_SWEEPS - 1)
-        swept = jax.lax.cond(ends, lambda: _fresh(key, k, rest), lambda: swept)
+        swept = jax.lax.cond(ends, fresh, lambda: swept)
         return _Sweeping(
             swept,
             jnp.where(ends, jnp.sqrt(1.0 * rest.size), norm).astype(rest.dtype),
@@ -218,6 +222,8 @@ def tridiagonalise(
     *,
     reorthogonalise: Reorthogonalise = "full",
     basis_dtype: Any = None,
+    dim: int | None = None,
+    draw: Draw | None = None,
 ) -> Tridiagonal:
     """Runs ``order`` Lanczos steps from ``start``: one product and about one sweep each, in one compiled loop.
 
@@ -240,6 +246,8 @@ def tridiagonalise(
       order: number of steps K, at most P. Static.
       reorthogonalise: see `Reorthogonalise`. Static.
       basis_dtype: of the stored basis; the dtype of ``start`` by default. Static.
+      dim: dimension of the space that ``mv`` maps to itself, where that is less than P. Static.
+      draw: ``(key) -> [P]``: a random vector of that space; standard normal entries by default.
 
     Returns:
       The tridiagonal matrix and its basis. NaN where the operator gives NaN.
@@ -257,8 +265,8 @@ def tridiagonalise(
       of the classical Gram-Schmidt orthogonalization process", 2005 (twice is enough). Simon, "The Lanczos algorithm
       with partial reorthogonalization", 1984, theorem 5 (orthogonality to sqrt(eps) is enough for T).
     """
-    _checked(start, order)
-    (dim,), dtype = start.shape, start.dtype
+    dim, draw = _checked(start, order, dim, draw)
+    dtype = start.dtype
     rows = kept_rows(order, reorthogonalise)
     tolerance = BREAKDOWN_ROUNDINGS * float(jnp.finfo(dtype).eps)
 
@@ -274,7 +282,7 @@ def tridiagonalise(
         component = jnp.sum(q * rest)
         rest = rest - component * q
 
-        s = _orthogonalised(basis, k, rest, component, tolerance * size, key)
+        s = _orthogonalised(basis, k, rest, component, tolerance * size, lambda: draw(jax.random.fold_in(key, k)))
         return (
             basis,
             s.vector / s.norm,
@@ -289,7 +297,7 @@ def tridiagonalise(
 
     zeros, zero = jnp.zeros((order,), dtype), jnp.zeros((), dtype)
     initial = (
-        _Basis(tuple(_packed(jnp.zeros((n, dim)), basis_dtype or dtype) for n in block_sizes(rows))),
+        _Basis(tuple(_packed(jnp.zeros((n, start.size)), basis_dtype or dtype) for n in block_sizes(rows))),
         _unit(start),
         jnp.zeros_like(start),
         zeros,
@@ -320,7 +328,15 @@ def compiled(mv: Callable[[Array], Array], like: Any) -> Callable[[Array], Array
     return lambda v: product(traced.consts, v)
 
 
-def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key, order: int) -> Tridiagonal:
+def tridiagonalise_on_host(
+    mv: Callable[[Array], Array],
+    start: Array,
+    key: Key,
+    order: int,
+    *,
+    dim: int | None = None,
+    draw: Draw | None = None,
+) -> Tridiagonal:
     """`tridiagonalise` with full reorthogonalisation against a basis in the host's memory.
 
     Only the product runs on the device, which holds a few vectors; every step moves one there and one back. The
@@ -331,6 +347,8 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
       start: first vector ``[P]``, not zero.
       key: for the fresh vectors after breakdowns.
       order: number of steps K, at most P.
+      dim: as in `tridiagonalise`.
+      draw: as in `tridiagonalise`.
 
     Returns:
       The tridiagonal matrix and its basis, NumPy arrays. NaN where the operator gives NaN.
@@ -341,7 +359,7 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
     References:
       As in `tridiagonalise`.
     """
-    _checked(start, order)
+    dim, draw = _checked(start, order, dim, draw)
     if not checks.concrete((start, key)):
         raise ValueError(NEEDS_VALUES)
     dtype = np.dtype(start.dtype)
@@ -367,12 +385,12 @@ def tridiagonalise_on_host(mv: Callable[[Array], Array], start: Array, key: Key,
             cancelled = bool(norm < CANCELLATION * before) and sweeps < MAX_SWEEPS - 1
             sweeps, due = sweeps + 1, max(due - 1, int(cancelled))
             if not fresh and norm <= tolerance * size:
-                rest = np.asarray(_fresh(key, k, start))
+                rest = np.asarray(draw(jax.random.fold_in(key, k)))
                 norm, fresh, sweeps, due = np.linalg.norm(rest), True, 0, FRESH_SWEEPS
         couplings[k] = 0.0 if fresh else norm
         breakdowns += fresh and k < order - 1
         q = rest / norm
-    if order == start.size:
+    if order == dim:
         couplings[-1] *= 0.0
     # NumPy arrays, as JAX arrays would go back to the device.
     found: Any = (diagonal, couplings, (basis,), np.int32(breakdowns), dtype.type(leftover))

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from plastax import machine, platforms, tree
+from plastax import machine, platforms, sharding, tree
 from plastax.curvature.lanczos import Reorthogonalise, block_sizes, kept_rows
 from plastax.types import Tree
 
@@ -30,13 +30,14 @@ def memory(
     basis: Place = "device",
     batch: int | None = None,
 ) -> int:
-    """Bytes of device memory that `spectrum` will take beside the operator's own: mostly the Lanczos bases.
+    """Bytes of each device's memory that `spectrum` will take beside the operator's own: mostly the Lanczos bases.
 
     The operator's own memory (parameters, data, activations of a product) comes on top: that of one Hessian product, as
     many times as runs go side by side.
 
     Args:
-      params: what the operator acts on, ``op.like``: a tree of arrays or of shape structs.
+      params: what the operator acts on, ``op.like``: a tree of arrays or of shape structs. If they have a ``sharding``
+        over several devices, the bytes are those of one.
       order: Lanczos steps a probe.
       probes: number of probe vectors.
       seeds: number of seeds in a `vmap` around `spectrum`.
@@ -49,7 +50,7 @@ def memory(
       The estimate, within 25 % of what XLA reserves.
 
     Raises:
-      ValueError: for another value of ``reorthogonalise``.
+      ValueError: for another value of ``reorthogonalise``, or a placement that cannot be used.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -59,6 +60,10 @@ def memory(
       448.0
       >>> curvature.memory(params, order=100, basis="host") / 1e6
       28.0
+      >>> spread = jax.NamedSharding(jax.sharding.AbstractMesh((8,), ("params",)), jax.P("params"))
+      >>> params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=spread)}
+      >>> curvature.memory(params, order=100) / 1e6  # on each of eight devices
+      56.0
     """
     one = run_bytes(params, order, reorthogonalise, basis_dtype, basis)
     return one * min(batch or at_once(one, device_memory()), probes * seeds)
@@ -67,14 +72,14 @@ def memory(
 def run_bytes(
     params: Tree, order: int, reorthogonalise: Reorthogonalise, basis_dtype: Any, basis: Place = "device"
 ) -> int:
-    """Bytes that one Lanczos run takes on the device."""
-    dim = tree.size(params)
+    """Bytes that one Lanczos run takes on each device."""
+    dim, mine = tree.size(params), sharding.size_on_each(params)
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     rows = kept_rows(min(order, dim), reorthogonalise) if basis == "device" else 0
     blocks, stored = block_sizes(rows), jnp.dtype(basis_dtype or dtype)
     # A narrower block is widened to be multiplied.
     widened = max(blocks, default=0) if stored.itemsize < dtype.itemsize else 0
-    return dim * (rows * stored.itemsize + (WORKING_VECTORS + len(blocks) + widened) * dtype.itemsize)
+    return mine * (rows * stored.itemsize + (WORKING_VECTORS + len(blocks) + widened) * dtype.itemsize)
 
 
 def device_memory() -> int | None:

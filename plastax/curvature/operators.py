@@ -29,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from plastax import parameters, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
-from plastax.types import Array, Loss, Operator, Params, Tree
+from plastax.types import Array, Key, Loss, Operator, Params, Tree
 
 Product = Callable[[Tree], Tree]
 Linearised = Callable[[Tree], tuple[Product, Tree]]
@@ -344,11 +344,13 @@ class Flat(NamedTuple):
       mv: ``[P] -> [P]``, dtype to dtype.
       dim: number of scalars P.
       dtype: of the vectors.
+      draw: ``(key) -> [P]``: a vector of independent standard normal entries.
     """
 
     mv: Callable[[Array], Array]
     dim: int
     dtype: jnp.dtype
+    draw: Callable[[Key], Array]
 
 
 def flatten(op: Operator) -> Flat:
@@ -362,7 +364,7 @@ def flatten(op: Operator) -> Flat:
     def product(v: Array) -> Array:
         return ravel_pytree(op.mv(unravel(v.astype(zeros.dtype))))[0].astype(dtype)
 
-    return Flat(product, zeros.size, dtype)
+    return Flat(product, zeros.size, dtype, lambda key: jax.random.normal(key, (zeros.size,), dtype))
 
 
 @jax.default_matmul_precision("highest")
@@ -375,5 +377,5 @@ def dense(op: Operator) -> Array:
     Returns:
       ``[P, P]``, in the order of `jax.flatten_util.ravel_pytree`.
     """
-    mv, dim, dtype = flatten(op)
+    mv, dim, dtype, _ = flatten(op)
     return jax.lax.map(mv, jnp.eye(dim, dtype=dtype)).T

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 
-from plastax import linalg
-from plastax.curvature import checks
+from plastax import linalg, sharding
+from plastax.curvature import checks, spread
 from plastax.curvature.lanczos import (
     Reorthogonalise,
     Tridiagonal,
@@ -54,6 +54,11 @@ def spectrum(
       weights. A residual still says that *an* eigenvalue is that close (Paige: within 2.5 times it), but the second
       value of `Spectrum.extreme` may be a copy of the first.
 
+    If parameters are cut over devices (`jax.sharding.NamedSharding`, automatic mesh axes), every device keeps its own
+    entries of all vectors, and the Lanczos run moves single numbers only. What a product moves is up to the network and
+    its placement. Probe vectors, and so nodes up to rounding, are those of one device. In `jit` JAX does not say where
+    arrays lie: give ``op._replace(like=...)`` shape structs that have a ``sharding`` (`plastax.sharding.shapes`).
+
     Args:
       op: a symmetric operator over P scalars.
       key: for the probe vectors; probe r of a key is the same for any number of probes.
@@ -70,7 +75,8 @@ def spectrum(
     Raises:
       ValueError: if ``op`` is no operator or ``key`` no PRNG key, if ``order``, ``probes`` or ``batch`` is not
       positive,
-        for other values of ``reorthogonalise`` or ``basis``, or if anything is traced with ``basis="host"``.
+        for other values of ``reorthogonalise`` or ``basis``, if anything is traced with ``basis="host"``, or for a
+        placement that cannot be used (`plastax.sharding.cuts`).
       MemoryError: if one basis does not fit the device.
 
     References:
@@ -96,23 +102,26 @@ def spectrum(
     if basis not in get_args(Place) or (basis == "host" and (reorthogonalise != "full" or basis_dtype is not None)):
         raise ValueError(f"basis must be 'device' or 'host', and 'host' has no other modes, got {basis!r}")
     check(op.like, order, reorthogonalise, basis_dtype, basis)
-    mv, dim, dtype = flatten(op)
+    cuts = sharding.cuts(op.like)
+    mv, dim, dtype, draw = flatten(op) if cuts is None else spread.flatten(op, cuts)
     if order > dim:
         message = f"order {order} is more than the dimension {dim}; clamped to it, which makes the spectrum complete"
         warnings.warn(message, stacklevel=2)
         order = dim
     if basis == "host":
-        mv = compiled(mv, jax.ShapeDtypeStruct((dim,), dtype))
+        mv = compiled(mv, jax.eval_shape(draw, key))
     ghosts = kept_rows(order, reorthogonalise) < order
     # Vectors rounded to a narrower type do not span the space up to rounding.
     complete = order == dim and not ghosts and jnp.dtype(basis_dtype or dtype).itemsize >= dtype.itemsize
 
     def tridiagonal(key: Key) -> Tridiagonal:
         start_key, restart_key = jax.random.split(key)
-        start = jax.random.normal(start_key, (dim,), dtype)
+        start = draw(start_key)
         if basis == "host":
-            return tridiagonalise_on_host(mv, start, restart_key, order)
-        return tridiagonalise(mv, start, restart_key, order, reorthogonalise=reorthogonalise, basis_dtype=basis_dtype)
+            return tridiagonalise_on_host(mv, start, restart_key, order, dim=dim, draw=draw)
+        return tridiagonalise(
+            mv, start, restart_key, order, reorthogonalise=reorthogonalise, basis_dtype=basis_dtype, dim=dim, draw=draw
+        )
 
     def probe(key: Key) -> tuple[Array, ...]:
         t = tridiagonal(key)

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from plastax import sharding
 from plastax.errors import ConfigError
 from plastax.types import Array, Key, Program, Tree
 
 AXIS = "networks"
-"""Name of the mesh's only axis."""
+"""Name of the mesh's axis of networks."""
 
 
 def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
@@ -114,6 +115,36 @@ def over_settings(make: Callable[[Mapping[str, Any]], Program], settings: Mappin
     )
 
 
+def over_parameters(program: Program, mesh: jax.sharding.Mesh) -> Program:
+    """Cuts each network over the axis `sharding.AXIS` of a mesh: parameters, and what has their shapes in the state.
+
+    The program is that of one device otherwise. XLA adds the communication that the layers need. `over_devices` of the
+    result takes a mesh with both axes: `AXIS`, the networks, and `sharding.AXIS`.
+
+    Args:
+      program: of one network.
+      mesh: with the axis `sharding.AXIS`.
+
+    Raises:
+      ConfigError: when traced, for a mesh without that axis.
+    """
+
+    def cut(state: Tree) -> Tree:
+        return jax.lax.with_sharding_constraint(state, sharding.shardings(state, mesh))
+
+    def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, dict[str, Array]]:
+        state, train = program.segment(cut(state), data, clock, length)
+        return cut(state), train
+
+    return program._replace(
+        init=lambda key, data: cut(program.init(key, data)),
+        begin=lambda state, data, clock: cut(program.begin(cut(state), data, clock)),
+        segment=segment,
+        measure=lambda view, data, border: program.measure(cut(view), data, border),
+        alike=program.alike and (program.alike, mesh),
+    )
+
+
 def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
     """Cuts the leading axis over the devices of a mesh, whose number must divide it.
 
@@ -121,12 +152,12 @@ def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
 
     Args:
       program: over the networks of one device.
-      mesh: with the axis `AXIS` only.
+      mesh: with the axis `AXIS`. What is cut over other axes stays so, see `over_parameters`.
     """
     cut, whole = jax.P(AXIS), jax.P()
 
     def on_each(fn: Callable[..., Any], *specs: jax.P) -> Callable[..., Any]:
-        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=cut, axis_names={AXIS}, check_vma=False)
 
     def segment(state: Tree, data: Tree, clock: Array, length: int) -> tuple[Tree, dict[str, Array]]:
         return on_each(lambda s, d, c: program.segment(s, d, c, length), cut, whole, whole)(state, data, clock)
