@@ -30,6 +30,10 @@ Method: TypeAlias = optax.GradientTransformationExtraArgs
 """What keeps a network plastic: an optax transformation whose update takes the arguments of `MethodArgs` by name."""
 
 
+def all_count(batch: Tree) -> None:
+    """``counted_fn`` of a network without padding: every place counts."""
+
+
 class MethodArgs(NamedTuple):
     """The extra arguments of ``method.update(grads, state, params, **args._asdict())``.
 
@@ -54,6 +58,7 @@ class MethodArgs(NamedTuple):
         within a task. A method divides what must arrive whole (a replaced unit's parameters) by it.
       every_step: static; whether every step is a call and every call is applied, as in the programs. In other loops
         (`optax.MultiSteps` applies few calls) a method that acts periodically keeps the clock of the last applied call.
+      counted_fn: ``(batch) -> bool [B, T]``, see `Model.counted`; it returns None if every place counts.
     """
 
     key: Key
@@ -69,6 +74,7 @@ class MethodArgs(NamedTuple):
     boundary: Array | bool
     rate: Array | float = 1.0
     every_step: bool = True
+    counted_fn: Callable[[Tree], Array | None] = all_count
 
 
 class Moving(optax.GradientTransformationExtraArgs):
@@ -302,6 +308,7 @@ class ProbeInput(NamedTuple):
       initial: ``() -> params``: draws the parameters that training began with again.
       previous: the parameters at the end of the previous task, those at the start in the first; empty unless a probe
         says `Probe.needs_previous`.
+      counted_fn: ``(batch) -> bool [B, T]``, see `Model.counted`; it returns None if every place counts.
     """
 
     params: Params
@@ -316,6 +323,7 @@ class ProbeInput(NamedTuple):
     key: Key
     initial: Callable[[], Params]
     previous: Params
+    counted_fn: Callable[[Tree], Array | None] = all_count
 
 
 class Probe(NamedTuple):

@@ -62,7 +62,12 @@ def _decay(values: Array, lr: float | Array, steps: int | Array) -> Array:
 
 
 def trainability(
-    spectrum: Spectrum, residual: Array, lr: float | Array, steps: int | Array, tau: float | Array
+    spectrum: Spectrum,
+    residual: Array,
+    lr: float | Array,
+    steps: int | Array,
+    tau: float | Array,
+    entries: Array | None = None,
 ) -> Trainability:
     """Whether ``steps`` of linearised gradient descent can bring the mean squared error to ``tau``.
 
@@ -80,6 +85,8 @@ def trainability(
       lr: step size of gradient descent, for that loss (no factor of one half).
       steps: number of steps.
       tau: the loss to be reached, in the units of L.
+      entries: N, where the others of the residual's entries are padding: zero there, and in the spectrum's loss. None:
+        all count.
 
     Returns:
       The numbers, with standard errors where they come from an estimated spectrum; that of ``loss`` is the rank's at
@@ -108,7 +115,8 @@ def trainability(
     for name, value in (("lr", lr), ("steps", steps)):
         if isinstance(value, int | float) and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    count, now = residual.size, jnp.mean(jnp.square(residual))
+    count = residual.size if entries is None else entries
+    now = jnp.sum(jnp.square(residual)) / count
     eps_star = jnp.asarray(1.0 / (lr * steps), spectrum.nodes.dtype)
     ranks = spectrum.rank(jnp.stack([eps_star, jnp.asarray(2.0 / lr, eps_star.dtype), eps_star / 2.0]))
     rank, unstable, halfway = (Estimate(ranks.value[i], ranks.standard_error[i]) for i in range(3))

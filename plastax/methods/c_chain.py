@@ -21,7 +21,7 @@ from plastax.methods.base import (
     require_whole,
     transformation,
 )
-from plastax.types import Array, Method, Model, Params, Tree
+from plastax.types import Array, Method, Model, Params, Tree, all_count
 
 EPS = 1e-8
 """Added to the running mean of the churn before a division."""
@@ -68,13 +68,15 @@ class CChainState(NamedTuple):
     weight: Array
 
 
-def churn(new: Tree, old: Tree, batch: Tree) -> Array:
+def churn(new: Tree, old: Tree, batch: Tree, counted: Array | None = None) -> Array:
     """How far outputs have moved: a mean over the batch whose gradient is that of a divergence.
 
     - Policies (outputs with an entry ``policy``): the cross-entropy of the old and new action distributions if they are
       categorical, KL(old | new) if they are Gaussian with ``log_std``. Values are ignored, as in the authors' agents.
     - Classifiers (a batch with integer ``y``): the cross-entropy of the class distributions.
     - Others: half the squared change, summed over outputs.
+
+    Of classifiers at every place of a sequence, ``counted`` has the places of the mean, bool ``[B, T]``; None: all.
     """
     new, old = tree.wide((new, old))
     if isinstance(new, dict) and "log_std" in new:
@@ -85,7 +87,7 @@ def churn(new: Tree, old: Tree, batch: Tree) -> Array:
     logits = (new["policy"], old["policy"]) if isinstance(new, dict) else (new, old)
     labels = getattr(batch, "y", None)
     if isinstance(new, dict) or (labels is not None and jnp.issubdtype(labels.dtype, jnp.integer)):
-        return jnp.mean(optax.softmax_cross_entropy(logits[0], jax.nn.softmax(logits[1])))
+        return jnp.mean(optax.softmax_cross_entropy(logits[0], jax.nn.softmax(logits[1])), where=counted)
     return 0.5 * jnp.mean(jnp.sum(jnp.square(new - old).reshape(len(new), -1), -1))
 
 
@@ -142,6 +144,7 @@ def c_chain(
         value: Array,
         outputs_fn: Callable[[Params, Tree], Tree],
         every_step: bool = False,
+        counted_fn: Callable[[Tree], Array | None] = all_count,
         **_: object,
     ) -> tuple[Tree, CChainState]:
         require_whole(params, "c_chain")
@@ -151,7 +154,11 @@ def c_chain(
             lambda x: jax.lax.dynamic_index_in_dim(x, place % 2, keepdims=False), state.batches.batches
         )
         before = outputs_fn(state.previous, reference)
-        amount, slope = jax.value_and_grad(lambda p: churn(outputs_fn(p, reference), before, reference))(params)
+
+        def moved_by(params: Params) -> Array:
+            return churn(outputs_fn(params, reference), before, reference, counted_fn(reference))
+
+        amount, slope = jax.value_and_grad(moved_by)(params)
 
         def mean(old: Array, new: Array | float) -> Array:
             return jnp.where(ready, decay * old + (1 - decay) * new, old)

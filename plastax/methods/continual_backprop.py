@@ -78,7 +78,14 @@ class Layer(NamedTuple):
     owed: Array
 
 
-def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves: Mapping[str, Array]) -> Array:
+def utility_of(
+    utility: UtilityName,
+    units: Units,
+    h: Array,
+    fhat: Array,
+    leaves: Mapping[str, Array],
+    counted: Array | None = None,
+) -> Array:
     """The utility ``[width]`` of a layer's units in one step: ``y`` in `continual_backprop`.
 
     Args:
@@ -87,7 +94,11 @@ def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves
       h: its features ``[B, ..., copies * width * size]``.
       fhat: their running mean ``[copies * width * size]``.
       leaves: name -> parameter.
+      counted: bool ``[B, T]``, the places that means are over; None: all.
     """
+
+    def per_feature(x: Array) -> Array:
+        return surgery.per_feature(x, counted)
 
     def per_unit(feature: Array) -> Array:
         return surgery.per_unit(feature, units)
@@ -99,17 +110,17 @@ def utility_of(utility: UtilityName, units: Units, h: Array, fhat: Array, leaves
         return per_unit(surgery.magnitude(units.incoming, leaves, units.width * units.size))
 
     def spread() -> Array:
-        return surgery.per_feature(jnp.abs(h - fhat.reshape((1,) * (h.ndim - 1) + (-1,))))
+        return per_feature(jnp.abs(h - fhat.reshape((1,) * (h.ndim - 1) + (-1,))))
 
     y: dict[str, Callable[[], Array]] = {
-        "contribution": lambda: per_unit(w_out() * surgery.per_feature(jnp.abs(h))),
+        "contribution": lambda: per_unit(w_out() * per_feature(jnp.abs(h))),
         "adaptable_contribution": lambda: per_unit(w_out() * spread()) / w_in(),
         "zero_contribution": lambda: per_unit(w_out() * spread()),
         "weight": lambda: per_unit(w_out()),
         "adaptation": lambda: 1 / w_in(),
         "feature_by_input": lambda: per_unit(spread()) / w_in(),
         "random": lambda: jnp.zeros(units.width, h.dtype),
-        "uselessness": lambda: -per_unit(w_out() * surgery.per_feature(jnp.abs(h))),
+        "uselessness": lambda: -per_unit(w_out() * per_feature(jnp.abs(h))),
     }
     return y[utility]()
 
@@ -178,14 +189,14 @@ def continual_backprop(
         )
 
     def look(
-        units: Units, seen: Layer, h: Array, leaves: Mapping[str, Array], key: Key
+        units: Units, seen: Layer, h: Array, counted: Array | None, leaves: Mapping[str, Array], key: Key
     ) -> tuple[Layer, Array, Array | None]:
         h = tree.wide(h)
         age = seen.age + 1
         correction = 1 - jnp.power(decay, age.astype(h.dtype))
-        mean = decay * seen.mean + (1 - decay) * surgery.per_feature(h)
+        mean = decay * seen.mean + (1 - decay) * surgery.per_feature(h, counted)
         fhat = mean / surgery.to_features(correction, units)
-        u = decay * seen.utility + (1 - decay) * utility_of(utility, units, h, fhat, leaves)
+        u = decay * seen.utility + (1 - decay) * utility_of(utility, units, h, fhat, leaves, counted)
         share = replacement_rate * jnp.sum(age > maturity, dtype=h.dtype)
         if accumulate:
             owed = seen.owed + share

@@ -90,15 +90,15 @@ class Watch(NamedTuple):
 
     Attributes:
       start: ``(units, dtype) -> layer``: what is known at the start.
-      look: ``(units, layer, features, leaves, key) -> (layer, wanted, mean)``: what is known after a step, the units to
-        replace (above 0 if there are any), and the mean of each feature if readers' biases are compensated. ``leaves``
-        are the parameters after the step, by name.
+      look: ``(units, layer, features, counted, leaves, key) -> (layer, wanted, mean)``: what is known after a step, the
+        units to replace (above 0 if there are any), and the mean of each feature if readers' biases are compensated.
+        ``counted`` is that of `Model.counted`, None for all; ``leaves`` are the parameters after the step, by name.
       choose: ``(units, layer, wanted, key) -> (mask, layer)``: the units to replace, and what is known after that.
         It is called only if some layer wants it.
     """
 
     start: Callable[[Units, Any], Any]
-    look: Callable[[Units, Any, Array, Mapping[str, Array], Key], tuple[Any, Array, Array | None]]
+    look: Callable[[Units, Any, Array, Array | None, Mapping[str, Array], Key], tuple[Any, Array, Array | None]]
     choose: Callable[[Units, Any, Array, Key], tuple[Array, Any]]
 
 
@@ -157,8 +157,11 @@ def replace_watched(
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(units)}
         layers, wanted = {}, {}
         means: dict[str, Any] = {}
+        counted = extra["counted_fn"](extra["batch"]) if "counted_fn" in extra else None
         for name, layer in state.layers.items():
-            layers[name], wanted[name], means[name] = watch.look(units[name], layer, features[name], leaves, keys[name])
+            layers[name], wanted[name], means[name] = watch.look(
+                units[name], layer, features[name], counted, leaves, keys[name]
+            )
 
         def act(x: tuple[Tree, Tree, dict[str, Any]]) -> tuple[Tree, Tree, dict[str, Any]]:
             updates, moved, layers = x

@@ -110,7 +110,7 @@ def self_normalized_resets(
         return Gaps(jnp.zeros(units.width, jnp.int32), one * first_gap, one)
 
     def look(
-        units: Units, seen: Gaps, h: Array, leaves: Mapping[str, Array], key: Key
+        units: Units, seen: Gaps, h: Array, counted: Array | None, leaves: Mapping[str, Array], key: Key
     ) -> tuple[Gaps, Array, Array | None]:
         first = h[..., : units.width * units.size]
         fired = jnp.any((first > 0).reshape(-1, units.width, units.size), (0, 2))

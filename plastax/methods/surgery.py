@@ -127,9 +127,9 @@ def magnitude(entries: tuple[Entries, ...], leaves: Mapping[str, Array], count: 
     return total / size
 
 
-def per_feature(x: Array) -> Array:
-    """Mean ``[width]`` of ``[B, ..., width]`` over examples and places."""
-    return jnp.mean(x, tuple(range(x.ndim - 1)))
+def per_feature(x: Array, counted: Array | None = None) -> Array:
+    """Mean ``[width]`` of ``[B, ..., width]`` over examples and places; ``counted``: over these, bool ``[B, ...]``."""
+    return jnp.mean(x, tuple(range(x.ndim - 1)), where=None if counted is None else counted[..., None])
 
 
 def per_unit(values: Array, units: Units) -> Array:

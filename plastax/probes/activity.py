@@ -5,6 +5,9 @@ Features are ``[B, d]``, or ``[B, h, w, c]`` where a channel is one unit. ``acti
 all of them but ``deep_fourier``; functions of the sign alone take pre-activations as well. All results are float32
 scalars.
 
+``counted`` is bool ``[B, T]``, the places that are not padding (`plastax.types.Model`); None: all. Features are zero at
+padding, so functions that are ratios to a layer's mean, or ask who is silent, need no such argument.
+
 Examples:
   >>> import jax.numpy as jnp
   >>> from plastax.probes import activity
@@ -23,7 +26,7 @@ from collections.abc import Collection
 
 import jax.numpy as jnp
 
-from plastax.probes.ranks import rows
+from plastax.probes.ranks import counting, rows
 from plastax.types import Array
 
 TAUS = (0.0, 0.01, 0.025, 0.1)
@@ -96,7 +99,7 @@ def dead_units(features: Array) -> Array:
     return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, jnp.sum(jnp.all(h == 0, axis=0), dtype=jnp.float32))
 
 
-def active_fraction(features: Array, activation: str = "relu") -> Array:
+def active_fraction(features: Array, activation: str = "relu", counted: Array | None = None) -> Array:
     """Share of activations (examples times units) that are on, or not saturated; NaN if one is NaN.
 
     * ``relu``: not zero. ``crelu`` too, of which one half is always zero: the share is 1/2 and says nothing.
@@ -117,7 +120,7 @@ def active_fraction(features: Array, activation: str = "relu") -> Array:
         on = jnp.abs(h) <= 0.99
     else:
         on = h > 0
-    return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, jnp.mean(on, dtype=jnp.float32))
+    return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, jnp.mean(on, dtype=jnp.float32, where=counting(counted)))
 
 
 def has_signs(activation: str) -> bool:
@@ -164,7 +167,7 @@ def _positive(features: Array, activation: str) -> Array:
     return h[:, : h.shape[1] // 2] > 0 if activation == "crelu" else h > 0
 
 
-def linearised_units(features: Array, activation: str = "relu") -> Array:
+def linearised_units(features: Array, activation: str = "relu", counted: Array | None = None) -> Array:
     """Share of units that are a linear function of their inputs on the whole batch, without being dead.
 
     For ``relu`` those with a positive pre-activation on every example; for ``leaky_relu`` and ``crelu``, whose other
@@ -180,12 +183,12 @@ def linearised_units(features: Array, activation: str = "relu") -> Array:
     """
     if not linearises(activation):
         raise ValueError(f"units of {activation!r} are never exactly linear")
-    p = jnp.mean(_positive(features, activation), axis=0, dtype=jnp.float32)
+    p = jnp.mean(_positive(features, activation), axis=0, dtype=jnp.float32, where=counting(counted))
     one = p == 1 if activation == "relu" else (p == 1) | (p == 0)
     return jnp.where(jnp.any(jnp.isnan(features)), jnp.nan, jnp.mean(one, dtype=jnp.float32))
 
 
-def sign_entropy(features: Array, activation: str = "relu") -> Array:
+def sign_entropy(features: Array, activation: str = "relu", counted: Array | None = None) -> Array:
     """Mean over units of the entropy, in bits, of the pre-activation's sign over examples: from 0 to 1.
 
     ``mean_i Hb(P(z_i > 0))``. A unit with 0 is dead *or* linearised, which this number does not tell apart; a zero
@@ -198,16 +201,16 @@ def sign_entropy(features: Array, activation: str = "relu") -> Array:
       Lewandowski, Schuurmans and Machado, "Plastic learning with deep Fourier features", arXiv 2410.20634 (unit sign
       entropy).
     """
-    p = jnp.mean(_positive(features, activation), axis=0, dtype=jnp.float32)
+    p = jnp.mean(_positive(features, activation), axis=0, dtype=jnp.float32, where=counting(counted))
     both = jnp.stack([p, 1 - p])
     bits = -jnp.sum(both * jnp.log2(jnp.where(both > 0, both, 1.0)), axis=0)
     return jnp.where(jnp.any(jnp.isnan(features)), jnp.nan, jnp.mean(bits))
 
 
-def feature_norm(features: Array) -> Array:
+def feature_norm(features: Array, counted: Array | None = None) -> Array:
     """Mean over examples (and places) of the Euclidean norm of the features.
 
     References:
       Plasticine, ``compute_feature_norm``.
     """
-    return jnp.mean(jnp.linalg.norm(rows(features), axis=-1))
+    return jnp.mean(jnp.linalg.norm(rows(features), axis=-1, keepdims=True), where=counting(counted))

@@ -68,6 +68,11 @@ def flat_outputs(outputs: Tree) -> Array:
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(outputs)], axis=1)
 
 
+def flat_counted(counted: Array, outputs: int) -> Array:
+    """``counted`` ``[B, T]`` for each of `flat_outputs`: bool ``[B, outputs]``."""
+    return jnp.repeat(counted, outputs // counted.shape[1], axis=1)
+
+
 def choices(outputs: Tree, batch: Tree) -> Array | None:
     """The likeliest class or action of every example, ``[B, ...]``; None if outputs are neither.
 

@@ -58,17 +58,19 @@ class ChurnProbe(ProbeConfig):
                 # A masked logit may be infinite, and the difference of two is NaN.
                 return tree.wide(flat_outputs(seen.output_loss.finite(found))), choices(found, whole)
 
-            before, chosen = outputs(seen.params)
+            (before, chosen), counted = outputs(seen.params), seen.counted_fn(whole)
 
-            def per_part(x: Array) -> Array:
-                return jnp.mean(x.reshape(number, -1), axis=1)
+            def per_part(x: Array, where: Array | None = None) -> Array:
+                return jnp.mean(
+                    x.reshape(number, -1), axis=1, where=None if where is None else where.reshape(number, -1)
+                )
 
             def step(part: Tree) -> dict[str, Array]:
                 grads = jax.grad(seen.loss_fn)(seen.params, part)
                 after, then = outputs(jax.tree.map(lambda w, g: w - self.learning_rate * g, seen.params, grads))
                 found = {"moved": per_part(jnp.sum(jnp.square(after - before), axis=1))}
                 if then is not None and chosen is not None:
-                    found["switched"] = per_part(jnp.not_equal(then, chosen).astype(jnp.float32))
+                    found["switched"] = per_part(jnp.not_equal(then, chosen).astype(jnp.float32), counted)
                 return found
 
             found = jax.lax.map(step, parts)

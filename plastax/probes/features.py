@@ -55,9 +55,9 @@ class FeatureProbe(ProbeConfig):
 
         def measure(seen: ProbeInput) -> dict[str, Array]:
             taus = jnp.asarray(self.taus, jnp.float32)
-            layers = seen.features_fn(seen.params, seen.batch)
+            layers, counted = seen.features_fn(seen.params, seen.batch), seen.counted_fn(seen.batch)
             hidden = [layers[name] for name in model.hidden]
-            found = [{name: fn(h) for name, fn in per_layer.items()} | self._ranks(h) for h in hidden]
+            found = [{name: fn(h, counted) for name, fn in per_layer.items()} | self._ranks(h, counted) for h in hidden]
             values: dict[str, Array] = jax.tree.map(lambda *x: jnp.stack(x), *found)
             dormant = jnp.stack([dormant_fraction(h, taus) for h in hidden])
             widths = jnp.asarray([h.shape[-1] for h in hidden], jnp.float32)
@@ -71,31 +71,37 @@ class FeatureProbe(ProbeConfig):
         dims |= {"dormant": ("feature_layer", "tau"), "dormant_pooled": ("tau",), "dormant_mean": ("tau",)}
         return Probe(self.name, measure, dims, {"feature_layer": model.hidden, "tau": self.taus}, every=self.every)
 
-    def _measures(self, activation: str) -> dict[str, Callable[[Array], Array]]:
+    def _measures(self, activation: str) -> dict[str, Callable[[Array, Array | None], Array]]:
         """What is measured of single units, by name."""
-        measures: dict[str, Callable[[Array], Array]] = {
-            "dormant_fraction": lambda h: dormant_fraction(h, self.tau),
-            "dead_units": activity.dead_units,
-            "active_fraction": lambda h: activity.active_fraction(h, activation),
+        measures: dict[str, Callable[[Array, Array | None], Array]] = {
+            "dormant_fraction": lambda h, _: dormant_fraction(h, self.tau),
+            "dead_units": lambda h, _: activity.dead_units(h),
+            "active_fraction": lambda h, counted: activity.active_fraction(h, activation, counted),
             "norm": feature_norm,
-            "rows": lambda h: jnp.asarray(rows(h).shape[0], jnp.float32),
+            "rows": lambda h, counted: jnp.asarray(_number(h, counted), jnp.float32),
         }
         if activity.has_signs(activation):
-            measures["sign_entropy"] = lambda h: activity.sign_entropy(h, activation)
+            measures["sign_entropy"] = lambda h, counted: activity.sign_entropy(h, activation, counted)
         if activity.linearises(activation):
-            measures["linearised"] = lambda h: activity.linearised_units(h, activation)
+            measures["linearised"] = lambda h, counted: activity.linearised_units(h, activation, counted)
         return measures
 
-    def _ranks(self, features: Array) -> dict[str, Array]:
-        h = rows(features)
-        values = ranks.singular_values(h, self.centred)
+    def _ranks(self, features: Array, counted: Array | None) -> dict[str, Array]:
+        number = _number(features, counted)
+        values = ranks.singular_values(features, self.centred, counted)
+        longest = jnp.maximum(number, features.shape[-1])
         found = (
             ranks.effective_rank(values), ranks.effective_rank(values, 2), ranks.srank(values, variant=self.srank),
             ranks.pca_rank(values), ranks.stable_rank(values),
-            ranks.numerical_rank(values, max(h.shape), eps=float(jnp.finfo(features.dtype).eps)),
-            ranks.pyoi_rank(values, h.shape[0]),
+            ranks.numerical_rank(values, longest, eps=float(jnp.finfo(features.dtype).eps)),
+            ranks.pyoi_rank(values, number),
         )  # fmt: skip
         return dict(zip(_RANKS, found, strict=True))
+
+
+def _number(features: Array, counted: Array | None) -> int | Array:
+    """How many feature rows count."""
+    return rows(features).shape[0] if counted is None else jnp.sum(counted)
 
 
 _RANKS = ("effective_rank", "effective_rank_2", "srank", "pca_rank", "stable_rank", "numerical_rank", "pyoi_rank")

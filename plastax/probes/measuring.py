@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plastax import discovery, parameters, tree
@@ -17,7 +18,7 @@ from plastax.probes.base import Need, ProbeConfig
 from plastax.probes.registry import PROBES
 from plastax.probes.weights import kernel_names
 from plastax.roles import STRUCTURE, RolesOf
-from plastax.types import Array, Examples, Features, Key, Loss, Model, Params, ProbeInput, Tree
+from plastax.types import Array, Examples, Features, Key, Loss, Model, Params, ProbeInput, Tree, all_count
 
 Apply = Callable[[Params, Array], Any]
 
@@ -35,6 +36,7 @@ def measure(
     previous: Params = None,
     init: Callable[[Key], Params] | None = None,
     roles: RolesOf = STRUCTURE,
+    counted: Callable[[Array], Array] | None = None,
 ) -> dict[str, Array]:
     """Measures one network on one batch.
 
@@ -59,6 +61,8 @@ def measure(
       previous: parameters at the end of the last task; for `MovementProbe`.
       init: ``key -> params``, the initialiser; for `PlasticityProbe` and `GainProbe`.
       roles: which parameters are kernels and what their axes are, see `plastax.roles.Roles`.
+      counted: ``(x) -> bool [B, T]``, which places of sequences are not padding; the network's outputs must be zero at
+        the others, and features are taken as zero there. None: all places count.
 
     Returns:
       ``<probe>/<value>`` -> array.
@@ -88,10 +92,14 @@ def measure(
     configs = tuple(_config(probe) for probe in probes)
     checks.key(key)
     _check_batch(batch)
-    return _measure(configs, params, apply, batch, key, losses.get(loss), activation, initial, previous, init, roles)
+    return _measure(
+        configs, params, apply, batch, key, losses.get(loss), activation, initial, previous, init, roles, counted
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "apply", "output_loss", "activation", "init", "roles"))
+@functools.partial(
+    jax.jit, static_argnames=("configs", "apply", "output_loss", "activation", "init", "roles", "counted")
+)
 def _measure(
     configs: tuple[ProbeConfig, ...],
     params: Params,
@@ -104,6 +112,7 @@ def _measure(
     previous: Params,
     init: Callable[[Key], Params] | None,
     roles: RolesOf,
+    counted: Callable[[Array], Array] | None,
 ) -> dict[str, Array]:
     """`measure`, of arguments that fit."""
     params, whole = parameters.split(params)
@@ -137,10 +146,16 @@ def _measure(
         activation = activation or found.activation
         roles = found.roles if roles is STRUCTURE else roles
 
+    def seen_at(params: Params, taps: Tree, x: Array) -> tuple[Tree, Features, dict[str, LayerInputs]]:
+        outputs, features, inputs = forward(params, taps, x)
+        if counted is not None:
+            features = {name: jnp.where(counted(x)[..., None], h, 0) for name, h in features.items()}
+        return outputs, features, inputs
+
     def tapped_loss(
         params: Params, taps: Tree, data: Examples
     ) -> tuple[Array, tuple[Features, dict[str, LayerInputs]]]:
-        outputs, features, inputs = forward(params, taps, data.x)
+        outputs, features, inputs = seen_at(params, taps, data.x)
         return output_loss.value(outputs, data), (features, inputs)
 
     if not tapped and any("kernels" in config.needs for config in configs):
@@ -151,13 +166,14 @@ def _measure(
     })  # fmt: skip
     draw = _no_init if init is None else lambda key: parameters.split(init(key))[0]
     model = Model(
-        draw, lambda p, x: forward(p, {}, x)[:2], taps_of, forward, layers, tuple(hidden),
-        activation=activation or "relu", roles=roles,
+        draw, lambda p, x: seen_at(p, {}, x)[:2], taps_of, seen_at, layers, tuple(hidden),
+        activation=activation or "relu", roles=roles, counted=counted,
     )  # fmt: skip
     seen = ProbeInput(
-        params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: forward(p, {}, data.x)[1],
-        lambda p, data: forward(p, {}, data.x)[0], output_loss, tapped_loss, lambda data: taps_of(data.x),
+        params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: seen_at(p, {}, data.x)[1],
+        lambda p, data: seen_at(p, {}, data.x)[0], output_loss, tapped_loss, lambda data: taps_of(data.x),
         running.start({}), key, lambda: initial, previous,
+        all_count if counted is None else lambda data: counted(data.x),
     )  # fmt: skip
     values: dict[str, Array] = {}
     for i, config in enumerate(configs):

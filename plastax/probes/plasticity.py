@@ -16,7 +16,7 @@ import optax
 
 from plastax import ranges
 from plastax.errors import ConfigError
-from plastax.probes.base import Need, ProbeConfig, flat_outputs, thinned
+from plastax.probes.base import Need, ProbeConfig, flat_counted, flat_outputs, thinned
 from plastax.types import Array, Key, Model, Params, Probe, ProbeInput, Tree
 
 Targets = Literal["sine", "network"]
@@ -67,6 +67,7 @@ def fit(
     kind: Targets = "sine",
     frequency: float = 1e5,
     batch_size: int = 0,
+    counted: Array | None = None,
 ) -> Fit:
     """Trains a copy of ``params`` on each of several new regression targets, from a fresh optimiser state.
 
@@ -90,6 +91,7 @@ def fit(
       kind: see above.
       frequency: of ``sine``. At 1e5, float32 keeps about two digits of the sine's argument, as good as any hash.
       batch_size: examples per step, drawn with replacement; 0: all.
+      counted: bool ``[B, C]``, the outputs that means are over; None: all.
 
     References:
       Lyle et al., "Understanding plasticity in neural networks", ICML 2023, arXiv 2303.01486, section 3 (``sine``).
@@ -97,15 +99,18 @@ def fit(
       (``network``).
     """
 
-    def loss(params: Params, batch: Tree, y: Array) -> Array:
-        return jnp.mean(jnp.square(outputs_fn(params, batch) - y))
+    def loss(params: Params, batch: Tree, y: Array, counted: Array | None) -> Array:
+        return jnp.mean(jnp.square(outputs_fn(params, batch) - y), where=counted)
 
     def off_first(x: Array) -> Array:
         # Means of differences: outputs of classes that do not exist yet are huge, and all the same.
         return x - x[:1]
 
     now = outputs_fn(params, batch)
-    centre = now[:1] + jnp.mean(off_first(now), axis=0, keepdims=True)
+    centre = now[:1] + jnp.mean(off_first(now), axis=0, keepdims=True, where=counted)
+    some = None if counted is None else jnp.any(counted, axis=0)
+    if some is not None:  # The mean of nothing is NaN.
+        centre = jnp.where(some, centre, 0)
 
     def one(key: Key) -> Fit:
         target_key, batch_key = jax.random.split(key)
@@ -114,16 +119,16 @@ def fit(
 
         def step(carry: tuple[Params, Tree], key: Key) -> tuple[tuple[Params, Tree], None]:
             params, state = carry
-            part, y_part = batch, y
+            part = batch, y, counted
             if batch_size:
                 index = jax.random.randint(key, (batch_size,), 0, y.shape[0])
-                part, y_part = jax.tree.map(lambda x: x[index], (batch, y))
-            updates, state = optimizer.update(jax.grad(loss)(params, part, y_part), state, params)
+                part = jax.tree.map(lambda x: x[index], part)
+            updates, state = optimizer.update(jax.grad(loss)(params, *part), state, params)
             return (optax.apply_updates(params, updates), state), None
 
         (trained, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(batch_key, steps))
-        baseline = jnp.mean(jnp.var(off_first(y), axis=0))
-        return Fit(loss(params, batch, y), loss(trained, batch, y), baseline)
+        baseline = jnp.mean(jnp.var(off_first(y), axis=0, where=counted), where=some)
+        return Fit(loss(params, batch, y, counted), loss(trained, batch, y, counted), baseline)
 
     return jax.vmap(one)(jax.random.split(key, targets))
 
@@ -180,9 +185,13 @@ class PlasticityProbe(ProbeConfig):
             def outputs(params: Params, batch: Tree) -> Array:
                 return flat_outputs(seen.outputs_fn(params, batch))
 
+            counted = seen.counted_fn(seen.batch)
+            if counted is not None:
+                counted = flat_counted(counted, outputs(seen.params, seen.batch).shape[1])
             found = fit(
                 outputs, model.init, seen.params, seen.batch, seen.key, targets=self.targets, steps=self.steps,
                 optimizer=optimizer, kind=self.kind, frequency=self.frequency, batch_size=self.batch_size,
+                counted=counted,
             )  # fmt: skip
             return {
                 "plasticity": jnp.mean(found.baseline - found.after),

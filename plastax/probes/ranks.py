@@ -43,16 +43,25 @@ def rows(features: Array) -> Array:
     return tree.wide(features).reshape(-1, features.shape[-1])
 
 
-def singular_values(features: Array, centred: bool = False) -> Array:
+def counting(counted: Array | None) -> Array | None:
+    """``counted`` ``[B, T]`` as ``[B T, 1]``: which `rows` a mean is over, for its argument ``where``; None: all."""
+    return None if counted is None else counted.reshape(-1, 1)
+
+
+def singular_values(features: Array, centred: bool = False, counted: Array | None = None) -> Array:
     """Singular values of the features, descending, ``[min(n, d)]`` for the ``n`` `rows` of ``d`` units.
 
     Args:
       features: ``[B, ..., d]``, floating point.
       centred: subtract the mean over rows first (PCA proper). The public codes do not: ReLU features then have one
         large singular value along their mean, which pulls every relative rank down.
+      counted: bool ``[B, T]``, see `plastax.types.Model`; features elsewhere are zero, and change no singular value.
     """
-    h = rows(features)
-    return linalg.svdvals(h - jnp.mean(h, axis=0, keepdims=True) if centred else h)
+    h, where = rows(features), counting(counted)
+    if centred:
+        h = h - jnp.mean(h, axis=0, keepdims=True, where=where)
+        h = h if where is None else jnp.where(where, h, 0)
+    return linalg.svdvals(h)
 
 
 def _relative(values: Array) -> Array:
@@ -139,7 +148,9 @@ def stable_rank(values: Array) -> Array:
     return _known(values, jnp.sum(jnp.square(_relative(values))))
 
 
-def numerical_rank(values: Array, longest: int, variant: NumericalVariant = "numpy", eps: float | None = None) -> Array:
+def numerical_rank(
+    values: Array, longest: int | Array, variant: NumericalVariant = "numpy", eps: float | None = None
+) -> Array:
     """Number of singular values beyond rounding.
 
     * ``numpy``: above ``longest * eps * largest``, eps of the values' own dtype (1.2e-7 in float32), the tolerance of
@@ -156,13 +167,13 @@ def numerical_rank(values: Array, longest: int, variant: NumericalVariant = "num
     """
     _check("variant", variant, get_args(NumericalVariant))
     relative, own = _relative(values), float(jnp.finfo(values.dtype).eps)
-    tolerance: float | Array = longest * own if variant == "numpy" else 0.0
+    tolerance = longest * own if variant == "numpy" else 0.0
     if variant == "numpy" and eps is not None and eps > own:
         tolerance = jnp.maximum(tolerance, eps * jnp.sqrt(jnp.sum(jnp.square(relative))))
     return _known(values, jnp.sum(relative > tolerance))
 
 
-def pyoi_rank(values: Array, examples: int, eps: float = 0.01) -> Array:
+def pyoi_rank(values: Array, examples: int | Array, eps: float = 0.01) -> Array:
     """Number of singular values of ``H / sqrt(n)`` above ``eps``: the feature rank of Lyle et al.
 
     The threshold is absolute, so it changes with the features' scale: layers and methods whose feature norms differ do

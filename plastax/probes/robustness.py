@@ -47,7 +47,7 @@ class RobustnessProbe(ProbeConfig):
         observations as the network gets them.
 
         Raises:
-          ConfigError: for a batch without such an entry, or a policy of continuous actions.
+          ConfigError: for a batch without such an entry or with tokens there, or a policy of continuous actions.
 
         References:
           Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015, section 4. Huang
@@ -60,6 +60,8 @@ class RobustnessProbe(ProbeConfig):
             batch = seen.batch
             if not hasattr(batch, "_replace"):
                 raise ConfigError(f"robustness: a batch of type {type(batch).__name__} has no first entry with inputs")
+            if not jnp.issubdtype(batch[0].dtype, jnp.floating):
+                raise ConfigError("robustness: inputs are tokens, which cannot be disturbed a little; leave it out")
             x = tree.wide(batch[0])
             chosen = choices(seen.outputs_fn(seen.params, batch), batch)
             policy = not hasattr(batch, "y")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from plastax import curvature, ranges
 from plastax.errors import ConfigError
-from plastax.probes.base import ProbeConfig, flat_outputs, order_within, thinned
+from plastax.probes.base import ProbeConfig, flat_counted, flat_outputs, order_within, thinned
 from plastax.types import Array, Model, Params, Probe, ProbeInput, Tree
 
 
@@ -66,10 +66,15 @@ class TrainabilityProbe(ProbeConfig):
         def measure(seen: ProbeInput) -> dict[str, Array]:
             seen = thinned(seen, self.examples)
             shape = jax.eval_shape(lambda: outputs(seen, seen.params, seen.batch))
-            # Only the size of the residual matters: one in every entry.
-            residual = jnp.ones(shape.shape, shape.dtype)
+            # Only the size of the residual matters: one in every entry that counts.
+            residual, entries = jnp.ones(shape.shape, shape.dtype), None
+            if (counted := seen.counted_fn(seen.batch)) is not None:
+                residual *= flat_counted(counted, shape.shape[1])
+                entries = jnp.sum(residual)
+            # Outputs of padding are zero. The factor makes a mean over all entries one over those that count.
+            scale = 1.0 if entries is None else jnp.sqrt(residual.size / entries)
             spectrum = curvature.ggn_spectrum(
-                lambda params, data: outputs(seen, params, data[0]),
+                lambda params, data: scale * outputs(seen, params, data[0]),
                 seen.params,
                 (seen.batch, residual),
                 "mse",
@@ -77,7 +82,9 @@ class TrainabilityProbe(ProbeConfig):
                 order_within(self.order, seen),
                 self.probes,
             )
-            found = curvature.trainability(spectrum, residual, self.learning_rate, self.steps, self.tau)._asdict()
+            found = curvature.trainability(
+                spectrum, residual, self.learning_rate, self.steps, self.tau, entries
+            )._asdict()
             values: dict[str, Array] = {}
             for name, value in found.items():
                 if isinstance(value, curvature.Estimate):

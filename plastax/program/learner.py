@@ -171,6 +171,7 @@ class Network(NamedTuple):
       output_loss: the loss as a function of ``(outputs, batch)``, with its curvature.
       tapped: ``(params, taps, batch) -> (loss, (features, inputs of the tapped layers))``.
       taps: ``(batch) -> zeros``, see `Model.taps`.
+      counted: ``(batch) -> bool [B, T]``, see `Model.counted`; it returns None if every place counts.
       backward: ``(params, running statistics, batch) -> pass``.
     """
 
@@ -180,6 +181,7 @@ class Network(NamedTuple):
     output_loss: Loss
     tapped: Callable[[Params, dict[str, Array], Tree], tuple[Array, tuple[Features, dict[str, LayerInputs]]]]
     taps: Callable[[Tree], dict[str, Array]]
+    counted: Callable[[Tree], Array | None]
     backward: Callable[[Params, Tree, Tree], Pass]
 
 
@@ -219,6 +221,9 @@ def network(
 
         return backward(forward, lambda outputs: loss(outputs, batch), params, model.taps(inputs(batch)))
 
+    def counted(batch: Tree) -> Array | None:
+        return None if model.counted is None else model.counted(inputs(batch))
+
     return Network(
         lambda params, batch: loss(outputs_fn(params, batch), batch)[0],
         lambda params, batch: model.apply(params, inputs(batch))[1],
@@ -226,6 +231,7 @@ def network(
         output_loss,
         tapped,
         lambda batch: model.taps(inputs(batch)),
+        counted,
         pass_of,
     )
 
@@ -368,7 +374,7 @@ class Learner(NamedTuple):
         of = self.network
         return ProbeInput(
             learned.params, batch, of.loss, of.features, of.outputs, of.output_loss, of.tapped, of.taps,
-            learned.factors, key, lambda: self.model.init(initial), previous,
+            learned.factors, key, lambda: self.model.init(initial), previous, of.counted,
         )  # fmt: skip
 
     def _factors(self, seen: Pass, batch: Tree, seed: Key, clock: Array) -> dict[str, Factors]:
@@ -381,7 +387,18 @@ class Learner(NamedTuple):
     ) -> MethodArgs:  # fmt: skip
         of = self.network
         return MethodArgs(
-            key, clock, batch, value, features, tap_grads, of.loss, of.features, of.outputs, self.model.init, boundary
+            key,
+            clock,
+            batch,
+            value,
+            features,
+            tap_grads,
+            of.loss,
+            of.features,
+            of.outputs,
+            self.model.init,
+            boundary,
+            counted_fn=of.counted,
         )
 
 
