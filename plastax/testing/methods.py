@@ -35,9 +35,9 @@ MEMBERS = ("model_options", "needs_boundary", "restarts_statistics", "replaces_u
 
 
 def make_batches() -> Examples:
-    """One batch a step ``[STEPS, B, 3]``, of one target."""
+    """One batch a step, ``x`` ``[STEPS, B, 3]`` and one target ``y`` ``[STEPS, B, 1]``."""
     x: Any = np.random.default_rng(0).standard_normal((STEPS, 16, *INPUTS)).astype(np.float32)
-    return Examples(x, np.sin(x[..., 0]) + x[..., 1] * x[..., 2])
+    return Examples(x, np.sin(x[..., :1]) + x[..., 1:2] * x[..., 2:])
 
 
 BATCHES = make_batches()
@@ -58,23 +58,27 @@ def make_model(silent: bool = False, **options: Any) -> Model:
     return model._replace(init=lambda key: tree.map_named(lambda n, x: x - 2 * (n == "dense_0/bias"), drawn(key)))
 
 
-def loss_of(outputs: Array, batch: Examples) -> tuple[Array, dict[str, Array]]:
-    """The mean squared error, and no metrics beside it."""
-    return jnp.mean(jnp.square(outputs[:, 0] - batch.y)), {}
-
-
 class Trial:
     """A method, the small network that it trains, and the compiled training."""
 
-    def __init__(self, config: MethodConfig, model: Model | None = None, idle: Collection[str] = ()) -> None:
-        self.config, self.who, self.idle = config, type(config).__name__, frozenset(idle)
+    def __init__(
+        self,
+        config: MethodConfig,
+        model: Model | None = None,
+        idle: Collection[str] = (),
+        batches: Examples = BATCHES,
+    ) -> None:
+        self.config, self.who, self.idle, self.batches = config, type(config).__name__, frozenset(idle), batches
         check_configuration(config)
         what = f"plastax.models.MLP with the options {dict(config.model_options)}"
         with Promise(MethodConfig, "model_options").kept(self.who, what, "name options that models have"):
             model = model or make_model(**config.model_options)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), BATCHES)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
         self.model = model._replace(batch_like=like)
-        self.network = learner.network(self.model, losses.get("mse"), loss_of, lambda batch: batch.x)
+        loss = losses.get("mse" if model.counted is None else "token_cross_entropy")
+        self.network = learner.network(
+            self.model, loss, lambda outputs, batch: (loss.value(outputs, batch), {}), lambda batch: batch.x
+        )
         self.trained = quick(self.train)
 
     def seen(self, params: Params, batch: Examples) -> tuple[Params, tuple[Array, Features, dict[str, Array]]]:
@@ -86,7 +90,9 @@ class Trial:
         """`MethodArgs` of (loss, features, gradients of the taps), and an argument that no method knows."""
         value, features, tap_grads = seen
         functions = self.network.loss, self.network.features, self.network.outputs, self.model.init
-        args = MethodArgs(key, clock, batch, value, features, tap_grads, *functions, boundary)
+        args = MethodArgs(
+            key, clock, batch, value, features, tap_grads, *functions, boundary, counted_fn=self.network.counted
+        )
         return args._asdict() | {"surprise": jnp.ones(3)}
 
     @functools.cached_property
@@ -103,7 +109,7 @@ class Trial:
 
     def step(self, method: Any, params: Params, state: Tree, key: Key, clock: Array) -> tuple[Params, Tree, Array]:
         """A gradient step: parameters, state and loss."""
-        batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], BATCHES)
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[clock % STEPS], self.batches)
         grads, seen = self.seen(params, batch)
         args = self.args(key, clock, batch, seen)
         remedy = "name what update needs as keyword-only arguments, ignore the rest (**_), use settings as arrays"
@@ -113,7 +119,7 @@ class Trial:
 
     def switch(self, method: Any, params: Params, state: Tree, key: Key, boundary: Any = True) -> tuple[Params, Tree]:
         """A task switch as the programs call it: no gradient, no batch, no features."""
-        batch = jax.tree.map(lambda x: jnp.zeros_like(x[0]), BATCHES)
+        batch = jax.tree.map(lambda x: jnp.zeros_like(x[0]), self.batches)
         args = self.args(key, jnp.int32(SWITCH), batch, (jnp.zeros(()), {}, {}), boundary)
         remedy = "act at a boundary without gradients, features and tap gradients"
         with Promise(MethodArgs, "boundary").kept(self.who, "update", remedy):
@@ -236,7 +242,7 @@ def is_off_when_off(trial: Trial) -> None:
     off, draw, view = trial.build(EXACT, **trial.config.off), quick(trial.model.init), quick(trial.seen)
     drawn = [draw(jax.random.key(i)) for i in range(4)]
     start, params, *grads = [jax.tree.map(lambda x: jnp.round(8 * x), tree) for tree in drawn]
-    batches = [jax.tree.map(jnp.asarray, Examples(x, y)) for x, y in zip(BATCHES.x, BATCHES.y[: len(grads)])]
+    batches = [jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), trial.batches) for t in range(len(grads))]
     steps = [(jnp.int32(t), g, b, view(params, b)) for t, (g, b) in enumerate(zip(grads, batches))]
 
     def both(states: Any, step: Any) -> Any:
@@ -307,15 +313,19 @@ PROMISES: tuple[Callable[[Trial], None], ...] = (
 """What `check_method` checks, in this order."""
 
 
-def check_method(config: Any, *, model: Model | None = None, idle: Collection[str] = ()) -> None:
+def check_method(
+    config: Any, *, model: Model | None = None, idle: Collection[str] = (), batches: Examples = BATCHES
+) -> None:
     """Checks that a method keeps what `plastax.types.MethodConfig` and `MethodArgs` promise; takes some seconds.
 
     It trains a network of 8 hidden units for 200 steps, with a task switch in between if the method acts at switches.
 
     Args:
       config: the method's settings, or their class. Give settings under which each of them matters in 200 steps.
-      model: another network, with inputs ``[B, 3]`` and outputs ``[B, 1]``; None: an MLP with the method's options.
+      model: another network, for the inputs and targets of ``batches``; None: an MLP with the method's options.
       idle: names of settings that need not matter.
+      batches: what it is trained on, one batch a step, with a leading axis of 200; by default inputs ``[B, 3]`` and
+        targets ``[B, 1]``. The loss is the mean squared error; of tokens (`Model.counted`), their cross-entropy.
 
     Raises:
       AssertionError: a promise is broken; it says what is wrong, where the promise stands, and what to do.
@@ -324,6 +334,6 @@ def check_method(config: Any, *, model: Model | None = None, idle: Collection[st
       >>> from plastax import methods, testing
       >>> testing.check_method(methods.L2(l2=0.1))
     """
-    trial = Trial(config() if isinstance(config, type) else config, model, idle)
+    trial = Trial(config() if isinstance(config, type) else config, model, idle, batches)
     for promise in PROMISES:
         promise(trial)

@@ -279,7 +279,7 @@ def check_units(trial: Trial) -> set[str]:
             own_entries = norms
             mixing.add(layer)
         last = units.width - 1
-        for unit, other in {(min(1, last), 0), (last, max(0, last - 1))}:
+        for unit, other in {(min(1, last), 0), (last, int(last > 1))}:
             _check_unit(trial, layer, units, own_entries, unit, other)
     return mixing
 

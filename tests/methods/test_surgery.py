@@ -19,7 +19,7 @@ from plastax.errors import ConfigError
 from plastax.layers import Entries, Units
 from plastax.methods import surgery
 from plastax.methods.base import apply_if
-from plastax.models import CNN, MLP, ActorCritic, ConvActorCritic, ResNet18
+from plastax.models import CNN, GPT, MLP, ActorCritic, ConvActorCritic, ResNet18
 from plastax.types import Model
 
 # These tests compile much and compute little.
@@ -33,6 +33,7 @@ MODELS: dict[str, Model] = {
     "cnn_fourier": CNN(channels=(3,), kernels=(3,), hidden=(4,), activation="deep_fourier").build(IMAGE, 2),
     "resnet": ResNet18(channels=(3, 4), blocks=(1, 1), hidden=(5,)).build(IMAGE, 2),
     "actor_critic": ActorCritic(hidden=(5,)).build((3,), 2, continuous=True),
+    "gpt": GPT(width=6, depth=1, heads=2, mlp_ratio=1).build((3,), 4),
     "conv_actor_critic": ConvActorCritic(hidden=(5,), channels=(3,)).build(IMAGE, 2, continuous=False),
 }
 SHAPES = {name: jax.eval_shape(model.init, jax.random.key(0)) for name, model in MODELS.items()}
@@ -71,7 +72,7 @@ def numpy_masks(model: Model, chosen: dict[str, np.ndarray], shapes: dict[str, A
             for name, axis in entries:
                 view = np.moveaxis(out[name], axis, 0)
                 for i in range(view.shape[0]):
-                    view[i] |= mask[i % units.width]
+                    view[i] |= mask[i // units.size % units.width]
     return masks[0], masks[1]
 
 
@@ -104,19 +105,20 @@ def test_exactly_the_stated_entries_change(optimiser: str, name: str, seed: int,
     start = inner.init(params)
     state = random_like(jax.eval_shape(inner.init, params), seed + 3)
     chosen = {layer: rng.random(units.width) < share for layer, units in model.units.items()}
-    means = {n: np.float32(rng.standard_normal(u.copies * u.width)) for n, u in model.units.items()}
+    means = {n: np.float32(rng.standard_normal(u.copies * u.width * u.size)) for n, u in model.units.items()}
     results = operation(name, optimiser)(chosen, fresh, params, updates, state, means)
     w, u, f = (tree.named_leaves(t) for t in (params, updates, fresh))
     incoming, outgoing = numpy_masks(model, chosen, w)
     for (got, moved), compensate in zip(results, (False, True), strict=True):
         new = tree.named_leaves(got)
         shift = {n: np.zeros(x.shape) for n, x in w.items()}
-        for layer, (width, _, readers, copies) in model.units.items() if compensate else ():
-            lost = np.where(np.tile(chosen[layer], copies), means[layer], 0)
-            for kernel, axis in readers:
+        for layer, units in model.units.items() if compensate else ():
+            mine = np.arange(means[layer].size) // units.size % units.width
+            lost = np.where(chosen[layer][mine], means[layer], 0)
+            for kernel, axis in units.outgoing:
                 stepped = np.moveaxis(np.float64(w[kernel]) + u[kernel], axis, 0)
                 for i in range(stepped.shape[0]):
-                    each = stepped[i] * lost[i % (copies * width)]
+                    each = stepped[i] * lost[i % lost.size]
                     shift[kernel.replace("kernel", "bias")] += each.reshape(-1, each.shape[-1]).sum(0)
         for leaf in w:
             stay = ~incoming[leaf] & ~outgoing[leaf] & (shift[leaf] == 0)
@@ -158,7 +160,7 @@ def test_a_new_unit_has_no_effect_and_its_mean_is_made_up_for(name: str) -> None
     params, fresh = (jax.tree.map(jnp.asarray, random_like(SHAPES[name], i)) for i in (1, 2))
     params = jax.tree.map(lambda w: w - 1.4, params)
     layer = next(iter(model.units))
-    width, _, ((kernel, _),), copies = model.units[layer]
+    width, _, ((kernel, _),), copies, _ = model.units[layer]
     chosen = {n: jnp.arange(u.width) % 2 < (n == layer) for n, u in model.units.items()}
     reader = kernel.removesuffix("/kernel")
 

@@ -121,7 +121,7 @@ def test_no_hidden_layers_are_a_linear_model() -> None:
         (lambda: CNN(kernels=(3, 3, 0)), "model.kernels"),
         (lambda: CNN(hidden=(-1,)), "model.hidden"),
         (lambda: CNN(padding="same"), "model.padding: 'same' .*SAME, VALID"),
-        (lambda: CNN(activation="gelu"), "model.activation"),
+        (lambda: CNN(activation="glu"), "model.activation"),
         (lambda: CNN(initializer="zeros"), "model.initializer"),
         (lambda: CNN().build((784,), 10), r"'cnn' needs inputs.*\(784,\)"),
         (lambda: CNN().build((7, 32, 3), 10), r"\(7, 32, 3\)"),
