@@ -1,4 +1,4 @@
-"""Separate actor and critic networks for PPO."""
+"""Separate actor and critic networks for PPO, and networks of action values for DQN."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plastax.types import Array, Features, Model
 
 @dataclass(frozen=True)
 class ActorCritic(ModelConfig):
-    """Actor and critic as two separate multi-layer perceptrons.
+    """Actor and critic as two separate multi-layer perceptrons; one of action values for DQN.
 
-    Initialisation is orthogonal with gain sqrt(2) in hidden layers, 0.01 in the policy head and 1 in the value head,
+    Initialisation is orthogonal with gain sqrt(2) in hidden layers, 0.01 in the policy head and 1 in value heads,
     biases zero, as in CleanRL's and purejaxrl's PPO.
     """
 
     hidden: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer, in both networks."""
+    """Units of each hidden layer, in each network."""
     initial_log_std: float = 0.0
     """Continuous actions only: initial log standard deviation of the policy, one parameter per action dimension."""
 
@@ -33,7 +33,7 @@ class ActorCritic(ModelConfig):
         super().__post_init__()
         self.check_widths("hidden", some=("hidden",))
 
-    def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
+    def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool | None) -> Model:
         """Makes the model.
 
         Its outputs are a dict: ``policy`` ``[B, action_size]``, logits or the mean action; ``value`` ``[B]``; and for
@@ -42,7 +42,7 @@ class ActorCritic(ModelConfig):
         Args:
           observation_shape: of one observation.
           action_size: number of actions, or of their dimensions.
-          continuous: whether actions are real vectors.
+          continuous: whether actions are real vectors; None: the outputs are action values ``[B, action_size]``.
 
         Raises:
           ConfigError: the observations do not fit, or heads cannot be injected.
@@ -50,10 +50,12 @@ class ActorCritic(ModelConfig):
         return self._build((), observation_shape, action_size, continuous)
 
     def _build(
-        self, channels: tuple[int, ...], observation_shape: tuple[int, ...], action_size: int, continuous: bool
+        self, channels: tuple[int, ...], observation_shape: tuple[int, ...], action_size: int, continuous: bool | None
     ) -> Model:
         widths = {f"conv_{i}": width for i, width in enumerate(channels)}
         widths |= {f"dense_{i}": width for i, width in enumerate(self.hidden)}
+        if continuous is None:
+            return self.as_model(_Network(self, channels, action_size, 1.0), observation_shape, self.chain(widths))
         units = self.chain(widths, "actor/") | self.chain(widths, "critic/")
         return self.as_model(_ActorCritic(self, channels, action_size, continuous), observation_shape, units)
 
@@ -63,7 +65,7 @@ class ConvActorCritic(ActorCritic):
     """Actor and critic, each one 3x3 convolution and dense layers, for MinAtar's [10, 10, channels] observations."""
 
     hidden: tuple[int, ...] = (128,)
-    """Units of each dense hidden layer, in both networks."""
+    """Units of each dense hidden layer, in each network."""
     channels: tuple[int, ...] = (16,)
     """Channels of each 3x3 convolution (stride 1, no padding); MinAtar's reference networks have one of 16."""
 
@@ -71,7 +73,7 @@ class ConvActorCritic(ActorCritic):
         super().__post_init__()
         self.check_widths("channels", some=("channels",))
 
-    def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool) -> Model:
+    def build(self, observation_shape: tuple[int, ...], action_size: int, *, continuous: bool | None) -> Model:
         """Makes the model; raises `ConfigError` unless observations are ``[height, width, channels]``, large enough."""
         layers.check_image("conv", observation_shape)
         # Every convolution without padding takes two rows and two columns.

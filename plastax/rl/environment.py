@@ -94,6 +94,7 @@ class Environment(NamedTuple):
       advance: ``(noise, state, action, task) -> (state, Timestep)``, one step, deterministic.
       observation_shape: of the float32 observations.
       action_space: `Discrete` or `Continuous`.
+      binary: whether all entries of all observations are 0 or 1; replay buffers then need a quarter of the memory.
     """
 
     reset: Callable[[Key, Task], tuple[Array, State]]
@@ -101,6 +102,7 @@ class Environment(NamedTuple):
     advance: Callable[[Noise, State, Array, Task], tuple[State, Timestep]]
     observation_shape: tuple[int, ...]
     action_space: Discrete | Continuous
+    binary: bool = False
 
     def step(self, key: Key, state: State, action: Array, task: Task) -> tuple[State, Timestep]:
         """One step that draws its own randomness: ``advance(draw(key, task), state, action, task)``."""

@@ -119,7 +119,7 @@ def _environment(games: tuple[str, ...]) -> Environment:
     ) -> tuple[tuple[State, ...], Timestep]:
         return jax.lax.switch(task.game, branches, noise, states, action)
 
-    return Environment(reset, draw, advance, environments[0].observation_shape, Discrete(ACTIONS))
+    return Environment(reset, draw, advance, environments[0].observation_shape, Discrete(ACTIONS), binary=True)
 
 
 def _pad(observation: Array, view: tuple[()]) -> Array:

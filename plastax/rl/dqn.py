@@ -1,0 +1,320 @@
+"""Double deep Q-learning with uniform replay on a stream of tasks, as a `Program`.
+
+`action_values` has the loss and its targets, `replay` the buffer, `agent` all that is not particular to DQN. An update
+is a number of turns; in each, the environments make ``train_every`` steps, and then the network its gradient steps.
+
+At a task switch, and within a task, methods act as follows.
+
+- Target network: it becomes a copy of the network, after the method has acted. Within a task no method touches it:
+  units that a method replaces stay in it until its next update, as in the code of ReDo (arXiv 2302.12902).
+- Adam's moments: they are the method's, as under every program. ``reset`` starts them again, methods that replace units
+  clear the moments of what they replace, and all others leave them.
+- Replay: no method touches it. It is kept or cleared by ``buffer_at_switch``. A transition never reaches over a switch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plastax import ranges
+from plastax.errors import ConfigError
+from plastax.keys import fold
+from plastax.program.learner import Learned, Learner, learned_of
+from plastax.program.segments import missing
+from plastax.rl import action_values, agent, normalize, replay
+from plastax.rl.action_values import ValueBatch
+from plastax.rl.agent import Purpose, State, flat
+from plastax.rl.environment import Discrete, Environment, EnvironmentStream, Spaces
+from plastax.rl.replay import Steps, Transitions
+from plastax.rl.rollout import Actors, Transition, rollout
+from plastax.types import Array, Key, Method, Model, Params, Probe, Program, Tree
+
+AtSwitch = Literal["keep", "clear"]
+Targets = Literal["td", "regression"]
+
+
+@dataclass(frozen=True)
+class DQN(agent.Settings):
+    """Settings of DQN and of its optimiser (Adam)."""
+
+    group: ClassVar[str] = "dqn"
+
+    learning_rate: float = 1e-3
+    """Adam's step size; constant."""
+    train_every: int = 4
+    """Steps of each environment between gradient steps; must divide num_steps."""
+    replay_ratio: float = 0.25
+    """Gradient steps for each environment step. High ratios bring the primacy bias (Nikishin et al. 2022)."""
+    batch_size: int = 128
+    """Transitions in a gradient step (CleanRL)."""
+    capacity: int = 10_000
+    """Steps that the replay buffer of a seed holds; a multiple of num_envs * train_every (CleanRL, classic control)."""
+    warmup: int = 1_000
+    """Environment steps before learning: of the run, or of each task if the buffer is cleared at switches."""
+    n_step: int = 1
+    """Steps of a return before it is bootstrapped."""
+    double: bool = True
+    """Whether the network, and not the target network, chooses the action that the target network values."""
+    huber: float = 1.0
+    """Errors beyond this count linearly; 0: all are squared."""
+    target_every: int = 100
+    """Gradient steps from one update of the target network to the next."""
+    target_rate: float = 1.0
+    """How far the target network then moves towards the network; 1: it becomes a copy."""
+    epsilon: float = 0.05
+    """Share of random actions, to which it falls linearly from 1 (CleanRL)."""
+    epsilon_steps: int = 10_000
+    """Environment steps of that fall."""
+    epsilon_at_switch: Literal["restart", "keep"] = "restart"
+    """Whether each task begins with random actions (as in C-CHAIN), or only the run."""
+    buffer_at_switch: AtSwitch = "keep"
+    """Whether the steps of earlier tasks stay in the buffer (as in C-CHAIN)."""
+    probe_targets: Targets = "td"
+    """Loss that probes look at, on fresh experience in the task: td (targets by the target network, held fixed: the
+    semi-gradient loss of training) | regression (targets by a network that is drawn once a seed, the same for all tasks
+    and methods, as in Lyle et al., arXiv 2204.09560)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = ("train_every", "batch_size", "capacity", "n_step", "target_every", "epsilon_steps")
+        ranges.check(self, self.group, *sizes, least=1)
+        ranges.check(self, self.group, "warmup", "huber", least=0)
+        ranges.check(self, self.group, "replay_ratio", "target_rate", above=0)
+        ranges.check(self, self.group, "epsilon", "target_rate", least=0, most=1)
+        ranges.check_choices(
+            self, self.group, epsilon_at_switch=Literal["restart", "keep"], buffer_at_switch=AtSwitch,
+            probe_targets=Targets,
+        )  # fmt: skip
+        if self.num_steps % self.train_every:
+            raise ConfigError(f"dqn.train_every: {self.train_every} does not divide num_steps {self.num_steps}")
+        steps = self.replay_ratio * self.num_envs * self.train_every
+        if steps < 1 or not math.isclose(steps, round(steps)):
+            raise ConfigError(
+                f"dqn.replay_ratio: {self.replay_ratio} x {self.num_envs * self.train_every} environment steps "
+                f"(num_envs x train_every) are {steps:g} gradient steps; give a ratio that makes them a whole number"
+            )
+        if self.capacity % (self.num_envs * self.train_every) or self.rows < self.n_step:
+            raise ConfigError(
+                f"dqn.capacity: {self.capacity} is not allowed; give a multiple of num_envs x train_every, "
+                f"{self.num_envs * self.train_every}, and at least num_envs x n_step, {self.num_envs * self.n_step}"
+            )
+
+    @property
+    def turns(self) -> int:
+        """Turns of an update."""
+        return self.num_steps // self.train_every
+
+    @property
+    def steps_per_turn(self) -> int:
+        """Gradient steps in a turn."""
+        return round(self.replay_ratio * self.num_envs * self.train_every)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps in one update, once learning has begun."""
+        return self.turns * self.steps_per_turn
+
+    @property
+    def rows(self) -> int:
+        """Rows of the replay buffer, see `replay`."""
+        return self.capacity // self.num_envs
+
+    @property
+    def idle(self) -> int:
+        """Turns of a run (or task) without learning."""
+        return max(-(-self.warmup // (self.num_envs * self.train_every)), -(-self.n_step // self.train_every) - 1)
+
+    def check_task(self, updates: int) -> None:
+        """See `agent.Settings`."""
+        if self.idle >= updates * self.turns:
+            steps = updates * self.steps_per_update
+            raise ConfigError(f"dqn.warmup: {self.warmup} is not allowed for tasks of {steps} steps; give less")
+
+
+class Memory(NamedTuple):
+    """What the agent keeps beside its network: the target network, and the replay buffer."""
+
+    target: Params
+    replay: Steps
+
+
+def batch_like(config: DQN, environment: Environment | Spaces) -> ValueBatch:
+    """Shapes of a minibatch; raises `ConfigError` unless actions are discrete."""
+    if not isinstance(environment.action_space, Discrete):
+        raise ConfigError("agent: dqn needs discrete actions, and this stream has real vectors; take ppo")
+    of: Any = {kind: jax.ShapeDtypeStruct((config.batch_size,), kind) for kind in (jnp.int32, jnp.float32)}
+    return ValueBatch(agent.observation_like(environment, config.batch_size), of[jnp.int32], of[jnp.float32])
+
+
+def program(
+    config: DQN,
+    stream: EnvironmentStream,
+    model: Model,
+    method: Method,
+    probes: Sequence[Probe] = (),
+    *,
+    updates_per_task: int,
+    **options: Any,
+) -> Program:
+    """DQN of one seed: the `agent.program` of `dqn`, whose arguments it takes; ``model`` has the action values."""
+    made = dqn(config, stream.environment, model, updates_per_task)
+    return agent.program(made, stream, method, probes, updates_per_task=updates_per_task, **options)
+
+
+def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: int) -> agent.Agent:
+    """The agent, with a model whose outputs are action values ``[B, A]``.
+
+    Raises:
+      ConfigError: actions are not discrete, or a task is over before learning begins.
+    """
+    like, turns_per_task = batch_like(config, environment), updates_per_task * config.turns
+    config.check_task(updates_per_task)
+    if model.stats:
+        raise ConfigError("model: batch statistics are not allowed, dqn would act without; take layer normalisation")
+    actions, _ = agent.action_size(environment)
+    network = action_values.network(config.huber, model)
+    clears = config.buffer_at_switch == "clear"
+
+    def began(turn: Array) -> Array:
+        """Turns since the buffer was empty."""
+        return turn % turns_per_task if clears else turn
+
+    def steps_before(turn: Array) -> Array:
+        """Gradient steps before a turn."""
+        tasks = turn // turns_per_task if clears else 0
+        learning = tasks * (turns_per_task - config.idle) + jnp.maximum(began(turn) - config.idle, 0)
+        return learning * config.steps_per_turn
+
+    def epsilon(step: Array) -> Array:
+        """Share of random actions at a step of each environment since the start."""
+        step = step % (updates_per_task * config.num_steps) if config.epsilon_at_switch == "restart" else step
+        return jnp.maximum(1 - (1 - config.epsilon) * (step * config.num_envs / config.epsilon_steps), config.epsilon)
+
+    def noise(key: Key, task: Tree, steps: int, epsilon: Array | float) -> tuple[Tree, Tree]:
+        """All randomness of a rollout: whether to explore, the action then, and that of the environments."""
+        explore_key, action_key, step_key = jax.random.split(key, 3)
+        size = (steps, config.num_envs)
+        explores = jax.random.uniform(explore_key, size) < jnp.broadcast_to(epsilon, (steps,))[:, None]
+        action = jax.random.randint(action_key, size, 0, actions, jnp.int32)
+        return (explores, action), environment.noise(step_key, task, *size)
+
+    def values(params: Params, statistics: normalize.Statistics, observation: Array) -> Array:
+        return model.apply(params, config.observe(statistics, observation))[0]
+
+    def play(
+        params: Params, statistics: normalize.Statistics, actors: Actors, noise: tuple[Tree, Tree], task: Tree
+    ) -> tuple[Actors, Transition]:
+        def act(observation: Array, noise: tuple[Array, Array]) -> tuple[Array, Tree]:
+            explores, action = noise
+            best = jnp.argmax(values(params, statistics, observation), axis=-1).astype(jnp.int32)
+            return jnp.where(explores, action, best), ()
+
+        return rollout(environment, act, actors, noise, task)
+
+    def td(params: Params, target: Params, statistics: normalize.Statistics, drawn: Transitions) -> ValueBatch:
+        """A batch whose targets are bootstrapped."""
+        drawn = drawn._replace(rewards=config.reward_scale * drawn.rewards)
+        online, fixed = (values(of, statistics, drawn.successor) for of in (params, target))
+        wanted = action_values.targets(drawn, online, fixed, config.double)
+        return ValueBatch(config.observe(statistics, drawn.observation), drawn.action, wanted)
+
+    def update(
+        learns: Learner, state: State, task: Tree, clock: Array, key: Key
+    ) -> tuple[State, Transition, dict[str, Array]]:
+        roll_key, learn_key = jax.random.split(key)
+
+        def gradient_step(
+            steps: Steps, turn: Array, carry: tuple[Learned, Params], x: tuple[Array, Key]
+        ) -> tuple[tuple[Learned, Params], dict[str, Array]]:
+            (learned, target), (clock, key) = carry, x
+            sample_key, method_key = jax.random.split(key)
+            filled = jnp.minimum((began(turn) + 1) * config.train_every, config.rows)
+            row = (turn + 1) * config.train_every % config.rows
+            drawn = replay.sample(steps, sample_key, config.batch_size, filled, row, config.n_step, config.gamma)
+            batch = td(learned.params, target, state.statistics, drawn)
+            learned, seen = learns.step(learned, batch, clock, method_key, state.key)
+            target = _moved(target, learned.params, config, clock)
+            return (learned, target), seen.metrics
+
+        def turn(carry: tuple[Actors, Learned, Memory], x: tuple[Array, Tree, Key]) -> tuple[Any, Any]:
+            (actors, learned, memory), (turn, noise, key) = carry, x
+            actors, seen = play(learned.params, state.statistics, actors, noise, task)
+            steps = replay.add(memory.replay, replay.steps_of(seen), turn * config.train_every % config.rows)
+
+            def learn(carry: tuple[Learned, Params]) -> tuple[tuple[Learned, Params], dict[str, Array]]:
+                count = config.steps_per_turn
+                xs = steps_before(turn) + jnp.arange(count), jax.random.split(key, count)
+                carry, metrics = jax.lax.scan(lambda c, x: gradient_step(steps, turn, c, x), carry, xs)
+                return carry, jax.tree.map(jnp.mean, metrics)
+
+            old = learned, memory.target
+            nothing = jax.eval_shape(learn, old)[1]
+            # The clock is the same for all seeds: under vmap, the branches stay branches.
+            (learned, target), metrics = jax.lax.cond(
+                began(turn) >= config.idle, learn, lambda carry: (carry, missing(nothing)), old
+            )
+            return (actors, learned, Memory(target, steps)), (seen, metrics)
+
+        rows = clock * config.num_steps + jnp.arange(config.num_steps)
+        drawn = noise(roll_key, task, config.num_steps, epsilon(rows))
+        drawn = jax.tree.map(lambda x: x.reshape(config.turns, config.train_every, *x.shape[1:]), drawn)
+        xs = clock * config.turns + jnp.arange(config.turns), drawn, jax.random.split(learn_key, config.turns)
+        (actors, learned, memory), (seen, metrics) = jax.lax.scan(
+            turn, (state.actors, learned_of(state), state.memory), xs
+        )
+        state = state._replace(actors=actors, memory=memory, **learned._asdict())
+        # Turns without learning are left out; NaN if there was none with it.
+        return state, jax.tree.map(flat, seen), jax.tree.map(jnp.nanmean, metrics)
+
+    def batch(state: State, actors: Actors, key: Key, task: Tree) -> ValueBatch:
+        more = config.num_steps + config.n_step - 1
+        _, seen = play(state.params, state.statistics, actors, noise(key, task, more, config.epsilon), task)
+        row, env = (x.reshape(-1) for x in jnp.mgrid[: config.num_steps, : config.num_envs])
+        drawn = replay.transitions(replay.steps_of(seen), row, env, config.n_step, config.gamma)
+        found = td(state.params, state.memory.target, state.statistics, drawn)
+        if config.probe_targets == "regression":
+            fixed = model.apply(model.init(fold(state.key, Purpose.TARGETS)), found.observation)[0]
+            found = found._replace(target=action_values.chosen(fixed, found.action))
+        return found
+
+    def switch(memory: Memory, params: Params, clock: Array) -> Memory:
+        last = (clock * config.num_steps - 1) % config.rows
+        return Memory(params, replay.cut(memory.replay, last))
+
+    def remember(params: Params) -> Memory:
+        # A copy of its own: the state is donated.
+        return Memory(jax.tree.map(jnp.copy, params), replay.empty(environment, config.rows, config.num_envs))
+
+    return agent.Agent(
+        config,
+        model,
+        network,
+        like,
+        lambda clock: steps_before(clock * config.turns),
+        update,
+        # NaN: no loss yet. A loss of NaN leaves parameters that are not finite.
+        lambda metrics: ~jnp.isinf(metrics["td_loss"]),
+        batch,
+        remember,
+        switch,
+        lambda memory: memory._replace(replay=()),
+    )
+
+
+def _moved(target: Params, params: Params, config: DQN, clock: Array) -> Params:
+    """The target network after a gradient step."""
+
+    def move(target: Params) -> Params:
+        if config.target_rate == 1:
+            return params
+        return jax.tree.map(lambda t, p: t + config.target_rate * (p - t), target, params)
+
+    if config.target_every == 1:
+        return move(target)
+    return jax.lax.cond((clock + 1) % config.target_every == 0, move, lambda target: target, target)

@@ -1,0 +1,137 @@
+"""The parts of DQN: n-step transitions, the loss and its curvature, settings that are refused, memory."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plastax.errors import ConfigError
+from plastax.models import ActorCritic
+from plastax.rl import STREAMS, action_values, dqn, replay
+from plastax.rl.action_values import ValueBatch
+from plastax.rl.replay import Steps
+
+ROWS, ENVS = 12, 2
+
+
+def recorded() -> Steps:
+    """Steps whose observations are their numbers; episodes end in every way, also twice in a row and both ways."""
+    rng = np.random.default_rng(0)
+    number = np.arange(ROWS * ENVS, dtype=np.float32).reshape(ROWS, ENVS, 1)
+    terminated, truncated = np.zeros((2, ROWS, ENVS), bool)
+    terminated[[2, 3, 8], 0] = truncated[[5, 8], 0] = True
+    truncated[[0, 7, 11], 1] = True
+    reward = rng.normal(size=(ROWS, ENVS)).astype(np.float32)
+    return Steps(number, rng.integers(0, 3, (ROWS, ENVS)), reward, terminated, truncated, number + 0.5)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_transitions_end_with_the_episode_and_after_n_steps(n):
+    steps, gamma = recorded(), 0.9
+    row, env = (x.reshape(-1) for x in np.mgrid[:ROWS, :ENVS])
+    found = replay.transitions(jax.tree.map(jnp.asarray, steps), jnp.asarray(row), jnp.asarray(env), n, gamma)
+    for i, (t, e) in enumerate(zip(row, env)):
+        total, discount = 0.0, 1.0
+        for k in range(n):
+            at = (t + k) % ROWS, e
+            total += discount * steps.reward[at]
+            discount *= gamma
+            if steps.terminated[at] or steps.truncated[at]:
+                break
+        assert found.observation[i] == steps.observation[t, e]
+        assert found.action[i] == steps.action[t, e]
+        assert found.successor[i] == steps.successor[at]
+        np.testing.assert_allclose(found.rewards[i], total, rtol=1e-6)
+        # A truncation is not a termination: its successor has a value. If both are true, it has none.
+        np.testing.assert_allclose(found.discount[i], 0 if steps.terminated[at] else discount, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("filled", "row"), [(5, 5), (ROWS, 4), (4, 2)])
+def test_only_complete_transitions_of_the_newest_rows_are_drawn_all_of_them_alike(filled, row):
+    steps, n = jax.tree.map(jnp.asarray, recorded()), 3
+    drawn = replay.sample(steps, jax.random.key(0), 8_000, jnp.int32(filled), jnp.int32(row), n, 0.9)
+    number, count = np.unique(drawn.observation[:, 0], return_counts=True)
+    rows = [(row - filled + i) % ROWS for i in range(filled - n + 1)]
+    np.testing.assert_array_equal(number, sorted(r * ENVS + e for r in rows for e in range(ENVS)))
+    np.testing.assert_allclose(count / 8_000, 1 / len(number), atol=5 * np.sqrt(1 / len(number) / 8_000))
+
+
+def test_rows_are_replaced_and_cut():
+    steps = jax.tree.map(jnp.asarray, recorded())
+    new = jax.tree.map(lambda x: x[:2], steps)._replace(reward=jnp.full((2, ENVS), 7.0))
+    added = replay.add(steps, new, jnp.int32(4))
+    np.testing.assert_array_equal(added.reward[4:6], 7.0)
+    np.testing.assert_array_equal(np.delete(added.reward, [4, 5], 0), np.delete(steps.reward, [4, 5], 0))
+    end = replay.cut(steps, jnp.int32(4))
+    assert end.truncated[4].all()
+    np.testing.assert_array_equal(end.terminated, steps.terminated)
+
+
+def test_targets_of_double_q_learning():
+    batch = replay.Transitions(*[jnp.zeros(1)] * 2, jnp.array([1.0, 1.0]), jnp.zeros(1), jnp.array([0.5, 0.0]))
+    online, target = jnp.array([[0.0, 1.0]] * 2), jnp.array([[4.0, 2.0]] * 2)
+    np.testing.assert_array_equal(action_values.targets(batch, online, target, True), [2.0, 1.0])
+    np.testing.assert_array_equal(action_values.targets(batch, online, target, False), [3.0, 1.0])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_curvature_of_the_loss_is_its_hessian(threshold):
+    rng = np.random.default_rng(1)
+    values, action = jnp.asarray(rng.normal(size=(8, 3))), jnp.asarray(rng.integers(0, 3, 8))
+    batch = ValueBatch(jnp.zeros(8), action, jnp.asarray(rng.normal(size=8)))
+    loss = action_values.huber(threshold)
+    error = np.asarray(values)[np.arange(8), action] - batch.target
+    linear = np.abs(error) > threshold if threshold else np.zeros(8, bool)
+    assert linear.any() == bool(threshold)
+    expected = np.where(linear, threshold * (np.abs(error) - threshold / 2), error**2 / 2).mean()
+    np.testing.assert_allclose(loss.value(values, batch), expected, rtol=1e-12)
+    dense = jax.hessian(lambda v: loss.value(v.reshape(8, 3), batch))(values.reshape(-1))
+    product = jax.vmap(lambda t: loss.curvature(values, batch, t.reshape(8, 3)).reshape(-1))(jnp.eye(24))
+    np.testing.assert_allclose(product, dense, atol=1e-14)
+    root = loss.root(values, batch).reshape(-1, 8, 3)
+    per_example = np.einsum("kbi,kbj->bij", root, root)
+    np.testing.assert_allclose(per_example, np.stack([dense[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] for i in range(8)]))
+    drawn = jax.vmap(lambda key: loss.sample(values, batch, key))(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(np.einsum("sbi,sbj->bij", drawn, drawn) / 20_000, per_example, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train_every": 3}, r"dqn.train_every: 3 does not divide num_steps 128"),
+        ({"replay_ratio": 0.3}, r"dqn.replay_ratio: 0.3 x 16 environment steps .* are 4.8 gradient steps"),
+        ({"replay_ratio": 1 / 32}, r"dqn.replay_ratio: .* are 0.5 gradient steps"),
+        ({"capacity": 10_001}, r"dqn.capacity: 10001 is not allowed; give a multiple of .* 16"),
+        ({"capacity": 16, "n_step": 5}, r"dqn.capacity: 16 is not allowed; .* at least num_envs x n_step, 20"),
+        ({"target_rate": 1.5}, r"dqn.target_rate: 1.5 is not allowed"),
+        ({"buffer_at_switch": "drop"}, r"dqn.buffer_at_switch: 'drop' is unknown; allowed: keep, clear"),
+        ({"gamma": 1.1}, r"dqn.gamma: 1.1 is not allowed; give a number from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        dqn.DQN(**settings)
+
+
+def test_streams_that_cannot_be_played_are_refused():
+    with pytest.raises(ConfigError, match=r"agent: dqn needs discrete actions"):
+        dqn.batch_like(dqn.DQN(), STREAMS["pendulum_chain"].spaces())
+    with pytest.raises(ConfigError, match=r"dqn.warmup: 1000 is not allowed for tasks of 512 steps"):
+        dqn.DQN().check_task(1)
+
+
+def test_a_network_of_action_values_has_one_branch():
+    model = ActorCritic((8, 6)).build((4,), 3, continuous=None)
+    assert model.hidden == ("dense_0", "dense_1")
+    outputs, features = model.apply(model.init(jax.random.key(0)), jnp.ones((5, 4)))
+    assert outputs.shape == (5, 3)
+    assert {name: x.shape for name, x in features.items()} == {"dense_0": (5, 8), "dense_1": (5, 6)}
+
+
+def test_games_are_kept_in_a_quarter_of_the_memory():
+    environment = STREAMS["minatar_chain"].build().environment
+    kept = jax.eval_shape(lambda: replay.empty(environment, 10, 2))
+    assert kept.observation.dtype == kept.successor.dtype == jnp.bool_
