@@ -287,6 +287,11 @@ class _Trace:
         if not any(value.data for value in ins):
             whole = moves and {of for _, of, _ in axes} >= {of for _, of, at in ins[0].axes if ins[0].shape[at] > 1}
             return flow.Value(shape, ins[0].param if whole else None, axes)
+        if step.name == "gather" and not ins[0].data:  # The rows of a table that the data choose: an embedding.
+            if ins[0].param:
+                self.kinds[ins[0].param] = "embedding"
+            places = [i for i in range(len(shape)) if i not in step.eqn.params["dimension_numbers"].offset_dims]
+            return flow.Value(shape, batch=None if ins[1].batch is None else places[ins[1].batch], data=True)
         layers = frozenset().union(*(value.layers for value in ins))
         batches = {moved(i, v.batch) for i, v in enumerate(ins) if v.batch is not None}
         units = {(v.layer, moved(i, v.unit)) for i, v in enumerate(ins) if v.unit is not None}

@@ -59,6 +59,8 @@ class _GPT(Network):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Features]:
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ConfigError(f"model: 'gpt' needs tokens, integers [B, T]; this stream's inputs are {x.dtype}")
         if x.shape[1] > self.length:
             raise ConfigError(f"x: {x.shape[1]} tokens are too many; this model was built for {self.length} or fewer")
         config, counts = self.config, counted(x)

@@ -6,11 +6,12 @@
   logits, targets or actions; ``input_shape``, of one example; ``continuous``, whether actions are real vectors; and, to
   draw the weights, ``rngs`` (`flax.nnx.Rngs`) or ``key``. All others need defaults; numbers, strings and tuples among
   them become settings: ``--model.width``.
-* A module is called with a batch ``[B, *input_shape]``; one of Equinox with single examples, by `jax.vmap`. A pair of
-  functions is ``init(key) -> params`` and ``apply(params, x) -> outputs``.
-* It returns its outputs ``[B, outputs]``, or a pair of these and a dict of its features. For PPO it returns
-  ``(logits, value)``, for continuous actions ``(mean, log_std, value)``; or a dict with ``policy``, ``value`` and, for
-  continuous actions, ``log_std``.
+* A module is called with a batch ``[B, *input_shape]`` of floats, in experiments on tokens of integers; one of Equinox
+  with single examples, by `jax.vmap`. A pair of functions is ``init(key) -> params`` and
+  ``apply(params, x) -> outputs``.
+* It returns its outputs ``[B, outputs]``, of tokens ``[B, T, outputs]``, or a pair of these and a dict of its features.
+  For PPO it returns ``(logits, value)``, for continuous actions ``(mean, log_std, value)``; or a dict with ``policy``,
+  ``value`` and, for continuous actions, ``log_std``.
 * An nnx or Equinox module that is given as an object keeps its weights: every seed starts with them.
 * With batch normalisation, linen modules take an argument ``train`` in their call.
 
@@ -58,24 +59,28 @@ class OwnModel:
 
     source: ClassVar[_Source]
 
-    def build(self, input_shape: tuple[int, ...], outputs: int, *, continuous: bool | None = None) -> Model:
+    def build(
+        self, input_shape: tuple[int, ...], outputs: int, *, continuous: bool | None = None, tokens: bool = False
+    ) -> Model:
         """Makes the model; nothing is computed.
 
         Args:
           input_shape: of one example.
           outputs: number of logits or targets; of a policy, actions or their dimensions.
           continuous: whether actions are real vectors; None: the network is for supervised learning.
+          tokens: whether inputs are tokens, int32 ``[B, T]``; the network then gives logits ``[B, T, outputs]``.
 
         Raises:
           ConfigError: the network does not fit: its arguments, its outputs, random draws, collections of state.
         """
         obj, name = self.source
         facts = {"outputs": outputs, "input_shape": tuple(input_shape), "continuous": bool(continuous)}
+        example = jax.ShapeDtypeStruct((_EXAMPLES, *input_shape), jnp.int32 if tokens else jnp.float32)
         with _explained(name, input_shape):
-            made = _pure(obj, name, facts | dataclasses.asdict(self), input_shape)
+            made = _pure(obj, name, facts | dataclasses.asdict(self), example)
             if isinstance(made, Model):
                 return made
-            return _model(made, name, input_shape, outputs, continuous)
+            return _model(made, name, example, outputs, continuous)
 
 
 class _Source(NamedTuple):
@@ -193,7 +198,7 @@ def _explained(name: str, input_shape: tuple[int, ...]) -> Iterator[None]:
         ) from error
 
 
-def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int, ...]) -> Pure | Model:
+def _pure(obj: Any, name: str, facts: Mapping[str, Any], example: Any) -> Pure | Model:
     """The functions of a network; a function may return a whole `Model`."""
 
     def make(key: Key) -> Any:
@@ -208,7 +213,7 @@ def _pure(obj: Any, name: str, facts: Mapping[str, Any], input_shape: tuple[int,
     drawn = bool({p.name for p in _parameters(obj, name)} & {"rngs", "key"}) if _is_maker(obj) else False
     match _kind(kept[0]):
         case "linen":
-            return of_linen(kept[0], name, input_shape)
+            return of_linen(kept[0], name, example)
         case "nnx":
             return of_nnx(make, fixed=not drawn)
         case "equinox":
@@ -241,8 +246,8 @@ def _names(init: Callable[[Key], Tree], name: str) -> parameters.Named:
     return parameters.Named(tuple(named), jax.tree.structure(like), rest)
 
 
-def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, continuous: bool | None) -> Model:
-    """The model of a network."""
+def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool | None) -> Model:
+    """The model of a network, for batches like ``example``."""
     if pure.stats and continuous is not None:
         raise ConfigError(f"model: {name} has batch statistics, which PPO would act without; take layer normalisation")
     names = _names(pure.init, name)
@@ -252,7 +257,8 @@ def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, co
             out, moved = pure.call(names.unpack(params), stats, x, train)
             named = isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Mapping)
             out, features = out if named else (out, {})
-            return _outputs(out, name, x.shape[0], outputs, continuous), dict(features), moved
+            places = x.shape if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[:1]
+            return _outputs(out, name, places, outputs, continuous), dict(features), moved
 
         return run
 
@@ -260,7 +266,6 @@ def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, co
         return names.pack(pure.init(key))
 
     like = jax.eval_shape(draw, tree.key_like())
-    example: Any = jax.ShapeDtypeStruct((_EXAMPLES, *input_shape), jnp.float32)
     plain = network(pure.stats, True)
     found = discovery.discover(plain, like, example)
     if found.draws:
@@ -296,12 +301,18 @@ def _model(pure: Pure, name: str, input_shape: tuple[int, ...], outputs: int, co
     )
 
 
-def _outputs(out: Any, name: str, size: int, outputs: int, continuous: bool | None) -> Tree:
-    """What a network gives, as losses and policies read it; raises `ConfigError` if it is something else."""
+def _outputs(out: Any, name: str, places: tuple[int, ...], outputs: int, continuous: bool | None) -> Tree:
+    """What a network gives at each of ``places``, examples or ``[B, T]``, as losses and policies read it.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    size = places[0]
     hint = f"; let its class or function take the argument outputs, here {outputs}"
     if continuous is None:
-        if isinstance(out, tuple | list | Mapping) or jnp.shape(out) != (size, outputs):
-            raise ConfigError(f"model: {name} gives {_shapes(out)}, and the stream needs [B, {outputs}]{hint}")
+        if isinstance(out, tuple | list | Mapping) or jnp.shape(out) != (*places, outputs):
+            needed = ", ".join(map(str, ("B", *places[1:], outputs)))
+            raise ConfigError(f"model: {name} gives {_shapes(out)}, and the stream needs [{needed}]{hint}")
         return out
     parts = ("policy", "log_std", "value") if continuous else ("policy", "value")
     if isinstance(out, tuple | list) and len(out) == len(parts):

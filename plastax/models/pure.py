@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -33,9 +32,12 @@ class Pure(NamedTuple):
     fixed: bool = False
 
 
-def of_linen(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Pure:
-    """A linen module; raises `ConfigError`, with its ``name``, for other collections than ``batch_stats``."""
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+def of_linen(module: nn.Module, name: str, example: Any) -> Pure:
+    """A linen module, for batches like ``example``.
+
+    Raises:
+      ConfigError: with its ``name``, for other collections than ``batch_stats``.
+    """
     takes = inspect.signature(type(module).__call__).parameters
 
     def mode(train: bool) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from plastax import data, tree
 from plastax.data import Dataset, text
 from plastax.data.text import Corpus
 from plastax.errors import ConfigError
 from plastax.models import SUPERVISED
+from plastax.models.own import OwnModel
 from plastax.program import supervised
 from plastax.program.training import Training
 from plastax.streams import TOKENS
@@ -203,8 +205,9 @@ def prepare(config: Config, name: str, shared: Streams) -> Prepared:
     _check_boundaries(config, name, method, stream)
     chosen = settings.choice(config, "model")
     options = settings.with_options(chosen, config.model, name, method.model_options)
-    model = options.build(stream.input_shape, stream.outputs)
-    model = model._replace(batch_like=supervised.batch_like(training, stream))
+    like = supervised.batch_like(training, stream)
+    tokens = {"tokens": True} if isinstance(options, OwnModel) and jnp.issubdtype(like.x.dtype, jnp.integer) else {}
+    model = options.build(stream.input_shape, stream.outputs, **tokens)._replace(batch_like=like)
     _check_outputs(config.model, model, stream)
     _check_rank(config, name, model)
     probes = probes_of(config, model, training.learning_rate, updates * steps)

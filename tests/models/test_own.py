@@ -146,6 +146,30 @@ def test_layers_features_and_outputs_are_found(name: str) -> None:
     assert all(features[layer].shape[-1] == unit.width * unit.copies for layer, unit in model.units.items())
 
 
+class Reader(nn.Module):
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.Embed(self.outputs, 6, name="embed")(x)
+        h = h + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(h), mask=nn.make_causal_mask(x))
+        return nn.Dense(self.outputs, name="head")(nn.relu(nn.Dense(5, name="hidden")(h)))
+
+
+def test_a_network_of_tokens() -> None:
+    model = own.entry(Reader, "reader").build((4,), 7, tokens=True)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    outputs, features = jax.eval_shape(model.apply, params, x)
+    assert outputs.shape == (2, 4, 7)
+    assert features["hidden"].shape == (2, 4, 5)
+    assert (model.layers, [*model.units], model.activation) == (("hidden", "head"), ["hidden"], "relu")
+    found = roles.of_model(model).of(params)
+    assert (found["embed/embedding"].kind, found["head/kernel"].output) == ("embedding", True)
+    with pytest.raises(ConfigError, match=r"reader gives \[B, 4, 7\], and the stream needs \[B, 4, 8\]"):
+        own.entry(Reader(7), "reader").build((4,), 8, tokens=True)
+
+
 @every_network
 def test_units_and_taps_keep_the_contract_of_models(name: str) -> None:
     """Each unit is its incoming entries and acts through its outgoing ones; taps are pre-activations."""

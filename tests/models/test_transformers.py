@@ -231,6 +231,12 @@ def test_bad_input_is_one_line(case: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_inputs_that_are_no_tokens_are_refused() -> None:
+    model = CONFIG.build((LENGTH,), VOCABULARY)
+    with pytest.raises(ConfigError, match=r"model: 'gpt' needs tokens, .*; this stream's inputs are float32"):
+        jax.eval_shape(model.apply, draw(model), jnp.zeros((2, LENGTH)))
+
+
 def test_sequences_longer_than_the_network_was_built_for_are_refused() -> None:
     model = CONFIG.build((LENGTH,), VOCABULARY)
     with pytest.raises(ConfigError, match="x: 7 tokens are too many; this model was built for 6 or fewer"):
