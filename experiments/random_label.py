@@ -2,6 +2,7 @@
 
     make run EXP=random_label
     make run EXP=random_label ARGS="--data mnist --preset kumar --methods backprop l2 l2_init reset"
+    make run EXP=random_label ARGS="--model vit --tasks 12"
 
 Leaves its run in <runs-dir>/random_label/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from plastax.models import ViT
 from plastax.program.training import Training
 from plastax.streams import RandomLabel
 from plastax.study import supervised
@@ -39,11 +41,13 @@ EPS: dict[str, Any] = dict.fromkeys(("hessian.eps", "ggn.eps", "kronecker.eps"),
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"methods": ("backprop", "reset"), "seeds": 2, "tasks": 3, "model_settings.hidden": (32, 32),
+              "model_settings": ViT(width=8, depth=1, heads=2),
               "probes": ("features", "weights"), "stream.examples": 100, "training.epochs": 10,
               "training.batch_size": 20},
     # er_lr: what arXiv 2509.22335 takes for L2-ER on permuted MNIST. The others, where the methods' own defaults do
     # little here: chosen from a few values on seeds 100 and 101, 8 to 10 tasks.
-    "default": {"model_settings.hidden": (100, 100), "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
+    "default": {"model_settings.hidden": (100, 100), "model_settings": ViT(width=32, depth=2),
+                "l2_er.er_lr": 1e-2, "effective_rank.er_lr": 1e-2,
                 "shrink_and_perturb.shrink": 1e-2, "shrink_and_perturb.perturb": 3e-2, "muon.learning_rate": 3e-3,
                 "dash.floor": 0.9, "weight_decay.decay": 1e-4,
                 # Enough of the Hessian for ranks whose standard errors are small at these thresholds.
