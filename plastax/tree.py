@@ -36,6 +36,16 @@ def wide(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.astype(wide_type(x)), tree)
 
 
+def widened(tree: Tree) -> Tree:
+    """Floating-point arrays in single precision at least; all else as it is."""
+
+    def leaf(x: Any) -> Any:
+        floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.asarray(x, wide_type(x)) if floating and x.dtype != wide_type(x) else x
+
+    return jax.tree.map(leaf, tree)
+
+
 def wide_type(x: Array) -> Any:
     """The type of an array, single precision at least."""
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -77,6 +77,11 @@ class MethodArgs(NamedTuple):
     counted_fn: Callable[[Tree], Array | None] = all_count
 
 
+LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+"""Metadata of a setting's field that is no part of a run's settings, and of its hash, while it has its default: runs
+from before it came keep theirs."""
+
+
 class Moving(optax.GradientTransformationExtraArgs):
     """A method that can also make the whole step: ``move(grads, state, params, **args) -> (params, state)``.
 
@@ -199,10 +204,16 @@ class Operator(NamedTuple):
     Attributes:
       mv: ``tree -> tree``, linear and symmetric.
       like: a tree of arrays (or shape structs) of the operator's domain.
+      product: how products are taken: ``forward``, ``reverse`` or ``finite``, see `plastax.curvature.products`; None:
+        nothing was to choose.
+      error: ``tangent -> scalar``: a bound on the norm of the product's error, estimated by differences of two steps;
+        None: the product is exact up to rounding.
     """
 
     mv: Callable[[Tree], Tree]
     like: Tree
+    product: str | None = None
+    error: Callable[[Tree], Array] | None = None
 
 
 def _same(outputs: Tree) -> Tree:

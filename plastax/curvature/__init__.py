@@ -22,6 +22,7 @@ from plastax.curvature.gram import ggn_spectrum, gram_matrix, gram_spectrum, ntk
 from plastax.curvature.kronecker import Factors, kronecker
 from plastax.curvature.memory import memory
 from plastax.curvature.operators import add, block, dense, from_matrix, ggn, hessian, scale, shift
+from plastax.curvature.products import asymmetry
 from plastax.curvature.published import published_epsilon_rank
 from plastax.curvature.quadrature import spectrum
 from plastax.curvature.spectrum import Estimate, Extremes, Spectrum, from_eigenvalues
@@ -36,6 +37,7 @@ __all__ = [
     "Spectrum",
     "Trainability",
     "add",
+    "asymmetry",
     "block",
     "dead_unit_rank_bound",
     "dense",

@@ -19,6 +19,7 @@ example counts (`Loss.weights`), so ``token_cross_entropy`` can be chunked there
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from plastax import parameters, tree
-from plastax.curvature import checks, losses
+from plastax.curvature import checks, losses, products
 from plastax.curvature.coupling import independent
+from plastax.curvature.products import Way
 from plastax.types import Array, Key, Loss, Operator, Params, Tree
 
 Product = Callable[[Tree], Tree]
@@ -101,11 +103,17 @@ def _operator(linearised: Linearised, params: Params, data: Tree, chunk_size: in
 
 @jax.default_matmul_precision("highest")
 def hessian(
-    loss_fn: Callable[..., Array], params: Params, data: Tree | None = None, chunk_size: int | None = None
+    loss_fn: Callable[..., Array],
+    params: Params,
+    data: Tree | None = None,
+    chunk_size: int | None = None,
+    product: Way = "auto",
 ) -> Operator:
-    """Hessian of a scalar function, as the forward derivative of its gradient.
+    """Hessian of a scalar function, as the derivative of its gradient.
 
-    The gradient is linearised here, once: a product costs its linear part alone.
+    The gradient is linearised here, once: a product costs its linear part alone. Central differences, the last resort,
+    take four gradients a product. Parameters and data in 16 bits are widened first: products are those of the function
+    at the same numbers in float32. What the function itself narrows stays narrow.
 
     Args:
       loss_fn: ``(params) -> scalar``, or ``(params, data) -> scalar`` if ``data`` is given.
@@ -113,16 +121,16 @@ def hessian(
         modules, train states). ``loss_fn`` gets it as it was given.
       data: second argument of ``loss_fn``, not differentiated.
       chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
+      product: how products are taken, see `plastax.curvature.products`: ``forward``, ``reverse``, ``finite``, or the
+        first of them that works, which `Operator.product` names. Static.
 
     Returns:
-      An operator over trees like ``params``, of their dtypes, with None for what is no parameter.
+      An operator over trees like ``params``, in float32 at least, with None for what is no parameter.
 
     Raises:
+      ConfigError: if ``product`` is unknown, or needs a derivative that ``loss_fn`` lacks.
       ValueError: if ``loss_fn`` does not return a scalar, ``params`` has no parameters or complex ones, the leaves of
         ``data`` cannot be chunked, or, outside `jit`, loss or gradient is not finite.
-
-    References:
-      Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -131,28 +139,37 @@ def hessian(
       >>> op.mv(jnp.array([1.0, 1.0])).tolist()
       [2.0, 6.0]
     """
+    products.check(product)
     loss_fn, params = parameters.of(loss_fn, params)
+    params, data = tree.widened((params, data))
     if chunk_size is not None:
         if data is None:
             raise ValueError("chunk_size needs data, and a loss_fn of (params, data)")
         chunks(data, chunk_size)
         data = tree.gathered(data)
-    checks.scalar(loss_fn, params, *(() if data is None else (data,)))
-    gradient = jax.value_and_grad(loss_fn)
+    given = () if data is None else (data,)
+    checks.scalar(loss_fn, params, *given)
 
-    def linearised(*args: Tree) -> tuple[Product, Tree]:
+    def at(way: Way, params: Params, *args: Tree) -> products.Products:
         def slope(p: Params) -> tuple[Params, Array]:
-            value, slopes = gradient(p, *args)
+            value, slopes = jax.value_and_grad(loss_fn)(p, *args)
             return slopes, value
 
-        slopes, product, value = jax.linearize(slope, params, has_aux=True)
-        return _visible(product, value), {"loss": value, "gradient": slopes}
+        return products.linearised(slope, params, way)
 
-    if data is not None:
-        return _operator(linearised, params, data, chunk_size)
-    product, primal = linearised()
-    checks.finite(primal)
-    return Operator(product, params)
+    def linearised(part: Tree) -> tuple[Product, Tree]:
+        found = at(way, params, part)
+        return _visible(found.mv, found.value), {"loss": found.value, "gradient": found.slopes}
+
+    if chunk_size is None or chunk_size >= checks.examples(data):
+        found = at(product, params, *given)
+        checks.finite({"loss": found.value, "gradient": found.slopes})
+        return Operator(_visible(found.mv, found.value), params, found.way, found.error)
+    way = products.first(functools.partial(at, product), params, chunk(data, 0, chunk_size))
+    op = _operator(linearised, params, data, chunk_size)._replace(product=way)
+    if way != "finite":
+        return op
+    return op._replace(error=lambda tangent: _mean(lambda part: at(way, params, part).error(tangent), data, chunk_size))
 
 
 @jax.default_matmul_precision("highest")
@@ -175,7 +192,7 @@ def sandwich(
       finite: see `Loss.finite`.
     """
     apply_fn, params = parameters.of(apply_fn, params)
-    data = data if chunk_size is None else tree.gathered(data)
+    params, data = tree.widened((params, data if chunk_size is None else tree.gathered(data)))
 
     def linearised(part: Tree) -> tuple[Product, Tree]:
         outputs, push = jax.linearize(lambda p: apply_fn(p, part), params)
@@ -191,11 +208,11 @@ def sandwich(
         seen = finite(outputs)
         return _visible(product, seen), {"outputs": jax.tree.map(lambda x: jnp.sum(0.0 * x), seen)}
 
-    op = _operator(linearised, params, data, chunk_size)
+    op = _operator(linearised, params, data, chunk_size)._replace(product="forward")
     if chunk_size is None or chunk_size >= checks.examples(data):
         return op
     nan = independent(apply_fn, params, data, chunk_size, f"chunk_size={chunk_size}")
-    return Operator(_plus(nan, op.mv), params)
+    return op._replace(mv=_plus(nan, op.mv))
 
 
 def ggn(
@@ -208,7 +225,8 @@ def ggn(
     """Generalised Gauss-Newton matrix ``J^T C J``: J of the outputs, C the loss's Hessian in the outputs.
 
     Positive semi-definite. For cross-entropy it is the Fisher information matrix of the network's own distribution.
-    The network is linearised here, once, unless it is chunked.
+    The network is linearised here, once, unless it is chunked. Parameters and data in 16 bits are widened, as in
+    `hessian`.
 
     Args:
       apply_fn: ``(params, data) -> outputs``, a tree.
@@ -218,7 +236,7 @@ def ggn(
       chunk_size: examples of ``data`` to process together, see the module; all by default. Static.
 
     Returns:
-      An operator over trees like ``params``, of their dtypes, with None for what is no parameter.
+      An operator over trees like ``params``, in float32 at least, with None for what is no parameter.
 
     Raises:
       ValueError: if ``loss`` is an unknown name, ``params`` has no leaf or one that is not real floating point, outputs
@@ -268,8 +286,8 @@ def from_matrix(a: Array) -> Operator:
 def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
     """The diagonal block of some parameters, usually those of a layer.
 
-    A product costs as much as one of the whole operator. For the block of a late layer it is cheaper to take the
-    operator of a loss that closes over the other parameters.
+    Of an operator with forward products, as `hessian` and `ggn` usually give, a product costs what these parameters
+    reach: half of the whole one for an early layer, less for a late one. Else it costs a product of the whole.
 
     Args:
       op: over a tree with path names, see `plastax.tree.path_name`.
@@ -300,12 +318,18 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
     if not any(chosen(name) for name in tree.named_leaves(op.like)):
         raise ValueError(f"no parameter is selected by {select!r}; their names are {list(tree.named_leaves(op.like))}")
 
-    def product(tangent: Tree) -> Tree:
+    def whole(tangent: Tree) -> Tree:
         # The tangent has None in place of the leaves that are not selected.
-        full = jax.tree.map(lambda x, t: jnp.zeros(x.shape, x.dtype) if t is None else t, op.like, tangent)
-        return keep(op.mv(full))
+        return jax.tree.map(lambda x, t: jnp.zeros(x.shape, x.dtype) if t is None else t, op.like, tangent)
 
-    return Operator(product, keep(op.like))
+    def product(tangent: Tree) -> Tree:
+        return keep(op.mv(whole(tangent)))
+
+    if op.product == "forward":
+        # The derivative of a linear map is itself, without what does not depend on the chosen parameters.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), keep(op.like))
+        product = jax.linearize(product, zeros)[1]
+    return op._replace(mv=product, like=keep(op.like), error=None if op.error is None else lambda t: op.error(whole(t)))
 
 
 def add(*ops: Operator) -> Operator:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 
-from plastax import linalg, sharding
+from plastax import linalg, sharding, tree
 from plastax.curvature import checks, spread
 from plastax.curvature.lanczos import (
     Reorthogonalise,
@@ -143,4 +143,8 @@ def spectrum(
     nodes, weights, residuals, breakdowns, leftovers = found
     coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.like))
     unit = jnp.asarray(coarsest, dtype) if coarsest > jnp.finfo(dtype).eps else None
+    if op.error is not None:
+        vector = tree.normal_like(jax.random.fold_in(key, 2**31 - 1), op.like)
+        size = tree.norm(vector) * jnp.max(jnp.abs(nodes))
+        unit = (op.error(vector) / jnp.where(size == 0, 1.0, size)).astype(dtype)
     return Spectrum(nodes, weights, residuals, dim, breakdowns, leftovers, jnp.array(complete), unit)
