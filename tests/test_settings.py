@@ -74,6 +74,13 @@ def test_identity_is_that_of_the_numbers():
     assert identity("--methods l2_er") != identity("--methods l2_er --l2-er.er-lr 3")
 
 
+def test_a_later_setting_counts_only_where_it_is_not_at_its_default():
+    """So runs of before it came keep their settings and identity."""
+    assert "blocks" not in settings.to_json(parse())["hessian"]
+    assert settings.to_json(parse("--hessian.blocks kinds"))["hessian"]["blocks"] == "kinds"
+    assert identity("--hessian.product auto") == identity("") != identity("--hessian.product finite")
+
+
 @pytest.mark.parametrize(
     ("line", "names"),
     [

@@ -17,6 +17,7 @@ Examples:
 from __future__ import annotations
 
 from plastax.curvature import lanczos
+from plastax.curvature.blocks import BlockSpectra, block_spectra
 from plastax.curvature.fisher import empirical_fisher, fisher
 from plastax.curvature.gram import ggn_spectrum, gram_matrix, gram_spectrum, ntk_spectrum
 from plastax.curvature.kronecker import Factors, kronecker
@@ -30,6 +31,7 @@ from plastax.curvature.trainability import Trainability, dead_unit_rank_bound, l
 from plastax.types import Loss
 
 __all__ = [
+    "BlockSpectra",
     "Estimate",
     "Extremes",
     "Factors",
@@ -39,6 +41,7 @@ __all__ = [
     "add",
     "asymmetry",
     "block",
+    "block_spectra",
     "dead_unit_rank_bound",
     "dense",
     "empirical_fisher",

@@ -164,7 +164,7 @@ def _measure(
         "features": bool(hidden), "taps": bool(tapped), "init": init is not None,
         "origins": initial is not None and previous is not None,
     })  # fmt: skip
-    draw = _no_init if init is None else lambda key: parameters.split(init(key))[0]
+    draw = lambda key: params if init is None else parameters.split(init(key))[0]  # noqa: E731
     model = Model(
         draw, lambda p, x: seen_at(p, {}, x)[:2], taps_of, seen_at, layers, tuple(hidden),
         activation=activation or "relu", roles=roles, counted=counted,
@@ -215,7 +215,3 @@ def _arrays(features: Mapping[str, Any]) -> Features:
     if wrong:
         raise ConfigError(f"apply: the features {', '.join(wrong)} are not allowed; give arrays [B, ..., units]")
     return dict(features)
-
-
-def _no_init(key: Key) -> Params:
-    raise NotImplementedError

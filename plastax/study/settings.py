@@ -273,6 +273,11 @@ def to_json(config: Config) -> dict[str, Any]:
     # Runs without them have the hash that they had before these settings came.
     unused |= {name for name in ("tune_on", "arms") if not getattr(config, name)}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
+    for group in settings:
+        entry = getattr(config, group)
+        for field in dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ():
+            if field.metadata.get("later") and getattr(entry, field.name) == field.default:
+                del settings[group][field.name]
     return json.loads(json.dumps(settings, default=os.fspath))
 
 

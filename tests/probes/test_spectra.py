@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe, ranks
+from plastax.errors import ConfigError
+from plastax.probes import GGN, Hessian, NTKProbe, TrainabilityProbe, measure, ranks
 from plastax.testing.probes import check_declared
 from plastax.types import ProbeInput
 from tests.probes.layers import entropy_rank
@@ -125,3 +126,57 @@ def test_spectra_are_taken_on_a_spread_part_of_the_batch(examples: int, stride: 
     for name, expected in make_batch().items():
         assert len(batch[name]) <= examples
         np.testing.assert_array_equal(batch[name], expected[::stride])
+
+
+@jax.custom_vjp
+def fused(x: jax.Array) -> jax.Array:
+    """A nonlinearity whose backward pass has no derivative."""
+    return jnp.tanh(x)
+
+
+def on_host(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+    return np.asarray(g) * (1 - np.tanh(np.asarray(x)) ** 2)
+
+
+fused.defvjp(
+    lambda x: (jnp.tanh(x), x), lambda x, g: (jax.pure_callback(on_host, x, x, g, vmap_method="broadcast_all"),)
+)
+
+
+def test_the_rounding_of_finite_differences_is_recorded() -> None:
+    weights = {"hidden": {"kernel": jnp.eye(4) / 2}, "output": {"kernel": jnp.ones((4, 3))}}
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        hidden = fused(x @ params["hidden"]["kernel"])
+        return hidden @ params["output"]["kernel"], {"hidden": hidden}
+
+    batch = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32), jnp.arange(8) % 3
+    config = Hessian(order=6, probes=1, eps=(0.1,), product="finite")
+    values = measure((config,), weights, apply, batch, jax.random.key(0))
+    assert 0 < values["hessian/rounding"] < 1e-2 * values["hessian/largest"]
+
+
+def test_settings_that_name_nothing_are_refused() -> None:
+    for setting, said in {
+        "product": r"hessian.product: 'forwad' is unknown \(did you mean 'forward'",
+        "blocks": r"hessian.blocks: 'forwad' is unknown; allowed: whole, layers, kinds",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            Hessian(**{setting: "forwad"})
+
+
+@pytest.mark.parametrize("config", [Hessian, pytest.param(GGN, marks=pytest.mark.slow)])
+def test_spectra_of_blocks_are_recorded_beside_the_whole(config: Any) -> None:
+    """Every block is exact here."""
+    probe = config(blocks="kinds", order=200, probes=1, eps=(1e-2,)).build(MODEL)
+    assert probe.coords["block"] == ("mlp", "head")
+    values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
+    check_declared(probe, values)
+    expected = dense_spectrum(config is GGN)
+    np.testing.assert_allclose(values["nodes"][0], expected[-values["nodes"].size :], atol=1e-5 * expected[-1])
+    assert values["block_dim"].sum() == len(expected)
+    np.testing.assert_allclose(values["block_trace"].sum(), expected.sum(), rtol=1e-4)
+    outside = 1 - np.square(values["block_frobenius"]).sum() / np.square(expected).sum()
+    np.testing.assert_allclose(values["off_diagonal"], outside, atol=1e-4)
+    sizes = np.isfinite(values["block_nodes"]).sum(axis=(1, 2))
+    np.testing.assert_array_equal(sizes, np.minimum(values["block_dim"], values["nodes"].size))
