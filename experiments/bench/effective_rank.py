@@ -10,8 +10,9 @@ Errors are of the gradient against a float64 singular value decomposition, relat
 The others are of training: by plain optimisation, with L2, and with L2-ER, whose time is a mean over acting and other
 steps. One is of gradient steps of the preset `paper` of `permuted_mnist`: five networks 784-1000-1000-1000-10, batches
 of one, plain gradient descent, L2-ER on the last 100 examples every 100 steps. The other is of updates of the default
-`rl_gymnax`, eight seeds, Kronecker factors included. Sides are timed in turn, in one process; ratios are medians over
-rounds.
+`rl_gymnax`, eight seeds, Kronecker factors included. Their last row is what LAPACK takes for the eigendecompositions
+alone, as many and as large: plain training and these are the least that L2-ER can take. Sides are timed in turn, in one
+process; ratios are medians over rounds.
 
     make bench BENCH=effective_rank
 
@@ -86,11 +87,12 @@ class Ranked(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Times of a gradient step or an update of all networks, by method."""
+    """Times of a gradient step or an update of all networks, by method; and of L2-ER's eigendecompositions alone."""
 
     plain: Times
     l2: Times
     l2_er: Times
+    decompositions: Times
 
 
 def through_svdvals(x: Array) -> Array:
@@ -164,9 +166,25 @@ def reinforcement(updates: int, method: MethodConfig) -> Program:
     return ppo.program(agent, stream.build(), model, optimizer, probes, updates_per_task=updates)
 
 
-def trained(programs: list[Program], seeds: int, updates: int, units: int, rounds: int) -> Trained:
-    """Times of the three methods' programs, with ``units`` steps in a round."""
-    runs = [running(one, seeds, updates, rounds + 2) for one in programs]
+def decompositions(matrices: int, size: int, dtype: str, times: int) -> Running:
+    """Decomposes Gram matrices ``[size, size]``, ``times`` over; the cores share them as in training."""
+    x = np.random.default_rng(0).standard_normal((matrices, 2 * size, size)).clip(0)
+    grams = np.einsum("mni,mnj->mij", x, x).astype(dtype)
+    with jax.enable_x64(dtype == "float64"):
+        one = linalg.sequential(jax.jit(jnp.linalg.eigh), unroll=linalg.SIDE_BY_SIDE)
+
+        def step(grams: Array, _: None) -> tuple[Array, Array]:
+            values, vectors = jax.vmap(one)(grams)
+            # Each waits for the last one.
+            return grams + 0 * vectors, values[:, 0]
+
+        run = jax.jit(lambda grams: jax.lax.scan(step, grams, None, times)).lower(grams).compile()
+        return Running(jnp.asarray(grams), run)
+
+
+def trained(programs: list[Program], seeds: int, updates: int, units: int, rounds: int, alone: Running) -> Trained:
+    """Times of the three methods' programs and of the decompositions, with ``units`` steps in a round."""
+    runs = [*(running(one, seeds, updates, rounds + 2) for one in programs), alone]
     sides = [Side(name, run, units=units) for name, run in zip(Trained._fields, runs)]
     rounds_of(sides, 2)
     return Trained(*rounds_of(sides, rounds))
@@ -178,11 +196,15 @@ def both(config: Config, hidden: tuple[int, ...]) -> dict[str, Trained]:
     stream = Permuted(config.steps * (rounds + 3)).build(mnist(config.quick))
     methods = (Backprop(), L2(), L2ER(er_lr=1e-2, period=window, window=window))
     images = [supervised(config, hidden, method, stream) for method in methods]
-    done = {"a step of permuted_mnist": trained(images, config.seeds[0], 1, config.steps, rounds)}
+    seeds, agents = config.seeds
+    alone = decompositions(seeds * len(hidden), min(window, *hidden), "float32", config.steps // window)
+    done = {"a step of permuted_mnist": trained(images, seeds, 1, config.steps, rounds, alone)}
     if config.quick:
         return done
-    agents = [reinforcement(config.updates * (rounds + 2), method) for method in (Backprop(), L2(), L2ER())]
-    return done | {"an update of rl_gymnax": trained(agents, config.seeds[1], config.updates, config.updates, rounds)}
+    programs = [reinforcement(config.updates * (rounds + 2), method) for method in (Backprop(), L2(), L2ER())]
+    # Two hidden layers of 64 units of actor and critic each; twice an update of 8 epochs of 4 minibatches.
+    alone = decompositions(agents * 4, 64, "float64", 2 * config.updates)
+    return done | {"an update of rl_gymnax": trained(programs, agents, config.updates, config.updates, rounds, alone)}
 
 
 def ranks_table(done: list[Ranked]) -> Table:

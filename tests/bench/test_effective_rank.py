@@ -25,7 +25,7 @@ def test_bars_miss_what_is_slow():
 
     ranks = [bench.Ranked("2 x 3", times(1.0), times(through), times(9.0), 0.0, 0.0) for through in (4.5, 3.5)]
     for er, expected in ((1.2, True), (1.4, False)):
-        held = bench.bars(ranks, {"a step": bench.Trained(times(1.0), times(1.0), times(er))})
+        held = bench.bars(ranks, {"a step": bench.Trained(times(1.0), times(1.0), times(er), times(0.1))})
         assert [bar.ok for bar in held] == [True, False, expected]
 
 
