@@ -26,7 +26,8 @@ def losses(batch: parallel.Batch) -> tuple[np.ndarray, str]:
     for clock in (0, killing.LENGTH):
         state, record, *_ = of.run(state, data, clock)
         found.append(record.train["loss"])
-    return np.concatenate(found, axis=1), "".join(fn.as_text() for fn in (*of.training, of.measuring))
+    all_of = (*of.training, of.measuring.result()[0])
+    return np.concatenate(found, axis=1), "".join(fn.as_text() for fn in all_of if fn is not None)
 
 
 if __name__ == "__main__":
