@@ -10,7 +10,6 @@ import json
 import os
 import stat
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,22 +108,33 @@ def read_bytes(path: PathLike, most: int = 1 << 40) -> bytes:
 def arrays(archive: bytes) -> dict[str, np.ndarray]:
     """The arrays of an uncompressed ``.npz`` archive: none takes more memory than the archive.
 
-    `numpy.load` parses the header of every array as Python, which takes most of its time for small arrays.
+    `numpy.load` parses the header of every array as Python, and `zipfile` every entry of the directory: most of the
+    time for small arrays. Here arrays are read one after the other, as `numpy.savez` writes them.
 
     Raises:
       Exception: the archive is damaged, or holds something else; the class depends on which byte is wrong.
+
+    References:
+      PKWARE, "APPNOTE.TXT - .ZIP File Format Specification", sections 4.3.7 (headers), 4.3.16 (end), 4.5.3 (sizes).
     """
-    out = {}
-    with zipfile.ZipFile(io.BytesIO(archive)) as directory:
-        for member in directory.infolist():
-            before = member.header_offset + 30 + sum(struct.unpack_from("<HH", archive, member.header_offset + 26))
-            content = archive[before : before + member.file_size]
-            if member.compress_type != zipfile.ZIP_STORED or zlib.crc32(content) != member.CRC:
-                raise ValueError(f"bad content of {member.filename}")
-            start = 10 + int.from_bytes(content[8:10], "little")
-            shape, fortran, dtype = _header(content[:start])
-            flat = np.frombuffer(content, dtype, offset=start)
-            out[member.filename.removesuffix(".npy")] = flat.reshape(shape, order="F" if fortran else "C").copy()
+    count, directory = struct.unpack_from("<H4xI", archive, archive.rindex(b"PK\5\6") + 10)
+    out, place = {}, 0
+    for _ in range(count):
+        magic, packed, checksum, size, name, extra = struct.unpack_from("<4s4xH4xI4xIHH", archive, place)
+        place += 30 + name
+        key = archive[place - name : place].decode().removesuffix(".npy")
+        if size == 0xFFFFFFFF:
+            (size,) = struct.unpack_from("<Q", archive, place + 4)
+        place += extra + size
+        content = archive[place - size : place]
+        if magic != b"PK\3\4" or packed or zlib.crc32(content) != checksum:
+            raise ValueError(f"bad content of {key}")
+        start = 10 + int.from_bytes(content[8:10], "little")
+        shape, fortran, dtype = _header(content[:start])
+        flat = np.frombuffer(content, dtype, offset=start)
+        out[key] = flat.reshape(shape, order="F" if fortran else "C").copy()
+    if place != directory:
+        raise ValueError(f"{count} arrays end at byte {place}, and the directory is at {directory}")
     return out
 
 
