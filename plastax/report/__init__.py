@@ -106,8 +106,8 @@ def write(run: RunLike, page: str | os.PathLike[str] | None = None) -> pathlib.P
     write_table(table.summary(study.data).reset_index(), page.with_name("summary.csv"))
     if not isinstance(best := selection.best(study.data), str):
         write_table(best, page.with_name("selection.csv"))
-    figures.write(study.data, page.with_name("figures"))
-    return html.write([study], page)
+    made = figures.write(study.data, page.with_name("figures"))
+    return html.write([study], page, made["prediction"].frame if "prediction" in made else None)
 
 
 def _print_best(data: xr.Dataset, console: Console, statistic: Statistic = "mean", quantity: str = "") -> None:

@@ -312,7 +312,7 @@ def drawings(data: xr.Dataset, names: Collection[str] = ()) -> dict[str, Drawing
     return out
 
 
-def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
+def write(data: xr.Dataset, directory: pathlib.Path) -> dict[str, Drawing]:
     """Writes every figure with data as PNG, PDF and CSV.
 
     Args:
@@ -320,11 +320,12 @@ def write(data: xr.Dataset, directory: pathlib.Path) -> pathlib.Path:
       directory: made if it is missing.
 
     Returns:
-      The directory.
+      The figures by name.
     """
-    for name, drawing in drawings(data).items():
+    made = drawings(data)
+    for name, drawing in made.items():
         with styled():
             save(*drawing, directory, name)
     if (score := score_of(data)) is not None and (frame := curve_per_update(data)) is not None:
         write_table(frame, directory / f"{score.figure}_per_update.csv")
-    return directory
+    return made

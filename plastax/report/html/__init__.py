@@ -77,12 +77,13 @@ def by_arm(frame: pd.DataFrame, data: xr.Dataset) -> pd.DataFrame:
     return pd.concat([about.fillna(""), frame], axis=1).set_axis(methods.to_list())
 
 
-def page(data: xr.Dataset, configs: provenance.Configs) -> str:
+def page(data: xr.Dataset, configs: provenance.Configs, foretold: pd.DataFrame | None = None) -> str:
     """The report as HTML.
 
     Args:
       data: a study, see `side_by_side`.
       configs: of the runs.
+      foretold: see `prediction.section`.
     """
     found = verdict.findings(data)
     shown = data if data.sizes["arm"] <= drawn.ARMS else data.sel(arm=drawn.arms(data))
@@ -133,7 +134,7 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
             partly(spectra.section(shown, "hessian")),
             partly(spectra.section(shown, "ggn")),
             by_arms(relation.section(data)),
-            prediction.section(data),
+            prediction.section(data, foretold),
             partly(network.section(shown)),
             partly(network.kronecker(shown)),
             partly(network.others(shown)),
@@ -143,12 +144,15 @@ def page(data: xr.Dataset, configs: provenance.Configs) -> str:
     )
 
 
-def write(studies: Sequence[LoadedRun], path: str | os.PathLike[str]) -> pathlib.Path:
+def write(
+    studies: Sequence[LoadedRun], path: str | os.PathLike[str], foretold: pd.DataFrame | None = None
+) -> pathlib.Path:
     """Writes the report of one run, or of several side by side.
 
     Args:
       studies: the runs.
       path: the file.
+      foretold: see `prediction.section`.
 
     Returns:
       The file.
@@ -157,7 +161,7 @@ def write(studies: Sequence[LoadedRun], path: str | os.PathLike[str]) -> pathlib
       ConfigError: the runs cannot be drawn side by side.
     """
     path, (data, configs) = pathlib.Path(path), side_by_side(studies)
-    head, body, rest = page(data, configs).rpartition("</head>")  # The head has plotly's code.
+    head, body, rest = page(data, configs, foretold).rpartition("</head>")  # The head has plotly's code.
     content = (head + body + worded(rest, data.attrs["axis"])).encode()
     write_atomic(path, lambda file: file.write(content))
     return path

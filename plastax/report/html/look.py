@@ -73,6 +73,11 @@ def small(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
+def scatter(made: go.Figure, **options: Any) -> None:
+    """``made.add_scatter(**options)`` in half the time: it checks the options once, not twice."""
+    made.add_trace({"type": "scatter", **options})
+
+
 def band(
     made: go.Figure,
     x: np.ndarray,
@@ -110,9 +115,10 @@ def band(
             "mode": "lines",
             "line": {"width": 0},
         }
-        made.add_scatter(x=x, y=np.where(low > 0, low, mean / 10) if log else low, **edges)
-        made.add_scatter(x=x, y=high, fill="tonexty", fillcolor=clear(style["color"], 0.17), **edges)
-    made.add_scatter(
+        scatter(made, x=x, y=np.where(low > 0, low, mean / 10) if log else low, **edges)
+        scatter(made, x=x, y=high, fill="tonexty", fillcolor=clear(style["color"], 0.17), **edges)
+    scatter(
+        made,
         x=x,
         y=mean,
         name=name,
@@ -145,7 +151,7 @@ def error_bars(made: go.Figure, interval: xr.Dataset, style: dict[str, Any], **o
     } | options
     ends = "[%{customdata[0]:.4g}, %{customdata[1]:.4g}]"
     hover = f"{look['name']}, task %{{x}}<br>%{{y:.4g}} {ends}<extra></extra>"
-    made.add_scatter(x=interval.task.values, y=mean, hovertemplate=hover, **look)
+    scatter(made, x=interval.task.values, y=mean, hovertemplate=hover, **look)
 
 
 def over_tasks(values: xr.DataArray | None, label: str, *, bars: bool = False) -> go.Figure | None:

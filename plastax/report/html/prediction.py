@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import xarray as xr
 
 from plastax.errors import ConfigError
@@ -10,11 +11,16 @@ from plastax.report.html.look import figure, plain, small
 from plastax.report.html.page import Chart, Section
 
 
-def section(data: xr.Dataset) -> Section:
-    """Ranking accuracies with their intervals; empty if the study has too few tasks or seeds, or lacks gains."""
+def section(data: xr.Dataset, frame: pd.DataFrame | None = None) -> Section:
+    """Ranking accuracies with their intervals; empty if the study has too few tasks or seeds, or lacks gains.
+
+    Args:
+      data: a study.
+      frame: what `prediction.foretell` has found in it, if it is known.
+    """
     title = "Which measurement foretells plasticity?"
     try:
-        frame = prediction.foretell(data)
+        frame = prediction.foretell(data) if frame is None else frame
     except ConfigError:
         return Section("prediction", title)
     names, charts = prediction.best(frame)[::-1], []

@@ -72,28 +72,21 @@ def slider(shown: Density, name: str) -> go.Figure:
     top = np.log10(float(shown.counts.max()))
     floor = 10.0 ** (top - 5)
 
-    def lines(task: int) -> list[go.Scatter]:
+    def lines(task: int) -> list[dict[str, Any]]:
         drawn = []
         for arm, style in of.items():
             counts = shown.counts.sel({"arm": arm, "task": task}).values
-            line = {"color": style["color"], "dash": style["dash"], "width": 2, "shape": "hvh"}
             text = f"{style['name']}, task {task}<br>%{{customdata:.3g}} {shown.unit}<extra></extra>"
-            drawn.append(
-                go.Scatter(
-                    x=small(shown.middle),
-                    # Empty bins are drawn below the axis, so that lines do not break.
-                    y=small(np.fmax(counts, floor)),
-                    customdata=small(counts),
-                    name=style["name"],
-                    mode="lines",
-                    line=line,
-                    hovertemplate=text,
-                )
-            )
+            # Empty bins are drawn below the axis, so that lines do not break.
+            y = small(np.fmax(counts, floor))
+            drawn.append({"type": "scatter", "y": y, "customdata": small(counts), "hovertemplate": text})
         return drawn
 
     made = figure(f"{name} eigenvalue (symmetric-log)", f"{shown.unit} (log)")
-    made.add_traces(lines(tasks[-1]))
+    for line, style in zip(lines(tasks[-1]), of.values()):
+        look = {"color": style["color"], "dash": style["dash"], "width": 2, "shape": "hvh"}
+        made.add_trace({**line, "x": small(shown.middle), "name": style["name"], "mode": "lines", "line": look})
+    # A frame has what differs; everything else stays as it is.
     made.frames = [go.Frame(name=str(task), data=lines(task)) for task in tasks]
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     steps = [{"label": str(task), "method": "animate", "args": [[str(task)], now]} for task in tasks]
