@@ -355,7 +355,7 @@ def test_a_changed_source_is_another_run(lab, tmp_path):
 def run(lab: pathlib.Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A command in the folder of the own package, which is no part of Python's path."""
     there = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"} | variables
-    start = [sys.executable, "-m", "tests.tiny_experiment", "--runs-dir", "runs", "--wandb", "disabled"]
+    start = [sys.executable, "-m", "tests.tiny_experiment", "--runs-dir", "runs", "--wandb", "disabled", "--no-report"]
     return subprocess.run([*start, *words], cwd=lab, env=there, capture_output=True, text=True, check=False)
 
 

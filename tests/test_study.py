@@ -34,6 +34,7 @@ SWEEP = {"sweep": ["training.learning_rate=0.1,0.01"], "methods": ["l2"]}
 
 
 def tiny(runs: pathlib.Path, **options: Any) -> plastax.Study:
+    options = {"report": False} | options
     return plastax.Study(tiny_experiment.EXPERIMENT, runs_dir=runs, wandb="disabled", **options)
 
 
@@ -53,7 +54,7 @@ def seen() -> list[TaskEnd]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, seen: list[TaskEnd]) -> plastax.Run:
-    return tiny(tmp_path_factory.mktemp("runs"), keep_params=2).run(seen.append)
+    return tiny(tmp_path_factory.mktemp("runs"), keep_params=2, report=True).run(seen.append)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> plastax.Run:
 
 
 def test_the_run_is_that_of_the_command_line(run: plastax.Run, tmp_path: pathlib.Path):
-    tiny_experiment.EXPERIMENT.main(["--runs-dir", str(tmp_path), "--wandb", "disabled"])
+    tiny_experiment.EXPERIMENT.main(["--runs-dir", str(tmp_path), "--wandb", "disabled", "--no-report"])
     (other,) = tmp_path.glob("tiny/*")
     assert numbers(run) == numbers(other)
+    assert plastax.open(other).status.state == run.status.state == "finished"
+    assert [(path / "report.html").exists() for path in (run.directory, other)] == [True, False]
     mine, its = run.config, layout.read_config(other)
     assert mine["hash"] == its["hash"]
     assert run.directory.name.endswith(other.name.rpartition("-")[2])
@@ -167,6 +170,7 @@ def test_own_stream_and_data_make_an_experiment(tmp_path: pathlib.Path):
     study = plastax.Study(
         stream=Halves(examples=30), data=(x, y), methods=["backprop"], probes=[], seeds=1, tasks=1, runs_dir=tmp_path,
         model={"hidden": (4,)}, training={"batch_size": 10, "epochs": 1, "updates": 1}, wandb="disabled", name="mine",
+        report=False,
     )  # fmt: skip
     run = study.run()
     assert run.directory.parent == tmp_path / "mine"

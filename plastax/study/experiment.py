@@ -275,19 +275,20 @@ class Experiment(Generic[C]):
             shard=config.shard,
             here=here,
             same=config.resume is None and bool(config.shard),
-            report=lambda: report.write(read(directory)),
+            report=(lambda: report.write(read(directory))) if config.report else None,
             callback=callback,
             waiting=functools.partial(output.waiting, console, clock=count == 1),
         )
         if (status := lifecycle.status(directory)).state != "finished":
             output.say(
                 console,
-                f"{status.done} of {len(arms) * built.plan.segments} segments are recorded in {directory}; the last "
-                "shard writes the report",
+                f"{status.done} of {len(arms) * built.plan.segments} segments are recorded in {directory}"
+                f"{'; the last shard writes the report' * config.report}",
             )
             return directory
-        if verbose:
+        if verbose and config.report:
             report.print_table(read(directory), console)
+        if verbose:
             for method, spent in times.items():
                 output.say(console, f"{method}: {spent}")
         if "wandb" in config.track:

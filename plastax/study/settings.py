@@ -110,6 +110,8 @@ class Config:
     where nobody is logged in), or disabled. WANDB_MODE changes the default."""
     wandb_settings: Annotated[tracking.Wandb, tyro.conf.arg(name="wandb")] = aside(tracking.Wandb())
     """How Weights & Biases files the runs."""
+    report: bool = aside(True)
+    """Write the report and print its table at the end; `plastax report` does so later."""
     dry_run: bool = False
     """Check settings and data, then stop: compile nothing, write nothing."""
     compilation_cache: bool = aside(True)

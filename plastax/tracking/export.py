@@ -33,11 +33,13 @@ def publish(directory: PathLike, mode: Mode = "offline", project: str | None = N
             "report": ("report.html", "summary.csv", "figures"),
         }
         for kind, names in contents.items():
+            paths = [p for name in names for p in [directory / name, *sorted((directory / name).rglob("*"))]]
+            if not any(path.is_file() for path in paths):
+                continue  # A run with --no-report.
             artifact = wandb.Artifact(f"{kind}-{config['run_id']}", type=kind, metadata={"hash": config.get("hash")})
-            for path in (p for name in names for p in [directory / name, *sorted((directory / name).rglob("*"))]):
-                if path.is_file():
-                    # Immutable: W&B does not copy the file to its cache first.
-                    artifact.add_file(str(path), name=str(path.relative_to(directory)), policy="immutable")
+            for path in filter(pathlib.Path.is_file, paths):
+                # Immutable: W&B does not copy the file to its cache first.
+                artifact.add_file(str(path), name=str(path.relative_to(directory)), policy="immutable")
             run.log_artifact(artifact)
         if (overview := directory / "figures" / "overview.png").exists():
             run.log({"report/overview": wandb.Image(str(overview)), "task": 0})
