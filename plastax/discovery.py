@@ -42,6 +42,7 @@ class Found(NamedTuple):
       activation: name of the hidden layers' nonlinearity, "other" if plastax does not know it, or they differ.
       lacking: layer or parameter -> what was not found, and why.
       draws: whether the network draws random numbers.
+      factored: layer of `layers` -> names of its parameters.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +52,7 @@ class Found(NamedTuple):
     activation: str
     lacking: Mapping[str, str]
     draws: bool
+    factored: Mapping[str, tuple[str, ...]]
 
 
 def discover(network: Network, params: Params, x: Array) -> Found:
@@ -239,7 +241,9 @@ class _Trace:
                 lacking[name] = "no layer was found that has it"
         labels = tuple(one.name for one in hidden)
         draws = any(step.name in _DRAWS for step in self.steps)
-        return Found(tuple(tapped.values()), labels, units, self.roles(), activation, lacking, draws)
+        own = {label: (name, self.layers[name].bias) for name, label in tapped.items()}
+        factored = {label: tuple(name for name in names if name) for label, names in own.items()}
+        return Found(tuple(tapped.values()), labels, units, self.roles(), activation, lacking, draws, factored)
 
     def roles(self) -> TracedRoles:
         """The parameters' roles."""

@@ -28,20 +28,48 @@ class Window(NamedTuple):
     dilation: tuple[int, ...]
 
 
+class Norm(NamedTuple):
+    """A normalisation over the last axis, before its scale and offset.
+
+    Attributes:
+      epsilon: added to the variance.
+      centred: whether the mean is subtracted (LayerNorm) or not (RMSNorm).
+      scale: whether it has a scale.
+      offset: whether it has an offset.
+    """
+
+    epsilon: float
+    centred: bool
+    scale: bool
+    offset: bool
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerInputs:
-    """The inputs of a layer with a kernel, and how the kernel is applied to them; a pytree of one array.
+    """What a layer is given, and how its parameters meet it; a pytree of arrays.
 
     Attributes:
-      values: ``[B, ..., d_in]`` of a dense layer, ``[B, *space, channels]`` of a convolution.
+      values: ``[B, ..., d_in]`` of a dense layer, ``[B, *space, channels]`` of a convolution; of an embedding indices
+        ``[B, ...]``.
       bias: whether the layer has a bias. Static.
-      window: the convolution's geometry, None for a dense layer. Static.
+      window: the convolution's geometry, None for other layers. Static.
+      groups: parts into which inputs and units are cut, each with a kernel of its own. Static.
+      norm: of a normalisation, whose parameters are a scale and an offset and no kernel. Static.
+      table: number of entries of an embedding. Where ``values`` are no integers, its units are the entries. Static.
+      counted: bool ``[B, T]``, which places of the examples count (padding does not); None: all. Where the layer's
+        places are others, those of an example count if any of its places does.
+      others: the layer's further calls in the same pass. Its tap has the places of all calls, in turn.
     """
 
     values: jax.Array
     bias: bool = field(default=True, metadata={"static": True})
     window: Window | None = field(default=None, metadata={"static": True})
+    groups: int = field(default=1, metadata={"static": True})
+    norm: Norm | None = field(default=None, metadata={"static": True})
+    table: int | None = field(default=None, metadata={"static": True})
+    counted: jax.Array | None = None
+    others: tuple[LayerInputs, ...] = ()
 
 
 class Tapped(NamedTuple):
@@ -50,11 +78,13 @@ class Tapped(NamedTuple):
     Attributes:
       taps: ``(data) -> dict``: zeros of the shape of every tapped layer's pre-activations, by layer name.
       apply: ``(params, taps, data) -> (outputs, inputs)``: the network with ``taps`` added to the pre-activations, and
-        the layers' `LayerInputs` by name. A layer's parameters are ``<layer>/kernel`` and ``<layer>/bias``.
+        the layers' `LayerInputs` by name.
+      parameters: ``(data) -> dict``: layer name -> names of its parameters; None: ``<layer>/kernel``, ``<layer>/bias``.
     """
 
     taps: Callable[[Any], dict[str, jax.Array]]
     apply: Callable[[Any, dict[str, jax.Array], Any], tuple[Any, dict[str, LayerInputs]]]
+    parameters: Callable[[Any], dict[str, tuple[str, ...]]] | None = None
 
 
 class Entries(NamedTuple):

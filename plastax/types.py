@@ -159,11 +159,12 @@ class Model(NamedTuple):
     Attributes:
       init: ``(key) -> params``, the same for the same key.
       apply: ``(params, x) -> (outputs, features)``.
-      taps: ``(x) -> dict``: zeros of the shape of the pre-activations of every dense and convolutional layer, by name.
+      taps: ``(x) -> dict``: zeros of the shape of what every tapped layer gives, by name: the pre-activations of dense
+        and convolutional layers, embeddings, normalised values.
       tapped: ``(params, taps, x) -> (outputs, features, inputs)``: `apply` with ``taps`` added to the pre-activations,
         and the layers' inputs. One backward pass with respect to (params, taps) holds both Kronecker factors.
-      layers: names of the tapped layers, in the order of the forward pass; ``roles`` says which parameter is a layer's
-        kernel, in plastax's networks ``<layer>/kernel``.
+      layers: names of the tapped layers with a kernel, in the order of the forward pass; ``roles`` says which parameter
+        is a layer's kernel, in plastax's networks ``<layer>/kernel``.
       hidden: names of the hidden layers, the keys of the features, in the order of the forward pass.
       units: hidden layer -> its units.
       stats: the running statistics that training starts with, a tree of arrays; empty without batch normalisation.
@@ -177,6 +178,8 @@ class Model(NamedTuple):
       lacking: layer -> why it has no units, of a network that was made elsewhere.
       counted: ``(x) -> bool [B, T]``, which places of a batch of tokens are not padding. The features and outputs of
         the others are zero, and means over places leave them out. None: inputs are not tokens; every place counts.
+      factored: tapped layer -> names of its parameters, in the order of the forward pass: all that have Kronecker
+        factors. Empty: those of ``layers``, ``<layer>/kernel`` and ``<layer>/bias``.
     """
 
     init: Callable[[Key], Params]
@@ -196,6 +199,7 @@ class Model(NamedTuple):
     roles: Any = None
     lacking: Mapping[str, str] = MappingProxyType({})
     counted: Callable[[Array], Array] | None = None
+    factored: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Operator(NamedTuple):

@@ -20,7 +20,7 @@ from plastax.curvature import lanczos
 from plastax.curvature.blocks import BlockSpectra, block_spectra
 from plastax.curvature.fisher import empirical_fisher, fisher
 from plastax.curvature.gram import ggn_spectrum, gram_matrix, gram_spectrum, ntk_spectrum
-from plastax.curvature.kronecker import Factors, kronecker
+from plastax.curvature.kronecker import Factors, kronecker, left_out
 from plastax.curvature.memory import memory
 from plastax.curvature.operators import add, block, dense, from_matrix, ggn, hessian, scale, shift
 from plastax.curvature.products import asymmetry
@@ -55,6 +55,7 @@ __all__ = [
     "hessian",
     "kronecker",
     "lanczos",
+    "left_out",
     "linear_loss",
     "memory",
     "ntk_spectrum",

@@ -1,4 +1,4 @@
-"""Kronecker-factored curvature: factors of dense and convolutional layers, their spectra, the rank of their product.
+"""Kronecker-factored curvature: factors of a network's layers, their spectra, the rank of their product.
 
 A layer with inputs ``a`` (and a one for the bias) and gradients ``g`` of its pre-activations has the Fisher block
 ``E[a a^T (x) g g^T]``, approximated by ``A (x) G`` with ``A = E[a a^T]`` and ``G = E[g g^T]``. The eigenvalues of the
@@ -11,11 +11,26 @@ the generalised Gauss-Newton matrix; the first does not. With batch normalisatio
 all outputs. Gradients are then those of the whole batch's loss, and ``exact``, whose backward passes hold one output of
 every example at once, is refused.
 
-If a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens), ``a_t`` and
-``g_t`` being a place's, there are two approximations. ``expand`` takes places as further examples:
-``A = E[1/T sum_t a_t a_t^T]``, ``G = E[sum_t g_t g_t^T]``; exact if every place has a loss of its own in a linear
-network. ``reduce`` takes means and sums first: ``A = E[m m^T]`` with ``m = 1/T sum_t a_t``, ``G = E[s s^T]`` with
-``s = sum_t g_t``; exact if the network is linear and averages the places. Without sharing, T = 1, both are the same.
+If a layer's weights meet every example at T places (a convolution's positions, a sequence's tokens, the calls of a
+layer that is called several times), ``a_t`` and ``g_t`` being a place's, there are two approximations. ``expand``, the
+default, takes places as further examples: ``A = E[1/T sum_t a_t a_t^T]``, ``G = E[sum_t g_t g_t^T]``; exact if every
+place has a loss of its own in a linear network. ``reduce`` takes means and sums first: ``A = E[m m^T]`` with
+``m = 1/T sum_t a_t``, ``G = E[s s^T]`` with ``s = sum_t g_t``; exact if the network is linear and averages the places.
+Without sharing, T = 1, both are the same.
+
+Places that do not count (`LayerInputs.counted`: padding) are in no sum. A is then the mean over the places that count,
+of all examples; of ``reduce`` over the examples that have such a place. The empirical G is the mean over these
+examples: an example's gradient is that of its part of the mean loss, times their number. A sequence is one example.
+
+Not every layer has two dense factors:
+
+* An embedding is given indices. Its A is diagonal: a vector with the share of each entry. If it is also the output
+  layer, `Embed.attend` has factors of its own: A is dense, and of G, as large as the vocabulary squared, the diagonal
+  is kept. The block of the shared table is approximated by the sum of both products.
+* The scale and offset of a normalisation have an exact block: A is one, G the second moment of the examples' gradients.
+* A grouped or depthwise convolution has factors for each group, in a stack.
+
+`left_out` names the parameters that are in no factor.
 
 References:
   Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015, section 3.
@@ -27,18 +42,19 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax import linalg, tree
+from plastax import linalg, parameters, tree
 from plastax.curvature import checks, losses
 from plastax.curvature.coupling import independent
 from plastax.curvature.memory import device_memory
-from plastax.layers import LayerInputs, Tapped, Window
+from plastax.layers import LayerInputs, Norm, Tapped, Window
 from plastax.types import Array, Key, Loss, Params, Tree
 
 Kind = Literal["empirical", "sampled", "exact"]
@@ -48,10 +64,14 @@ Sharing = Literal["expand", "reduce"]
 class Factors(NamedTuple):
     """Kronecker factors of one layer.
 
+    A vector is a diagonal factor. A leading axis is a stack of groups, each with factors of its own.
+
     Attributes:
       a: ``[d_a, d_a]``, second moments of the inputs: d_in of a dense layer, kernel places times channels of a
-        convolution, in the order of the kernel's rows; with a bias one more, the last row and column.
-      g: ``[d_out, d_out]``, second moments of the pre-activation gradients.
+        convolution, in the order of the kernel's rows; with a bias one more, the last row and column. Of an embedding
+        ``[entries]``, their shares; of a normalisation ``[1, 1]``, a one.
+      g: ``[d_out, d_out]``, second moments of the pre-activation gradients. Of a normalisation the exact block of the
+        scale, if any, and then the offset. Of an embedding as the output layer ``[entries]``, the diagonal.
     """
 
     a: Array
@@ -59,10 +79,51 @@ class Factors(NamedTuple):
 
 
 class Eigenvalues(NamedTuple):
-    """Eigenvalues of `Factors`, ascending and not negative: ``a`` ``[d_a]``, ``g`` ``[d_out]``."""
+    """Eigenvalues of `Factors`, ascending and not negative: ``a`` ``[d_a]``, ``g`` ``[d_out]``; stacks lead."""
 
     a: Array
     g: Array
+
+
+def left_out(network: Tapped, params: Params, data: Tree) -> dict[str, float]:
+    """The parameters that are in no factor: path name -> share of all parameters; nothing is computed.
+
+    Args:
+      network: made of a module by `plastax.models.tapped`.
+      params: its parameters.
+      data: a batch.
+
+    Examples:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> from plastax import curvature, models
+      >>> module, x = nn.Sequential([nn.Dense(3), nn.PReLU()]), jnp.ones((5, 2))
+      >>> curvature.left_out(models.tapped(module), module.init(jax.random.key(0), x), x)
+      {'layers_1/negative_slope': 0.1}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    jax.eval_shape(lambda data: found.update(factored(network, data)), data)
+    if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
+        params = params["params"]
+    return shares_without(found, parameters.split(params)[0])
+
+
+def factored(network: Tapped, data: Tree) -> dict[str, tuple[str, ...]]:
+    """Layer -> names of its parameters, of all layers that have factors."""
+    if network.parameters is not None:
+        return network.parameters(data)
+    return by_convention(network.taps(data))
+
+
+def by_convention(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Layer -> ``<layer>/kernel`` and ``<layer>/bias``."""
+    return {name: tuple(f"{name}/{part}" if name else part for part in ("kernel", "bias")) for name in layers}
+
+
+def shares_without(found: Mapping[str, tuple[str, ...]], params: Params) -> dict[str, float]:
+    """The parameters (or shapes) that no layer of `factored` has: path name -> share of all."""
+    known = {name for names in found.values() for name in names}
+    sizes = {name.removesuffix("/value"): x.size for name, x in tree.named_leaves(params).items()}
+    return {name: size / sum(sizes.values()) for name, size in sizes.items() if name not in known}
 
 
 def kronecker(
@@ -76,6 +137,8 @@ def kronecker(
     sharing: Sharing = "expand",
 ) -> dict[str, Factors]:
     """Kronecker factors of every tapped layer, from one forward pass and the backward passes of ``kind``.
+
+    Warns of parameters that are in no factor, see `left_out`.
 
     Args:
       network: made of a module by `plastax.models.tapped`.
@@ -105,6 +168,9 @@ def kronecker(
       >>> factors.a.shape, factors.g.shape  # with a row for the bias
       ((4, 4), (2, 2))
     """
+    if without := left_out(network, params, data):
+        listed = ", ".join(f"{name!r} ({share:.1%} of the parameters)" for name, share in without.items())
+        warnings.warn(f"kronecker: {listed} in no factor; see curvature.left_out", stacklevel=2)
     inputs, pull, pulled = backward(network, loss, params, data, kind, key)
     return fisher_factors(inputs, pull, pulled, sharing)
 
@@ -117,19 +183,25 @@ def backward(
     params, data = tree.gathered((params, data))
     outputs, pull, inputs = jax.vjp(lambda taps: network.apply(params, taps, data), network.taps(data), has_aux=True)
     checks.examples(outputs, "outputs")
-    found = cotangents(loss, kind, outputs, data, key)
+    examples = jax.tree.leaves(outputs)[0].shape[0]
+    marks = [x.counted for x in inputs.values() if x.counted is not None and len(x.counted) == examples]
+    counted = jnp.sum(marks[0].reshape(examples, -1).any(axis=1)) if marks else None
+    found = cotangents(loss, kind, outputs, data, key, counted)
     if kind == "exact":
         nan = independent(lambda p, d: network.apply(p, network.taps(d), d)[0], params, data, 1, "kind='exact'")
         found = jax.tree.map(lambda x: x + nan.astype(x.dtype), found)
     return inputs, lambda cotangent: pull(cotangent)[0], found
 
 
-def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key | None = None) -> Tree:
+def cotangents(
+    loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key | None = None, counted: Array | None = None
+) -> Tree:
     """Cotangents of the outputs, with a leading axis K, whose pulled-back squares add up to the Fisher matrix.
 
     With ``J_i`` the Jacobian of example i, the matrix is ``sum_ki (J_i^T c_ki) (J_i^T c_ki)^T``. ``exact`` has the K of
     `Loss.root`; ``sampled`` one, of `Loss.sample`; ``empirical`` one: the gradients of the mean loss, times
-    ``sqrt(B)``, since an example's own gradient is B times its part of the mean's.
+    ``sqrt(B)``, since an example's own gradient is B times its part of the mean's. With padding, ``counted`` takes the
+    place of B: the number of examples that are not padding alone.
 
     Raises:
       ValueError: as `kronecker`.
@@ -149,8 +221,8 @@ def cotangents(loss: Loss | str, kind: Kind, outputs: Tree, data: Tree, key: Key
     else:
         value, grads = jax.value_and_grad(loss.value)(outputs, data)
         checks.finite({"loss": value})
-        examples = jax.tree.leaves(outputs)[0].shape[0]
-        single = jax.tree.map(lambda x: math.sqrt(examples) * x, grads)
+        root = math.sqrt(jax.tree.leaves(outputs)[0].shape[0]) if counted is None else jnp.sqrt(counted)
+        single = jax.tree.map(lambda x: root * x, grads)
     return jax.tree.map(lambda x: x[None], single)
 
 
@@ -185,10 +257,10 @@ def factors(
     Raises:
       ValueError: for different layers, arrays that do not fit, or an unknown ``sharing``.
     """
-    rows = _all_rows(inputs, tap_grads)
+    layers = _layers(inputs, tap_grads)
     return {
-        name: Factors(_input_factor(x, sharing), x.shape[0] * _gradient_factor(tap_grads[name], sharing))
-        for name, x in rows.items()
+        name: Factors(layer.input_factor(sharing), layer.examples() * layer.gradient_factor(tap_grads[name], sharing))
+        for name, layer in layers.items()
     }
 
 
@@ -214,9 +286,13 @@ def fisher_factors(
     Raises:
       ValueError: as `factors`.
     """
-    rows = _all_rows(inputs, jax.eval_shape(pull, jax.tree.map(lambda x: x[0], cotangents)))
-    grams = sum_over(lambda c: {name: _gradient_factor(g, sharing) for name, g in pull(c).items()}, cotangents)
-    return {name: Factors(_input_factor(x, sharing), grams[name]) for name, x in rows.items()}
+    layers = _layers(inputs, jax.eval_shape(pull, jax.tree.map(lambda x: x[0], cotangents)))
+
+    def grams(cotangent: Tree) -> dict[str, Array]:
+        return {name: layers[name].gradient_factor(g, sharing) for name, g in pull(cotangent).items()}
+
+    sums = sum_over(grams, cotangents)
+    return {name: Factors(layer.input_factor(sharing), sums[name]) for name, layer in layers.items()}
 
 
 def sum_over(fn: Callable[[Tree], Tree], xs: Tree) -> Tree:
@@ -228,30 +304,107 @@ def sum_over(fn: Callable[[Tree], Tree], xs: Tree) -> Tree:
     return jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fn(x)), None), start, xs)[0]
 
 
-def _all_rows(
+class _Layer(NamedTuple):
+    """A layer on a batch.
+
+    Attributes:
+      given: its inputs.
+      x: its `rows`, of all calls.
+      counted: bool ``[B, T]``, the places that count; None: all.
+    """
+
+    given: LayerInputs
+    x: Array
+    counted: Array | None
+
+    def examples(self) -> Array | int:
+        """How many examples have a place that counts."""
+        return self.x.shape[0] if self.counted is None else jnp.sum(self.counted.any(axis=1))
+
+    def input_factor(self, sharing: Sharing) -> Array:
+        """A, see `Factors`."""
+        expand, given, x, counted = merged(sharing), self.given, self.x, self.counted
+        if given.norm is not None:
+            return jnp.ones((1, 1), tree.wide_type(x))
+        if given.table is not None and x.ndim == 2:
+            return _shares(x, given.table, counted, expand)
+        if given.groups > 1:
+            return jax.vmap(lambda x: _input_factor(x, counted, expand), in_axes=2)(x)
+        return _input_factor(x, counted, expand)
+
+    def gradient_factor(self, g: Array, sharing: Sharing) -> Array:
+        """The part of G that one gradient ``[B, ..., d_out]`` of the tap adds."""
+        expand, given, counted = merged(sharing), self.given, self.counted
+        g = g.reshape(*self.x.shape[:2], -1)
+        g = g if counted is None else jnp.where(counted[..., None], g, 0)
+        if given.norm is not None:
+            parts = [self.x * tree.wide(g)] * given.norm.scale + [tree.wide(g)] * given.norm.offset
+            return _gram(jnp.concatenate([jnp.sum(part, axis=1) for part in parts], axis=-1))
+        if given.table is not None and self.x.ndim == 3:
+            return jnp.sum(jnp.square(tree.wide(g) if expand else jnp.sum(tree.wide(g), axis=1, keepdims=True)), (0, 1))
+        if given.groups > 1:
+            parts = g.reshape(*g.shape[:2], given.groups, -1)
+            return jax.vmap(lambda g: _gradient_factor(g, expand), in_axes=2)(parts)
+        return _gradient_factor(g, expand)
+
+
+def _layers(
     inputs: Mapping[str, LayerInputs | Array], tap_grads: Mapping[str, Array | jax.ShapeDtypeStruct]
-) -> dict[str, Array]:
+) -> dict[str, _Layer]:
     if set(inputs) != set(tap_grads):
         raise ValueError(f"inputs are of layers {sorted(inputs)}, gradients of {sorted(tap_grads)}")
     out = {}
     for name, given in inputs.items():
-        x, g = rows(given), tap_grads[name]
+        given = given if isinstance(given, LayerInputs) else LayerInputs(given)
+        calls = (given, *given.others)
+        x, g = jnp.concatenate([rows(call) for call in calls], axis=1) if given.others else rows(given), tap_grads[name]
         if g.ndim < 2 or x.shape[:2] != (g.shape[0], math.prod(g.shape[1:-1])):
             shapes = f"[B, T, d_a] = {x.shape} and [B, ..., d_out] = {g.shape}"
             raise ValueError(f"layer {name!r}: inputs and gradients do not belong together, {shapes}")
-        out[name] = x
+        marks = [mark for call in calls if (mark := _counted(call)) is not None]
+        out[name] = _Layer(given, x, jnp.concatenate(marks, axis=1) if marks else None)
     return out
 
 
+def _counted(call: LayerInputs) -> Array | None:
+    """Which places of a layer count, ``[B, T]``; None: all."""
+    if call.counted is None:
+        return None
+    marks, (examples, places) = call.counted.reshape(len(call.counted), -1), jax.eval_shape(rows, call).shape[:2]
+    if examples == marks.size != len(marks):  # Examples and their places are one axis.
+        marks = marks.reshape(-1, 1)
+    own = call.values.shape[1 : call.counted.ndim] == call.counted.shape[1:] and places % marks.shape[1] == 0
+    marks = marks if own else marks.any(axis=1, keepdims=True)
+    return jnp.repeat(marks, places // marks.shape[1], axis=1)
+
+
 def rows(inputs: LayerInputs | Array) -> Array:
-    """What the rows of a layer's kernel (and its bias, last) are multiplied with, ``[B, T, d_a]``."""
+    """What the rows of a layer's kernel (and its bias, last) are multiplied with, ``[B, T, d_a]``.
+
+    Of several groups ``[B, T, groups, d_a]``; of an embedding the indices ``[B, T]``; of a normalisation what its scale
+    is multiplied with.
+    """
     given = inputs if isinstance(inputs, LayerInputs) else LayerInputs(inputs)
-    if given.values.ndim < 2:
+    lookup = given.table is not None and jnp.issubdtype(given.values.dtype, jnp.integer)
+    if given.values.ndim < 2 - lookup:
         raise ValueError(f"a layer's inputs have a leading axis of examples, these are {given.values.shape}")
     x = tree.gathered(given.values)
+    if lookup:
+        return x.reshape(len(x), -1)
     x = x if given.window is None else _patches(x, given.window)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    return jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1) if given.bias else x
+    if given.norm is not None:
+        return _normalised(tree.wide(x), given.norm)
+    if given.groups > 1:
+        # The inputs of a place of the kernel are cut, and the places run slower than they.
+        places = 1 if given.window is None else math.prod(given.window.size)
+        x = x.reshape(*x.shape[:2], places, given.groups, -1).swapaxes(2, 3).reshape(*x.shape[:2], given.groups, -1)
+    return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1) if given.bias else x
+
+
+def _normalised(x: Array, norm: Norm) -> Array:
+    x = x - jnp.mean(x, axis=-1, keepdims=True) if norm.centred else x
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + norm.epsilon)
 
 
 def _patches(x: Array, window: Window) -> Array:
@@ -266,17 +419,32 @@ def _patches(x: Array, window: Window) -> Array:
     return jnp.concatenate(slices, axis=-1)
 
 
-def _input_factor(x: Array, sharing: Sharing) -> Array:
+def _input_factor(x: Array, counted: Array | None, expand: bool) -> Array:
     examples, places, _ = x.shape
-    if merged(sharing):
-        return _gram(x.reshape(-1, x.shape[-1])) / (examples * places)
-    return _gram(jnp.mean(tree.wide(x), axis=1)) / examples
+    if counted is None:
+        if expand:
+            return _gram(x.reshape(-1, x.shape[-1])) / (examples * places)
+        return _gram(jnp.mean(tree.wide(x), axis=1)) / examples
+    x, number = jnp.where(counted[..., None], x, 0), jnp.sum(counted, axis=1)
+    if expand:
+        return _gram(x.reshape(-1, x.shape[-1])) / jnp.maximum(jnp.sum(number), 1)
+    means = jnp.sum(tree.wide(x), axis=1) / jnp.maximum(number, 1)[:, None]
+    return _gram(means) / jnp.maximum(jnp.sum(number > 0), 1)
 
 
-def _gradient_factor(g: Array, sharing: Sharing) -> Array:
-    if merged(sharing):
-        return _gram(g.reshape(-1, g.shape[-1]))
-    return _gram(jnp.sum(tree.wide(g).reshape(g.shape[0], -1, g.shape[-1]), axis=1))
+def _shares(indices: Array, table: int, counted: Array | None, expand: bool) -> Array:
+    """The diagonal of an embedding's A: `_input_factor` of its inputs ``[B, T]`` as vectors with a single one."""
+    counted = jnp.ones(indices.shape, bool) if counted is None else counted
+    number, zeros = jnp.sum(counted, axis=1), jnp.zeros(table, jnp.float32)
+    if expand:
+        return zeros.at[indices].add(counted) / jnp.maximum(jnp.sum(number), 1)
+    shares = counted / jnp.maximum(number, 1)[:, None]
+    means = jax.vmap(lambda index, share: zeros.at[index].add(share))(indices, shares)
+    return jnp.sum(jnp.square(means), axis=0) / jnp.maximum(jnp.sum(number > 0), 1)
+
+
+def _gradient_factor(g: Array, expand: bool) -> Array:
+    return _gram(g.reshape(-1, g.shape[-1]) if expand else jnp.sum(tree.wide(g), axis=1))
 
 
 def merged(sharing: Sharing) -> bool:
@@ -309,6 +477,8 @@ def eigenvalues(pair: Factors) -> Eigenvalues:
     """Eigenvalues of both factors of a layer; rounding below zero is clipped. NaN where a factor is not finite."""
 
     def one(x: Array) -> Array:
+        if x.ndim == 1:
+            return jnp.sort(jnp.maximum(x, 0.0))
         # NaN must not reach the eigensolver: LAPACK may not return from it.
         finite = jnp.all(jnp.isfinite(x))
         return jnp.where(finite, jnp.maximum(linalg.eigvalsh(jnp.where(finite, x, 0.0)), 0.0), jnp.nan)
@@ -319,7 +489,8 @@ def eigenvalues(pair: Factors) -> Eigenvalues:
 def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
     """Effective ranks, exponentials of the eigenvalues' entropy, of both factors.
 
-    That of the Kronecker product is the product of the two. A zero factor has rank zero.
+    That of the Kronecker product is the product of the two. A zero factor has rank zero. A stack counts as one
+    block-diagonal factor; that of its products is `total_effective_rank`.
 
     Args:
       pair: a layer's factors, or their eigenvalues.
@@ -330,7 +501,7 @@ def effective_rank(pair: Factors | Eigenvalues) -> Eigenvalues:
     References:
       Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
     """
-    return Eigenvalues(*(_exp_entropy(x) for x in _values(pair)))
+    return Eigenvalues(*(_exp_entropy(x.ravel()) for x in _values(pair)))
 
 
 def total_effective_rank(pairs: Mapping[str, Factors | Eigenvalues]) -> Array:
@@ -345,9 +516,9 @@ def total_effective_rank(pairs: Mapping[str, Factors | Eigenvalues]) -> Array:
     References:
       Cover and Thomas, "Elements of information theory", 2006, theorem 2.2.1 (the chain rule).
     """
-    values = [_values(pair) for pair in pairs.values()]
-    traces = jnp.stack([jnp.sum(v.a) * jnp.sum(v.g) for v in values])
-    ranks = jnp.stack([r.a * r.g for r in map(effective_rank, values)])
+    values = [jax.tree.map(jnp.atleast_2d, _values(pair)) for pair in pairs.values()]
+    traces = jnp.concatenate([jnp.sum(v.a, axis=1) * jnp.sum(v.g, axis=1) for v in values])
+    ranks = jnp.concatenate([jax.vmap(_exp_entropy)(v.a) * jax.vmap(_exp_entropy)(v.g) for v in values])
     total = jnp.sum(traces)
     share = traces / jnp.where(total == 0, 1.0, total)
     own = jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, ranks)))
@@ -369,6 +540,8 @@ def rank(pair: Factors | Eigenvalues, eps: float | Array) -> Array:
     """
     a, g = _values(pair)
     eps = jnp.asarray(eps, g.dtype)
+    if a.ndim > 1:
+        return jnp.sum(jax.vmap(lambda a, g: rank(Eigenvalues(a, g), eps))(a, g), axis=0, dtype=jnp.int32)
     needed = jnp.where(a > 0, eps.reshape(-1, 1) / jnp.where(a > 0, a, 1.0)[None], jnp.inf)
     above = g.size - jnp.searchsorted(g, needed, side="right")
     return jnp.sum(above, axis=-1, dtype=jnp.int32).reshape(eps.shape)

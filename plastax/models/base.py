@@ -99,9 +99,9 @@ class ModelConfig:
           ConfigError: the network has no such heads.
         """
         example = jax.ShapeDtypeStruct((1, *input_shape), jnp.int32 if counted else jnp.float32)
-        plain = taps.tapped(module)
+        plain = taps.tapped(module, counted=counted)
         # The running statistics may change, and are returned beside the outputs.
-        moving = functools.partial(taps.tapped, module, mutable=["batch_stats"])
+        moving = functools.partial(taps.tapped, module, counted=counted, mutable=["batch_stats"])
 
         def init(key: Key) -> Params:
             return module.lazy_init(key, example)["params"]
@@ -126,9 +126,11 @@ class ModelConfig:
             given: Any = module.apply({"params": params, "batch_stats": stats}, x, train=False)
             return given
 
+        factored = taps.parameters_of(plain, example)
+        kernels = tuple(layer for layer, own in factored.items() if own[0].endswith("kernel"))
         model = Model(
-            init, apply, plain.taps, tapped, taps.names(plain, example), hidden or tuple(units), units,
-            activation=self.activation, roles=layers.ROLES, counted=counted,
+            init, apply, plain.taps, tapped, kernels, hidden or tuple(units), units,
+            activation=self.activation, roles=layers.ROLES, counted=counted, factored=factored,
         )  # fmt: skip
         if batch_norm:
             # As Flax starts them, in NumPy: building a model compiles nothing.

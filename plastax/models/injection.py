@@ -43,6 +43,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
     head = _head(model.layers, injections, depth)
     heads = [(f"injection_{i}/{kind}/", sign) for i in range(injections) for kind, sign in (("new", 1), ("frozen", -1))]
     hidden = [name for name in model.hidden if name in head]
+    tapped_head = [name for name, own in model.factored.items() if tree.layer_of(own[0]) in head]
 
     def init(key: Key) -> Params:
         flat = flatten_dict(model.init(key), sep="/")
@@ -62,7 +63,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
         return unflatten_dict(own, sep="/")
 
     def pick_taps(prefix: str, taps: Taps) -> Taps:
-        named = {name: prefix + name if name in head else name for name in model.layers}
+        named = {name: prefix + name if name in tapped_head else name for name in model.factored}
         return {name: taps[given] for name, given in named.items() if given in taps}
 
     def total(base: Tree, others: list[Tree]) -> Tree:
@@ -76,7 +77,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
         return base | new
 
     def inputs_of(base: dict[str, LayerInputs], others: list[dict[str, LayerInputs]]) -> dict[str, LayerInputs]:
-        return base | {p + name: seen[name] for (p, _), seen in zip(heads, others) for name in head}
+        return base | {p + name: seen[name] for (p, _), seen in zip(heads, others) for name in tapped_head}
 
     def all_of(run: Callable[[Params, Taps], tuple[Any, ...]], params: Params, taps: Taps) -> tuple[Any, ...]:
         """``run`` summed over the network itself and all heads: (outputs, features, inputs, *rest of the network)."""
@@ -105,7 +106,7 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
 
     def taps_of(x: Array) -> Taps:
         own = model.taps(x)
-        return own | {prefix + name: jnp.zeros_like(own[name]) for prefix, _ in heads for name in head}
+        return own | {prefix + name: jnp.zeros_like(own[name]) for prefix, _ in heads for name in tapped_head}
 
     return model._replace(
         init=init,
@@ -113,6 +114,10 @@ def with_injections(model: Model, injections: int, depth: int) -> Model:
         taps=taps_of,
         tapped=tapped,
         layers=(*model.layers, *(prefix + name for prefix, _ in heads for name in head)),
+        factored={
+            **model.factored,
+            **{p + name: tuple(p + own for own in model.factored[name]) for p, _ in heads for name in tapped_head},
+        },
         hidden=(*model.hidden, *(prefix + name for prefix, sign in heads if sign > 0 for name in hidden)),
         units=_units(model.units, head, [prefix for prefix, _ in heads]),
         train=train if model.train is not None else None,

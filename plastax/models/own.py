@@ -298,6 +298,7 @@ def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool |
         activation=found.activation,
         roles=found.roles,
         lacking=found.lacking,
+        factored=found.factored,
     )
 
 

@@ -1,6 +1,9 @@
 """Taps on the layers of a Flax module: what they are given, and a place to add to what they give.
 
 Layers of `flax.linen` are intercepted while the module is applied, those of `flax.nnx` by `plastax.models.taps_nnx`.
+What a layer was given leaves the module in a collection of its own, and its tap enters in another. Lifted
+transformations such as `nn.remat` pass these on. `nn.scan` and `nn.vmap` only pass on the collections that they were
+told of; there both travel among the parameters.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen as nn
@@ -22,15 +25,27 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from plastax import machine, tree
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
-from plastax.models import taps_nnx
-from plastax.models.window import layer_inputs
+from plastax.models import forms, taps_nnx
+from plastax.models.forms import Form, Use
 from plastax.types import Array, Key, Params, Tree
 
-_INPUTS, _OUTPUTS, _TAPS = "plastax_inputs", "plastax_outputs", "plastax_taps"
-"""Collections by which values enter and leave a module: lifted transformations such as `nn.remat` pass them on."""
+_INPUTS, _TAPS = "plastax_inputs", "plastax_taps"
+"""Collections, and names within them, of what layers are given and of their taps."""
 _PASSES = itertools.count()
-Seen = dict[str, tuple[nn.Module, Array]]
-"""Layer -> the layer, without arrays, and what it was given or gave; in the order of the forward pass."""
+
+
+class _Found(NamedTuple):
+    """What a pass meets.
+
+    Attributes:
+      layers: names of the layers that could be tapped.
+      calls: use -> number of the call -> its form.
+      lost: use out of reach, whose collections a lifted transformation does not pass on -> shapes of its parameters.
+    """
+
+    layers: dict[str, None]
+    calls: dict[str, dict[int, Form]]
+    lost: dict[str, dict[str, tuple[int, ...]]]
 
 
 def tapped(
@@ -38,6 +53,7 @@ def tapped(
     *,
     inputs: Callable[[Tree], Tree] = lambda data: data,
     layers: Collection[str] | None = None,
+    counted: Callable[[Tree], Array | None] | None = None,
     variables: Mapping[str, Tree] | None = None,
     rngs: Mapping[str, Key] | None = None,
     mutable: Sequence[str] = (),
@@ -45,15 +61,22 @@ def tapped(
 ) -> Tapped:
     """Gives out the layers of a Flax module, which stays as it is, for `plastax.curvature.kronecker`.
 
-    Dense layers and convolutions are tapped (`Dense` and `Conv` of `flax.linen`, `Linear` and `Conv` of `flax.nnx`,
-    and their subclasses), under the path of their parameters: ``encoder/Dense_0``. Other layers pass as they are, and
-    their parameters are in no factor. Layers may be in `nn.remat` and `nn.jit`. A layer in `nn.scan`, `nn.vmap` or
-    `nn.RNN` is several layers or steps in one, and is refused.
+    Tapped are, of `flax.linen` and `flax.nnx` with their subclasses: dense layers of any axes (`Dense`, `DenseGeneral`,
+    `Einsum`; `Linear`, `LinearGeneral`), and so the projections of attention; convolutions, grouped ones included;
+    `Embed`; `LayerNorm` and `RMSNorm`. Layers have the path of their parameters as their name, ``encoder/Dense_0``. A
+    layer may be called several times: its inputs are then those of all calls. `Embed.attend` (an output layer that
+    shares the embedding's table) is a layer of its own, ``embed.attend``. Layers may be in `nn.remat` and `nn.jit`. In
+    `nn.scan` and `nn.vmap` they may be stacked along the first axis of their parameters, and are named one by one:
+    ``blocks/Dense_0/0``. Where the steps share their parameters (`nn.RNN`), they are refused.
+
+    Other layers pass as they are, and so do embeddings of positions, whose indices have no axis of examples (give
+    ``[B, T]`` to have a factor). `plastax.curvature.left_out` names the parameters that are then in no factor.
 
     Args:
       module: called with one argument, whose leading axis is that of the examples.
       inputs: picks that argument from the data: ``operator.itemgetter(0)`` where the data is ``(x, y)``.
       layers: names of the layers to tap; None: all.
+      counted: ``(data) -> bool [B, T]``, which places of the examples count: padding does not. None: all.
       variables: collections beside the parameters, such as batch statistics. What the module changes in them is lost.
       rngs: keys of what the module draws, ``{"dropout": key}``: the same draws in every pass.
       mutable: collections that are returned in a pair with the outputs, as `flax.linen.Module.apply` does.
@@ -70,9 +93,9 @@ def tapped(
     Raises:
       ConfigError: ``module`` is not of Flax, or an argument for linen is given for nnx. Where the network is applied:
         the module has no layer of a name in ``layers``, or it needs a collection that ``variables`` lacks.
-      ValueError: where the network is applied: a layer is called twice (its parameters have two inputs) or is in
-        `nn.scan` and the like, or no `Window` describes a convolution: grouped, masked, transposed by an input
-        dilation, circular or reflecting, or with other than one batch axis.
+      ValueError: where the network is applied: steps share a layer's parameters, see above; no `Window` describes a
+        convolution: masked, transposed by an input dilation, circular or reflecting, or with other than one batch axis;
+        a product has the examples or the units in no axis of its result; a normalisation has a mask.
 
     Examples:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -86,23 +109,29 @@ def tapped(
       >>> inputs["layers_2"].values.shape
       (5, 4)
     """
+    mask = counted or _all
     if isinstance(module, nnx.Module):
         for name, given in (("variables", variables), ("rngs", rngs), ("mutable", mutable)):
             if given:
                 raise ConfigError(f"{name}: not for nnx modules; {type(module).__name__} has its own state and keys")
-        return taps_nnx.tapped(module, inputs, layers, arguments)
+        return taps_nnx.tapped(module, inputs, layers, mask, arguments)
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a module of flax.linen "
             "or flax.nnx: layers of Equinox or plain functions cannot be tapped"
         )
-    return _linen(module, inputs, layers, variables or {}, rngs or {}, mutable, arguments)
+    return _linen(module, inputs, layers, mask, variables or {}, rngs or {}, mutable, arguments)
+
+
+def _all(data: Tree) -> None:
+    """Every place counts."""
 
 
 def _linen(
     module: nn.Module,
     inputs: Callable[[Tree], Tree],
     layers: Collection[str] | None,
+    mask: Callable[[Tree], Array | None],
     variables: Mapping[str, Tree],
     rngs: Mapping[str, Key],
     mutable: Sequence[str],
@@ -127,82 +156,166 @@ def _linen(
                 "give models.tapped(module, rngs={'dropout': key})"
             ) from error
 
-    def interceptor(met: dict[str, nn.Module]) -> nn.module.Interceptor:
+    def interceptor(found: _Found, stacks: Mapping[str, tuple[int, ...]], examples: int) -> nn.module.Interceptor:
         def intercept(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            out, layer = next_fun(*args, **kwargs), context.module
-            if context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.Conv):
+            out, layer, method = next_fun(*args, **kwargs), context.module, context.method_name
+            if method not in forms.METHODS or not forms.has(layer, method):
                 return out
             name = "/".join(layer.path)
-            met.setdefault(name, layer.clone(parent=None))
+            use = forms.use_of(name, method)
+            found.layers.setdefault(name)
             if layers is not None and name not in layers:
                 return out
-            layer.sow(_INPUTS, "x", args[0] if args else kwargs["inputs"])
-            layer.sow(_OUTPUTS, "z", out)
-            return out + layer.get_variable(_TAPS, "tap") if layer.has_variable(_TAPS, "tap") else out
+            own = layer.is_mutable_collection(_INPUTS)
+            if not own and use not in stacks:
+                found.lost[use] = {part: x.shape for part, x in layer.variables["params"].items()}
+                return out
+            x, *rest = sorted((*args, *kwargs.values()), key=lambda given: not hasattr(given, "shape"))
+            if not forms.of_examples(layer, method, x, examples):
+                return out
+            into, of = (_INPUTS, _TAPS) if own else ("params", "params")
+            sown, tap = f"{_INPUTS}.{method}", f"{_TAPS}.{method}"
+            call = len(layer.get_variable(into, sown, ()))
+            calls = found.calls.setdefault(use, {})
+            calls[call] = forms.of(name, layer, x, out, rest)
+            layer.sow(into, sown, x)
+            if not layer.has_variable(of, tap):
+                return out
+            return out + forms.placed([calls[i] for i in range(call + 1)], call, layer.get_variable(of, tap))
 
         return intercept
 
-    def seen(collection: str, run: Callable[[str], tuple[Any, Mapping[str, Tree]]]) -> tuple[Any, Mapping, Seen]:
-        """What ``run`` gives with the layers tapped: outputs, state, and of a collection what each layer put there."""
-        machine.check_assertions()
-        # `nn.jit` calls no layer of what it compiled before for the same mutable collections: each pass has one of its
-        # own. Where it takes one layer's compilation for another in the same pass, the pass is repeated without.
-        for compile_ in (contextlib.nullcontext, jax.disable_jit):
-            met: dict[str, nn.Module] = {}
-            with compile_(), explained(), nn.intercept_methods(interceptor(met)):
-                outputs, state = run(f"plastax_pass_{next(_PASSES)}")
-            values = {"/".join(path[:-1]): given for path, given in flatten_dict(state.get(collection, {})).items()}
-            unknown = [name for name in layers or () if name not in met]
-            if not unknown and values.keys() <= met.keys():
-                break
-        if unknown:
-            raise ConfigError.unknown("layers", unknown[0], met)
-        chosen = [name for name in met if layers is None or name in layers]
-        for name in chosen:
-            if name not in values:
-                raise ValueError(
-                    f"layer {name!r} is inside nn.scan, nn.vmap or nn.RNN, which have several layers or steps in one; "
-                    "leave it out: models.tapped(module, layers=[...]) with the others"
-                )
-            if len(values[name]) > 1:
-                raise ValueError(
-                    f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
-                )
-        return outputs, state, {name: (met[name], values[name][0]) for name in chosen}
+    def seen(
+        run: Callable[[str, Any], tuple[Any, Mapping[str, Tree]]], x: Tree, outer: Tree = None
+    ) -> tuple[Tree, Mapping[str, Tree], list[Use]]:
+        """A pass with the layers tapped, or two: only the first shows which layers are stacked.
 
-    def taps(data: Tree) -> dict[str, Array]:
+        Args:
+          run: ``(a collection of this pass's own, stacks) -> (outputs, state)``.
+          x: what the module gets.
+          outer: the parameters; None: they are in the state.
+        """
+        machine.check_assertions()
+        examples, stacks = len(jax.tree.leaves(x)[0]), dict[str, tuple[int, ...]]()
+        for _ in range(2):
+            # `nn.jit` calls no layer of what it compiled before for the same mutable collections: each pass has one of
+            # its own. Where it takes one layer's compilation for another in the same pass, the pass is repeated
+            # without.
+            for compile_ in (contextlib.nullcontext, jax.disable_jit):
+                found = _Found({}, {}, {})
+                with compile_(), explained(), nn.intercept_methods(interceptor(found, stacks, examples)):
+                    outputs, state = run(f"plastax_pass_{next(_PASSES)}", stacks)
+                given = _given(state)
+                unknown = [name for name in layers or () if name not in found.layers]
+                if not unknown and given.keys() <= found.calls.keys():
+                    break
+            if unknown:
+                raise ConfigError.unknown("layers", unknown[0], found.layers)
+            if not found.lost:
+                break
+            stacks = _stacks(found.lost, state["params"] if outer is None else outer)
+        return (
+            outputs,
+            state,
+            [
+                Use(use, [calls[i] for i in range(len(calls))], stacks.get(use, ()), given[use])
+                for use, calls in found.calls.items()
+            ],
+        )
+
+    def uses(data: Tree) -> list[Use]:
         def init(key: Key, x: Tree, own: str) -> Tree:
             mutable = DenyList(("intermediates", own))
             return None, module.init({"params": key, **rngs}, x, mutable=mutable, **arguments)
 
-        def run(own: str) -> Any:
+        def run(own: str, _: Any) -> Any:
             return jax.eval_shape(functools.partial(init, own=own), tree.key_like(), inputs(data))
 
-        found = seen(_OUTPUTS, run)[-1]
-        return {name: jnp.zeros(shape.shape, shape.dtype) for name, (_, shape) in found.items()}
+        return seen(run, inputs(data))[-1]
+
+    def taps(data: Tree) -> dict[str, Array]:
+        return {name: tap for use in uses(data) for name, tap in use.taps().items()}
+
+    def parameters(data: Tree) -> dict[str, tuple[str, ...]]:
+        return {name: own for use in uses(data) for name, own in use.parameters().items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
         collections: Mapping[str, Tree] = variables
         if isinstance(params, Mapping) and isinstance(params.get("params"), Mapping):
             collections = {**variables, **{name: x for name, x in params.items() if name != "params"}}
             params = params["params"]
-        placed = unflatten_dict({(*name.split("/"), "tap") if name else ("tap",): tap for name, tap in taps.items()})
-        given = {"params": params, **collections} | ({_TAPS: placed} if taps else {})
 
-        def run(own: str) -> Any:
-            kept = [_INPUTS, *collections, *mutable, own]
-            return module.apply(given, inputs(data), rngs=dict(rngs), mutable=kept, **arguments)
+        def run(own: str, stacks: Mapping[str, tuple[int, ...]]) -> Any:
+            rest = dict(taps)
+            stacked = {use: forms.stacked(rest, use, stack) for use, stack in stacks.items()}
+            stacked = {_at(use): tap for use, tap in stacked.items() if tap is not None}
+            own_taps = {_TAPS: unflatten_dict({_at(use): tap for use, tap in rest.items()})} if rest else {}
+            whole = unflatten_dict(flatten_dict(params) | stacked) if stacked else params
+            kept = [_INPUTS, *collections, *mutable, own, *["params"] * bool(stacks)]
+            return module.apply(
+                {"params": whole, **collections, **own_taps}, inputs(data), rngs=dict(rngs), mutable=kept, **arguments
+            )
 
-        outputs, state, found = seen(_INPUTS, run)
+        outputs, state, found = seen(run, inputs(data), params)
         if mutable:
             outputs = outputs, {name: values for name, values in state.items() if name in mutable}
-        return outputs, {name: layer_inputs(name, layer, x) for name, (layer, x) in found.items()}
+        counted = mask(data)
+        return outputs, {name: x for use in found for name, x in use.inputs(counted).items()}
 
-    return Tapped(taps, apply)
+    return Tapped(taps, apply, parameters)
 
 
-def names(network: Tapped, data: Tree) -> tuple[str, ...]:
-    """The tapped layers in the order of the forward pass, of the data or of their shapes; nothing is computed."""
-    found: list[str] = []
-    jax.eval_shape(lambda data: found.extend(network.taps(data)), data)
-    return tuple(found)
+def _given(state: Mapping[str, Tree]) -> dict[str, tuple[Array, ...]]:
+    """Use -> what each of its calls was given, as it came out of the module."""
+    found = {}
+    for path, calls in flatten_dict({name: state.get(name, {}) for name in (_INPUTS, "params")}).items():
+        _, mine, method = path[-1].partition(f"{_INPUTS}.")
+        if mine:
+            found[forms.use_of("/".join(path[1:-1]), method)] = calls
+    return found
+
+
+def _at(use: str) -> tuple[str, ...]:
+    """Where a use's tap is, among the layers' variables."""
+    name, method = forms.of_use(use)
+    return (*name.split("/"), f"{_TAPS}.{method}") if name else (f"{_TAPS}.{method}",)
+
+
+def _stacks(lost: Mapping[str, Mapping[str, tuple[int, ...]]], params: Params) -> dict[str, tuple[int, ...]]:
+    """Sizes of the leading axes of the parameters, of layers inside of lifted transformations.
+
+    Raises:
+      ValueError: for layers that have no such axes: several steps share their parameters.
+    """
+    shapes = {"/".join(path): jnp.shape(x) for path, x in flatten_dict(nn.meta.unbox(params)).items()}
+    stacks = {}
+    for use, parts in lost.items():
+        name = forms.of_use(use)[0]
+        whole = {part: shapes[f"{name}/{part}" if name else part] for part in parts}
+        depths = {len(whole[part]) - len(shape) for part, shape in parts.items()}
+        leading = {whole[part][: len(whole[part]) - len(shape)] for part, shape in parts.items()}
+        if (
+            depths == {0}
+            or len(leading) > 1
+            or any(whole[part][-len(shape) :] != shape for part, shape in parts.items())
+        ):
+            raise ValueError(
+                f"layer {name!r} is inside nn.scan, nn.vmap or nn.RNN, whose steps share its parameters or stack them "
+                "along another axis than the first; leave it out: models.tapped(module, layers=[...]) with the others"
+            )
+        (stacks[use],) = leading
+    return stacks
+
+
+def parameters_of(network: Tapped, data: Tree) -> dict[str, tuple[str, ...]]:
+    """The tapped layers in the order of the forward pass, and the names of their parameters; nothing is computed.
+
+    Args:
+      network: made by `tapped`.
+      data: or its shapes.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    of = network.parameters
+    assert of is not None
+    jax.eval_shape(lambda data: found.update(of(data)), data)
+    return found

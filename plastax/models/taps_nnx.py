@@ -7,16 +7,18 @@ Flax has the means: what a layer sows and where it may be perturbed, `nnx.captur
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from plastax import parameters, tree
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
-from plastax.models.window import layer_inputs
+from plastax.models import forms
+from plastax.models.forms import Form, Use
 from plastax.types import Array, Params, Tree
 
 
@@ -28,30 +30,55 @@ class _Tap(nnx.Variable):  # type: ignore[type-arg]
     """What is added to what a layer gives."""
 
 
+class _Layer(NamedTuple):
+    """A layer to tap: its name, and the sizes of the leading axes that stack layers of one kind."""
+
+    name: str
+    stack: tuple[int, ...]
+
+
 def tapped(
-    module: nnx.Module, inputs: Callable[[Tree], Tree], layers: Collection[str] | None, arguments: dict[str, Any]
+    module: nnx.Module,
+    inputs: Callable[[Tree], Tree],
+    layers: Collection[str] | None,
+    mask: Callable[[Tree], Array | None],
+    arguments: dict[str, Any],
 ) -> Tapped:
     """The network of a module; the arguments are those of `plastax.models.tapped`."""
     graph, own, *others = nnx.split(module, nnx.Param, ...)
     (rest,) = jax.tree.map(lambda x: x, others)  # Of its own: the module's may change.
-    names = _names(module, layers)
-    layer_of = {names[path]: layer for path, layer in nnx.iter_modules(module) if path in names}
-    called: dict[str, None] = {}  # In the order of the forward pass; kept, as `nnx.jit` calls no layer again.
+    places = _layers(module, layers)
+    # Shapes of the data -> use -> number of the call -> its form, in the order of the forward pass; kept, as `nnx.jit`
+    # calls no layer again.
+    called: dict[Any, dict[str, dict[int, Form]]] = {}
+    shapes: list[Any] = []  # The current pass's.
 
     @functools.cache
     def tapping(kind: Any) -> Any:
         """The class of a layer, with taps; one for each network, as `nnx.jit` keeps what it compiled by class."""
 
-        def call(self: Any, inputs: Array, *args: Any, **kwargs: Any) -> Array:
-            called.setdefault(self.tapped_as)
-            self.sow(_Input, "x", inputs)
-            out: Array = self.perturb("tap", kind.__call__(self, inputs, *args, **kwargs), _Tap)
-            return out
+        def calling(method: str) -> Callable[..., Array]:
+            def call(self: Any, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+                out: Array = getattr(kind, method)(self, inputs, *args, **kwargs)
+                if not forms.of_examples(self, method, inputs, shapes[-1][0][0]):
+                    return out
+                before: list[int] = []
+                self.sow(
+                    _Input, method, inputs, reduce_fn=lambda old, x: before.append(len(old)) or (*old, x), init_fn=tuple
+                )
+                (number,) = before
+                calls = called[shapes[-1]].setdefault(forms.use_of(self.tapped_as, method), {})
+                calls[number] = forms.of(self.tapped_as, self, inputs, out, (*args, *kwargs.values()))
+                tap = self.perturb(f"tap.{method}", jnp.zeros((), out.dtype), _Tap)
+                return out + (forms.placed([calls[i] for i in range(number + 1)], number, tap) if tap.ndim else tap)
 
-        return type(kind)(f"Tapped{kind.__name__}", (kind,), {"__call__": call})
+            return call
 
-    def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Array], dict[str, Array]]:
-        """Outputs, what each layer was given, and its tap."""
+        methods = [name for name in forms.METHODS if hasattr(kind, name)]
+        return type(kind)(f"Tapped{kind.__name__}", (kind,), {name: calling(name) for name in methods})
+
+    def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Use]]:
+        """Outputs, and the layers' uses."""
         params = parameters.split(params)[0]
         given, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
         if given != mine:
@@ -60,50 +87,65 @@ def tapped(
         network = nnx.merge(graph, params, rest, copy=True)
         layer: Any
         for path, layer in nnx.iter_modules(network):
-            if path in names:
-                layer.__class__, layer.tapped_as = tapping(layer.__class__), names[path]
-        places = {(*path, "tap"): _Tap(taps[name]) for path, name in names.items() if name in taps}
-        capturing = nnx.capture(network, _Input, _Tap, init=nnx.from_flat_state(places))
-        outputs, *states = capturing(inputs(data), **arguments)
-        seen, free = ({names[path[:-1]]: x.get_value() for path, x in nnx.to_flat_state(state)} for state in states)
-        for name, values in seen.items():
-            if len(values) > 1:
-                raise ValueError(
-                    f"layer {name!r} is called twice, which Kronecker factors cannot describe; leave it out"
-                )
-        return outputs, {name: seen[name][0] for name in called if name in seen}, free
+            if path in places:
+                layer.__class__, layer.tapped_as = tapping(layer.__class__), places[path].name
+        placed, taps = {}, dict(taps)
+        for path, (name, stack) in places.items():
+            for method in forms.METHODS:
+                if (tap := forms.stacked(taps, forms.use_of(name, method), stack)) is not None:
+                    placed[(*path, f"tap.{method}")] = _Tap(tap)
+        x = inputs(data)
+        shapes.append(tuple(map(jnp.shape, jax.tree.leaves(x))))
+        called.setdefault(shapes[-1], {})
+        capturing = nnx.capture(network, _Input, _Tap, init=nnx.from_flat_state(placed))
+        outputs, state, _ = capturing(x, **arguments)
+        given = {(*path, method): x.get_value() for (*path, method), x in nnx.to_flat_state(state)}
+        uses = {}
+        for use, calls in called[shapes[-1]].items():
+            name, method = forms.of_use(use)
+            path, stack = at[name]
+            if (*path, method) in given:
+                uses[use] = Use(use, [calls[i] for i in range(len(calls))], stack, given[*path, method])
+        return outputs, uses
+
+    at = {layer.name: (path, layer.stack) for path, layer in places.items()}
+
+    def uses(data: Tree) -> Iterable[Use]:
+        found: dict[str, Use] = {}
+        jax.eval_shape(lambda data: found.update(run(own, {}, data)[1]), data)
+        return found.values()
 
     def taps_of(data: Tree) -> dict[str, Array]:
-        _, seen, zeros = jax.eval_shape(lambda data: run(own, {}, data), data)
-        return {name: jax.numpy.zeros(zeros[name].shape, zeros[name].dtype) for name in called if name in seen}
+        return {name: tap for use in uses(data) for name, tap in use.taps().items()}
+
+    def parameters_of(data: Tree) -> dict[str, tuple[str, ...]]:
+        return {name: own for use in uses(data) for name, own in use.parameters().items()}
 
     def apply(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, LayerInputs]]:
-        outputs, seen, _ = run(params, taps, data)
-        return outputs, {name: layer_inputs(name, layer_of[name], x) for name, x in seen.items()}
+        outputs, found = run(params, taps, data)
+        counted = mask(data)
+        return outputs, {name: x for use in found.values() for name, x in use.inputs(counted).items()}
 
-    return Tapped(taps_of, apply)
+    return Tapped(taps_of, apply, parameters_of)
 
 
-def _names(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[Any, ...], str]:
-    """Path -> name of the layers to tap.
+def _layers(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[Any, ...], _Layer]:
+    """Path -> layer to tap.
 
     Raises:
       ConfigError: the module has no layer of a name in ``layers``.
-      ValueError: a layer is several layers or steps in one.
+      ValueError: several steps share a layer.
     """
     modules = dict(nnx.iter_modules(module))
-    found = {path: "/".join(map(str, path)) for path, one in modules.items() if isinstance(one, nnx.Linear | nnx.Conv)}
+    found = {path: "/".join(map(str, path)) for path, one in modules.items() if forms.has(one, "__call__")}
     for name in layers or ():
         if name not in found.values():
             raise ConfigError.unknown("layers", name, found.values())
     chosen = {path: name for path, name in found.items() if layers is None or name in layers}
     for path, name in chosen.items():
-        layer: Any = modules[path]
-        axes = 2 + len(layer.kernel_size) if isinstance(layer, nnx.Conv) else 2
-        repeated = any(isinstance(one, nnx.RNN) and path[: len(at)] == at for at, one in modules.items())
-        if repeated or layer.kernel.ndim != axes:
+        if any(isinstance(one, nnx.RNN) and path[: len(at)] == at for at, one in modules.items()):
             raise ValueError(
-                f"layer {name!r} is inside nnx.scan, nnx.vmap or nnx.RNN, which have several layers or steps in one; "
-                "leave it out: models.tapped(module, layers=[...]) with the others"
+                f"layer {name!r} is inside nnx.scan, nnx.vmap or nnx.RNN, whose steps share its parameters; leave it "
+                "out: models.tapped(module, layers=[...]) with the others"
             )
-    return chosen
+    return {path: _Layer(name, forms.stack_of(modules[path])) for path, name in chosen.items()}

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
-from flax import nnx
 from flax.linen.linear import canonicalize_padding
 
-from plastax.layers import LayerInputs, Window
+from plastax.layers import Window
 from plastax.types import Array
 
 
-def layer_inputs(name: str, layer: Any, x: Array) -> LayerInputs:
-    """What a dense or convolutional layer was given.
+def window(name: str, conv: Any, x: Array) -> Window:
+    """The geometry of a convolution.
 
     Raises:
       ValueError: for convolutions that no `Window` describes.
     """
-    return LayerInputs(x, layer.use_bias, _window(name, layer, x) if isinstance(layer, nn.Conv | nnx.Conv) else None)
-
-
-def _window(name: str, conv: Any, x: Array) -> Window:
     size = (conv.kernel_size,) if isinstance(conv.kernel_size, int) else tuple(conv.kernel_size)
 
     def each(value: Any) -> tuple[int, ...]:
@@ -30,7 +24,6 @@ def _window(name: str, conv: Any, x: Array) -> Window:
 
     padding = canonicalize_padding(conv.padding, len(size))
     refused = {
-        f"feature_group_count={conv.feature_group_count}": conv.feature_group_count != 1,
         f"input_dilation={conv.input_dilation}": set(each(conv.input_dilation)) != {1},
         f"padding={padding!r}": isinstance(padding, str) and padding not in ("SAME", "VALID"),
         "a mask": conv.mask is not None,

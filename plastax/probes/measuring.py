@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from plastax import discovery, parameters, tree
 from plastax.curvature import checks, losses, running
+from plastax.curvature.kronecker import factored as factored_by
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
 from plastax.probes.base import Need, ProbeConfig
@@ -135,13 +137,14 @@ def _measure(
     hidden: list[str] = []
     # Read while it is traced: a dict that comes out of JAX is sorted.
     jax.eval_shape(lambda p, x: hidden.extend(plain(p, x)[1]), params, examples.x)
-    layers = tapped = tuple(given.taps(examples.x))
+    factored = factored_by(given, examples.x)
+    layers = tapped = tuple(layer for layer, own in factored.items() if own[0].endswith("kernel"))
     forward: Callable[..., Any] = own
     taps_of = given.taps
     lacks = {need for need, names in (("features", hidden), ("taps", tapped)) if not names}
     if lacks & {need for config in configs for need in config.needs}:
         found = discovery.discover(plain, params, examples.x)
-        hidden, layers, tapped = list(found.hidden), found.layers, found.layers
+        hidden, layers, tapped, factored = list(found.hidden), found.layers, found.layers, found.factored
         forward, taps_of = functools.partial(discovery.tapped, plain), functools.partial(discovery.taps, plain, params)
         activation = activation or found.activation
         roles = found.roles if roles is STRUCTURE else roles
@@ -150,6 +153,7 @@ def _measure(
         outputs, features, inputs = forward(params, taps, x)
         if counted is not None:
             features = {name: jnp.where(counted(x)[..., None], h, 0) for name, h in features.items()}
+            inputs = {name: dataclasses.replace(seen, counted=counted(x)) for name, seen in inputs.items()}
         return outputs, features, inputs
 
     def tapped_loss(
@@ -167,7 +171,7 @@ def _measure(
     draw = lambda key: params if init is None else parameters.split(init(key))[0]  # noqa: E731
     model = Model(
         draw, lambda p, x: seen_at(p, {}, x)[:2], taps_of, seen_at, layers, tuple(hidden),
-        activation=activation or "relu", roles=roles, counted=counted,
+        activation=activation or "relu", roles=roles, counted=counted, factored=factored,
     )  # fmt: skip
     seen = ProbeInput(
         params, examples, lambda p, data: tapped_loss(p, {}, data)[0], lambda p, data: seen_at(p, {}, data.x)[1],

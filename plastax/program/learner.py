@@ -123,7 +123,8 @@ def grad_norm(seen: Pass) -> Array:
             continue
         kernel = direct[parts[0]]
         a, g = (x.reshape(-1, x.shape[-1]) for x in (inputs.values, seen.tap_grads[name]))
-        if inputs.window is None and len(a) ** 2 * sum(kernel.shape) < kernel.size:
+        plain = inputs.window is None and inputs.groups == 1 and not inputs.others
+        if plain and len(a) ** 2 * sum(kernel.shape) < kernel.size:
             for part in parts:
                 del direct[part]
             with jax.default_matmul_precision("highest"):

@@ -90,10 +90,11 @@ def check_names(trial: Trial, outputs: int) -> None:
     leaves = tree.named_leaves(trial.params)
     (hidden, tapped), matrices = order[0], _matrices(trial, trial.params)
     kernels = tuple(name for name in model.layers if name in matrices)
+    factored = tuple(model.factored or model.layers)
     for got, expected, member, what in (
         (hidden, model.hidden, "hidden", "the features"),
-        (tapped, model.layers, "layers", "the inputs of layers"),
-        (tuple(taps), model.layers, "taps", "the taps"),
+        (tapped, factored, "factored", "the inputs of layers"),
+        (tuple(taps), factored, "taps", "the taps"),
         (kernels, model.layers, "layers", "the kernels"),
     ):
         if got != expected:

@@ -52,7 +52,7 @@ def test_equal_pairs_change_no_bit(kind: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, outputs, expected)
     assert set(features) == set(model.hidden)
     assert {f"{layer}/kernel" for layer in model.layers} == {n for n in tree.named_leaves(params) if "kernel" in n}
-    assert set(model.taps(x)) == set(model.layers)
+    assert set(model.taps(x)) == set(model.factored)
     if model.evaluate is not None:
 
         @functools.partial(jax.jit, compiler_options=AS_USERS)
@@ -74,7 +74,7 @@ def test_the_sum_is_the_heads() -> None:
     pair = params["injection_0"]
     base, new, frozen = (plain.apply(own | head, x)[0] for head in ({}, pair["new"], pair["frozen"]))
     np.testing.assert_allclose(outputs, base + new - frozen, rtol=1e-5, atol=1e-6)
-    assert set(inputs) == set(model.layers)
+    assert set(inputs) == set(model.factored)
 
     def loss(params: Any, taps: Any) -> jax.Array:
         return jnp.sum(jnp.sin(model.tapped(params, taps, x)[0]))
