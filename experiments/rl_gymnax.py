@@ -1,7 +1,8 @@
-"""Continual reinforcement learning on gymnax: PPO, many seeds at once, with spectra at every task switch.
+"""Continual reinforcement learning on gymnax: PPO or DQN, many seeds at once, with spectra at every task switch.
 
     make run EXP=rl_gymnax
     make run EXP=rl_gymnax ARGS="--seeds 16 --method l2_er --method.er-lr 1e-4"
+    make run EXP=rl_gymnax ARGS="--agent dqn --dqn.replay-ratio 1"
 
 Leaves its run in <runs-dir>/rl_gymnax/<run id>: records, checkpoints, report, a W&B run, a summary table.
 """
@@ -11,17 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from plastax.rl.dqn import DQN
 from plastax.rl.ppo import PPO
 from plastax.study import reinforcement
 
 
 @dataclass(frozen=True)
 class Config(reinforcement.Config):
-    """Continual reinforcement learning on gymnax: PPO on a stream of tasks, spectra at every switch."""
+    """Continual reinforcement learning on gymnax: PPO or DQN on a stream of tasks, spectra at every switch."""
 
 
 DEFAULTS: dict[str, Any] = {
     "ppo": PPO(learning_rate=2e-3, epochs=8, reward_scale=0.05),
+    "dqn": DQN(reward_scale=0.05),
 }
 
 # Around the natural threshold, 1 / (learning rate x gradient steps of a task): 0.2. They are used relative to the
@@ -42,7 +45,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "seeds": 10, "tasks": 10, "steps_per_task": 160_000, "model_settings.hidden": (256, 256, 256),
         "model_settings.activation": "leaky_relu", "ppo.num_envs": 8, "ppo.num_steps": 100, "ppo.epochs": 5,
-        "ppo.minibatches": 25, "ppo.learning_rate": 1e-3, "ppo.reward_scale": 0.05,
+        "ppo.minibatches": 25, "ppo.learning_rate": 1e-3, "ppo.reward_scale": 0.05, "dqn.num_envs": 8,
+        "dqn.num_steps": 100,
+    },
+    # C-CHAIN's chain of MinAtar games (arXiv 2506.00592): double DQN, Adam 3e-4, 10k random steps first, 2M steps a
+    # game. Batches of 32, a gradient step for every 4 steps, a target network 1,000 steps old and 100,000 steps of
+    # replay are Dopamine's for MinAtar (Obando-Ceron and Castro, arXiv 2011.14826).
+    "minatar": {
+        "agent": "dqn", "stream": "minatar_chain", "model": "conv", "tasks": 4, "steps_per_task": 2_000_000,
+        "segments_per_task": 10, "hessian.order": 192, "hessian.probes": 1, "hessian.examples": 32, **EPS,
+        "dqn": DQN(num_envs=8, num_steps=250, train_every=2, batch_size=32, capacity=100_000, learning_rate=3e-4,
+                   warmup=10_000, n_step=1, target_every=250, epsilon=0.01, epsilon_steps=250_000),
     },
 }  # fmt: skip
 

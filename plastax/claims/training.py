@@ -19,7 +19,7 @@ from plastax.study.api import Study
 
 PAUSE = 60.0
 """Seconds between two lines of a run's own progress."""
-STREAM = ("stream", "stream_settings", "data", "data_checksum", "steps_per_task", "training", "ppo")
+STREAM = ("stream", "stream_settings", "data", "data_checksum", "steps_per_task", "training", "agent", "ppo", "dqn")
 """Settings that decide what tasks a run has and how long it trains on them."""
 
 

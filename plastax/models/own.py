@@ -11,7 +11,7 @@
   ``apply(params, x) -> outputs``.
 * It returns its outputs ``[B, outputs]``, of tokens ``[B, T, outputs]``, or a pair of these and a dict of its features.
   For PPO it returns ``(logits, value)``, for continuous actions ``(mean, log_std, value)``; or a dict with ``policy``,
-  ``value`` and, for continuous actions, ``log_std``.
+  ``value`` and, for continuous actions, ``log_std``. For DQN the outputs are action values.
 * An nnx or Equinox module that is given as an object keeps its weights: every seed starts with them.
 * With batch normalisation, linen modules take an argument ``train`` in their call.
 

@@ -1,4 +1,4 @@
-"""Continual reinforcement learning: streams of tasks, and the agent that learns on them."""
+"""Continual reinforcement learning: streams of tasks, and the agents that learn on them, `ppo` and `dqn`."""
 
 from __future__ import annotations
 

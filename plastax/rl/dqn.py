@@ -41,7 +41,10 @@ Targets = Literal["td", "regression"]
 
 @dataclass(frozen=True)
 class DQN(agent.Settings):
-    """Settings of DQN and of its optimiser (Adam)."""
+    """Settings of DQN and of its optimiser (Adam).
+
+    With rewards scaled by 0.05, the defaults solve CartPole: see ``tests/rl/test_dqn_reference.py``.
+    """
 
     group: ClassVar[str] = "dqn"
 
@@ -53,12 +56,12 @@ class DQN(agent.Settings):
     """Gradient steps for each environment step. High ratios bring the primacy bias (Nikishin et al. 2022)."""
     batch_size: int = 128
     """Transitions in a gradient step (CleanRL)."""
-    capacity: int = 10_000
-    """Steps that the replay buffer of a seed holds; a multiple of num_envs * train_every (CleanRL, classic control)."""
+    capacity: int = 51_200
+    """Steps that the replay buffer of a seed holds; a multiple of num_envs * train_every."""
     warmup: int = 1_000
     """Environment steps before learning: of the run, or of each task if the buffer is cleared at switches."""
-    n_step: int = 1
-    """Steps of a return before it is bootstrapped."""
+    n_step: int = 3
+    """Steps of a return before it is bootstrapped (Rainbow: 3; DQN: 1)."""
     double: bool = True
     """Whether the network, and not the target network, chooses the action that the target network values."""
     huber: float = 1.0
@@ -67,8 +70,8 @@ class DQN(agent.Settings):
     """Gradient steps from one update of the target network to the next."""
     target_rate: float = 1.0
     """How far the target network then moves towards the network; 1: it becomes a copy."""
-    epsilon: float = 0.05
-    """Share of random actions, to which it falls linearly from 1 (CleanRL)."""
+    epsilon: float = 0.02
+    """Share of random actions, to which it falls linearly from 1."""
     epsilon_steps: int = 10_000
     """Environment steps of that fall."""
     epsilon_at_switch: Literal["restart", "keep"] = "restart"

@@ -184,7 +184,7 @@ def _configured(experiment: Experiment[Any], values: Mapping[str, Any], more: Ma
     """The configuration of values as `Study` takes them."""
     values = dict(values)
     if "training" in values:
-        values[experiment.rate.partition(".")[0]] = values.pop("training")
+        values[values.get("agent") or experiment.rates[0].partition(".")[0]] = values.pop("training")
     if isinstance(values.get("sweep"), Mapping):
         values["sweep"] = [f"{key}={','.join(map(_words, swept))}" for key, swept in values["sweep"].items()]
     return configuration.configure(experiment.config, experiment.presets, experiment.choices, values | dict(more))

@@ -55,6 +55,8 @@ def parse(
     """
     args, asked = _without_help(sys.argv[1:] if args is None else args)
     flags: dict[str, Any] = {field: _value_of(args, f"--{field}") for field in ("preset", "resume", "data", *choices)}
+    if "agent" in {field.name for field in dataclasses.fields(base)}:
+        flags["agent"] = _value_of(args, "--agent")
     flags |= {"methods": _values_of(args, "--methods", "--method"), "probes": _values_of(args, "--probes")}
     default = configure(base, presets, choices, {field: value for field, value in flags.items() if value})
     if asked is not None:
@@ -190,7 +192,7 @@ def _unused(config: Config) -> set[str]:
     """The groups of settings that a configuration does not use."""
     used = {member for name in (*config.methods, *config.probes) for member in members(name)}
     entries = {group for field in GROUPS for group in registered(config, field)}
-    return entries - used | {"synthetic"} - {getattr(config, "data", "")}
+    return entries - used | {"synthetic"} - {getattr(config, "data", "")} | config.unused
 
 
 def _list(flags: Sequence[_Flag], console: output.Console) -> None:

@@ -200,7 +200,7 @@ SHORT: Mapping[str, str] = {"lr": "learning_rate", "epochs": "epochs", "batch_si
 
 def in_full(config: Config, name: str) -> str:
     """The dotted setting that a short name or an alias stands for; other names as they are."""
-    for group in ("training", "ppo"):
+    for group in ("training", getattr(config, "agent", "")):
         if name in SHORT and hasattr(getattr(config, group, None), SHORT[name]):
             return f"{group}.{SHORT[name]}"
     group, dot, setting = name.partition(".")

@@ -103,8 +103,8 @@ class Experiment(Generic[C]):
       share: ``config -> Shared``; raises `ConfigError` if data cannot be loaded.
       stand_in: ``config -> value`` of the shapes of `Shared.value`, so that settings can be refused before a download;
         None if there is nothing to download.
-      rate: the setting that is the step size. The probe ``trainability`` compares eigenvalues with it, so with that
-        probe it is a constant of the program and cannot be traced.
+      rates: the settings that are step sizes. The probe ``trainability`` compares eigenvalues with them, so with that
+        probe they are constants of the program and cannot be traced.
       fixed: groups of settings that cannot be swept.
     """
 
@@ -115,7 +115,7 @@ class Experiment(Generic[C]):
     prepare: Callable[[C, str, Any], Prepared]
     share: Callable[[C], Shared]
     stand_in: Callable[[C], Any] = _nothing
-    rate: str = "training.learning_rate"
+    rates: Sequence[str] = ("training.learning_rate",)
     fixed: Sequence[str] = ()
 
     def parse(self, args: Sequence[str] | None = None, prog: str | None = None) -> C:
@@ -139,7 +139,7 @@ class Experiment(Generic[C]):
         value = self.share(config).value if value is None else value
         arms = sweep.arms(config, self.fixed)
         own = frozenset(arm.label for arm in settings.of_shard(arms, config.shard))
-        static = (self.rate,) if "trainability" in config.probes else ()
+        static = tuple(self.rates) if "trainability" in config.probes else ()
         # Arms of other shards are built too, for the axes of the record, but not compiled.
         both = ([arm for arm in arms if (arm.label in own) is mine] for mine in (True, False))
         groups = [group for part in both for group in sweep.together(part, static)]

@@ -1,16 +1,17 @@
-"""Experiments on streams of environments: what they share, and how PPO becomes a program."""
+"""Experiments on streams of environments: what they share, and how an agent becomes a program."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from plastax.errors import ConfigError
 from plastax.models import ACTOR_CRITICS
 from plastax.program import segments
-from plastax.rl import STREAMS, Own, ppo
+from plastax.rl import STREAMS, Own, dqn, ppo
+from plastax.rl.agent import Settings, action_size
 from plastax.rl.environment import EnvironmentStream
 from plastax.study import names, settings
 from plastax.study.experiment import Experiment, Prepared, Shared, with_defaults
@@ -24,14 +25,23 @@ class Config(settings.Config):
 
     stream: str = "cartpole_chain"
     """What changes from task to task (`plastax list streams`), or your own stream or environment, module:object."""
+    agent: Literal["ppo", "dqn"] = "ppo"
+    """ppo, or dqn: double deep Q-learning with replay, for discrete actions."""
     model: str = "mlp"
     """Network: mlp, conv for image observations (minatar_chain), or your own, module:object."""
     steps_per_task: int = 40_960
-    """Environment steps of a seed in each task; a multiple of ppo.num_envs x ppo.num_steps."""
+    """Environment steps of a seed in each task; a multiple of the agent's num_envs x num_steps."""
     segments_per_task: int = 1
     """Calls of the compiled program per task. More calls show progress and save checkpoints more often."""
     ppo: ppo.PPO = field(default_factory=ppo.PPO)
-    """The agent."""
+    """The agent ppo."""
+    dqn: dqn.DQN = field(default_factory=dqn.DQN)
+    """The agent dqn."""
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The other agent. Runs of PPO have the hash that they had before there was another."""
+        return frozenset({"agent", "dqn"} if self.agent == "ppo" else {"ppo"})
 
 
 def experiment(
@@ -52,7 +62,7 @@ def experiment(
         {"stream": STREAMS, "model": ACTOR_CRITICS},
         prepare,
         share,
-        rate="ppo.learning_rate",
+        rates=("ppo.learning_rate", "dqn.learning_rate"),
     )
 
 
@@ -78,31 +88,34 @@ def share(config: Config) -> Shared:
 
 def prepare(config: Config, name: str, stream_of: Callable[[Any], EnvironmentStream]) -> Prepared:
     """See `Experiment`. `make` builds the stream, after all checks: gymnax compiles as it makes environments."""
-    stream, agent = settings.choice(config, "stream"), config.ppo
+    stream, module = settings.choice(config, "stream"), {"ppo": ppo, "dqn": dqn}[config.agent]
+    agent: Settings = getattr(config, config.agent)
     spaces = stream.spaces()
+    batch_like = module.batch_like(agent, spaces)
     if config.steps_per_task < 1 or config.steps_per_task % agent.steps_per_update:
         raise ConfigError(
             f"steps_per_task: {config.steps_per_task} is not a multiple of an update's {agent.steps_per_update} steps"
         )
-    updates, steps = config.steps_per_task // agent.steps_per_update, agent.epochs * agent.minibatches
-    plan = cut(config, config.segments_per_task, updates, agent.steps_per_update, steps)
+    updates = config.steps_per_task // agent.steps_per_update
+    agent.check_task(updates)
+    plan = cut(config, config.segments_per_task, updates, agent.steps_per_update, agent.gradient_steps)
     method = method_of(config, name)
-    size, continuous = ppo.action_size(spaces)
+    size, continuous = action_size(spaces)
     chosen = settings.choice(config, "model")
     options = settings.with_options(chosen, config.model, name, method.model_options)
-    model = options.build(spaces.observation_shape, size, continuous=continuous)
-    model = model._replace(batch_like=ppo.batch_like(agent, spaces))
-    probes = probes_of(config, model, agent.learning_rate, updates * steps)
+    model = options.build(spaces.observation_shape, size, continuous=None if config.agent == "dqn" else continuous)
+    model = model._replace(batch_like=batch_like)
+    probes = probes_of(config, model, agent.learning_rate, updates * agent.gradient_steps)
     transformation(method, agent.optimizer(), model)  # Raises what it would raise in `make`.
 
     def make(values: Mapping[str, Any]) -> Program:
         own = settings.replaced(config, values)
-        method = method_of(own, name)
-        return ppo.program(
-            own.ppo,
+        method, agent = method_of(own, name), getattr(own, own.agent)
+        return module.program(
+            agent,
             stream_of(stream),
             model,
-            transformation(method, own.ppo.optimizer(), model),
+            transformation(method, agent.optimizer(), model),
             probes,
             updates_per_task=updates,
             needs_boundary=method.needs_boundary,

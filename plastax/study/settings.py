@@ -118,6 +118,11 @@ class Config:
     """Keep compiled programs, so that a second start compiles nothing: up to 1 GiB in the user's cache directory
     (JAX_COMPILATION_CACHE_MAX_SIZE, in bytes, and JAX_COMPILATION_CACHE_DIR change that)."""
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Fields that this configuration does not use; ``config.json`` leaves them out."""
+        return frozenset()
+
 
 C = TypeVar("C", bound=Config)
 D = TypeVar("D")
@@ -273,7 +278,7 @@ def to_json(config: Config) -> dict[str, Any]:
     # All shards write the same config.json.
     unused = {name for registry in GROUPS.values() for name in registry} - chosen | {"shard", "dry_run"}
     # Runs without them have the hash that they had before these settings came.
-    unused |= {name for name in ("tune_on", "arms") if not getattr(config, name)}
+    unused |= config.unused | {name for name in ("tune_on", "arms") if not getattr(config, name)}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in unused}
     for group in settings:
         entry = getattr(config, group)

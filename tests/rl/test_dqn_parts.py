@@ -31,7 +31,7 @@ def recorded() -> Steps:
 def test_transitions_end_with_the_episode_and_after_n_steps(n):
     steps, gamma = recorded(), 0.9
     row, env = (x.reshape(-1) for x in np.mgrid[:ROWS, :ENVS])
-    found = replay.transitions(jax.tree.map(jnp.asarray, steps), jnp.asarray(row), jnp.asarray(env), n, gamma)
+    found = jax.jit(replay.transitions, static_argnums=(3, 4))(steps, row, env, n, gamma)
     for i, (t, e) in enumerate(zip(row, env)):
         total, discount = 0.0, 1.0
         for k in range(n):
@@ -51,7 +51,8 @@ def test_transitions_end_with_the_episode_and_after_n_steps(n):
 @pytest.mark.parametrize(("filled", "row"), [(5, 5), (ROWS, 4), (4, 2)])
 def test_only_complete_transitions_of_the_newest_rows_are_drawn_all_of_them_alike(filled, row):
     steps, n = jax.tree.map(jnp.asarray, recorded()), 3
-    drawn = replay.sample(steps, jax.random.key(0), 8_000, jnp.int32(filled), jnp.int32(row), n, 0.9)
+    draw = jax.jit(replay.sample, static_argnums=(2, 5, 6))
+    drawn = draw(steps, jax.random.key(0), 8_000, filled, row, n, 0.9)
     number, count = np.unique(drawn.observation[:, 0], return_counts=True)
     rows = [(row - filled + i) % ROWS for i in range(filled - n + 1)]
     np.testing.assert_array_equal(number, sorted(r * ENVS + e for r in rows for e in range(ENVS)))
@@ -88,13 +89,15 @@ def test_curvature_of_the_loss_is_its_hessian(threshold):
     assert linear.any() == bool(threshold)
     expected = np.where(linear, threshold * (np.abs(error) - threshold / 2), error**2 / 2).mean()
     np.testing.assert_allclose(loss.value(values, batch), expected, rtol=1e-12)
-    dense = jax.hessian(lambda v: loss.value(v.reshape(8, 3), batch))(values.reshape(-1))
-    product = jax.vmap(lambda t: loss.curvature(values, batch, t.reshape(8, 3)).reshape(-1))(jnp.eye(24))
+    dense = jax.jit(jax.hessian(lambda v: loss.value(v.reshape(8, 3), batch)))(values.reshape(-1))
+    product_with = jax.vmap(lambda t: loss.curvature(values, batch, t.reshape(8, 3)).reshape(-1))
+    product = jax.jit(product_with)(jnp.eye(24))
     np.testing.assert_allclose(product, dense, atol=1e-14)
     root = loss.root(values, batch).reshape(-1, 8, 3)
     per_example = np.einsum("kbi,kbj->bij", root, root)
     np.testing.assert_allclose(per_example, np.stack([dense[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] for i in range(8)]))
-    drawn = jax.vmap(lambda key: loss.sample(values, batch, key))(jax.random.split(jax.random.key(0), 20_000))
+    draw = jax.jit(jax.vmap(lambda key: loss.sample(values, batch, key)))
+    drawn = draw(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(np.einsum("sbi,sbj->bij", drawn, drawn) / 20_000, per_example, atol=0.01)
 
 

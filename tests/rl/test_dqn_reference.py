@@ -120,7 +120,7 @@ class Reference:
     "changes",
     [
         {"n_step": 3, "huber": 0.5, "target_every": 7, "target_rate": 0.3, "reward_scale": 0.5},
-        {"n_step": 1, "huber": 0.0, "target_every": 10, "double": False},
+        pytest.param({"n_step": 1, "huber": 0.0, "target_every": 10, "double": False}, marks=pytest.mark.slow),
     ],
     ids=["n-step, double, Huber, soft target", "plain"],
 )
@@ -153,7 +153,7 @@ def test_a_hundred_gradient_steps_are_those_of_numpy(changes):
 
 DISCOUNT, SEEDS, UPDATES = 0.8, (0, 1), 60
 TOY_CONFIG = dqn.DQN(
-    num_envs=8, num_steps=16, train_every=2, replay_ratio=0.25, batch_size=64, capacity=1_024, warmup=64,
+    num_envs=8, num_steps=16, train_every=2, replay_ratio=0.25, batch_size=64, capacity=1_024, warmup=64, n_step=1,
     gamma=DISCOUNT, learning_rate=3e-3, target_every=20, epsilon=0.2, epsilon_steps=1_000, buffer_at_switch="clear",
     kronecker_every=0, huber=0.0,
 )  # fmt: skip
@@ -182,12 +182,12 @@ def test_values_and_actions_are_those_in_closed_form(learner, number):
 
 @pytest.mark.slow
 def test_cartpole_is_solved():
-    """Within 100,000 steps, 14 of 16 seeds have 100 episodes in a row of at least 475 on average.
+    """Within 131,072 steps, 14 of 16 seeds have 100 episodes in a row of at least 475 on average.
 
-    That is Gymnasium's definition; 5 % of the actions stay random.
+    That is Gymnasium's definition; 2 % of the actions stay random.
     """
-    config, seeds = dqn.DQN(), 16
-    updates = 100_000 // config.steps_per_update
+    config, seeds = dqn.DQN(reward_scale=0.05, kronecker_every=0), 16
+    updates = 131_072 // config.steps_per_update
     stream = STREAMS["cartpole_physics"].build()
     model = ActorCritic().build((4,), 2, continuous=None)
     method = METHODS["backprop"].build(config.optimizer())
