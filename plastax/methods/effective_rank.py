@@ -74,7 +74,8 @@ class EffectiveRankState(NamedTuple):
 def mean_effective_rank(features: Features, mask: Array | None = None) -> Array:
     """Mean over layers of the effective rank of the uncentred features, a scalar; see `linalg.effective_rank`.
 
-    Convolutional features ``[B, h, w, c]`` count as ``B h w`` rows of ``c`` columns.
+    Convolutional features ``[B, h, w, c]`` count as ``B h w`` rows of ``c`` columns, those of sequences ``[B, T, D]``
+    as ``B T`` rows. Features of padding are zero (`plastax.types.Model`), and rows of zeros change nothing.
 
     Args:
       features: of the layers.

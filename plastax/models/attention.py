@@ -39,7 +39,8 @@ class Transformer(ModelConfig):
 
     References:
       Radford et al., "Language models are unsupervised multitask learners" (GPT-2), 2019, section 2.3: the blocks, and
-      the initialisation ``gpt2``.
+      the initialisation ``gpt2``, with which GPTs are mostly trained. Methods that go back to the start (resets, L2 to
+      the initial weights, clipping) go back to it.
     """
 
     activation: ActivationName = "gelu"

@@ -134,7 +134,8 @@ def _head(layers: tuple[str, ...], injections: int, depth: int) -> tuple[str, ..
         own = [n for n in layers if n.startswith(f"{branch}dense_") or n == f"{branch}output"]
         if len(own) < 2:
             raise ConfigError(
-                f"model.injections: {injections} is not allowed without dense hidden layers; give 0, or layers"
+                f"model.injections: {injections} is not allowed without dense hidden layers in front of the output "
+                "layer (plasticity_injection draws them again); give 0, or another model"
             )
         if not 2 <= depth <= len(own):
             raise ConfigError(

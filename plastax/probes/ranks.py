@@ -33,7 +33,7 @@ NumericalVariant = Literal["numpy", "dohare"]
 
 
 def rows(features: Array) -> Array:
-    """``[B, d]`` as it is; convolutional ``[B, h, w, c]`` as ``[B h w, c]``: a channel is one unit.
+    """``[B, d]`` as it is; ``[B, h, w, c]``, where a channel is one unit, as ``[B h w, c]``; ``[B, T, d]`` alike.
 
     In float32 at least, as is everything made of them.
 
