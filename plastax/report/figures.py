@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from plastax.errors import ConfigError
 from plastax.records.loading import write_table
-from plastax.report import drawn, heat_maps, prediction, sweeps
+from plastax.report import blocks, drawn, heat_maps, prediction, sweeps
 from plastax.report.arms import methods, swept
 from plastax.report.score import RETURN, Quantity, measured, score_of
 from plastax.report.statistics import over_seeds
@@ -278,6 +278,8 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Drawing | None]] = {
     "sweep": sweeps.draw,
     "spectra": spectra,
     "spectra_ggn": functools.partial(spectra, operator="ggn"),
+    "blocks": blocks.draw,
+    "blocks_ggn": functools.partial(blocks.draw, operator="ggn"),
     "ranks": ranks,
     "network": network,
     "prediction": prediction.draw,

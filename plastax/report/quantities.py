@@ -33,7 +33,7 @@ def measurements(data: xr.Dataset) -> dict[str, Quantity]:
         kind, _, key = str(name).partition("/")
         if kind == "train":
             found[str(name)] = Quantity(str(name), f"{key}, mean of a task's updates", str(name))
-        elif kind == "probe" and key.rpartition("/")[2] not in WHOLE:
+        elif kind == "probe" and key.rpartition("/")[2].removeprefix("block_") not in WHOLE:
             about = f", ε = {float(array.eps[array.sizes['eps'] // 2]):g}" if "eps" in array.coords else ""
             more = [
                 str(dim).replace("_", " ") for dim in array.dims if dim not in AXES and not str(dim).endswith("eps")

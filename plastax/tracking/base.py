@@ -87,7 +87,8 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
       ``task/episode_return/by_episodes``: the mean over episodes.
       ``<probe>/<value>/<mark>[/<label>]``: ``[S]`` for each entry of a measured scalar or vector; of layers also their
       mean, labelled ``mean``.
-      ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over seeds and probe vectors.
+      ``<operator>/spectrum/<mark>``: histogram of the eigenvalues, pooled over seeds and probe vectors; of blocks
+      ``<operator>/block_spectrum/<mark>/<block>``, and their ranks at the middle threshold.
       ``host/<name>``: numbers.
     """
     metrics: dict[str, Metric] = {f"host/{name}": value for name, value in segment.host.items()}
@@ -106,7 +107,14 @@ def reduce_segment(segment: Segment, config: Mapping[str, Any], arm: str = "") -
             if np.isnan(entries).all():
                 continue
             if name.endswith("/nodes"):
-                metrics |= _spectrum(name.removesuffix("/nodes"), segment.probe, i)
+                metrics |= _spectrum(name.removesuffix("nodes"), segment.probe, i)
+            elif dims[:1] == ("block",) and len(dims) > 1:
+                for j, label in enumerate(coords_of(config, arm)["block"]):
+                    part = {key: array[:, :, j] for key, array in segment.probe.items() if "/block_" in key}
+                    if name.endswith("/block_nodes"):
+                        metrics |= _spectrum(name.removesuffix("nodes"), part, i, f"/{label}")
+                    elif dims[1].endswith("eps"):
+                        metrics[f"{name}/{MARKS[i]}/{label}"] = entries[:, j, entries.shape[2] // 2]
             elif entries.ndim == 1:
                 metrics[f"{name}/{mark}"] = entries
             elif entries.ndim == 2 and entries.shape[1] <= MOST_LABELS:
@@ -147,15 +155,16 @@ def rows(metrics: Mapping[str, Metric], config: Mapping[str, Any]) -> list[Row]:
     return found
 
 
-def _spectrum(operator: str, probe: Mapping[str, np.ndarray], mark: int) -> dict[str, Metric]:
-    """The spectrum of one operator at one mark; empty without its weights."""
+def _spectrum(start: str, probe: Mapping[str, np.ndarray], mark: int, end: str = "") -> dict[str, Metric]:
+    """The spectrum at one mark, of the quadrature whose values' names begin with ``start``; empty without weights."""
     from plastax.report.spectra import histogram, symlog_edges
 
-    if f"{operator}/weights" not in probe:
+    if f"{start}weights" not in probe:
         return {}
     edges = symlog_edges(*EDGES, PER_DECADE)
-    shares = histogram(probe[f"{operator}/nodes"][:, mark], probe[f"{operator}/weights"][:, mark], edges)
-    return {f"{operator}/spectrum/{MARKS[mark]}": Histogram(shares, edges)} if np.isfinite(shares).all() else {}
+    shares = histogram(probe[f"{start}nodes"][:, mark], probe[f"{start}weights"][:, mark], edges)
+    name = f"{start}spectrum/{MARKS[mark]}{end}"
+    return {name: Histogram(shares, edges)} if np.isfinite(shares).all() else {}
 
 
 def score_values(metrics: Mapping[str, Metric]) -> tuple[Score | None, dict[Quantity, np.ndarray]]:

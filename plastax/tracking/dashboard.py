@@ -61,6 +61,10 @@ def groups(metrics: Collection[str] | None = None) -> list[PanelGroup]:
         for value, label in {"effective_rank": "effective rank", "largest": "largest eigenvalue"}.items():
             numbers.append(_with_interval(f"{name} {label} at task start", f"{operator}/{value}/init"))
         numbers.append(Panel(f"{name} eps-rank at task start", prefix=f"{operator}/rank/init/"))
+        for value, label in {"rank": "eps-rank", "effective_rank": "effective rank", "spectrum": "spectrum"}.items():
+            title = f"{name} {label} by block at task start"
+            numbers.append(Panel(title, prefix=f"{operator}/block_{value}/init/"))
+        numbers.append(_with_interval(f"{name} share outside of blocks", f"{operator}/off_diagonal/init"))
     network = [
         Panel(label, (f"{value}/end/mean",), prefix=f"{value}/end/")
         for label, value in {

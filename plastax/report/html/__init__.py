@@ -17,7 +17,7 @@ from plastax.report import drawn, selection
 from plastax.report.arms import described, is_sweep, methods
 from plastax.report.arms import shown as shown_arms
 from plastax.report.compare import letters
-from plastax.report.html import learning, network, prediction, provenance, relation, spectra, sweep, verdict
+from plastax.report.html import blocks, learning, network, prediction, provenance, relation, spectra, sweep, verdict
 from plastax.report.html.look import over_tasks, styled
 from plastax.report.html.page import Chart, Section, Table, render
 from plastax.report.notes import unscored
@@ -132,7 +132,9 @@ def page(data: xr.Dataset, configs: provenance.Configs, foretold: pd.DataFrame |
         [
             partly(learning.section(shown)),
             partly(spectra.section(shown, "hessian")),
+            partly(blocks.section(shown, "hessian")),
             partly(spectra.section(shown, "ggn")),
+            partly(blocks.section(shown, "ggn")),
             by_arms(relation.section(data)),
             prediction.section(data, foretold),
             partly(network.section(shown)),
