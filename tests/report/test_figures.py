@@ -98,7 +98,7 @@ def raw_returns(directory: pathlib.Path, method: str) -> np.ndarray:
 
 
 def test_every_figure_is_there_as_png_pdf_and_csv(study: pathlib.Path) -> None:
-    for name in {*figures.FIGURES, "returns"} - {"spectra_ggn", "sweep"}:
+    for name in {*figures.FIGURES, "returns"} - {"spectra_ggn", "blocks", "blocks_ggn", "sweep"}:
         for suffix, magic in {"png": b"\x89PNG", "pdf": b"%PDF", "csv": b"q"}.items():
             content = (study / "figures" / f"{name}.{suffix}").read_bytes()
             assert len(content) > 500
