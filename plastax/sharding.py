@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
@@ -17,6 +17,7 @@ from plastax import tree
 from plastax.errors import ConfigError
 from plastax.types import Params, Tree
 
+Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
 AXIS = "params"
 """Name of the mesh's axis that cuts parameters."""
 
@@ -27,7 +28,7 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
-def shardings(params: Params, mesh: jax.sharding.Mesh, axis: str = AXIS) -> Tree:
+def shardings(params: Params, mesh: Mesh, axis: str = AXIS) -> Tree:
     """How each leaf is cut: along its largest axis that the devices divide, the first of several.
 
     Leaves without such an axis, and vectors (biases, scales), stay whole on every device.
@@ -65,12 +66,12 @@ def shardings(params: Params, mesh: jax.sharding.Mesh, axis: str = AXIS) -> Tree
     return jax.tree.map(cut, params)
 
 
-def shard_params(params: Params, mesh: jax.sharding.Mesh, axis: str = AXIS) -> Params:
+def shard_params(params: Params, mesh: Mesh, axis: str = AXIS) -> Params:
     """The arrays, cut over the devices of the mesh as `shardings` says; raises ConfigError as it does."""
     return jax.device_put(params, shardings(params, mesh, axis))
 
 
-def shapes(params: Params, mesh: jax.sharding.Mesh, axis: str = AXIS) -> Tree:
+def shapes(params: Params, mesh: Mesh, axis: str = AXIS) -> Tree:
     """Shape structs of the arrays of `shard_params`, for `curvature.memory` and, in `jit`, for ``like`` of an operator.
 
     Args:
@@ -99,11 +100,10 @@ def cuts(like: Tree) -> list[jax.NamedSharding] | None:
     """
     named = tree.named_leaves(like)
     found = {name: _of(leaf) for name, leaf in named.items()}
-    cut = {name: s for name, s in found.items() if s is not None and not s.is_fully_replicated}
-    if not cut:
-        return None
-    mesh = None
-    for name, s in cut.items():
+    cut: dict[str, jax.NamedSharding] = {}
+    for name, s in found.items():
+        if s is None or s.is_fully_replicated:
+            continue
         if not isinstance(s, jax.NamedSharding):
             raise ValueError(f"{name} lies on devices by a {type(s).__name__}; give it a jax.sharding.NamedSharding")
         if s.mesh.explicit_axes:
@@ -111,12 +111,12 @@ def cuts(like: Tree) -> list[jax.NamedSharding] | None:
                 f"{name} is cut along the explicit mesh axes {s.mesh.explicit_axes}; make the mesh with automatic "
                 "ones: plastax.sharding.mesh(), or jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
             )
-        mesh = mesh or s.mesh
+        mesh = next(iter(cut.values()), s).mesh
         if s.mesh != mesh:
             raise ValueError(f"{name} lies on the mesh {s.mesh}, and other leaves on {mesh}; put all on one mesh")
         _check_even(name, named[name].shape, s)
-    assert mesh is not None
-    return [cut.get(name, jax.NamedSharding(mesh, jax.P())) for name in named]
+        cut[name] = s
+    return [cut.get(name, jax.NamedSharding(mesh, jax.P())) for name in named] if cut else None
 
 
 def size_on_each(like: Tree) -> int:

@@ -17,6 +17,7 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import functools
 import math
 import statistics
 import time
@@ -105,7 +106,11 @@ def measure(name: str, config: Config) -> dict[str, Any]:
     start = time.perf_counter()
     program = jax.jit(spectrum).lower(params, batch, keys[0]).compile()
     compile_s = time.perf_counter() - start
-    runs = [timed(Side("", lambda key=key: jax.block_until_ready(program(params, batch, key)))) for key in keys]
+
+    def run(key: jax.Array) -> dict[str, Any]:
+        return jax.block_until_ready(program(params, batch, key))
+
+    runs = [timed(Side("", functools.partial(run, key))) for key in keys]
     (found, again), walls, cpus = zip(*runs)
     numbers: dict[str, Any] = {
         "parameters": tree.size(params), "products": order * probes, "compile_s": compile_s,

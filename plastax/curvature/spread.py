@@ -63,8 +63,10 @@ def flatten(op: Operator, cuts: list[jax.NamedSharding]) -> Flat:
         return to_vector(*jax.tree.leaves(op.mv(jax.tree.unflatten(structure, to_leaves(v)))))
 
     def draw(key: Key) -> Array:
-        if (kind := str(jax.random.key_impl(key))) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
-            raise ValueError(f"parameters on several devices need a partitionable threefry2x32 key, got {kind}")
+        kind, partitionable = str(jax.random.key_impl(key)), jax.config.values["jax_threefry_partitionable"]
+        if kind != "threefry2x32" or not partitionable:
+            needed = "a threefry2x32 key, and jax_threefry_partitionable"
+            raise ValueError(f"parameters on several devices need {needed}; got {kind} and {partitionable}")
         return on_each(drawn, jax.P(), vector)(key)
 
     return Flat(product, starts[-1], dtype, draw)
