@@ -86,7 +86,8 @@ def transitions(steps: Steps, row: Array, env: Array, n: int, gamma: float) -> T
     Where an episode ends within n steps, so does the sum.
     """
     rows = (row[:, None] + jnp.arange(n)[None]) % steps.reward.shape[0]
-    over, reward = (x[rows, env[:, None]] for x in (steps.terminated | steps.truncated, steps.reward))
+    terminated, truncated, reward = (x[rows, env[:, None]] for x in (steps.terminated, steps.truncated, steps.reward))
+    over = terminated | truncated
     # A step counts unless one before it ended the episode.
     counts = jnp.cumsum(over, axis=1) - over == 0
     last = (row + jnp.sum(counts, axis=1) - 1) % steps.reward.shape[0]
@@ -96,7 +97,7 @@ def transitions(steps: Steps, row: Array, env: Array, n: int, gamma: float) -> T
         steps.action[row, env],
         jnp.sum(jnp.where(counts, reward, 0) * weights[None, :n], axis=1),
         steps.successor[last, env].astype(jnp.float32),
-        jnp.where(steps.terminated[last, env], 0, weights[jnp.sum(counts, axis=1)]),
+        jnp.where(jnp.any(counts & terminated, axis=1), 0, weights[jnp.sum(counts, axis=1)]),
     )
 
 
