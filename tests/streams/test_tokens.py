@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import plastax
+from experiments import token_drift
 from plastax import testing
 from plastax.data import text
 from plastax.errors import ConfigError
@@ -208,3 +210,31 @@ def test_a_text_that_cannot_be_a_stream_says_why(tmp_path: Path, config: Text, c
 def test_bad_settings_are_named(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+# --- in a study -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_takes_a_stream_of_tokens_by_its_name_or_itself() -> None:
+    named = plastax.Study(stream="recall", settings={"data.pairs": 8})
+    given = plastax.Study(stream=Grammar(severity=0.5))
+    assert (named.experiment.name, given.experiment.name) == ("token_drift", "token_drift")
+    assert (named.config.stream, given.config.stream) == (Recall(pairs=8), Grammar(severity=0.5))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--model mlp", r"model: mlp does not give logits of every token, \[B, 8, 24\]"),
+        ("--model vit", r"model: 'vit' needs inputs \[height, width, channels\]"),
+        ("--data text", "data_path: no file is given"),
+        ("--data text --data-path BOOK --tasks 4 --data.domains 3", r"tasks: 4 is more than the 3 of book.txt in 3"),
+        ("--data-path BOOK", r"book.txt is for the data text, and data is 'grammar'"),
+        ("--data rekal", r"data: 'rekal' is unknown \(did you mean 'recall'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_compiles(line: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(PANGRAM, encoding="utf-8")
+    args = f"--preset smoke --probes none {line}".replace("BOOK", str(tmp_path / "book.txt")).split()
+    with pytest.raises(ConfigError, match=says):
+        token_drift.EXPERIMENT.build(token_drift.EXPERIMENT.parse(args))
