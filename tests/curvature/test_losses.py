@@ -310,7 +310,6 @@ def test_padding_alone_and_tokens_beyond_the_vocabulary_are_refused_or_nan(label
         "gradient": lambda b: jax.grad(lambda p: TOKENS.value(linear(p, b), b))(params),
         "ggn": lambda b: curvature.ggn(linear, params, b, TOKENS).mv(params),
         "gram": lambda b: curvature.gram_spectrum(linear, params, b, TOKENS).nodes,
-        "fisher": lambda b: curvature.fisher(linear, params, b, TOKENS, KEY).mv(params),
     }
     for name, take in takers.items():
         with pytest.raises(ValueError, match=says):
