@@ -359,25 +359,17 @@ def run(lab: pathlib.Path, *words: str, **variables: str) -> subprocess.Complete
     return subprocess.run([*start, *words], cwd=lab, env=there, capture_output=True, text=True, check=False)
 
 
-def test_killed_refused_with_another_source_and_resumed(lab):
-    line = (
-        "--methods",
-        "l2",
-        "mylab.own:CPR",
-        "--seeds",
-        "1",
-        "--checkpoint-every",
-        "1",
-        "--sweep",
-        "cpr.rate=0.1,0.2",
-    )
-    assert run(lab, *line, DIE_AT="5").returncode == -9
+def test_killed_refused_with_another_source_and_resumed(lab, capsys):
+    line = "--methods l2 mylab.own:CPR --seeds 1 --checkpoint-every 1 --sweep cpr.rate=0.1,0.2"
+    assert run(lab, *line.split(), DIE_AT="5").returncode == -9
     (directory,) = (lab / "runs" / "tiny").iterdir()
     (lab / "mylab" / "own.py").write_text(OWN + "\n# changed\n")
-    refused = run(lab, "--resume", str(directory))
-    assert refused.returncode == 2
-    assert "the source of mylab.own has changed" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as stopped:
+        tiny_experiment.EXPERIMENT.main(["--resume", str(directory)])
+    refused = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "the source of mylab.own has changed" in refused
+    assert refused.count("\n") == 1
     (lab / "mylab" / "own.py").write_text(OWN)
     done = run(lab, "--resume", str(directory))
     assert done.returncode == 0, done.stderr
