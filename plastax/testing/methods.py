@@ -212,9 +212,17 @@ def is_a_pure_function(trial: Trial) -> None:
 
 
 def stays_finite(trial: Trial) -> None:
-    """Parameters, state and losses."""
-    found = trial.run()
-    if wrong := difference(found, found, lambda a, _: bool(np.isfinite(plain(a)).all())):
+    """Parameters and losses; the state may have infinite entries, such as bounds of what is free, but no NaN."""
+    params, state, losses = trial.run()
+
+    def finite(a: Any, _: Any) -> bool:
+        return bool(np.isfinite(plain(a)).all())
+
+    def known(a: Any, _: Any) -> bool:
+        return not np.isnan(plain(a)).any()
+
+    learned = params, losses
+    if wrong := difference(learned, learned, finite) or difference(state, state, known):
         raise Promise(MethodConfig).broken(
             trial.who,
             f"{STEPS} steps on a small network end in numbers that are not finite, {wrong}",

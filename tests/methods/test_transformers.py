@@ -36,6 +36,7 @@ REFUSED = {
 OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt", "c_chain"): {"target": 1.3e-2, "least": 1e-2},
     ("gpt", "l2_er"): {"max_step": 2e-3},
+    ("vit", "l2_er"): {"max_step": 2e-3},
 }
 """Settings under which each field matters here, where those of the small MLP do not do."""
 PAIRS = [(model, name) for model in MODELS for name in METHODS]
