@@ -147,6 +147,33 @@ class Memory(NamedTuple):
     replay: Steps
 
 
+class Schedule(NamedTuple):
+    """What happens when, by clocks that all seeds share."""
+
+    config: DQN
+    updates_per_task: int
+
+    def began(self, turn: Array) -> Array:
+        """Turns since the buffer was empty."""
+        return turn % (self.updates_per_task * self.config.turns) if self._clears else turn
+
+    def steps_before(self, turn: Array) -> Array:
+        """Gradient steps before a turn."""
+        per_task, idle = self.updates_per_task * self.config.turns, self.config.idle
+        tasks = turn // per_task if self._clears else 0
+        return (tasks * (per_task - idle) + jnp.maximum(self.began(turn) - idle, 0)) * self.config.steps_per_turn
+
+    def epsilon(self, step: Array) -> Array:
+        """Share of random actions at a step of each environment since the start."""
+        config = self.config
+        step = step % (self.updates_per_task * config.num_steps) if config.epsilon_at_switch == "restart" else step
+        return jnp.maximum(1 - (1 - config.epsilon) * (step * config.num_envs / config.epsilon_steps), config.epsilon)
+
+    @property
+    def _clears(self) -> bool:
+        return self.config.buffer_at_switch == "clear"
+
+
 def batch_like(config: DQN, environment: Environment | Spaces) -> ValueBatch:
     """Shapes of a minibatch; raises `ConfigError` unless actions are discrete."""
     if not isinstance(environment.action_space, Discrete):
@@ -176,28 +203,12 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
     Raises:
       ConfigError: actions are not discrete, or a task is over before learning begins.
     """
-    like, turns_per_task = batch_like(config, environment), updates_per_task * config.turns
+    like = batch_like(config, environment)
     config.check_task(updates_per_task)
     if model.stats:
         raise ConfigError("model: batch statistics are not allowed, dqn would act without; take layer normalisation")
     actions, _ = agent.action_size(environment)
-    network = action_values.network(config.huber, model)
-    clears = config.buffer_at_switch == "clear"
-
-    def began(turn: Array) -> Array:
-        """Turns since the buffer was empty."""
-        return turn % turns_per_task if clears else turn
-
-    def steps_before(turn: Array) -> Array:
-        """Gradient steps before a turn."""
-        tasks = turn // turns_per_task if clears else 0
-        learning = tasks * (turns_per_task - config.idle) + jnp.maximum(began(turn) - config.idle, 0)
-        return learning * config.steps_per_turn
-
-    def epsilon(step: Array) -> Array:
-        """Share of random actions at a step of each environment since the start."""
-        step = step % (updates_per_task * config.num_steps) if config.epsilon_at_switch == "restart" else step
-        return jnp.maximum(1 - (1 - config.epsilon) * (step * config.num_envs / config.epsilon_steps), config.epsilon)
+    network, schedule = action_values.network(config.huber, model), Schedule(config, updates_per_task)
 
     def noise(key: Key, task: Tree, steps: int, epsilon: Array | float) -> tuple[Tree, Tree]:
         """All randomness of a rollout: whether to explore, the action then, and that of the environments."""
@@ -237,7 +248,7 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
         ) -> tuple[tuple[Learned, Params], dict[str, Array]]:
             (learned, target), (clock, key) = carry, x
             sample_key, method_key = jax.random.split(key)
-            filled = jnp.minimum((began(turn) + 1) * config.train_every, config.rows)
+            filled = jnp.minimum((schedule.began(turn) + 1) * config.train_every, config.rows)
             row = (turn + 1) * config.train_every % config.rows
             drawn = replay.sample(steps, sample_key, config.batch_size, filled, row, config.n_step, config.gamma)
             batch = td(learned.params, target, state.statistics, drawn)
@@ -252,7 +263,7 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
 
             def learn(carry: tuple[Learned, Params]) -> tuple[tuple[Learned, Params], dict[str, Array]]:
                 count = config.steps_per_turn
-                xs = steps_before(turn) + jnp.arange(count), jax.random.split(key, count)
+                xs = schedule.steps_before(turn) + jnp.arange(count), jax.random.split(key, count)
                 carry, metrics = jax.lax.scan(lambda c, x: gradient_step(steps, turn, c, x), carry, xs)
                 return carry, jax.tree.map(jnp.mean, metrics)
 
@@ -260,12 +271,12 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
             nothing = jax.eval_shape(learn, old)[1]
             # The clock is the same for all seeds: under vmap, the branches stay branches.
             (learned, target), metrics = jax.lax.cond(
-                began(turn) >= config.idle, learn, lambda carry: (carry, missing(nothing)), old
+                schedule.began(turn) >= config.idle, learn, lambda carry: (carry, missing(nothing)), old
             )
             return (actors, learned, Memory(target, steps)), (seen, metrics)
 
         rows = clock * config.num_steps + jnp.arange(config.num_steps)
-        drawn = noise(roll_key, task, config.num_steps, epsilon(rows))
+        drawn = noise(roll_key, task, config.num_steps, schedule.epsilon(rows))
         drawn = jax.tree.map(lambda x: x.reshape(config.turns, config.train_every, *x.shape[1:]), drawn)
         xs = clock * config.turns + jnp.arange(config.turns), drawn, jax.random.split(learn_key, config.turns)
         (actors, learned, memory), (seen, metrics) = jax.lax.scan(
@@ -299,7 +310,7 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
         model,
         network,
         like,
-        lambda clock: steps_before(clock * config.turns),
+        lambda clock: schedule.steps_before(clock * config.turns),
         update,
         # NaN: no loss yet. A loss of NaN leaves parameters that are not finite.
         lambda metrics: ~jnp.isinf(metrics["td_loss"]),

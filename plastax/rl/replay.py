@@ -61,8 +61,15 @@ def empty(environment: Environment, rows: int, envs: int) -> Steps:
     shape = (rows, envs)
     kind = jnp.bool_ if environment.binary else jnp.float32
     observation = jnp.zeros((*shape, *environment.observation_shape), kind)
-    flags = [jnp.zeros(shape, jnp.bool_) for _ in range(2)]
-    return Steps(observation, jnp.zeros(shape, jnp.int32), jnp.zeros(shape), *flags, jnp.zeros_like(observation))
+    action, reward = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+    return Steps(
+        observation,
+        action,
+        reward,
+        jnp.zeros(shape, jnp.bool_),
+        jnp.zeros(shape, jnp.bool_),
+        jnp.zeros_like(observation),
+    )
 
 
 def add(steps: Steps, new: Steps, row: Array) -> Steps:

@@ -13,10 +13,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from plastax.errors import ConfigError
+from plastax.keys import fold
 from plastax.methods import METHODS
 from plastax.models import ActorCritic
 from plastax.program.parallel import over_seeds, seed_keys
 from plastax.rl import STREAMS, dqn
+from plastax.rl.agent import Purpose
 from plastax.study import settings
 from plastax.types import Array, Probe, ProbeInput, Program
 from tests import programs
@@ -111,13 +113,17 @@ def test_probes_change_no_bit_and_see_fresh_experience_of_the_task(whole):
     for task, record in enumerate(td):
         assert np.isfinite(record["spy/slope"]).all()
         assert record["spy/observation"].shape[2] == CONFIG.steps_per_update
-        # The place of the cart, which stays near zero, has a large offset in the second task.
-        assert (np.abs(record["spy/observation"][..., 0].mean((1, 2))) > 0.2).all() == bool(task)
+        # The angle of the pole, at most 0.21 + 0.05, has a large offset in the second task.
+        assert (np.abs(record["spy/observation"][..., 2].mean((1, 2))) > 1).all() == bool(task)
         np.testing.assert_array_equal(record["spy/weight"][:, 0], 0)
-    # The drawn network's targets do not depend on what was learned: observations alike have targets alike.
-    start = np.abs(regression[0]["spy/target"][:, 0]).max()
-    assert np.abs(regression[0]["spy/target"][:, 1] - regression[0]["spy/target"][:, 0]).max() < start
-    assert (td[0]["spy/target"][:, 1] != regression[0]["spy/target"][:, 1]).any()
+    # The other targets are the values of one drawn network, whatever was learned.
+    model = ActorCritic((8, 8)).build((4,), 2, continuous=None)
+    for k, key in enumerate(seed_keys(SEEDS)):
+        fixed = model.init(fold(key, Purpose.TARGETS))
+        for record in regression:
+            values = model.apply(fixed, record["spy/observation"][k].reshape(-1, 4))[0]
+            off = np.abs(values - record["spy/target"][k].reshape(-1, 1)).min(-1)
+            np.testing.assert_allclose(off, 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("choice", ["keep", pytest.param("clear", marks=pytest.mark.slow)])
@@ -185,7 +191,7 @@ REFUSED = {"orthogonal": "needs the option 'initializer' of the model"}
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("c_chain", "redo", "reset", *REFUSED) else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+    [n if n in ("redo", *REFUSED) else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
 )
 def test_every_method_keeps_the_state_in_shape_or_refuses(name):
     if name in REFUSED:

@@ -167,6 +167,7 @@ def learner():
     return model, programs.jitted(over_seeds(program, len(SEEDS)), {"xla_backend_optimization_level": 0})
 
 
+@pytest.mark.slow  # compiles DQN once more
 @pytest.mark.parametrize("number", range(len(TOYS)), ids=[toy.__name__ for toy in TOYS])
 def test_values_and_actions_are_those_in_closed_form(learner, number):
     """The best action's value within 2 % of the true one for every seed, and it is the best one."""
