@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -383,9 +383,9 @@ def apart(loss: Loss, apply_fn: Apply, data: Tree) -> tuple[Loss, Apply, Tree]:
     """
     if loss.weights is None:
         return loss, apply_fn, data
-    weights = tree.wide(loss.weights(data).astype(jnp.float32))
+    weights = loss.weights(data).astype(jnp.result_type(float))
 
-    def of_part(fn: Callable[..., Tree] | None) -> Callable[..., Tree] | None:
+    def of_part(fn: Any) -> Any:
         """``fn`` of some examples; roots and draws are square roots."""
         power = 0.5 if fn in (loss.root, loss.sample) else 1.0
 
@@ -396,11 +396,11 @@ def apart(loss: Loss, apply_fn: Apply, data: Tree) -> tuple[Loss, Apply, Tree]:
             found = call(outputs, part[0], *rest)
             return jax.tree.map(lambda x: jnp.where(share == 0, 0.0, x * share).astype(x.dtype), found)
 
-        return fn and scaled
+        return None if fn is None else scaled
 
-    parts = [of_part(fn) for fn in (loss.value, loss.curvature, loss.root, loss.sample)]
+    of_parts = Loss(of_part(loss.value), of_part(loss.curvature), of_part(loss.root), of_part(loss.sample), loss.finite)
     shares = weights * (weights.size / jnp.sum(weights))
-    return Loss(*parts, loss.finite), lambda params, part: apply_fn(params, part[0]), (data, shares)
+    return of_parts, lambda params, part: apply_fn(params, part[0]), (data, shares)
 
 
 def get(loss: Loss | str) -> Loss:

@@ -82,7 +82,7 @@ def tokens(corpus: Corpus, unit: Unit, vocabulary: int = 0) -> tuple[np.ndarray,
             f"data.vocabulary: {vocabulary} is not allowed: {name} has {len(known)} different {unit}; give 2 to "
             f"{len(known)}, or 0 for all"
         )
-    names = [int(one) if unit == "bytes" else chr(one) for one in known]
+    names: list[str | int] = [int(one) if unit == "bytes" else chr(one) for one in known]
     if 0 < vocabulary < len(known):
         kept = np.sort(np.argsort(-counts, kind="stable")[: vocabulary - 1])
         places = np.full(len(known), vocabulary - 1)
