@@ -37,6 +37,8 @@ OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("gpt", "c_chain"): {"target": 1.3e-2, "least": 1e-2},
     ("gpt", "l2_er"): {"max_step": 2e-3},
     ("vit", "l2_er"): {"max_step": 2e-3},
+    ("gpt", "redo"): {"threshold": 0.9},
+    ("vit", "redo"): {"threshold": 0.9},
 }
 """Settings under which each field matters here, where those of the small MLP do not do."""
 PAIRS = [(model, name) for model in MODELS for name in METHODS]
