@@ -343,8 +343,8 @@ class _Layer(NamedTuple):
         if given.table is not None and self.x.ndim == 3:
             return jnp.sum(jnp.square(tree.wide(g) if expand else jnp.sum(tree.wide(g), axis=1, keepdims=True)), (0, 1))
         if given.groups > 1:
-            parts = g.reshape(*g.shape[:2], given.groups, -1)
-            return jax.vmap(lambda g: _gradient_factor(g, expand), in_axes=2)(parts)
+            g = g.reshape(*g.shape[:2], given.groups, -1)
+            return jax.vmap(lambda g: _gradient_factor(g, expand), in_axes=2)(g)
         return _gradient_factor(g, expand)
 
 

@@ -201,7 +201,7 @@ def _parameters(layer: Any) -> tuple[str, ...]:
 
 def _general(name: str, layer: Any, x: Array) -> tuple[str, str, str]:
     """The product of a `DenseGeneral` as the letters of its operands and result."""
-    if np.size(getattr(layer, "batch_dims", ())) or getattr(layer, "batch_axis", ()):
+    if np.size(layer.batch_dims) if isinstance(layer, nn.DenseGeneral) else layer.batch_axis:
         raise ValueError(f"layer {name!r} has a kernel for each example (batch_dims), which factors cannot describe")
     features = layer.features if isinstance(layer, nn.DenseGeneral) else layer.out_features
     axes = sorted(axis % x.ndim for axis in np.atleast_1d(layer.axis))  # Flax sorts them.

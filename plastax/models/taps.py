@@ -247,8 +247,8 @@ def _linen(
 
         def run(own: str, stacks: Mapping[str, tuple[int, ...]]) -> Any:
             rest = dict(taps)
-            stacked = {use: forms.stacked(rest, use, stack) for use, stack in stacks.items()}
-            stacked = {_at(use): tap for use, tap in stacked.items() if tap is not None}
+            taken = {_at(use): forms.stacked(rest, use, stack) for use, stack in stacks.items()}
+            stacked = {at: tap for at, tap in taken.items() if tap is not None}
             own_taps = {_TAPS: unflatten_dict({_at(use): tap for use, tap in rest.items()})} if rest else {}
             whole = unflatten_dict(flatten_dict(params) | stacked) if stacked else params
             kept = [_INPUTS, *collections, *mutable, own, *["params"] * bool(stacks)]

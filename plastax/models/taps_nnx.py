@@ -63,9 +63,12 @@ def tapped(
                 if not forms.of_examples(self, method, inputs, shapes[-1][0][0]):
                     return out
                 before: list[int] = []
-                self.sow(
-                    _Input, method, inputs, reduce_fn=lambda old, x: before.append(len(old)) or (*old, x), init_fn=tuple
-                )
+
+                def append(old: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+                    before.append(len(old))
+                    return *old, x
+
+                self.sow(_Input, method, inputs, reduce_fn=append, init_fn=tuple)
                 (number,) = before
                 calls = called[shapes[-1]].setdefault(forms.use_of(self.tapped_as, method), {})
                 calls[number] = forms.of(self.tapped_as, self, inputs, out, (*args, *kwargs.values()))
@@ -80,9 +83,9 @@ def tapped(
     def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Use]]:
         """Outputs, and the layers' uses."""
         params = parameters.split(params)[0]
-        given, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
-        if given != mine:
-            raise ConfigError(f"params: {', '.join(given)} are not allowed; give nnx.state(module, nnx.Param)")
+        names, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
+        if names != mine:
+            raise ConfigError(f"params: {', '.join(names)} are not allowed; give nnx.state(module, nnx.Param)")
         params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
         network = nnx.merge(graph, params, rest, copy=True)
         layer: Any
@@ -90,16 +93,16 @@ def tapped(
             if path in places:
                 layer.__class__, layer.tapped_as = tapping(layer.__class__), places[path].name
         placed, taps = {}, dict(taps)
-        for path, (name, stack) in places.items():
+        for path, one in places.items():
             for method in forms.METHODS:
-                if (tap := forms.stacked(taps, forms.use_of(name, method), stack)) is not None:
-                    placed[(*path, f"tap.{method}")] = _Tap(tap)
+                if (tap := forms.stacked(taps, forms.use_of(one.name, method), one.stack)) is not None:
+                    placed[*path, f"tap.{method}"] = _Tap(tap)
         x = inputs(data)
         shapes.append(tuple(map(jnp.shape, jax.tree.leaves(x))))
         called.setdefault(shapes[-1], {})
         capturing = nnx.capture(network, _Input, _Tap, init=nnx.from_flat_state(placed))
-        outputs, state, _ = capturing(x, **arguments)
-        given = {(*path, method): x.get_value() for (*path, method), x in nnx.to_flat_state(state)}
+        outputs, *states = capturing(x, **arguments)
+        given = {tuple(path): x.get_value() for path, x in nnx.to_flat_state(states[0])}
         uses = {}
         for use, calls in called[shapes[-1]].items():
             name, method = forms.of_use(use)

@@ -39,7 +39,7 @@ class ProbeConfig:
 
 def check_network(config: ProbeConfig, model: Model) -> None:
     """Raises `ConfigError` if a network, of one's own, has no features or layers that a probe looks at."""
-    has = {"features": model.hidden, "kernels": model.layers, "taps": model.layers}
+    has = {"features": model.hidden, "kernels": model.layers, "taps": model.factored or model.layers}
     what = {"features": "features", "kernels": "layers with a kernel", "taps": "layers that can be tapped"}
     for need in config.needs:
         if not has.get(need, True):

@@ -137,14 +137,14 @@ def _measure(
     hidden: list[str] = []
     # Read while it is traced: a dict that comes out of JAX is sorted.
     jax.eval_shape(lambda p, x: hidden.extend(plain(p, x)[1]), params, examples.x)
-    factored = factored_by(given, examples.x)
-    layers = tapped = tuple(layer for layer, own in factored.items() if own[0].endswith("kernel"))
+    factored: Mapping[str, tuple[str, ...]] = factored_by(given, examples.x)
+    layers = tuple(layer for layer, own in factored.items() if own[0].endswith("kernel"))
     forward: Callable[..., Any] = own
     taps_of = given.taps
-    lacks = {need for need, names in (("features", hidden), ("taps", tapped)) if not names}
+    lacks = {need for need, names in (("features", hidden), ("taps", factored)) if not names}
     if lacks & {need for config in configs for need in config.needs}:
         found = discovery.discover(plain, params, examples.x)
-        hidden, layers, tapped, factored = list(found.hidden), found.layers, found.layers, found.factored
+        hidden, layers, factored = list(found.hidden), found.layers, found.factored
         forward, taps_of = functools.partial(discovery.tapped, plain), functools.partial(discovery.taps, plain, params)
         activation = activation or found.activation
         roles = found.roles if roles is STRUCTURE else roles
@@ -162,10 +162,10 @@ def _measure(
         outputs, features, inputs = seen_at(params, taps, data.x)
         return output_loss.value(outputs, data), (features, inputs)
 
-    if not tapped and any("kernels" in config.needs for config in configs):
+    if not layers and any("kernels" in config.needs for config in configs):
         layers = tuple(kernel_names(params, roles, "probes"))
     _check_needs(configs, {
-        "features": bool(hidden), "taps": bool(tapped), "init": init is not None,
+        "features": bool(hidden), "taps": bool(factored), "init": init is not None,
         "origins": initial is not None and previous is not None,
     })  # fmt: skip
     draw = lambda key: params if init is None else parameters.split(init(key))[0]  # noqa: E731

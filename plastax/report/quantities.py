@@ -18,7 +18,7 @@ WHOLE = ("nodes", "weights", "residuals", "eigenvalues")
 
 AXES = ("arm", "seed", "task", "mark")
 
-TECHNICAL = ("_se", "_residual", "/complete", "/dim", "/breakdowns", "/rows", "/linearised", "/alive")
+TECHNICAL = ("_se", "_residual", "/complete", "/dim", "/breakdowns", "/rows", "/linearised", "/alive", "/left_out")
 """Values that say how others were measured: they can be named, but are not suggested."""
 
 

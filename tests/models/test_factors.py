@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from plastax import curvature, models, tree
-from plastax.curvature.kronecker import Factors
+from plastax.curvature.kronecker import Factors, rank, total_effective_rank
 from plastax.types import Loss
 
 # These tests compile much and compute little.
@@ -239,3 +239,130 @@ def test_factors_are_sums_over_examples(case: Any, found: Any, name: str, sharin
     for got, reference in zip(found[sharing][name], expected(case, name, sharing), strict=True):
         assert got.shape == reference.shape
         np.testing.assert_allclose(got, reference, atol=1e-5 * max(np.abs(reference).max(), 1e-5), rtol=0)
+
+
+class Grouped(nn.Module):
+    """A convolution in two groups, and a depthwise one with two units a channel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(nn.Conv(4, (2, 2), strides=2, feature_group_count=2, name="two")(x))
+        return nn.Conv(8, (3, 3), feature_group_count=4, use_bias=False, name="each")(x).mean((1, 2))
+
+
+class NnxGrouped(nnx.Module):
+    def __init__(self) -> None:
+        self.two = nnx.Conv(6, 4, (2, 2), strides=2, feature_group_count=2, rngs=nnx.Rngs(0))
+        self.each = nnx.Conv(4, 8, (3, 3), feature_group_count=4, use_bias=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.each(jnp.tanh(self.two(x))).mean((1, 2))
+
+
+def test_groups_have_the_factors_of_convolutions_of_their_own() -> None:
+    """The same network with a dense convolution for each group, whose factors are those of the group."""
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.standard_normal((3, 5, 6, 6)), jnp.float32), jnp.arange(3)
+    module = NnxGrouped()
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    class Parts(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            two = [nn.Conv(2, (2, 2), strides=2, name=f"two_{i}")(x[..., 3 * i : 3 * i + 3]) for i in range(2)]
+            x = jnp.tanh(jnp.concatenate(two, -1))
+            each = [nn.Conv(2, (3, 3), use_bias=False, name=f"each_{i}")(x[..., i : i + 1]) for i in range(4)]
+            return jnp.concatenate(each, -1).mean((1, 2))
+
+    def cut(name: str, i: int) -> dict[str, jax.Array]:
+        return {part: x[..., 2 * i : 2 * i + 2] for part, x in params[name].items()}
+
+    parts = {f"two_{i}": cut("two", i) for i in range(2)} | {f"each_{i}": cut("each", i) for i in range(4)}
+    cases = ((Parts(), parts), (Grouped(), params), (module, nnx.state(module, nnx.Param)))
+
+    @jit
+    def run(given: Any) -> Any:
+        networks = [models.tapped(module, inputs=operator.itemgetter(0)) for module, _ in cases]
+        return [curvature.kronecker(n, p, data, "cross_entropy") for n, p in zip(networks, given, strict=True)]
+
+    alone, *found = run([given for _, given in cases])
+    for each in found:
+        for name, count in (("two", 2), ("each", 4)):
+            expected = [alone[f"{name}_{i}"] for i in range(count)]
+            for got, *sides in zip(each[name], *expected, strict=True):
+                np.testing.assert_allclose(got, np.stack(sides), rtol=1e-5, atol=1e-7)
+            assert rank(each[name], 1e-3) == sum(rank(pair, 1e-3) for pair in expected) > 0
+        np.testing.assert_allclose(total_effective_rank(each), total_effective_rank(alone), rtol=1e-4)
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        layer = nn.Dense(3, name="dense")
+        return x + jnp.tanh(layer(layer(nn.LayerNorm(name="norm")(x)))), None
+
+
+class Unrolled(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(2):
+            x = Step(name=f"steps_{i}")(x, None)[0]
+        return nn.Dense(2, name="output")(x)
+
+
+class Scanned(nn.Module):
+    """The same, its parameters in a stack; ``block`` is a step."""
+
+    block: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scan = nn.scan(self.block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return nn.Dense(2, name="output")(scan(name="steps")(x, None)[0])
+
+
+class NnxStep(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm, self.dense = nnx.LayerNorm(3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + jnp.tanh(self.dense(self.dense(self.norm(x))))
+
+
+class NnxScanned(nnx.Module):
+    def __init__(self) -> None:
+        self.steps = nnx.vmap(NnxStep)(nnx.Rngs(0).split(2))
+        self.output = nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def step(x: jax.Array, block: NnxStep) -> jax.Array:
+            return block(x)
+
+        return self.output(nnx.scan(step, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.steps))
+
+
+def test_a_stack_of_layers_has_the_factors_of_each() -> None:
+    module = NnxScanned()
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    data = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 3)), jnp.float32), jnp.ones((4, 5, 2))
+    steps = {f"steps_{i}": jax.tree.map(operator.itemgetter(i), params["steps"]) for i in range(2)}
+    cases = (
+        (Unrolled(), steps | {"output": params["output"]}),
+        (Scanned(Step), params),
+        (Scanned(nn.remat(Step)), params),
+        (module, nnx.state(module, nnx.Param)),
+    )
+    networks = [models.tapped(module, inputs=operator.itemgetter(0)) for module, _ in cases]
+    assert curvature.left_out(networks[1], params, data) == {}
+
+    @jit
+    def run(given: Any) -> Any:
+        return [curvature.kronecker(n, p, data, "mse", kind="empirical") for n, p in zip(networks, given, strict=True)]
+
+    alone, *found = run([given for _, given in cases])
+    for each in found:
+        assert len(each) == len(alone) == 5
+        for name, pair in each.items():
+            layer, _, i = name.rpartition("/")
+            expected = alone[layer.replace("steps", f"steps_{i}")] if layer else alone[name]
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), pair, expected)

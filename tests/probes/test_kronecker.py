@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plastax import tree
+from plastax import models, probes, tree
 from plastax.curvature import running
 from plastax.probes import PROBES, KroneckerSpectrum
 from tests.probes.layers import entropy_rank
@@ -106,3 +107,29 @@ def test_without_running_factors_there_is_nan() -> None:
     values = jit(lambda p, b: probe.measure(look(p, b, no_factors())))(make_params(), make_batch())
     for name, value in values.items():
         assert np.isnan(value).all() == name.startswith("running_"), name
+
+
+class Tokens(nn.Module):
+    """An embedding that is the output layer, too, a normalisation, and parameters that are in no factor."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table, places = nn.Embed(5, 4, name="table"), self.param("places", nn.initializers.normal(1.0), (3, 4))
+        h = nn.LayerNorm(name="norm")(table(jnp.maximum(tokens, 0)) + places[None])
+        return jnp.where((tokens >= 0)[..., None], table.attend(h), 0)
+
+
+def test_layers_of_every_form_are_measured_and_what_is_left_out_is_named() -> None:
+    tokens = jnp.asarray([[1, 2, 0], [4, 1, -1]])
+    data = tokens, jnp.where(tokens < 0, -1, 3)
+    params = Tokens().init(jax.random.key(0), tokens)["params"]
+    found = probes.measure(
+        ("kronecker",), params, models.tapped(Tokens()), data, jax.random.key(0), loss="token_cross_entropy",
+        counted=lambda x: x >= 0,
+    )  # fmt: skip
+    values = {name.removeprefix("kronecker/"): np.asarray(value) for name, value in found.items()}
+    np.testing.assert_allclose(values["left_out"], [12 / 40])
+    assert values["a_largest"].shape == (3,)  # table, norm, table.attend
+    np.testing.assert_allclose(values["a_eigenvalues"][0], [0, 0.2, 0.2, 0.2, 0.4], atol=1e-7)
+    np.testing.assert_array_equal(values["a_effective_rank"][1], 1)
+    np.testing.assert_array_equal(np.isfinite(values["g_eigenvalues"]).sum(1), [4, 4 + 4, 5])

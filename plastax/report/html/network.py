@@ -62,6 +62,13 @@ def kronecker(data: xr.Dataset) -> Section:
         "Effective rank of the input side A (solid) and the output-gradient side G (dotted) at each task's start, with "
         "95 % t intervals over seeds."
     ]
+    if (without := data.get("probe/kronecker/left_out")) is not None:
+        shares = without.max([dim for dim in without.dims if dim != "parameter"])
+        listed = ", ".join(f"{one.parameter.item()} ({one.item():.1%})" for one in shares[:LAYERS])
+        text.append(
+            f"In no factor are {shares.size} parameters, {shares.sum().item():.2%} of all: {listed}"
+            f"{', ...' if shares.size > LAYERS else ''}."
+        )
     if len(layers) > LAYERS:
         text.append(f"The first {LAYERS} of {len(layers)} layers; the record has the others.")
     return Section("kronecker", "Kronecker factors, layer by layer", text, charts)
@@ -69,7 +76,7 @@ def kronecker(data: xr.Dataset) -> Section:
 
 def others(data: xr.Dataset) -> Section:
     """All other measurements: one chart, whose menu chooses the value."""
-    hidden = ("nodes", "weights", "residuals", "eigenvalues", "dim", "complete", "breakdowns")
+    hidden = ("nodes", "weights", "residuals", "eigenvalues", "dim", "complete", "breakdowns", "left_out")
     chosen: list[tuple[str, xr.DataArray]] = []
     for name, value in data.data_vars.items():
         key = str(name).removeprefix("probe/")
