@@ -31,7 +31,7 @@ from experiments.bench.supervised import mnist
 from plastax.methods import METHODS
 from plastax.models import MLP
 from plastax.program import parallel, supervised
-from plastax.program.training import Training
+from plastax.program.training import OptimizerName, Training
 from plastax.streams import Permuted
 from plastax.types import MethodConfig, Program, Stream
 
@@ -50,7 +50,7 @@ NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan):\w+\[\]")
 class Config:
     """What to compare."""
 
-    optimizer: str = "adam"
+    optimizer: OptimizerName = "adam"
     """Of all methods."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the network."""
@@ -81,7 +81,7 @@ def text(config: Config, stream: Stream, method: MethodConfig) -> str:
     state = jax.eval_shape(one.init, jax.random.key(0), one.data)
     clock = jnp.int32(0)
     begin = jax.make_jaxpr(one.begin)(state, one.data, clock)
-    segment = jax.make_jaxpr(lambda *args: one.segment(*args, config.updates))(state, one.data, clock)
+    segment = jax.make_jaxpr(one.segment, static_argnums=3)(state, one.data, clock, config.updates)
     return f"{begin}\n{segment}"
 
 
@@ -98,7 +98,7 @@ def alike(texts: Mapping[str, str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def trained(config: Config, stream: Stream, method: MethodConfig, values: Mapping[str, float]) -> Trained:
+def trained(config: Config, stream: Stream, method: Any, values: Mapping[str, float]) -> Trained:
     """Trains two seeds; ``values`` are settings of the method that are inputs of the program."""
     batch = parallel.batch(lambda v: program(config, stream, dataclasses.replace(method, **v)), {"": values}, range(2))
     one = batch.program
