@@ -1,14 +1,15 @@
 """Spectra of large networks: time, memory and error of GPTs that fit here, and the plan of those that do not.
 
-Measured: the Hessian's spectrum of a GPT's next-token loss at initialisation, twice, with other probe vectors. Memory
-is XLA's account of the compiled program (`memory_analysis`), results and temporaries: the Lanczos basis, and what a
-product needs. Errors are standard errors, in % of the value; ``apart`` is the difference of the two spectra in units of
-their joint standard error, which is below 2 in 95 % of cases if the errors are right.
+Measured: the Hessian's spectrum at initialisation, twice, with other probe vectors. Memory (MB) is XLA's account of
+the compiled program (`memory_analysis`), results and temporaries: the Lanczos basis, and what a product needs; beside
+it, how much the process grew. Errors are standard errors, in % of the value; ``apart`` is the difference of the two
+spectra in units of their joint standard error, which is below 2 in 95 % of cases if the errors are right.
 
 Planned: products and bytes of networks of the shapes of GPT-2, from their number of parameters alone
 (`curvature.memory`, without the memory of a product).
 
     make bench BENCH=large ARGS="--out large.json"
+    make bench BENCH=large ARGS="--sizes resnet18 --order 16 --probes 1 --spectra 1"
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,10 @@ import tyro
 from rich.console import Console
 
 from experiments.bench._bars import Options, machine, report, table
-from experiments.bench._measure import Side, needed, timed
+from experiments.bench._measure import Side, first_run, needed, timed
 from plastax import curvature, sharding, tree
 from plastax.curvature import Estimate, losses
+from plastax.models import ResNet18
 from plastax.models.gpt import GPT
 from plastax.types import Model, Tree
 
@@ -67,42 +69,76 @@ DEVICES = 8
 class Config(Options):
     """What to measure."""
 
-    sizes: tuple[str, ...] = tuple(MEASURED)
-    """Of the measured networks."""
+    sizes: tuple[Literal["1e5", "1e6", "1e7", "resnet18"], ...] = ("1e5", "1e6", "1e7")
+    """GPTs of about this number of parameters, and ResNet-18 (11.75 million) on 256 images."""
     sequences: int = 8
-    """Sequences of 64 tokens in the batch."""
+    """Sequences of 64 tokens in a GPT's batch."""
     order: int = 32
     """Lanczos steps."""
     probes: int = 2
     """Probe vectors."""
+    spectra: int = 2
+    """Spectra of a network, each with probe vectors of its own."""
 
 
-def network(shape: Shape, sequences: int) -> tuple[Model, Tree, tuple[jax.Array, jax.Array]]:
-    """A GPT, its parameters at initialisation, and a batch of random tokens."""
+class Problem(NamedTuple):
+    """A network at initialisation, on random examples.
+
+    Attributes:
+      loss: ``(params, batch) -> scalar``.
+      params: its parameters.
+      batch: inputs and labels.
+      chunk_size: examples of the batch to process together; None: all.
+    """
+
+    loss: Callable[[Tree, Tree], jax.Array]
+    params: Tree
+    batch: tuple[jax.Array, jax.Array]
+    chunk_size: int | None = None
+
+
+def gpt(shape: Shape, sequences: int) -> Problem:
+    """Next tokens of random sequences."""
     model = shape.model()
     tokens = jax.random.randint(jax.random.key(1), (sequences, shape.tokens + 1), 0, shape.vocabulary)
-    return model, model.init(jax.random.key(0)), (tokens[:, :-1], tokens[:, 1:])
+
+    def loss(params: Tree, batch: Tree) -> jax.Array:
+        return losses.get("token_cross_entropy").value(model.apply(params, batch[0])[0], batch)
+
+    return Problem(loss, model.init(jax.random.key(0)), (tokens[:, :-1], tokens[:, 1:]))
+
+
+def resnet18(images: int = 256, classes: int = 100) -> Problem:
+    """Labels of random images, 32x32x3, normalised by the running statistics: those of the batch allow no chunks."""
+    model = ResNet18().build((32, 32, 3), classes)
+    assert model.evaluate is not None
+    evaluate = model.evaluate
+
+    def loss(params: Tree, batch: Tree) -> jax.Array:
+        return losses.get("cross_entropy").value(evaluate(params, model.stats, batch[0])[0], batch)
+
+    x = jax.random.normal(jax.random.key(1), (images, 32, 32, 3))
+    return Problem(loss, model.init(jax.random.key(0)), (x, jnp.arange(images) % classes), chunk_size=16)
 
 
 def measure(name: str, config: Config) -> dict[str, Any]:
     """One line of the measured table, as numbers."""
-    shape = Shape(8, 1, 2, 8, 8) if config.quick else MEASURED[name]
-    model, params, batch = network(shape, config.sequences)
     order, probes = (4, 1) if config.quick else (config.order, config.probes)
-
-    def loss(params: Tree, batch: Tree) -> jax.Array:
-        logits, _ = model.apply(params, batch[0])
-        return losses.get("token_cross_entropy").value(logits, batch)
+    if config.quick:
+        problem = gpt(Shape(8, 1, 2, 8, 8), config.sequences)
+    else:
+        problem = resnet18() if name == "resnet18" else gpt(MEASURED[name], config.sequences)
+    loss, params, batch, chunk_size = problem
 
     def spectrum(params: Tree, batch: Tree, key: jax.Array) -> dict[str, Any]:
-        s = curvature.spectrum(curvature.hessian(loss, params, batch), key, order, probes)
+        s = curvature.spectrum(curvature.hessian(loss, params, batch, chunk_size), key, order, probes)
         top = s.extreme(1)
         return {
             "trace": s.trace(), "effective_rank": s.effective_rank(), "rank": s.rank(0.1, relative=True),
             "top": Estimate(top.largest[0], top.largest_residuals[0]),
         }  # fmt: skip
 
-    keys = jax.random.split(jax.random.key(2))
+    keys = jax.random.split(jax.random.key(2), config.spectra)
     start = time.perf_counter()
     program = jax.jit(spectrum).lower(params, batch, keys[0]).compile()
     compile_s = time.perf_counter() - start
@@ -110,15 +146,16 @@ def measure(name: str, config: Config) -> dict[str, Any]:
     def run(key: jax.Array) -> dict[str, Any]:
         return jax.block_until_ready(program(params, batch, key))
 
-    runs = [timed(Side("", functools.partial(run, key))) for key in keys]
-    (found, again), walls, cpus = zip(*runs)
+    sides = [Side("", functools.partial(run, key)) for key in keys]
+    *first, grown = first_run(sides[0])
+    found, walls, cpus = zip(first, *map(timed, sides[1:]))
     numbers: dict[str, Any] = {
-        "parameters": tree.size(params), "products": order * probes, "compile_s": compile_s,
-        "wall_s": statistics.mean(walls), "cpu_s": statistics.mean(cpus), "bytes": needed(program),
+        "network": name, "parameters": tree.size(params), "products": order * probes, "compile_s": compile_s,
+        "wall_s": statistics.mean(walls), "cpu_s": statistics.mean(cpus), "bytes": needed(program), "grown": grown,
         "planned": curvature.memory(params, order, probes, batch=1),
     }  # fmt: skip
-    for what, (value, error) in found.items():
-        other, other_error = again[what]
+    for what, (value, error) in found[0].items():
+        other, other_error = found[-1][what]
         joint = math.hypot(error, other_error)
         numbers[what] = {
             "value": float(value), "error": float(error), "apart": abs(float(value - other)) / joint if joint else 0.0,
@@ -152,9 +189,10 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
     """The measured table."""
     for row in rows:
         yield {
-            "parameters": f"{row['parameters']:,}", "products": str(row["products"]),
+            "": row["network"], "parameters": f"{row['parameters']:,}", "products": str(row["products"]),
             "compiles, s": f"{row['compile_s']:.0f}", "s": f"{row['wall_s']:.1f}", "CPU-s": f"{row['cpu_s']:.1f}",
             "MB": f"{row['bytes'] / 1e6:,.0f}", "planned, MB": f"{row['planned'] / 1e6:,.0f}",
+            "process grew by, MB": f"{(row['grown'] or math.nan) / 1e6:,.0f}",
             **{name.replace("_", " "): percent(**row[name]) for name in ("top", "trace", "effective_rank", "rank")},
             "apart": " ".join(f"{row[name]['apart']:.1f}" for name in ("trace", "effective_rank", "rank")),
         }  # fmt: skip
@@ -163,12 +201,12 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
 def main(config: Config) -> dict[str, Any]:
     """Measures and plans, prints both tables and writes the numbers."""
     config.pinned()
-    console = Console(width=160)
+    console = Console(width=180)
     console.print(machine())
     rows = [measure(name, config) for name in (config.sizes[:1] if config.quick else config.sizes)]
     planned = {name: plan(shape, config) for name, shape in PLANNED.items()}
-    title = f"measured: order {config.order} x {config.probes}, {config.sequences} sequences of 64 tokens"
-    console.print(table(title, lines(rows)))
+    title = f"measured: order {config.order} x {config.probes}"
+    console.print(table(title, lines(rows), left=1))
     console.print(
         table(
             "planned: GB of the Lanczos run, beside a product's own",

@@ -31,4 +31,5 @@ def test_a_toy_is_measured(tmp_path: pathlib.Path) -> None:
     (row,) = json.loads((tmp_path / "numbers.json").read_text())["measured"]
     assert row["products"] == 4
     assert row["planned"] < row["bytes"]
+    assert 0 < row["trace"]["apart"] < 10
     assert min(row["wall_s"], row["top"]["value"], row["effective_rank"]["error"]) > 0
