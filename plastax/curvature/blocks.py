@@ -162,7 +162,7 @@ def block_spectra(
     whole = dense_or_lanczos(op, key, order, probes)
     found = {}
     for i, (label, names) in enumerate(chosen.items()):
-        own = operators.block(op, lambda name, of=names: name in of)
+        own = operators.block(op, frozenset(names).__contains__)
         found[label] = dense_or_lanczos(own, jax.random.fold_in(key, _APART + i), order, probes)
     return BlockSpectra(found, whole)
 

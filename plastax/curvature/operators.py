@@ -169,7 +169,16 @@ def hessian(
     op = _operator(linearised, params, data, chunk_size)._replace(product=way)
     if way != "finite":
         return op
-    return op._replace(error=lambda tangent: _mean(lambda part: at(way, params, part).error(tangent), data, chunk_size))
+
+    def error(tangent: Tree) -> Array:
+        def of(part: Tree) -> Array:
+            own = at(way, params, part).error
+            assert own is not None  # Differences have one.
+            return own(tangent)
+
+        return _mean(of, data, chunk_size)
+
+    return op._replace(error=error)
 
 
 @jax.default_matmul_precision("highest")
@@ -329,7 +338,8 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
         # The derivative of a linear map is itself, without what does not depend on the chosen parameters.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), keep(op.like))
         product = jax.linearize(product, zeros)[1]
-    return op._replace(mv=product, like=keep(op.like), error=None if op.error is None else lambda t: op.error(whole(t)))
+    error = op.error
+    return op._replace(mv=product, like=keep(op.like), error=None if error is None else lambda t: error(whole(t)))
 
 
 def add(*ops: Operator) -> Operator:

@@ -1,4 +1,4 @@
-"""Spectra of the Kronecker factors of every dense and convolutional layer."""
+"""Spectra of the Kronecker factors of every layer."""
 
 from __future__ import annotations
 
@@ -43,17 +43,21 @@ class KroneckerSpectrum(ProbeConfig):
         Its values, from the factors on the probe batch: ``a_effective_rank``, ``g_effective_rank``, ``a_largest``,
         ``g_largest`` ``[layer]``; ``rank`` ``[layer, eps]`` of the product, counted without forming it; and the
         eigenvalues themselves, ``a_eigenvalues`` and ``g_eigenvalues`` ``[layer, ...]``, ascending, padded with NaN.
-        Embeddings and normalisations are layers, too, see `plastax.curvature.kronecker`. The groups of a convolution
-        are one layer. ``left_out`` ``[parameter]``, only where there are such: the share of each parameter that is in
-        no factor. The first four again as ``running_*``, from what the training step's own backward passes accumulated
-        during the task (NaN at its start, and where training takes no factors).
+        The first four again as ``running_*``, from what the training step's own backward passes accumulated during the
+        task (NaN at its start, and where training takes no factors).
+
+        Layers are those with a kernel; the groups of a convolution are one layer. All of these again as ``other_*``
+        ``[other_layer, ...]`` for embeddings and normalisations, see `plastax.curvature.kronecker`. ``left_out``
+        ``[parameter]``, only where there are such: the share of each parameter that is in no factor.
         """
         check_network(self, model)
         factored = model.factored or by_convention(model.layers)
         without = shares_without(factored, jax.eval_shape(model.init, tree.key_like()))
+        others = tuple(name for name in factored if name not in model.layers)
+        groups = {of: names for of, names in (("", model.layers), ("other_", others)) if names}
 
-        def summary(layers: dict[str, Factors]) -> tuple[dict[str, Array], list[Eigenvalues]]:
-            values = [eigenvalues(layers[layer]) for layer in factored]
+        def spectra(layers: dict[str, Factors], names: tuple[str, ...]) -> tuple[dict[str, Array], list[Eigenvalues]]:
+            values = [eigenvalues(layers[name]) for name in names]
             ranks = [effective_rank(v) for v in values]
             return {
                 "a_effective_rank": jnp.stack([r.a for r in ranks]),
@@ -66,26 +70,29 @@ class KroneckerSpectrum(ProbeConfig):
             tap_grads, (_, inputs) = jax.grad(seen.tapped_loss_fn, argnums=1, has_aux=True)(
                 seen.params, seen.taps_fn(seen.batch), seen.batch
             )
-            fresh, values = summary(factors(inputs, tap_grads))
-            out = fresh | {
-                "rank": jnp.stack([rank(v, jnp.asarray(self.eps)).astype(jnp.float32) for v in values]),
-                "a_eigenvalues": _padded([v.a for v in values]),
-                "g_eigenvalues": _padded([v.g for v in values]),
-            }
-            if without:
-                out["left_out"] = jnp.asarray(list(without.values()))
-            running = summary(seen.factors.mean())[0] if seen.factors.total else jax.tree.map(missing, fresh)
-            return out | {f"running_{name}": value for name, value in running.items()}
+            found = factors(inputs, tap_grads)
+            out: dict[str, Array] = {}
+            for of, names in groups.items():
+                fresh, values = spectra(found, names)
+                running = spectra(seen.factors.mean(), names)[0] if seen.factors.total else jax.tree.map(missing, fresh)
+                own = fresh | {f"running_{name}": value for name, value in running.items()}
+                own["rank"] = jnp.stack([rank(v, jnp.asarray(self.eps)).astype(jnp.float32) for v in values])
+                own["a_eigenvalues"] = _padded([v.a for v in values])
+                own["g_eigenvalues"] = _padded([v.g for v in values])
+                out |= {f"{of}{name}": value for name, value in own.items()}
+            return out | ({"left_out": jnp.asarray(list(without.values()))} if without else {})
 
         def missing(x: Array) -> Array:
             return jnp.full_like(x, jnp.nan)
 
-        per_layer = ("a_effective_rank", "g_effective_rank", "a_largest", "g_largest")
-        dims: dict[str, tuple[str, ...]] = dict.fromkeys(
-            (*per_layer, *(f"running_{name}" for name in per_layer)), ("layer",)
-        )
-        dims |= {"rank": ("layer", "eps"), "a_eigenvalues": ("layer", "a_index"), "g_eigenvalues": ("layer", "g_index")}
-        coords: dict[str, tuple[object, ...]] = {"layer": tuple(factored), "eps": self.eps}
+        dims: dict[str, tuple[str, ...]] = {}
+        coords: dict[str, tuple[object, ...]] = {"eps": self.eps}
+        for of, names in groups.items():
+            coords[f"{of}layer"] = names
+            for name in ("a_effective_rank", "g_effective_rank", "a_largest", "g_largest"):
+                dims |= {f"{of}{name}": (f"{of}layer",), f"{of}running_{name}": (f"{of}layer",)}
+            dims[f"{of}rank"] = (f"{of}layer", "eps")
+            dims |= {f"{of}{side}_eigenvalues": (f"{of}layer", f"{of}{side}_index") for side in ("a", "g")}
         if without:
             dims, coords = dims | {"left_out": ("parameter",)}, coords | {"parameter": tuple(without)}
         return Probe(self.name, measure, dims, coords, every=self.every)

@@ -85,9 +85,9 @@ class _SpectrumProbe(ProbeConfig):
             parts = _of_blocks(tuple(found.blocks.values()), eps, whole)
             return whole | parts | {"off_diagonal": share.value, "off_diagonal_se": share.standard_error}
 
-        quadrature = dict.fromkeys(("nodes", "weights", "residuals"), ("probe", "node"))
-        ranks = dict.fromkeys(("rank", "rank_se", "relative_rank", "relative_rank_se"), ("eps",))
-        dims: dict[str, tuple[str, ...]] = quadrature | ranks | {"breakdowns": ("probe",)}
+        dims: dict[str, tuple[str, ...]] = {"breakdowns": ("probe",)}
+        dims |= dict.fromkeys(("nodes", "weights", "residuals"), ("probe", "node"))
+        dims |= dict.fromkeys(("rank", "rank_se", "relative_rank", "relative_rank_se"), ("eps",))
         coords: dict[str, tuple[Any, ...]] = {"eps": self.eps}
         if groups:
             dims |= {f"block_{name}": ("block", *dims.get(name, ())) for name in (*dims, *SCALARS)}

@@ -39,7 +39,7 @@ TASKS = 30
 CLOCK = "task number (a clock)"
 SHOWN = 16
 """The most measurements in a figure and in the terminal; prediction.csv has all."""
-LAYERS = ("layer", "feature_layer")
+LAYERS = ("layer", "other_layer", "feature_layer")
 PAIRS = {"within": ("seed", "arm", "task"), "across": ("seed", "task", "arm")}
 """Kind of pairs -> axes of the values, of which the last has what is paired."""
 

@@ -17,7 +17,7 @@ MOST_LABELS = 64
 EDGES = (1e-8, 1e4)
 """Absolute eigenvalues between which live spectra have logarithmic bins, the same in every task and run."""
 
-LAYERS = (("layer",), ("feature_layer",))
+LAYERS = (("layer",), ("other_layer",), ("feature_layer",))
 """The axes of a probe's values whose mean is shown too."""
 
 PER_DECADE = 20

@@ -129,7 +129,16 @@ def test_layers_of_every_form_are_measured_and_what_is_left_out_is_named() -> No
     )  # fmt: skip
     values = {name.removeprefix("kronecker/"): np.asarray(value) for name, value in found.items()}
     np.testing.assert_allclose(values["left_out"], [12 / 40])
-    assert values["a_largest"].shape == (3,)  # table, norm, table.attend
-    np.testing.assert_allclose(values["a_eigenvalues"][0], [0, 0.2, 0.2, 0.2, 0.4], atol=1e-7)
-    np.testing.assert_array_equal(values["a_effective_rank"][1], 1)
-    np.testing.assert_array_equal(np.isfinite(values["g_eigenvalues"]).sum(1), [4, 4 + 4, 5])
+    assert values["other_a_largest"].shape == (3,)  # table, norm, table.attend
+    np.testing.assert_allclose(values["other_a_eigenvalues"][0], [0, 0.2, 0.2, 0.2, 0.4], atol=1e-7)
+    np.testing.assert_array_equal(values["other_a_effective_rank"][1], 1)
+    np.testing.assert_array_equal(np.isfinite(values["other_g_eigenvalues"]).sum(1), [4, 4 + 4, 5])
+
+
+def test_normalisations_leave_the_axis_of_kernels_as_it_is() -> None:
+    """Other probes have the same axis, and arms with and without normalisations stand side by side."""
+    plain, normed = (models.MLP(hidden=(5,), layer_norm=norm).build((3,), 2) for norm in (False, True))
+    bare, probe = KroneckerSpectrum().build(plain), KroneckerSpectrum().build(normed)
+    assert probe.coords["layer"] == bare.coords["layer"] == PROBES["weights"].build(normed).coords["layer"]
+    assert probe.coords["other_layer"] == ("norm_dense_0",)
+    assert {name for name in probe.dims if not name.startswith("other_")} == set(bare.dims)
