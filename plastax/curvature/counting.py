@@ -31,6 +31,8 @@ PRODUCT_ROUNDINGS = 4.0
 """Eigenvalues up to this many rounding errors of narrow products, in units of the norm, may be rounding themselves."""
 DISAGREEMENT_MARGIN = 4.0
 """Eigenvalues that are rounding alone are at most this many times as large as their spread over probes."""
+LEAST_FREEDOM = 2.0
+"""Degrees of freedom below which a standard error is not widened further: the two terms of its series end there."""
 UNIFORM_WIDTH = math.sqrt(12.0)
 """Width of a uniform distribution in units of its standard deviation."""
 KINK_ERROR = 0.125
@@ -109,14 +111,30 @@ class Counts(NamedTuple):
         return jnp.mean(jnp.sum(jnp.broadcast_to(self.multiplicities, values.shape) * values, axis=-1), axis=-1)
 
     def error(self, values: Array) -> Array:
-        """The probes' part of the standard error of `sum`, ``[..., R, K] -> [...]``."""
+        """The probes' part of the standard error of `sum`, ``[..., R, K] -> [...]``.
+
+        The variance over the eigenvalues is itself estimated, with ``R (sum_k n_k g_k)^2 / sum_k n_k g_k^2`` degrees of
+        freedom for squared deviations g: the deviation of one probe is a sum of ``n_k`` squared normal variables. Two
+        standard errors are widened to the interval of Student's distribution of the same confidence, 95.4 %.
+
+        References:
+          Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2, 1946.
+          Abramowitz and Stegun, "Handbook of mathematical functions", 1964, 26.7.5 (quantiles, for 2 of the normal).
+        """
         estimated = jnp.sum(jnp.where(self.counted[0], 0.0, self.multiplicities[0]))
         probes = values.shape[-2]
         share = jnp.where(self.counted, 0.0, self.multiplicities) / (probes * jnp.maximum(estimated, 1.0))
         share = jnp.broadcast_to(share, values.shape)
         mean = jnp.sum(share * values, axis=(-1, -2), keepdims=True)
-        spread = jnp.sum(share * jnp.square(values - mean), axis=(-1, -2))
+        squared = jnp.square(values - mean)
+        spread = jnp.sum(share * squared, axis=(-1, -2))
         error = estimated * jnp.sqrt(2.0 * spread / ((estimated + 2.0) * probes))
+        relative = squared / jnp.where(spread == 0, 1.0, spread)[..., None, None]
+        part = share * relative
+        kurtosis = jnp.sum(jnp.where(part > 0, part * relative, 0.0), axis=(-1, -2))
+        freedom = probes * estimated / jnp.maximum(kurtosis, 1.0)
+        one_over = 1.0 / jnp.maximum(freedom, LEAST_FREEDOM)
+        error *= 1.0 + 1.25 * one_over + 1.53 * jnp.square(one_over)
         if probes == 1:
             return error
         # Complete probes that differ are all wrong, and not independently: their spread, not that of their mean.

@@ -68,9 +68,10 @@ def loss(params: dict[str, Any], batch: dict[str, jax.Array], softmax: Softmax =
     return -jnp.sum(jnp.where(counted, picked, 0.0)) / jnp.sum(counted)
 
 
-def dense_hessian(width: int = 8, examples: int = 6) -> np.ndarray:
-    """In float64."""
+def dense_hessian(width: int = 8, examples: int = 6, seen: slice = slice(None)) -> np.ndarray:
+    """In float64, of the loss on the examples ``seen``."""
     with jax.enable_x64(True):
         params, batch = make(width, examples, np.float64)
+        batch = {name: x[seen] for name, x in batch.items()}
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         return np.asarray(jax.jit(jax.hessian(lambda f: loss(unravel(f), batch)))(flat))

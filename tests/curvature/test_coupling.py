@@ -25,6 +25,8 @@ from tests.training_runs import STREAM
 
 FAST = {"xla_backend_optimization_level": 0}
 KEY = jax.random.key(0)
+# Networks here are made by hand and name no layers.
+pytestmark = pytest.mark.filterwarnings("ignore:kronecker:UserWarning")
 EXAMPLES, CLASSES = 6, 3
 
 
