@@ -89,8 +89,8 @@ def check_names(trial: Trial, outputs: int) -> None:
         z, features, inputs = jax.eval_shape(call, trial.params, taps, trial.x)
     leaves = tree.named_leaves(trial.params)
     (hidden, tapped), matrices = order[0], _matrices(trial, trial.params)
-    kernels = tuple(name for name in model.layers if name in matrices)
     factored = tuple(model.factored or model.layers)
+    kernels = tuple(name for name in factored if name in matrices)
     for got, expected, member, what in (
         (hidden, model.hidden, "hidden", "the features"),
         (tapped, factored, "factored", "the inputs of layers"),

@@ -152,7 +152,7 @@ def test_spectra_of_blocks_and_the_share_outside_are_within_their_errors(exact: 
 
 @pytest.mark.slow
 def test_spectra_of_blocks_cover_the_truth_in_200_repetitions(exact: np.ndarray) -> None:
-    deviations, share = repeated(200, 24, 2, exact)
+    deviations, share = repeated(200, 16, 1, exact)
     for label, found in deviations.items():
         assert ((found < 2).mean(axis=0) >= 0.95).all(), (label, (found < 2).mean(axis=0))
     assert (share < 2).mean() >= 0.95

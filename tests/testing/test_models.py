@@ -79,7 +79,7 @@ def test_modules_of_other_makes_pass(module: Any) -> None:
             lambda: GOOD._replace(hidden=GOOD.hidden[::-1]),
             "the features are of dense_0, dense_1, and hidden of d",
         ),
-        (lambda: GOOD._replace(layers=GOOD.layers[:-1]), "the inputs of layers are of dense_0, dense_1, output, and"),
+        (lambda: GOOD._replace(layers=GOOD.layers[:-1]), "the kernels are of dense_0, dense_1, output, and"),
         (lambda: GOOD._replace(init=noisy), "the same call gives another program.*Model.init: ``.key. -> params``"),
         (lambda: GOOD._replace(init=lambda key: GOOD.init(jax.random.key(0))), "another key draws the same network"),
         (lambda: GOOD._replace(tapped=untapped), "of dense_0 do not make up the gradient of its kernel.*Model.tapped"),
