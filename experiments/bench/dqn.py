@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import warnings
 from pathlib import Path
@@ -24,17 +23,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
-from rich.console import Console
 
-from experiments.bench._bars import machine, table
 from experiments.bench._measure import Running, Side, rounds_of
-from experiments.bench.rl import FiveValues, evaluate
+from experiments.bench._rejax import FiveValues, evaluate, row, show
 from plastax.methods import Backprop
 from plastax.models import ActorCritic
 from plastax.program import parallel
-from plastax.report.statistics import mean_interval
 from plastax.rl import STREAMS, dqn
 
 
@@ -119,23 +114,8 @@ def main(config: Config) -> None:
             running, act = built[name]
             params = running.state.params if name == "plastax" else running.state.q_ts.params
             judged = jax.vmap(functools.partial(evaluate, act, key=jax.random.key(1)))(params)
-            judge = mean_interval(np.asarray(judged))
-            (wall, cpu), (wall_ratio, cpu_ratio) = taken.median(), taken.ratio(times["plastax"]).median()
-            rows.append(
-                {"seeds": seeds, "side": name, "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu,
-                 "time_over_plastax": wall_ratio, "cpu_time_over_plastax": cpu_ratio,
-                 "final_return": [float(judge.mean), float(judge.low), float(judge.high)]}
-            )  # fmt: skip
-    texts = [
-        {"seeds": str(row["seeds"]), "side": row["side"], "steps/s": f"{row['steps_per_second']:,.0f}",
-         "steps/CPU-s": f"{row['steps_per_cpu_second']:,.0f}", "time / ours": f"{row['time_over_plastax']:.2f}",
-         "CPU time / ours": f"{row['cpu_time_over_plastax']:.2f}",
-         "final return [95 % CI]": "{:.0f} [{:.0f}, {:.0f}]".format(*row["final_return"])}
-        for row in rows
-    ]  # fmt: skip
-    Console().print(table(f"CartPole DQN, {machine()}", texts))
-    if config.out:
-        config.out.write_text(json.dumps(rows, indent=1))
+            rows.append(row(seeds, name, steps, taken, times["plastax"], judged))
+    show("DQN", rows, config.out)
 
 
 if __name__ == "__main__":

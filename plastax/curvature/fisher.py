@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import tree
-from plastax.curvature import checks, losses
+from plastax.curvature import checks, chunking, losses
 from plastax.curvature.operators import Product, sandwich
 from plastax.types import Array, Key, Loss, Operator, Params, Tree
 
@@ -69,7 +69,7 @@ def empirical_fisher(
       Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation for natural gradient descent",
       NeurIPS 2019, eq. 3 and section 3.
     """
-    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
+    loss, apply_fn, data = chunking.apart(losses.get(loss), apply_fn, data)
 
     def metric(outputs: Tree, part: Tree) -> Product:
         checks.scalar(loss.value, outputs, part)
@@ -127,7 +127,7 @@ def fisher(
       >>> bool(jnp.allclose(fisher.mv(w), ggn.mv(w), atol=0.1))
       True
     """
-    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
+    loss, apply_fn, data = chunking.apart(losses.get(loss), apply_fn, data)
     sample = loss.sample
     if sample is None:
         raise ValueError("fisher draws labels with loss.sample, which this loss does not have; ggn needs none")

@@ -29,10 +29,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from plastax import linalg, parameters, platforms, tree
-from plastax.curvature import checks, losses
+from plastax.curvature import checks, chunking, losses
+from plastax.curvature.chunking import chunk, chunks, rest
 from plastax.curvature.coupling import ROUNDING, coupling, independent
 from plastax.curvature.fisher import weights
-from plastax.curvature.operators import chunk, chunks, ggn, rest
+from plastax.curvature.operators import ggn
 from plastax.curvature.quadrature import spectrum
 from plastax.curvature.spectrum import Spectrum, from_eigenvalues
 from plastax.types import Array, Key, Loss, Params, Tree
@@ -130,7 +131,7 @@ def gram_matrix(apply_fn: Apply, params: Params, data: Tree, loss: Loss | str, c
         ``data`` do not share their leading axis, or, outside `jit`, outputs are not finite or chunked examples depend
         on one another (inside, the matrix is NaN).
     """
-    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
+    loss, apply_fn, data = chunking.apart(losses.get(loss), apply_fn, data)
     if loss.root is None:
         raise ValueError("a Gram matrix needs loss.root, which this loss does not have; take ggn and spectrum")
     return _gram(apply_fn, loss.root, loss.finite, params, data, chunk_size) / checks.examples(data)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from plastax.curvature import checks
 from plastax.types import Array, Key, Loss, Tree
 
 PolicyHead = Literal["categorical", "gaussian"]
-Apply = Callable[[Tree, Tree], Tree]
 
 
 def _examples(outputs: Array) -> int:
@@ -365,42 +364,6 @@ def actor_critic(
         return outputs | {"policy": _unmasked(outputs["policy"])} if policy == "categorical" else outputs
 
     return Loss(value or unknown, curvature, root, sample, finite)
-
-
-def apart(loss: Loss, apply_fn: Apply, data: Tree) -> tuple[Loss, Apply, Tree]:
-    """The same mean loss as one over examples that all count alike, so that it can be taken in parts.
-
-    A mean over counted labels is no mean over examples: a chunk, or an example on its own, would divide by its own
-    number of labels. Here every example has its share of the whole beside it.
-
-    Args:
-      loss: the loss; without `Loss.weights` all three come back as they are.
-      apply_fn: ``(params, data) -> outputs``.
-      data: all examples.
-
-    Returns:
-      Loss and ``apply_fn`` of ``(data, shares)``, and that pair; shares ``[B]`` have a mean of one.
-    """
-    if loss.weights is None:
-        return loss, apply_fn, data
-    weights = loss.weights(data).astype(jnp.result_type(float))
-
-    def of_part(fn: Any) -> Any:
-        """``fn`` of some examples; roots and draws are square roots."""
-        power = 0.5 if fn in (loss.root, loss.sample) else 1.0
-
-        def scaled(outputs: Tree, part: tuple[Tree, Array], *rest: Tree) -> Tree:
-            share = jnp.mean(part[1]) ** power
-            # A part may well have no counted label, which is refused outside `jit` only.
-            call = jax.jit(fn) if checks.concrete(part[1]) and not np.asarray(part[1]).any() else fn
-            found = call(outputs, part[0], *rest)
-            return jax.tree.map(lambda x: jnp.where(share == 0, 0.0, x * share).astype(x.dtype), found)
-
-        return None if fn is None else scaled
-
-    of_parts = Loss(of_part(loss.value), of_part(loss.curvature), of_part(loss.root), of_part(loss.sample), loss.finite)
-    shares = weights * (weights.size / jnp.sum(weights))
-    return of_parts, lambda params, part: apply_fn(params, part[0]), (data, shares)
 
 
 def get(loss: Loss | str) -> Loss:

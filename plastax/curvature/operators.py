@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from plastax import parameters, tree
-from plastax.curvature import checks, losses, products
+from plastax.curvature import checks, chunking, losses, products
 from plastax.curvature.coupling import independent
 from plastax.curvature.products import Way
 from plastax.types import Array, Key, Loss, Operator, Params, Tree
@@ -36,43 +36,6 @@ from plastax.types import Array, Key, Loss, Operator, Params, Tree
 Product = Callable[[Tree], Tree]
 Linearised = Callable[[Tree], tuple[Product, Tree]]
 """``data -> (product, primal)``: a linear map at full precision, and the values to find finite."""
-
-
-def chunks(data: Tree, size: int) -> tuple[int, int]:
-    """How many whole chunks, and how many examples are left; raises ValueError for a size that makes no chunks."""
-    if size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {size}")
-    return divmod(checks.examples(data), size)
-
-
-def chunk(data: Tree, index: int | Array, size: int) -> Tree:
-    """Examples ``index * size`` to ``(index + 1) * size`` of all leaves; ``size`` is static."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), data)
-
-
-def rest(data: Tree, size: int) -> Tree:
-    """The examples after the last whole chunk."""
-    return jax.tree.map(lambda x: x[x.shape[0] - x.shape[0] % size :], data)
-
-
-def _mean(fn: Callable[[Tree], Tree], data: Tree, size: int) -> Tree:
-    """``fn`` of every chunk, averaged over the examples, in at least float32."""
-    whole, left = chunks(data, size)
-    examples = checks.examples(data)
-
-    def weighted(part: Tree) -> Tree:
-        weight = checks.examples(part) / examples
-        return jax.tree.map(lambda x: weight * x.astype(jnp.promote_types(x.dtype, jnp.float32)), fn(part))
-
-    def step(index: Array, total: Tree) -> Tree:
-        return jax.tree.map(jnp.add, total, weighted(chunk(data, index, size)))
-
-    if left:
-        start = weighted(rest(data, size))
-    else:
-        shapes = jax.eval_shape(lambda: weighted(chunk(data, 0, size)))
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.fori_loop(0, whole, step, start)
 
 
 def _visible(product: Product, values: Tree) -> Product:
@@ -86,16 +49,16 @@ def _plus(nan: Array, product: Product) -> Product:
 
 def _operator(linearised: Linearised, params: Params, data: Tree, chunk_size: int | None) -> Operator:
     """The operator of a mean over examples: linearised once, or chunk by chunk in every product."""
-    if chunk_size is None or chunks(data, chunk_size) in ((1, 0), (0, checks.examples(data))):
+    if chunk_size is None or chunking.chunks(data, chunk_size) in ((1, 0), (0, checks.examples(data))):
         product, primal = linearised(data)
         checks.finite(primal)
         return Operator(product, params)
     if checks.concrete((params, data)):
-        checks.finite(_mean(lambda part: linearised(part)[1], data, chunk_size))
+        checks.finite(chunking.mean(lambda part: linearised(part)[1], data, chunk_size))
 
     def streamed(tangent: Tree) -> Tree:
         with jax.default_matmul_precision("highest"):
-            total = _mean(lambda part: linearised(part)[0](tangent), data, chunk_size)
+            total = chunking.mean(lambda part: linearised(part)[0](tangent), data, chunk_size)
         return jax.tree.map(lambda x, t: x.astype(t.dtype), total, tangent)
 
     return Operator(streamed, params)
@@ -145,7 +108,7 @@ def hessian(
     if chunk_size is not None:
         if data is None:
             raise ValueError("chunk_size needs data, and a loss_fn of (params, data)")
-        chunks(data, chunk_size)
+        chunking.chunks(data, chunk_size)
         data = tree.gathered(data)
     given = () if data is None else (data,)
     checks.scalar(loss_fn, params, *given)
@@ -165,7 +128,7 @@ def hessian(
         found = at(product, params, *given)
         checks.finite({"loss": found.value, "gradient": found.slopes})
         return Operator(_visible(found.mv, found.value), params, found.way, found.error)
-    way = products.first(functools.partial(at, product), params, chunk(data, 0, chunk_size))
+    way = products.first(functools.partial(at, product), params, chunking.chunk(data, 0, chunk_size))
     op = _operator(linearised, params, data, chunk_size)._replace(product=way)
     if way != "finite":
         return op
@@ -176,7 +139,7 @@ def hessian(
             assert own is not None  # Differences have one.
             return own(tangent)
 
-        return _mean(of, data, chunk_size)
+        return chunking.mean(of, data, chunk_size)
 
     return op._replace(error=error)
 
@@ -264,7 +227,7 @@ def ggn(
       >>> curvature.dense(op).tolist()  # 2/N X^T X
       [[1.0, 0.0], [0.0, 1.0]]
     """
-    loss, apply_fn, data = losses.apart(losses.get(loss), apply_fn, data)
+    loss, apply_fn, data = chunking.apart(losses.get(loss), apply_fn, data)
 
     def metric(outputs: Tree, part: Tree) -> Product:
         return lambda tangent: loss.curvature(outputs, part, tangent)

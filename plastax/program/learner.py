@@ -388,19 +388,9 @@ class Learner(NamedTuple):
     ) -> MethodArgs:  # fmt: skip
         of = self.network
         return MethodArgs(
-            key,
-            clock,
-            batch,
-            value,
-            features,
-            tap_grads,
-            of.loss,
-            of.features,
-            of.outputs,
-            self.model.init,
-            boundary,
+            key, clock, batch, value, features, tap_grads, of.loss, of.features, of.outputs, self.model.init, boundary,
             counted_fn=of.counted,
-        )
+        )  # fmt: skip
 
 
 def learned_of(state: Any) -> Learned:

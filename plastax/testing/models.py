@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax import roles, tree
-from plastax.curvature.kronecker import rows
+from plastax.curvature.moments import rows
 from plastax.layers import Entries, LayerInputs, Units
 from plastax.models import own
 from plastax.testing.promises import Promise, check_pure, close, difference, plain, quick

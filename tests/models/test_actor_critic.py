@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from plastax import tree
-from plastax.curvature.kronecker import rows
+from plastax.curvature.moments import rows
 from plastax.errors import ConfigError
 from plastax.models import ACTOR_CRITICS, ActorCritic, ConvActorCritic
 from plastax.types import Model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plastax import tree
-from plastax.curvature.kronecker import rows
+from plastax.curvature.moments import rows
 from plastax.models import CNN
 from plastax.models.cnn import max_pool
 from plastax.models.convolution import by_patches

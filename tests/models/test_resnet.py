@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from plastax import tree
-from plastax.curvature.kronecker import rows
+from plastax.curvature.moments import rows
 from plastax.layers import LayerInputs, Window
 from plastax.models import ResNet18
 from plastax.models.layers import norm_name

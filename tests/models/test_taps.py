@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from plastax import curvature, models, tree
-from plastax.curvature.kronecker import rows
+from plastax.curvature.moments import rows
 from plastax.errors import ConfigError
 
 # These tests compile much and compute little.
