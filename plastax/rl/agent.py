@@ -140,7 +140,7 @@ class Agent(NamedTuple):
       batch: ``(state, actors, key, task) -> batch``: what probes look at, from fresh experience in ``task``. The state
         is a view, without optimiser, environments and most of the memory.
       remember: ``(params) -> memory``: what the agent keeps beside the network, at the start of a run; empty.
-      switch: ``(memory, params, clock) -> memory``: at the switch to a task, after the method acted.
+      switch: ``(memory, params) -> memory``: at the switch to a task, after the method acted.
       shown: ``memory -> memory``: the part that ``batch`` needs.
     """
 
@@ -153,7 +153,7 @@ class Agent(NamedTuple):
     healthy: Callable[[dict[str, Array]], Array]
     batch: Callable[[State, Actors, Key, Tree], Tree]
     remember: Callable[[Params], Tree] = _nothing
-    switch: Callable[[Tree, Params, Array], Tree] = _nothing
+    switch: Callable[[Tree, Params], Tree] = _nothing
     shown: Callable[[Tree], Tree] = _nothing
 
 
@@ -219,7 +219,7 @@ def program(
             actors=reset_actors(environment, config.num_envs, env_key, task),
             statistics=statistics,
             previous=state.params if needs_previous else (),
-            memory=agent.switch(state.memory, learned.params, clock),
+            memory=agent.switch(state.memory, learned.params),
             **learned._asdict(),
         )
 

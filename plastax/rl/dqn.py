@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 
 from plastax import ranges
 from plastax.errors import ConfigError
@@ -31,7 +32,7 @@ from plastax.rl import action_values, agent, normalize, replay
 from plastax.rl.action_values import ValueBatch
 from plastax.rl.agent import Purpose, State, flat
 from plastax.rl.environment import Discrete, Environment, EnvironmentStream, Spaces
-from plastax.rl.replay import Steps, Transitions
+from plastax.rl.replay import Steps
 from plastax.rl.rollout import Actors, Transition, rollout
 from plastax.types import Array, Key, Method, Model, Params, Probe, Program, Tree
 
@@ -57,7 +58,7 @@ class DQN(agent.Settings):
     batch_size: int = 128
     """Transitions in a gradient step (CleanRL)."""
     capacity: int = 51_200
-    """Steps that the replay buffer of a seed holds; a multiple of num_envs * train_every."""
+    """Steps that the replay buffer of a seed holds; a multiple of num_envs."""
     warmup: int = 1_000
     """Environment steps before learning: of the run, or of each task if the buffer is cleared at switches."""
     n_step: int = 3
@@ -102,10 +103,11 @@ class DQN(agent.Settings):
                 f"dqn.replay_ratio: {self.replay_ratio} x {self.num_envs * self.train_every} environment steps "
                 f"(num_envs x train_every) are {steps:g} gradient steps; give a ratio that makes them a whole number"
             )
-        if self.capacity % (self.num_envs * self.train_every) or self.rows < self.n_step:
+        least = max(self.n_step, self.train_every)
+        if self.capacity % self.num_envs or self.rows < least:
             raise ConfigError(
-                f"dqn.capacity: {self.capacity} is not allowed; give a multiple of num_envs x train_every, "
-                f"{self.num_envs * self.train_every}, and at least num_envs x n_step, {self.num_envs * self.n_step}"
+                f"dqn.capacity: {self.capacity} is not allowed; give a multiple of num_envs, {self.num_envs}, and at "
+                f"least num_envs x max(n_step, train_every), {self.num_envs * least}"
             )
 
     @property
@@ -125,7 +127,7 @@ class DQN(agent.Settings):
 
     @property
     def rows(self) -> int:
-        """Rows of the replay buffer, see `replay`."""
+        """Steps of each environment in the replay buffer."""
         return self.capacity // self.num_envs
 
     @property
@@ -144,7 +146,7 @@ class Memory(NamedTuple):
     """What the agent keeps beside its network: the target network, and the replay buffer."""
 
     target: Params
-    replay: Steps
+    replay: TrajectoryBufferState
 
 
 class Schedule(NamedTuple):
@@ -209,6 +211,7 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
         raise ConfigError("model: batch statistics are not allowed, dqn would act without; take layer normalisation")
     actions, _ = agent.action_size(environment)
     network, schedule = action_values.network(config.huber, model), Schedule(config, updates_per_task)
+    buffer = replay.buffer(config.rows, config.num_envs, config.batch_size, config.n_step)
 
     def noise(key: Key, task: Tree, steps: int, epsilon: Array | float) -> tuple[Tree, Tree]:
         """All randomness of a rollout: whether to explore, the action then, and that of the environments."""
@@ -231,8 +234,9 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
 
         return rollout(environment, act, actors, noise, task)
 
-    def td(params: Params, target: Params, statistics: normalize.Statistics, drawn: Transitions) -> ValueBatch:
-        """A batch whose targets are bootstrapped."""
+    def td(params: Params, target: Params, statistics: normalize.Statistics, steps: Steps) -> ValueBatch:
+        """A batch whose targets are bootstrapped, of steps ``[B, n_step]``."""
+        drawn = replay.transitions(steps, config.gamma)
         drawn = drawn._replace(rewards=config.reward_scale * drawn.rewards)
         online, fixed = (values(of, statistics, drawn.successor) for of in (params, target))
         wanted = action_values.targets(drawn, online, fixed, config.double)
@@ -244,14 +248,11 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
         roll_key, learn_key = jax.random.split(key)
 
         def gradient_step(
-            steps: Steps, turn: Array, carry: tuple[Learned, Params], x: tuple[Array, Key]
+            kept: TrajectoryBufferState, carry: tuple[Learned, Params], x: tuple[Array, Key]
         ) -> tuple[tuple[Learned, Params], dict[str, Array]]:
             (learned, target), (clock, key) = carry, x
             sample_key, method_key = jax.random.split(key)
-            filled = jnp.minimum((schedule.began(turn) + 1) * config.train_every, config.rows)
-            row = (turn + 1) * config.train_every % config.rows
-            drawn = replay.sample(steps, sample_key, config.batch_size, filled, row, config.n_step, config.gamma)
-            batch = td(learned.params, target, state.statistics, drawn)
+            batch = td(learned.params, target, state.statistics, buffer.sample(kept, sample_key).experience)
             learned, seen = learns.step(learned, batch, clock, method_key, state.key)
             target = _moved(target, learned.params, config, clock)
             return (learned, target), seen.metrics
@@ -259,12 +260,12 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
         def turn(carry: tuple[Actors, Learned, Memory], x: tuple[Array, Tree, Key]) -> tuple[Any, Any]:
             (actors, learned, memory), (turn, noise, key) = carry, x
             actors, seen = play(learned.params, state.statistics, actors, noise, task)
-            steps = replay.add(memory.replay, replay.steps_of(seen), turn * config.train_every % config.rows)
+            kept = buffer.add(memory.replay, replay.steps_of(seen, environment))
 
             def learn(carry: tuple[Learned, Params]) -> tuple[tuple[Learned, Params], dict[str, Array]]:
                 count = config.steps_per_turn
                 xs = schedule.steps_before(turn) + jnp.arange(count), jax.random.split(key, count)
-                carry, metrics = jax.lax.scan(lambda c, x: gradient_step(steps, turn, c, x), carry, xs)
+                carry, metrics = jax.lax.scan(lambda c, x: gradient_step(kept, c, x), carry, xs)
                 return carry, jax.tree.map(jnp.mean, metrics)
 
             old = learned, memory.target
@@ -273,7 +274,7 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
             (learned, target), metrics = jax.lax.cond(
                 schedule.began(turn) >= config.idle, learn, lambda carry: (carry, missing(nothing)), old
             )
-            return (actors, learned, Memory(target, steps)), (seen, metrics)
+            return (actors, learned, Memory(target, kept)), (seen, metrics)
 
         rows = clock * config.num_steps + jnp.arange(config.num_steps)
         drawn = noise(roll_key, task, config.num_steps, schedule.epsilon(rows))
@@ -289,21 +290,20 @@ def dqn(config: DQN, environment: Environment, model: Model, updates_per_task: i
     def batch(state: State, actors: Actors, key: Key, task: Tree) -> ValueBatch:
         more = config.num_steps + config.n_step - 1
         _, seen = play(state.params, state.statistics, actors, noise(key, task, more, config.epsilon), task)
-        row, env = (x.reshape(-1) for x in jnp.mgrid[: config.num_steps, : config.num_envs])
-        drawn = replay.transitions(replay.steps_of(seen), row, env, config.n_step, config.gamma)
-        found = td(state.params, state.memory.target, state.statistics, drawn)
+        steps = replay.windows(replay.steps_of(seen, environment), config.n_step)
+        found = td(state.params, state.memory.target, state.statistics, steps)
         if config.probe_targets == "regression":
             fixed = model.apply(model.init(fold(state.key, Purpose.TARGETS)), found.observation)[0]
             found = found._replace(target=action_values.chosen(fixed, found.action))
         return found
 
-    def switch(memory: Memory, params: Params, clock: Array) -> Memory:
-        last = (clock * config.num_steps - 1) % config.rows
-        return Memory(params, replay.cut(memory.replay, last))
+    def switch(memory: Memory, params: Params) -> Memory:
+        act = replay.clear if config.buffer_at_switch == "clear" else replay.cut
+        return Memory(params, act(memory.replay))
 
     def remember(params: Params) -> Memory:
         # A copy of its own: the state is donated.
-        return Memory(jax.tree.map(jnp.copy, params), replay.empty(environment, config.rows, config.num_envs))
+        return Memory(jax.tree.map(jnp.copy, params), buffer.init(replay.step_like(environment)))
 
     return agent.Agent(
         config,

@@ -1,23 +1,22 @@
 """Uniform replay: the last steps of a seed's environments, and n-step transitions drawn from them.
 
-The steps lie in rows ``[C, N]``, one row a step of all N environments. Where the next rows go depends on the clock
-alone, which all seeds share, so adding them is one copy and no scatter. Episodes are cut where they end, and a step
-keeps its true successor: after a truncation there is a value to bootstrap from.
-
-The trajectory buffer of flashbax 0.1.3 takes 0.86 to 0.99 of the time on a CPU (8 seeds, 1 to 3 steps, vectors and
-games), but leaves the ends of episodes and tasks to its caller, which are most of the code below.
+The buffer is the trajectory buffer of flashbax: it keeps the last steps ``[N, C]`` of N environments, and draws n of
+them in a row. This module says what they are and where episodes and tasks end, which flashbax leaves to its caller. A
+step keeps its true successor: after a truncation there is a value to bootstrap from.
 
 References:
   Sutton, "Learning to predict by the methods of temporal differences", 1988 (n-step returns). Pardo et al., "Time
-  limits in reinforcement learning", arXiv 1712.00378.
+  limits in reinforcement learning", arXiv 1712.00378. flashbax: https://github.com/instadeepai/flashbax.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import flashbax
 import jax
 import jax.numpy as jnp
+from flashbax.buffers.trajectory_buffer import TrajectoryBuffer, TrajectoryBufferSample, TrajectoryBufferState
 
 from plastax.rl.environment import Environment
 from plastax.rl.rollout import Transition
@@ -25,7 +24,7 @@ from plastax.types import Array, Key
 
 
 class Steps(NamedTuple):
-    """Steps of N environments in rows ``[C, N]``, as they were seen: observations and rewards unscaled."""
+    """Steps of environments, as they were seen: observations and rewards unscaled. Leading axes ``[N, T]``."""
 
     observation: Array
     action: Array
@@ -53,78 +52,67 @@ class Transitions(NamedTuple):
     discount: Array
 
 
-def steps_of(seen: Transition) -> Steps:
-    """A rollout ``[T, N]`` as steps."""
-    ends = seen.terminated > 0, seen.truncated > 0
-    return Steps(seen.observation, seen.action, seen.reward, *ends, seen.final_observation)
+def buffer(rows: int, envs: int, size: int, n: int) -> TrajectoryBuffer:
+    """A buffer of the last ``rows`` steps of each environment, which draws ``size`` times n of them, for `transitions`.
 
-
-def empty(environment: Environment, rows: int, envs: int) -> Steps:
-    """Room for ``rows`` rows."""
-    shape = (rows, envs)
-    kind = jnp.bool_ if environment.binary else jnp.float32
-    observation = jnp.zeros((*shape, *environment.observation_shape), kind)
-    action, reward = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-    return Steps(
-        observation,
-        action,
-        reward,
-        jnp.zeros(shape, jnp.bool_),
-        jnp.zeros(shape, jnp.bool_),
-        jnp.zeros_like(observation),
-    )
-
-
-def add(steps: Steps, new: Steps, row: Array) -> Steps:
-    """Replaces rows from ``row`` on, int32 and the same for all seeds; the rows must not reach over the end."""
-
-    def put(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, axis=0)
-
-    return jax.tree.map(put, steps, new)
-
-
-def cut(steps: Steps, row: Array) -> Steps:
-    """Ends the episodes of a row, without a termination: the next row is not their continuation."""
-    ends = jnp.ones((1, steps.truncated.shape[1]), jnp.bool_)
-    return steps._replace(truncated=jax.lax.dynamic_update_slice_in_dim(steps.truncated, ends, row, axis=0))
-
-
-def transitions(steps: Steps, row: Array, env: Array, n: int, gamma: float) -> Transitions:
-    """The n-step transitions that start at ``(row, env)``, int32 ``[B]`` each; the last row is followed by the first.
-
-    Where an episode ends within n steps, so does the sum.
+    Steps that begin in the newest n - 1 rows are not complete and not drawn.
     """
-    rows = (row[:, None] + jnp.arange(n)[None]) % steps.reward.shape[0]
-    terminated, truncated, reward = (x[rows, env[:, None]] for x in (steps.terminated, steps.truncated, steps.reward))
-    over = terminated | truncated
+    made = flashbax.make_trajectory_buffer(
+        add_batch_size=envs, sample_batch_size=size, sample_sequence_length=n, period=1, min_length_time_axis=n,
+        max_length_time_axis=rows,
+    )  # fmt: skip
+
+    def sample(state: TrajectoryBufferState, key: Key) -> TrajectoryBufferSample:
+        with jax.numpy_rank_promotion("allow"):  # flashbax relies on it; a program may have forbidden it.
+            return made.sample(state, key)
+
+    return made.replace(sample=sample)
+
+
+def step_like(environment: Environment) -> Steps:
+    """One step of zeros, without leading axes. Binary observations are kept as such, in a quarter of the memory."""
+    kind = jnp.bool_ if environment.binary else jnp.float32
+    observation, no = jnp.zeros(environment.observation_shape, kind), jnp.bool_(False)
+    return Steps(observation, jnp.int32(0), jnp.float32(0), no, no, observation)
+
+
+def steps_of(seen: Transition, environment: Environment) -> Steps:
+    """A rollout ``[T, N]`` as steps ``[N, T]``."""
+    ends = seen.terminated > 0, seen.truncated > 0
+    steps = Steps(seen.observation, seen.action, seen.reward, *ends, seen.final_observation)
+    like = step_like(environment)
+    return jax.tree.map(lambda x, one: jnp.swapaxes(x, 0, 1).astype(one.dtype), steps, like)
+
+
+def cut(state: TrajectoryBufferState) -> TrajectoryBufferState:
+    """Ends the episodes of the newest row, without a termination: the next row is not their continuation."""
+    truncated = state.experience.truncated
+    last = (state.current_index - 1) % truncated.shape[1]
+    return state.replace(experience=state.experience._replace(truncated=truncated.at[:, last].set(True)))
+
+
+def clear(state: TrajectoryBufferState) -> TrajectoryBufferState:
+    """Without steps."""
+    return state.replace(current_index=jnp.zeros_like(state.current_index), is_full=jnp.zeros_like(state.is_full))
+
+
+def windows(steps: Steps, n: int) -> Steps:
+    """All n steps in a row of ``[N, T + n - 1]``, for `transitions`: ``[T * N, n]``."""
+    rows = jnp.arange(steps.reward.shape[1] - n + 1)[:, None] + jnp.arange(n)[None]
+    return jax.tree.map(lambda x: jnp.swapaxes(x[:, rows], 0, 1).reshape(-1, n, *x.shape[2:]), steps)
+
+
+def transitions(steps: Steps, gamma: float) -> Transitions:
+    """The n-step transitions of n steps in a row, ``[B, n]``. Where an episode ends within them, so does the sum."""
+    over = steps.terminated | steps.truncated
     # A step counts unless one before it ended the episode.
     counts = jnp.cumsum(over, axis=1) - over == 0
-    last = (row + jnp.sum(counts, axis=1) - 1) % steps.reward.shape[0]
+    number, n = jnp.sum(counts, axis=1), over.shape[1]
     weights = jnp.power(gamma, jnp.arange(n + 1, dtype=jnp.float32))
     return Transitions(
-        steps.observation[row, env].astype(jnp.float32),
-        steps.action[row, env],
-        jnp.sum(jnp.where(counts, reward, 0) * weights[None, :n], axis=1),
-        steps.successor[last, env].astype(jnp.float32),
-        jnp.where(jnp.any(counts & terminated, axis=1), 0, weights[jnp.sum(counts, axis=1)]),
+        steps.observation[:, 0].astype(jnp.float32),
+        steps.action[:, 0],
+        jnp.sum(jnp.where(counts, steps.reward, 0) * weights[None, :n], axis=1),
+        steps.successor[jnp.arange(len(number)), number - 1].astype(jnp.float32),
+        jnp.where(jnp.any(counts & steps.terminated, axis=1), 0, weights[number]),
     )
-
-
-def sample(steps: Steps, key: Key, size: int, filled: Array, row: Array, n: int, gamma: float) -> Transitions:
-    """``size`` transitions, drawn uniformly with replacement.
-
-    Args:
-      steps: the buffer.
-      key: of the draw.
-      size: B.
-      filled: number of the newest rows to draw from, at least n.
-      row: where the next row goes.
-      n: steps of a transition; those that begin in the newest n - 1 rows are not complete and not drawn.
-      gamma: discount.
-    """
-    rows, envs = steps.reward.shape
-    row_key, env_key = jax.random.split(key)
-    start = jax.random.randint(row_key, (size,), 0, filled - n + 1)
-    env = jax.random.randint(env_key, (size,), 0, envs)
-    return transitions(steps, (row - filled + start) % rows, env, n, gamma)

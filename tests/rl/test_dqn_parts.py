@@ -17,7 +17,7 @@ ROWS, ENVS = 12, 2
 
 
 def recorded() -> Steps:
-    """Steps whose observations are their numbers; episodes end in every way, also twice in a row and both ways."""
+    """Steps ``[ROWS, ENVS]`` whose observations are their numbers; episodes end in every way, also twice in a row."""
     rng = np.random.default_rng(0)
     number = np.arange(ROWS * ENVS, dtype=np.float32).reshape(ROWS, ENVS, 1)
     terminated, truncated = np.zeros((2, ROWS, ENVS), bool)
@@ -27,15 +27,25 @@ def recorded() -> Steps:
     return Steps(number, rng.integers(0, 3, (ROWS, ENVS)), reward, terminated, truncated, number + 0.5)
 
 
+def turned(steps: Steps) -> Steps:
+    """``[ENVS, ROWS]``."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+
+
+def part(steps: Steps, start: int, stop: int) -> Steps:
+    return jax.tree.map(lambda x: x[:, start:stop], steps)
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_transitions_end_with_the_episode_and_after_n_steps(n):
     steps, gamma = recorded(), 0.9
-    row, env = (x.reshape(-1) for x in np.mgrid[:ROWS, :ENVS])
-    found = jax.jit(replay.transitions, static_argnums=(3, 4))(steps, row, env, n, gamma)
+    found = jax.jit(lambda steps: replay.transitions(replay.windows(steps, n), gamma))(turned(steps))
+    row, env = (x.reshape(-1) for x in np.mgrid[: ROWS - n + 1, :ENVS])
+    assert found.action.shape == row.shape
     for i, (t, e) in enumerate(zip(row, env)):
         total, discount = 0.0, 1.0
         for k in range(n):
-            at = (t + k) % ROWS, e
+            at = t + k, e
             total += discount * steps.reward[at]
             discount *= gamma
             if steps.terminated[at] or steps.truncated[at]:
@@ -48,26 +58,42 @@ def test_transitions_end_with_the_episode_and_after_n_steps(n):
         np.testing.assert_allclose(found.discount[i], 0 if steps.terminated[at] else discount, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("filled", "row"), [(5, 5), (ROWS, 4), (4, 2)])
-def test_only_complete_transitions_of_the_newest_rows_are_drawn_all_of_them_alike(filled, row):
-    steps, n = jax.tree.map(jnp.asarray, recorded()), 3
-    draw = jax.jit(replay.sample, static_argnums=(2, 5, 6))
-    drawn = draw(steps, jax.random.key(0), 8_000, filled, row, n, 0.9)
+@pytest.mark.parametrize("cleared", [0, 5])
+@pytest.mark.parametrize("added", [5, ROWS])
+def test_only_complete_transitions_of_the_newest_rows_are_drawn_all_of_them_alike(added, cleared):
+    """A buffer of 7 rows, which was cleared after some of the rows that were added."""
+    steps, n, held = turned(recorded()), 3, min(added - cleared, 7)
+    buffer = replay.buffer(7, ENVS, 8_000, n)
+
+    @jax.jit
+    def draw(state, key):
+        for row in range(added):
+            state = replay.clear(state) if row == cleared else state
+            state = buffer.add(state, part(steps, row, row + 1))
+        return buffer.sample(state, key).experience
+
+    state = buffer.init(jax.tree.map(lambda x: x[0, 0], steps))
+    if held < n:
+        assert not buffer.can_sample(state)
+        return
+    drawn = jax.tree.map(np.asarray, draw(state, jax.random.key(0)))
+    assert drawn.reward.shape == (8_000, n)
+    np.testing.assert_array_equal(drawn.observation[..., 0], drawn.observation[:, :1, 0] + ENVS * np.arange(n))
     number, count = np.unique(drawn.observation[:, 0], return_counts=True)
-    rows = [(row - filled + i) % ROWS for i in range(filled - n + 1)]
-    np.testing.assert_array_equal(number, sorted(r * ENVS + e for r in rows for e in range(ENVS)))
+    rows = range(added - held, added - n + 1)
+    np.testing.assert_array_equal(number, [r * ENVS + e for r in rows for e in range(ENVS)])
     np.testing.assert_allclose(count / 8_000, 1 / len(number), atol=5 * np.sqrt(1 / len(number) / 8_000))
 
 
-def test_rows_are_replaced_and_cut():
-    steps = jax.tree.map(jnp.asarray, recorded())
-    new = jax.tree.map(lambda x: x[:2], steps)._replace(reward=jnp.full((2, ENVS), 7.0))
-    added = replay.add(steps, new, jnp.int32(4))
-    np.testing.assert_array_equal(added.reward[4:6], 7.0)
-    np.testing.assert_array_equal(np.delete(added.reward, [4, 5], 0), np.delete(steps.reward, [4, 5], 0))
-    end = replay.cut(steps, jnp.int32(4))
-    assert end.truncated[4].all()
-    np.testing.assert_array_equal(end.terminated, steps.terminated)
+def test_the_newest_row_is_cut_also_where_the_buffer_begins_again():
+    steps, buffer = turned(recorded()), replay.buffer(8, ENVS, 4, 1)
+    state = buffer.init(jax.tree.map(lambda x: x[0, 0], steps))
+    for first, row in ((0, 3), (4, 7), (8, 3)):
+        state = buffer.add(state, part(steps, first, first + 4))
+        end = replay.cut(state).experience
+        assert end.truncated[:, row].all()
+        np.testing.assert_array_equal(np.delete(end.truncated, row, 1), np.delete(state.experience.truncated, row, 1))
+        np.testing.assert_array_equal(end.terminated, state.experience.terminated)
 
 
 def test_targets_of_double_q_learning():
@@ -107,8 +133,9 @@ def test_curvature_of_the_loss_is_its_hessian(threshold):
         ({"train_every": 3}, r"dqn.train_every: 3 does not divide num_steps 128"),
         ({"replay_ratio": 0.3}, r"dqn.replay_ratio: 0.3 x 16 environment steps .* are 4.8 gradient steps"),
         ({"replay_ratio": 1 / 32}, r"dqn.replay_ratio: .* are 0.5 gradient steps"),
-        ({"capacity": 10_001}, r"dqn.capacity: 10001 is not allowed; give a multiple of .* 16"),
-        ({"capacity": 16, "n_step": 5}, r"dqn.capacity: 16 is not allowed; .* at least num_envs x n_step, 20"),
+        ({"capacity": 10_001}, r"dqn.capacity: 10001 is not allowed; give a multiple of num_envs, 4,"),
+        ({"capacity": 16, "n_step": 5}, r"dqn.capacity: 16 is not allowed; .* at least num_envs x .*, 20"),
+        ({"capacity": 12}, r"dqn.capacity: 12 is not allowed; .* at least num_envs x .*, 16"),
         ({"target_rate": 1.5}, r"dqn.target_rate: 1.5 is not allowed"),
         ({"buffer_at_switch": "drop"}, r"dqn.buffer_at_switch: 'drop' is unknown; allowed: keep, clear"),
         ({"gamma": 1.1}, r"dqn.gamma: 1.1 is not allowed; give a number from 0 to 1"),
@@ -136,5 +163,6 @@ def test_a_network_of_action_values_has_one_branch():
 
 def test_games_are_kept_in_a_quarter_of_the_memory():
     environment = STREAMS["minatar_chain"].build().environment
-    kept = jax.eval_shape(lambda: replay.empty(environment, 10, 2))
+    kept = jax.eval_shape(lambda: replay.buffer(10, 2, 1, 1).init(replay.step_like(environment))).experience
+    assert kept.observation.shape == kept.successor.shape == (2, 10, *environment.observation_shape)
     assert kept.observation.dtype == kept.successor.dtype == jnp.bool_

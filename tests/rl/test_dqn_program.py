@@ -82,17 +82,17 @@ def test_a_record_begins_with_learning(whole):
 
 
 def test_buffer_continues_over_a_switch_and_no_transition_reaches_over_it(whole):
-    kept = whole.state.memory.replay
+    kept = whole.state.memory.replay.experience  # [seeds, environments, rows]
     steps = np.arange(2 * UPDATES * CONFIG.num_steps)[-CONFIG.rows :]
     # The second task adds an offset to observations: within the rows of a task the successor is the next observation.
     ended = kept.terminated | kept.truncated
     for one, following in itertools.pairwise(steps):
         a, b = one % CONFIG.rows, following % CONFIG.rows
-        follows = (kept.successor[:, a] == kept.observation[:, b]).all(-1)
-        np.testing.assert_array_equal(follows, ~ended[:, a])
+        follows = (kept.successor[:, :, a] == kept.observation[:, :, b]).all(-1)
+        np.testing.assert_array_equal(follows, ~ended[:, :, a])
     border = (UPDATES * CONFIG.num_steps - 1) % CONFIG.rows
     assert (UPDATES * CONFIG.num_steps - 1) in steps
-    assert (kept.truncated | kept.terminated)[:, border].all()
+    assert (kept.truncated | kept.terminated)[..., border].all()
 
 
 @pytest.mark.slow  # compiles another length
@@ -157,8 +157,8 @@ def test_target_network_moments_and_buffer_at_a_switch(name):
     assert not same(before.params, before.memory.target)
     after = host(made.begin(state, (), jnp.int32(UPDATES)))
     assert same(after.params, after.memory.target)
-    kept, was = after.memory.replay, before.memory.replay
-    assert same(kept._replace(truncated=()), was._replace(truncated=()))
+    kept, was = (one.memory.replay.experience._replace(truncated=()) for one in (after, before))
+    assert same(kept, was)
     if name in ("reset", "adam_reset"):
         assert all((x == 0).all() for x in jax.tree.leaves(after.opt_state) if x.dtype == np.float32)
     if not METHODS[name].needs_boundary:

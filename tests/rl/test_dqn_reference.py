@@ -76,15 +76,15 @@ class Reference:
     def wanted(self, kept: Tree, observation: np.ndarray) -> float:
         """The n-step target of one example, found by its observation among the steps of the one environment."""
         config, total, discount = self.config, 0.0, 1.0
-        (start,) = np.flatnonzero((kept.observation[:, 0] == observation).all(-1))
+        (start,) = np.flatnonzero((kept.observation == observation).all(-1))
         for row in range(start, start + config.n_step):
-            total += discount * config.reward_scale * kept.reward[row, 0].astype(np.float64)
+            total += discount * config.reward_scale * kept.reward[row].astype(np.float64)
             discount *= config.gamma
-            if kept.terminated[row, 0] or kept.truncated[row, 0]:
+            if kept.terminated[row] or kept.truncated[row]:
                 break
-        if kept.terminated[row, 0]:
+        if kept.terminated[row]:
             return total
-        successor = kept.successor[row].astype(np.float64)
+        successor = kept.successor[[row]].astype(np.float64)
         values = self.values(self.target, successor)[0][0]
         best = (self.values(self.params, successor)[0][0] if config.double else values).argmax()
         return total + discount * values[best]
@@ -142,11 +142,12 @@ def test_a_hundred_gradient_steps_are_those_of_numpy(changes):
             assert clock <= config.idle
             continue
         learned += 1
-        kept, batch = jax.tree.map(np.asarray, (state.memory.replay, state.opt_state.batch))
+        kept, batch = jax.tree.map(np.asarray, (state.memory.replay.experience, state.opt_state.batch))
+        kept = jax.tree.map(lambda x: x[0], kept)  # of the one environment
         np.testing.assert_allclose(batch.target, reference.step(kept, batch), atol=1e-5)
         for mine, theirs in ((state.params, reference.params), (state.memory.target, reference.target)):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mine, theirs)
-    assert {bool(x) for x in kept.terminated[:200, 0]} == {bool(x) for x in kept.truncated[:200, 0]} == {True, False}
+    assert {bool(x) for x in kept.terminated[:200]} == {bool(x) for x in kept.truncated[:200]} == {True, False}
 
 
 # --- closed forms -----------------------------------------------------------------------------------------------------
