@@ -9,10 +9,7 @@ Those for CPUs were measured. Those for GPUs and TPUs are what is usual there; `
 compares them with their alternatives on the device at hand.
 
 Everything else runs alike everywhere. What was written for CPUs costs nothing elsewhere: masked sums in place of
-gathers, sorts of plain integers, maxima of slices for pooling. All seeds of a method train side by side on every device
-(``seed_chunk`` 0). On CPUs, too, that is faster: one after another, four networks 784-1000-1000-1000-10 at batch 16
-take 1.3 times the CPU time, and eight agents of `rl_gymnax` 1.1 times. Chunks of four agents save a method that trains
-alone a fifth of its CPU time, on a core that would be idle, but methods side by side nothing; and they change rounding.
+gathers, sorts of plain integers, maxima of slices for pooling.
 """
 
 from __future__ import annotations
@@ -46,7 +43,11 @@ class Choices(NamedTuple):
       decomposition_cost: operations of an eigendecomposition of n rows, over n^3, at the speed of a matrix product.
         On CPUs 6 to 10 were measured. Elsewhere its steps are too small for the device; the number is an estimate.
       double: whether the device has float64.
-      arms_beside: whether methods train side by side, a program a core (``arms_at_once``). Programs share a GPU badly.
+      seed_chunk: networks that one call trains, unless ``seed_chunk`` says it; 0: all. Calls share the cores of a CPU.
+        There eight agents of `rl_gymnax` take a fifth less CPU time in pairs than in one call, as in fours, and a tenth
+        less than alone. A GPU is made for many.
+      arms_beside: whether programs run side by side, one a core: the calls of a method, and methods (``arms_at_once``).
+        They share a GPU badly.
     """
 
     convolutions: Literal["patches", "xla"]
@@ -55,14 +56,15 @@ class Choices(NamedTuple):
     lanczos: Way
     decomposition_cost: float
     double: bool
+    seed_chunk: int
     arms_beside: bool
 
 
 CHOICES: Mapping[str, Choices] = MappingProxyType(
     {
-        "cpu": Choices("patches", "columns", "loop", "loop", 8.0, double=True, arms_beside=True),
-        "gpu": Choices("xla", "xla", "batch", "batch", 200.0, double=True, arms_beside=False),
-        "tpu": Choices("xla", "xla", "batch", "batch", 200.0, double=False, arms_beside=False),
+        "cpu": Choices("patches", "columns", "loop", "loop", 8.0, double=True, seed_chunk=2, arms_beside=True),
+        "gpu": Choices("xla", "xla", "batch", "batch", 200.0, double=True, seed_chunk=0, arms_beside=False),
+        "tpu": Choices("xla", "xla", "batch", "batch", 200.0, double=False, seed_chunk=0, arms_beside=False),
     }
 )
 """Name of a backend, as `jax.default_backend` has it -> choices. Backends that are not here get those of GPUs."""

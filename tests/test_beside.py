@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 
 import numpy as np
+import optax
 import pytest
 import rich.console
 
+from experiments import random_label
 from plastax.errors import RunError
+from plastax.program import parallel
 from plastax.records import layout, lifecycle
-from plastax.runs import beside, loop
+from plastax.runs import beside, loop, networks
 from plastax.runs.memory import Need
 from plastax.runs.plan import Saving
 from plastax.tracking import ConsoleSink, Lines
+from tests import killing
 from tests.test_ahead import PLAN, batch
 
 
@@ -52,10 +57,10 @@ def test_what_does_not_fit_beside_another_waits_until_it_ends():
     huge = Need(1 << 60, 0)
 
     def second():
-        with room.taken(huge):
+        with room.taken(huge, batch("huge", lambda s: s)):
             order.append("second")
 
-    with room.taken(huge):  # Alone, it begins; whether it fits is asked elsewhere.
+    with room.taken(huge, batch("huge", lambda s: s)):  # Alone, it begins; whether it fits is asked elsewhere.
         other = threading.Thread(target=second)
         other.start()
         other.join(0.2)
@@ -81,6 +86,74 @@ def test_arms_side_by_side_have_the_records_that_they_have_in_turn(tmp_path):
                 for name in ("in_turn", "beside")
             )
             assert np.array_equal(one.train["loss"], other.train["loss"])
+
+
+def test_calls_that_share_cores_have_the_records_that_they_have_in_turn(tmp_path):
+    """Five seeds, two a call: on three cores, on one, and on one after three, with the last checkpoint lost."""
+    many = parallel.batch(lambda _: killing.network(optax.adam(0.1)), {"adam": {}}, range(5), chunk=2)
+    assert many.calls == 3
+    config = killing.config(methods=["adam"], seeds=5)
+
+    def train(name, cores):
+        options = {"saving": Saving(1), "room": beside.Room(cores)}
+        return loop.train(tmp_path / name, config, many, killing.PLAN, **options)
+
+    train("one", 1)
+    for name in ("three", "both"):
+        train(name, 3)
+    newest, _ = sorted((tmp_path / "both/checkpoints/adam").glob("[0-9]*"), key=lambda path: -int(path.name))
+    shutil.rmtree(newest)
+    assert train("both", 1) is not None
+    at_the_end = (networks.read(tmp_path / name, config, "adam") for name in ("one", "three", "both"))
+    kernel, *others = (found["params"]["kernel"] for found in at_the_end)
+    assert kernel.shape[0] == len(np.unique(kernel, axis=0)) == 5
+    for other in others:
+        assert np.array_equal(kernel, other)
+    for index in range(killing.PLAN.segments):
+        parts = (tmp_path / name / f"records/adam/{index:06}.npz" for name in ("one", "three", "both"))
+        one, *rest = map(layout.read_segment, parts)
+        assert one.train["loss"].shape[0] == 5
+        for other in rest:
+            assert np.array_equal(one.train["loss"], other.train["loss"])
+            np.testing.assert_array_equal(one.probe["kernel/norm"], other.probe["kernel/norm"])
+
+
+def test_as_many_calls_run_at_the_same_time_as_there_are_cores_and_memory_for():
+    many = parallel.batch(lambda _: killing.network(optax.adam(0.1)), {"adam": {}}, range(5), chunk=1)
+    meeting = threading.Barrier(2, timeout=30)
+
+    def at_once(needed, cores):
+        here, most, lock = 0, 0, threading.Lock()
+
+        def call(part):
+            nonlocal here, most
+            with lock:
+                here += 1
+                most = max(most, here)
+            if cores > 1 and not needed.working and part < 2:
+                meeting.wait()  # Passes only where two are here at once.
+            with lock:
+                here -= 1
+            return part
+
+        with beside.Room(cores).taken(needed, many) as each:
+            assert [*each(call, range(5))] == [0, 1, 2, 3, 4]
+        return most
+
+    assert at_once(Need(1, 0), 2) == 2
+    assert at_once(Need(1, 0), 1) == 1
+    assert at_once(Need(1, 1 << 60), 2) == 1  # No two fit into memory.
+
+
+def test_a_call_trains_two_networks_on_a_cpu_unless_told_otherwise():
+    def built(*args):
+        common = ("--preset", "smoke", "--methods", "backprop", "--probes", "none", "--seeds", "5", "--devices", "1")
+        (batch,) = random_label.EXPERIMENT.build(random_label.EXPERIMENT.parse([*common, *args])).batches
+        return batch.width, batch.calls
+
+    assert built() == (2, 3)
+    assert built("--seed-chunk", "4") == (4, 2)
+    assert built("--seed-chunk", "0") == (5, 1)
 
 
 def test_each_arm_has_a_line_of_the_terminal(tmp_path):

@@ -59,7 +59,7 @@ def trained(
         batch = parallel.batch(lambda _: make(ARMS["strong"]), {"strong": {}}, seeds, devices=devices)
     data = batch.place(batch.program.data)
     jitted = programs.jitted(batch.program, QUICK)
-    state, records = jitted.init(batch.start, data), []
+    state, records = jitted.init(batch.starts[0], data), []
     for clock in (0, 2):
         state, record = jitted.segment(state, data, clock, 2)
         records.append(batch.real({**record.train, **record.probe}))
@@ -81,7 +81,7 @@ def test_an_arm_of_a_sweep_is_the_run_of_its_settings():
     """On one device beside others, and alone with fewer seeds than there are devices: each then has a device."""
     batch, records, state, _ = trained(True, 1)
     alone, expected, plain, text = trained(False, 8, FIVE)
-    assert (alone.networks, alone.padded, alone.mesh.size) == (5, 5, 5)
+    assert (alone.networks, alone.width, alone.mesh.size) == (5, 5, 5)
     assert not COLLECTIVE.findall(text)
     close({name: value[:5] for name, value in batch.split(records)["strong"].items()}, expected)
     first = {name: value[:5] for name, value in batch.split(state)["strong"].items()}
@@ -98,7 +98,7 @@ def test_an_arm_of_a_sweep_is_the_run_of_its_settings():
 def test_devices_change_nothing_but_rounding():
     """Two arms of seven seeds on eight devices: two of the sixteen networks are copies, and none of the results."""
     one, eight = trained(True, 1), trained(True, 8)
-    assert (one[0].padded, eight[0].padded, eight[0].networks, eight[0].mesh.size) == (14, 16, 14, 8)
+    assert (one[0].width, eight[0].width, eight[0].networks, eight[0].mesh.size) == (14, 16, 14, 8)
     for got, expected in zip(eight[1:3], one[1:3]):
         assert {len(value) for value in got.values()} == {14}
         close(got, expected)
@@ -144,23 +144,29 @@ def test_parameters_are_cut_over_a_second_axis():
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
-def test_every_device_has_equally_many_networks_in_whole_chunks():
-    batch = parallel.batch(make, ARMS, SEEDS[:3], chunk=3, devices=4)
-    assert (batch.networks, batch.padded) == (6, 12)
-    np.testing.assert_array_equal(batch.start.settings["l2"], np.float32([0, 0, 0, 0.1, 0.1, 0.1] * 2))
-    assert parallel.batch(make, {"a": ARMS["weak"]}, (1,), devices=0).mesh is None
+def test_every_call_trains_equally_many_networks_on_every_device():
+    """Two arms of three seeds: four networks a call on two devices, the last two of which are copies."""
+    batch = parallel.batch(make, ARMS, SEEDS[:3], chunk=2, devices=2)
+    assert (batch.networks, batch.width, batch.calls, batch.mesh.size) == (6, 4, 2, 2)
+    l2 = [start.settings["l2"] for start in batch.starts]
+    np.testing.assert_array_equal(l2, np.float32([[0, 0, 0, 0.1], [0.1, 0.1, 0, 0]]))
     leaf = np.arange(6.0)
-    np.testing.assert_array_equal(batch.spread({"x": leaf})["x"], [0, 1, 2, 3, 4, 5] * 2)
-    np.testing.assert_array_equal(batch.real(batch.spread({"x": leaf}))["x"], leaf)
+    parts = batch.spread({"x": leaf})
+    np.testing.assert_array_equal([part["x"] for part in parts], [[0, 1, 2, 3], [4, 5, 0, 1]])
+    np.testing.assert_array_equal(batch.real(*parts)["x"], leaf)
     assert {arm: list(part["x"]) for arm, part in batch.split({"x": leaf}).items()} == {
         "weak": [0, 1, 2],
         "strong": [3, 4, 5],
     }
+    # No device and no call has copies alone.
+    few = parallel.batch(make, {"a": ARMS["weak"]}, SEEDS[:3], chunk=2, devices=0)
+    assert (few.width, few.calls, few.mesh.size) == (4, 1, 2)
+    assert parallel.batch(make, {"a": ARMS["weak"]}, SEEDS[:2], chunk=2, devices=0).mesh is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"devices": 99}, "devices: 99 .* 0 .all. to 8"), ({"chunk": 2}, "seed_chunk: 2 .* 7 seeds")],
+    [({"devices": 99}, "devices: 99 .* 0 .all. to 8"), ({"chunk": -1}, "seed_chunk: -1 .* 0 .all at once. or more")],
 )
 def test_refusals(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -183,5 +189,5 @@ def test_one_program_over_the_devices_of_two_processes():
     printed = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     for text in printed:
-        assert "2 devices, padded 6 of 5, apart 0.0e+00, collectives 0" in text
+        assert "2 devices, 6 networks a call for 5, apart 0.0e+00, collectives 0" in text
         assert "spectra apart 0.0e+00" in text

@@ -79,7 +79,7 @@ def test_wandb_in_trouble_changes_no_trained_parameter(
         config = {"experiment": "e", "run_id": name, "hash": "h", "settings": settings}
         loop.study(tmp_path / name, config, [batch], Plan(3, 4, 4, 1), sinks)
         seconds = time.monotonic() - started
-        like = batch.program.init(batch.start, ())
+        like = batch.program.init(batch.starts[0], ())
         restored = checkpoint.restore(tmp_path / name / "checkpoints" / "sgd", config, like)
         assert restored is not None
         leaves = restored.leaves

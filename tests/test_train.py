@@ -140,14 +140,6 @@ def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(whol
     assert np.isnan(records[1].probe["watch/x"][1]).all()
 
 
-@pytest.mark.slow
-def test_seeds_in_chunks_of_one_are_seeds_alone(whole):
-    state, _, _ = run(make(chunk=1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, whole[0].params)
-    alone = run(make(seeds=1), seeds=SEEDS[1:])
-    assert same(jax.tree.map(lambda x: x[1:], state.params), alone[0].params)
-
-
 # --- records ----------------------------------------------------------------------------------------------------------
 
 

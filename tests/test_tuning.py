@@ -84,7 +84,6 @@ def test_shards_compete_first(tmp_path: pathlib.Path) -> None:
         ("", "tune_on: no method has several arms to choose from; give --sweep"),
         (f"{SWEEP} --seeds 1", "tune_on: 1 seed cannot both choose and report; give --seeds 2 or more"),
         (f"{SWEEP} --tune-on 0.1", "tune_on: 0.1 of 4 tasks is less than one; give --tasks 10 or more"),
-        (f"{SWEEP} --seed-chunk 5", "seed_chunk: 5 does not divide the 2 seeds"),
         (f"{SWEEP} --arms l2@l2=10", "arms: not allowed with tune_on, which chooses them"),
     ],
 )

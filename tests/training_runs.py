@@ -52,14 +52,13 @@ def make(
     stream: Stream = STREAM,
     model: Model = MODEL,
     seeds: int = len(SEEDS),
-    chunk: int = 0,
     probes: tuple[Probe, ...] = (WATCH,),
     **options: Any,
 ) -> Program:
     chosen = METHODS[method]
     options = {"needs_boundary": chosen.needs_boundary, "restarts_statistics": chosen.restarts_statistics} | options
     program = supervised.program(config, stream, model, chosen.build(config.transformation()), probes, **options)
-    return over_seeds(program, seeds, chunk)
+    return over_seeds(program, seeds)
 
 
 def host(tree: Tree) -> Tree:

@@ -53,6 +53,6 @@ if __name__ == "__main__":
 
     whole, cut = nodes(jnp.asarray(w)), nodes(sharding.shard_params(w, mesh))
     spectra = np.abs(whole - cut).max() / np.abs(whole).max()
-    said = f"{len(jax.devices())} devices, padded {both.padded} of {both.networks}"
+    said = f"{len(jax.devices())} devices, {both.width} networks a call for {both.networks}"
     print(f"{said}, apart {0.0 if apart < 1e-5 else apart:.1e}, collectives {len(collectives)}")
     print(f"spectra apart {0.0 if spectra < 1e-5 else spectra:.1e}")

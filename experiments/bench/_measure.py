@@ -6,6 +6,7 @@ less. Ratios are medians over rounds of one side against another in the same rou
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import statistics
@@ -18,9 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax.program.parallel import Batch
+from plastax.runs.beside import Room
+from plastax.runs.compiled import Compiled, need
+from plastax.runs.compiled import compiled as compiled_programs
 from plastax.types import Tree
 
 STATUS = Path("/proc/self/status")
+RUNNING = contextlib.ExitStack()
+"""What runs until the process ends."""
 
 
 class Side(NamedTuple):
@@ -62,6 +69,19 @@ class Running:
         """One round, to completion; returns the rest."""
         self.state, rest = jax.block_until_ready(self.call(self.state))
         return rest
+
+
+def as_in_runs(batch: Batch, length: int) -> Compiled:
+    """The compiled programs of a batch, for segments of ``length`` updates; calls share the cores as those of a run."""
+    programs = compiled_programs(batch, length, {})
+    return programs._replace(each=RUNNING.enter_context(Room().taken(need(programs), batch)))
+
+
+def trained(programs: Compiled, data: Tree, state: Sequence[Tree], clock: int) -> tuple[list[Tree], list[Tree]]:
+    """State and record of each call of a segment, without the measurements."""
+    calls = programs.each(lambda part: programs.training.segment(part, data, np.int32(clock)), state)
+    after, record = zip(*calls)
+    return [*after], [*record]
 
 
 class Times(NamedTuple):

@@ -223,12 +223,12 @@ class Networks(NamedTuple):
       program: of all.
       start: makes their state, before the first step.
       data: that they share.
-      run: the training: ``(state, data, clock) -> (state, what it records)``.
+      run: a call of the training: ``(state, data, clock) -> (state, what it records)``.
       compile_s: seconds that it took to compile.
     """
 
     program: Program
-    start: Callable[[], Tree]
+    start: Callable[[], list[Tree]]
     data: Tree
     run: Any
     compile_s: float
@@ -238,15 +238,15 @@ class Networks(NamedTuple):
 def networks(task: Task, seeds: int, every: int = 0, chunk: int = 0) -> Networks:
     """Over all devices; several trials share them."""
     batch = parallel.batch(lambda _: task.make(every), {"": {}}, range(seeds), chunk, devices=0)
-    program, data, keys, zero = batch.program, batch.place(batch.program.data), batch.start, jnp.int32(0)
+    program, data, zero = batch.program, batch.place(batch.program.data), jnp.int32(0)
     init, begin = jax.jit(program.init), jax.jit(program.begin)
 
-    def start() -> Tree:
-        return begin(init(keys, data), data, zero)
+    def start() -> list[Tree]:
+        return [begin(init(keys, data), data, zero) for keys in batch.starts]
 
     segment = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
     before = time.perf_counter()
-    run = segment.lower(start(), data, zero, task.length).compile()
+    run = segment.lower(start()[0], data, zero, task.length).compile()
     return Networks(program, start, data, run, time.perf_counter() - before)
 
 
@@ -255,14 +255,20 @@ def trains(name: str, *of: Any) -> Side:
     program, start, data, run, seconds = networks(*of)
     length = of[0].length
     clock = itertools.cycle(range(0, program.updates_per_task - length + 1, length))
-    running = Running(start(), lambda state: run(state, data, jnp.int32(next(clock))))
+
+    def calls(state: list[Tree]) -> tuple[list[Tree], list[Tree]]:
+        now = jnp.int32(next(clock))
+        after, record = zip(*(run(part, data, now) for part in state))
+        return [*after], [*record]
+
+    running = Running(start(), calls)
     return Side(name, running, compile_s=seconds, memory=needed(run))
 
 
 def measures(name: str, task: Task, seeds: int) -> Side:
     """All spectra of networks before their first step."""
     program, start, data, *_ = networks(task, seeds)
-    return compiled(name, program.measure, program.view(start()), data, jnp.int32(0))
+    return compiled(name, program.measure, program.view(start()[0]), data, jnp.int32(0))
 
 
 def training(kinds: Sequence[Task], sizes: Sizes) -> Iterator[Trial]:

@@ -103,7 +103,7 @@ def trained(config: Config, stream: Stream, method: Any, values: Mapping[str, fl
     batch = parallel.batch(lambda v: program(config, stream, dataclasses.replace(method, **v)), {"": values}, range(2))
     one = batch.program
     data = batch.place(one.data)
-    state = jax.jit(one.init)(batch.start, data)
+    state = jax.jit(one.init)(batch.starts[0], data)
     state = jax.jit(one.begin)(state, data, jnp.int32(0))
     began = time.process_time()
     run = jax.jit(one.segment, static_argnums=3).lower(state, data, jnp.int32(0), config.updates).compile()

@@ -35,7 +35,6 @@ from experiments.bench import _measure
 from plastax import tree
 from plastax.program import parallel, segments
 from plastax.runs import loop
-from plastax.runs.compiled import compiled
 from plastax.runs.plan import Plan, Saving
 from plastax.study import settings
 
@@ -119,7 +118,7 @@ def never_frozen() -> Iterator[None]:
 def side(name: str, batch: parallel.Batch, length: int) -> _measure.Side:
     """Segments of a program, each a task, as a side; each round continues from the state of the last."""
     data = batch.place(batch.program.data)
-    programs, clocks = compiled(batch, length, {}), itertools.count(0, length)
+    programs, clocks = _measure.as_in_runs(batch, length), itertools.count(0, length)
     running = _measure.Running(programs.start(data), lambda state: programs.run(state, data, next(clocks))[:2])
     return _measure.Side(name, running)
 

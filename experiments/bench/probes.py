@@ -28,11 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import random_label, rl_gymnax
-from experiments.bench._measure import Side, Times, rounds_of
+from experiments.bench._measure import Side, Times, as_in_runs, rounds_of
 from plastax.errors import ConfigError
 from plastax.probes import PROBES
 from plastax.runs import compilation
-from plastax.runs.compiled import compiled
 from plastax.study import settings
 from plastax.types import Tree
 
@@ -80,8 +79,8 @@ class Tasks:
         study = build(config)
         (batch,), self.updates = study.batches, study.plan.updates_per_task
         self.data = batch.place(batch.program.data)
-        self.programs = compiled(batch, self.updates, {})
-        self.state: Tree = self.programs.start(self.data)
+        self.programs = as_in_runs(batch, self.updates)
+        self.state: list[Tree] = self.programs.start(self.data)
         self.task = 0
 
     def next(self) -> None:
@@ -94,9 +93,10 @@ class Tasks:
         """What is due in the first task, twice."""
         measuring, _ = self.programs.measuring.result()
         if measuring is not None:
-            view = self.programs.batch.program.view(self.state)
+            views = [*map(self.programs.batch.program.view, self.state)]
             for border in (0, 2 * self.updates + 1):
-                jax.block_until_ready(measuring(view, self.data, jnp.int32(border)))
+                now = jnp.int32(border)
+                jax.block_until_ready([*self.programs.each(lambda view: measuring(view, self.data, now), views)])  # noqa: B023
 
 
 def percent(times: Times, base: Times) -> str:

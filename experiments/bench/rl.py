@@ -11,9 +11,8 @@ Whether both learn the same takes more seeds than that, and no probes:
 
     python -m experiments.bench.rl --seeds 128 --probe-every 0
 
-As in a run, our seeds are spread over JAX's devices, where their number allows. A CPU is one device unless JAX is told
-otherwise; then XLA spreads single operations over its cores. ``JAX_NUM_CPU_DEVICES=2`` gives two cores half of the
-seeds each.
+As in a run, a call of our program trains two seeds on a CPU, and the calls share the cores. ``--seed-chunk 0`` trains
+all seeds in one call, as rejax does.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,18 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
-from experiments.bench._measure import Running, Side, rounds_of
+from experiments.bench._measure import Running, Side, as_in_runs, rounds_of, trained
 from experiments.bench._rejax import FiveValues, evaluate, row, show
+from plastax import platforms
 from plastax.methods import Backprop
 from plastax.models import ActorCritic
 from plastax.probes import Hessian, KroneckerSpectrum
 from plastax.program import parallel
 from plastax.rl import STREAMS, ppo
-from plastax.types import Record
+from plastax.types import Params, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Config:
     """Timed rounds of each side, taken in turn after one that is not counted."""
     probe_every: int = 50
     """Updates between spectra in the probed variant, which 0 leaves out."""
-    seed_chunk: int = 0
-    """Our seeds that train side by side on a device; 0: all."""
+    seed_chunk: int | None = None
+    """Our seeds that one call trains; 0: all; by default as many as in a run."""
     out: Path | None = None
     """Where to write the numbers as JSON."""
 
@@ -64,8 +65,10 @@ class Config:
 HYPER = ppo.PPO(value_clip=0.2, eps=1e-8, kronecker_every=0)
 
 
-def plastax_side(seeds: int, updates: int, *, probe_every: int = 0, chunk: int = 0) -> tuple[Running, Any]:
-    """Our PPO, and its model."""
+def plastax_side(
+    seeds: int, updates: int, *, probe_every: int = 0, chunk: int | None = None
+) -> tuple[Running, Any, Callable[[Tree], Params]]:
+    """Our PPO, its model, and the function that takes the parameters out of its state."""
     stream = STREAMS["cartpole_physics"].build()
     model = ActorCritic(activation="tanh").build(stream.environment.observation_shape, 2, continuous=False)
     config = HYPER if not probe_every else dataclasses.replace(HYPER, kronecker_every=probe_every * 16)
@@ -78,30 +81,27 @@ def plastax_side(seeds: int, updates: int, *, probe_every: int = 0, chunk: int =
         probes,
         updates_per_task=10**6,
     )
-    devices = math.gcd(seeds, jax.device_count())
-    program = parallel.over_seeds(program, seeds // devices, chunk if seeds // devices > chunk else 0)
-    if devices > 1:
-        program = parallel.over_devices(program, jax.sharding.Mesh(jax.devices()[:devices], (parallel.AXIS,)))
-    state = jax.jit(program.init)(parallel.seed_keys(range(seeds)), program.data)
-    state = jax.jit(program.begin)(state, program.data, jnp.int32(0))
+    chunk = platforms.chosen().seed_chunk if chunk is None else chunk
+    batch = parallel.batch(lambda _: program, {"plastax": {}}, range(seeds), chunk, devices=0)
     length = probe_every or updates
-    step = jax.jit(program.segment, static_argnums=3, donate_argnums=0)
-    run = step.lower(state, program.data, jnp.int32(0), length).compile()
-    look = jax.jit(program.measure)
+    programs, data = as_in_runs(batch, length), batch.place(program.data)
+    state = [programs.training.begin(part, data, np.int32(0)) for part in programs.start(data)]
+    look, _ = programs.measuring.result()
     starts = itertools.count(0, length)
 
-    def round_(state: Any) -> tuple[Any, Record]:
+    def round_(state: Any) -> tuple[Any, Any]:
         for _ in range(0, updates, length):
             start = next(starts)
-            state, train = run(state, program.data, jnp.int32(start))
-            seen = look(program.view(state), program.data, jnp.int32(2 * (start + length) + 1)) if probes else {}
-        return state, Record(train, seen)
+            state, train = trained(programs, data, state, start)
+            border = np.int32(2 * (start + length) + 1)
+            seen = [*programs.each(lambda part: look(program.view(part), data, border), state)] if look else []  # noqa: B023
+        return state, (train, seen)
 
-    return Running(state, round_), model
+    return Running(state, round_), model, lambda state: batch.real(*(part.params for part in state))
 
 
-def rejax_side(seeds: int, updates: int) -> tuple[Running, Any]:
-    """The same of rejax without its evaluation, and the algorithm."""
+def rejax_side(seeds: int, updates: int) -> tuple[Running, Any, Callable[[Tree], Params]]:
+    """The same of rejax without its evaluation; the algorithm; and the function that takes the parameters out."""
     import gymnax
     import rejax
 
@@ -128,7 +128,7 @@ def rejax_side(seeds: int, updates: int) -> tuple[Running, Any]:
 
     run = jax.jit(jax.vmap(train), donate_argnums=0).lower(state).compile()
 
-    return Running(state, lambda state: (run(state), None)), algorithm
+    return Running(state, lambda state: (run(state), None)), algorithm, lambda state: state.actor_ts.params
 
 
 def main(config: Config) -> None:
@@ -140,7 +140,7 @@ def main(config: Config) -> None:
         built = {"plastax": ours(), "rejax": rejax_side(seeds, config.updates)}
         if config.probe_every:
             built["plastax, probed"] = ours(probe_every=config.probe_every)
-        sides = [Side(name, running) for name, (running, _) in built.items()]
+        sides = [Side(name, running) for name, (running, *_) in built.items()]
         rounds_of(sides, 1)
         times = dict(zip(built, rounds_of(sides, config.rounds)))
         steps = seeds * config.updates * HYPER.steps_per_update
@@ -154,9 +154,9 @@ def main(config: Config) -> None:
             return algorithm.actor.apply(params, obs[None], key, method="act")[0]
 
         for name, taken in times.items():
-            state, theirs = built[name][0].state, name == "rejax"
-            params = state.actor_ts.params if theirs else state.params
-            judged = jax.vmap(functools.partial(evaluate, rejax_act if theirs else act, key=key))(params)
+            running, _, params_of = built[name]
+            judge = functools.partial(evaluate, rejax_act if name == "rejax" else act, key=key)
+            judged = jax.vmap(judge)(params_of(running.state))
             rows.append(row(seeds, name, steps, taken, times["plastax"], judged))
     show("PPO", rows, config.out)
 

@@ -29,42 +29,24 @@ def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def over_seeds(program: Program, seeds: int, chunk: int = 0) -> Program:
+def over_seeds(program: Program, seeds: int) -> Program:
     """Gives states, views and results a leading axis of ``seeds`` networks; data and clock stay shared.
 
     Args:
       program: of one network.
       seeds: ``S``.
-      chunk: seeds that run side by side. Chunks run one after another in the same compiled program, which bounds memory
-        and can be faster where caches overflow. 0: all at once.
-
-    Raises:
-      ConfigError: if ``chunk`` does not divide ``seeds``.
     """
-    if chunk < 0 or (chunk and seeds % chunk):
-        raise ConfigError(f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or a divisor of the {seeds} seeds")
-    batch_size = chunk or seeds
-
-    def init(keys: Key, data: Tree) -> Tree:
-        return jax.vmap(program.init, (0, None))(keys, data)
 
     def each(fn: Callable[..., Any]) -> Callable[..., Any]:
         """``fn(state, *shared)``, of all networks."""
-
-        def of_all(state: Tree, *shared: Any) -> Any:
-            def one(state: Tree) -> Any:
-                return fn(state, *shared)
-
-            return jax.vmap(one)(state) if batch_size == seeds else jax.lax.map(one, state, batch_size=batch_size)
-
-        return of_all
+        return lambda state, *shared: jax.vmap(lambda state: fn(state, *shared))(state)
 
     return program._replace(
-        init=init,
+        init=each(program.init),
         begin=each(program.begin),
         segment=each(program.segment),
         measure=each(program.measure),
-        alike=program.alike and (program.alike, seeds, batch_size),
+        alike=program.alike and (program.alike, seeds),
     )
 
 
@@ -172,29 +154,37 @@ def over_devices(program: Program, mesh: jax.sharding.Mesh) -> Program:
 
 
 class Batch(NamedTuple):
-    """A program and the networks that it trains at once: the seeds of one or several arms, arm by arm.
+    """A program and the networks that it trains: the seeds of one or several arms, arm by arm.
+
+    One call of the program trains some of them, and all calls are alike: the last one trains copies where networks are
+    missing, whose results are dropped.
 
     Attributes:
       arms: their labels; each has ``networks / len(arms)``.
-      program: over ``padded`` networks.
-      draw: makes `start`, once.
-      like: the shapes of `start`.
+      program: over the networks of a call.
+      draw: makes `starts`, once.
+      like: the shapes of one of `starts`.
       networks: their number.
-      padded: ``networks`` rounded up to equal shares of all devices. The padding are copies, whose results are dropped.
+      width: networks of a call, equal shares of all devices.
       mesh: the devices; None: JAX's default device.
     """
 
     arms: tuple[str, ...]
     program: Program
-    draw: Callable[[], Tree]
+    draw: Callable[[], list[Tree]]
     like: Tree
     networks: int
-    padded: int
+    width: int
     mesh: jax.sharding.Mesh | None
 
     @property
-    def start(self) -> Tree:
-        """Keys or `Swept` ``[padded]`` for ``program.init``. Nothing compiles before this is asked for."""
+    def calls(self) -> int:
+        """Calls that train all networks."""
+        return -(-self.networks // self.width)
+
+    @property
+    def starts(self) -> list[Tree]:
+        """Keys or `Swept` ``[width]`` of each call, for ``program.init``. Nothing compiles before this is asked for."""
         return self.draw()
 
     @property
@@ -224,16 +214,17 @@ class Batch(NamedTuple):
         """Puts data that all networks share where they belong, once."""
         return jax.device_put(data, self.shared)
 
-    def spread(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Pads arrays ``[networks, ...]`` to ``[padded, ...]``, by copies from the front."""
-        return {name: leaf[np.arange(self.padded) % self.networks] for name, leaf in leaves.items()}
+    def spread(self, leaves: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Cuts arrays ``[networks, ...]`` into ``[width, ...]`` for each call, filled up by copies from the front."""
+        rows = np.arange(self.calls * self.width).reshape(self.calls, self.width) % self.networks
+        return [{name: leaf[own] for name, leaf in leaves.items()} for own in rows]
 
-    def real(self, values: Tree) -> Tree:
-        """Drops the padding: arrays ``[padded, ...]`` to NumPy arrays ``[networks, ...]``.
+    def real(self, *values: Tree) -> Tree:
+        """The inverse of `spread`: arrays ``[width, ...]`` of each call to NumPy arrays ``[networks, ...]``.
 
         If the devices belong to several processes (`jax.distributed`), all of them must call it. Each gets everything.
         """
-        return jax.tree.map(lambda x: _whole(x)[: self.networks], values)
+        return jax.tree.map(lambda *parts: np.concatenate([*map(_whole, parts)])[: self.networks], *values)
 
     def split(self, values: Tree) -> dict[str, Tree]:
         """Arm -> its rows of arrays ``[networks, ...]``."""
@@ -263,40 +254,47 @@ def batch(
       arms: label -> setting -> value, with the same settings in all arms; one arm if there are no settings. Seed k has
         the same key in all arms, so differences are paired.
       seeds: numbers of the seeds.
-      chunk: see `over_seeds`; applies on each device.
-      devices: number of devices to use, of this machine or, under `jax.distributed`, of all processes; 0: all. At most
-        one device a network is used.
+      chunk: the most networks that a call trains on each device. Several calls can run at the same time, or one after
+        another in the memory of one. 0: all.
+      devices: number of devices to use, of this machine or, under `jax.distributed`, of all processes; 0: all. No more
+        are used than have networks to train.
 
     Raises:
-      ConfigError: ``chunk`` does not divide the seeds, or there are fewer devices.
+      ConfigError: ``chunk`` is negative, or there are fewer devices.
     """
     count = len(arms) * len(seeds)
     there = jax.devices()
     if devices < 0 or devices > len(there):
         raise ConfigError(f"devices: {devices} is not allowed; give 0 (all) to {len(there)}, as many as there are")
-    if chunk < 0 or (chunk and len(seeds) % chunk):
-        raise ConfigError(f"seed_chunk: {chunk} does not divide the {len(seeds)} seeds")
-    used = min(devices or len(there), count)
+    if chunk < 0:
+        raise ConfigError(f"seed_chunk: {chunk} is not allowed; give 0 (all at once) or more")
+    used = min(devices or len(there), -(-count // (chunk or 1)))
     each = -(-count // used)
-    each += -each % (chunk or 1)
+    each = min(chunk or each, each)
     values = [*arms.values()]
-    program = over_seeds(over_settings(make, values[0]) if values[0] else make({}), each, chunk)
+    program = over_seeds(over_settings(make, values[0]) if values[0] else make({}), each)
     mesh = None
     if used > 1:
         mesh = jax.sharding.Mesh(np.asarray(there[:used]), (AXIS,))
         program = over_devices(program, mesh)
+    width = used * each
 
-    keys = jax.eval_shape(seed_keys, jax.ShapeDtypeStruct((used * each,), jnp.uint32))
+    keys = jax.eval_shape(seed_keys, jax.ShapeDtypeStruct((width,), jnp.uint32))
     column: Any = jax.ShapeDtypeStruct(keys.shape, jnp.float32)
     like = Swept(dict.fromkeys(values[0], column), keys) if values[0] else keys
 
     @functools.cache
-    def draw() -> Tree:
-        index = np.arange(used * each) % count
-        keys = seed_keys(np.asarray(seeds)[index % len(seeds)])
+    def draw() -> list[Tree]:
+        index = np.arange(count)
         columns = {name: np.asarray([v[name] for v in values], np.float32)[index // len(seeds)] for name in values[0]}
-        start = Swept(jax.tree.map(jnp.asarray, columns), keys) if columns else keys
-        # Not `device_put`: the devices may be those of several processes.
-        return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(start) if mesh else start
+        parts = made.spread({"": np.asarray(seeds)[index % len(seeds)], **columns})
+        return [start(part.pop(""), part) for part in parts]
 
-    return Batch(tuple(arms), program, draw, like, count, used * each, mesh)
+    def start(seeds: np.ndarray, columns: Mapping[str, np.ndarray]) -> Tree:
+        keys = seed_keys(seeds)
+        found = Swept(jax.tree.map(jnp.asarray, dict(columns)), keys) if columns else keys
+        # Not `device_put`: the devices may be those of several processes.
+        return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(AXIS)))(found) if mesh else found
+
+    made = Batch(tuple(arms), program, draw, like, count, width, mesh)
+    return made

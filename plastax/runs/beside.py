@@ -1,19 +1,27 @@
-"""Training side by side: a small network keeps one core of a CPU busy, and another arm trains on the next."""
+"""Training side by side: a small network keeps one core of a CPU busy, and others train on the next.
+
+An arm's networks are trained by several calls of its program (`parallel.batch`), and several arms can train at a time.
+All calls share the cores, so none idles while a call is left, whichever arm it is of.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 from plastax import machine, platforms
 from plastax.errors import ConfigError
+from plastax.program.parallel import Batch
 from plastax.runs import memory
+from plastax.runs.compiled import Each, in_turn
+from plastax.types import Tree
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -42,16 +50,31 @@ def count(asked: int, called: bool) -> int:
 
 
 class Room:
-    """The memory that batches share while they train side by side."""
+    """The memory and the cores that batches share while they train side by side.
 
-    def __init__(self) -> None:
+    Args:
+      cores: how many there are; by default as many as this process may use.
+    """
+
+    def __init__(self, cores: int | None = None) -> None:
+        self._most = cores or machine.cores()
         self._held: list[int] = []
         self._changed = threading.Condition()
+        self._cores = threading.Semaphore(self._most)
 
     @contextlib.contextmanager
-    def taken(self, needed: memory.Need | None) -> Iterator[None]:
-        """A context that begins once programs of this need fit beside those that run, or nothing runs."""
-        own = needed.total if needed else 0
+    def taken(self, needed: memory.Need | None, batch: Batch) -> Iterator[Each]:
+        """A context that begins once programs of this need fit beside those that run, or nothing runs.
+
+        Args:
+          needed: all that the networks keep, and what one call works in.
+          batch: the networks.
+
+        Yields:
+          What makes the calls: one on each core of a CPU, as far as they fit into memory; elsewhere one after another.
+        """
+        count = self._count(needed, batch)
+        own = needed.kept + count * needed.working if needed else 0
 
         def fits() -> bool:
             # What runs has some of its memory already, so this counts some of it twice.
@@ -62,11 +85,25 @@ class Room:
             self._changed.wait_for(fits)
             self._held.append(own)
         try:
-            yield
+            with ThreadPoolExecutor(count, "call") as threads:
+                yield in_turn if count == 1 else lambda fn, parts: threads.map(functools.partial(self._call, fn), parts)
         finally:
             with self._changed:
                 self._held.remove(own)
                 self._changed.notify_all()
+
+    def _count(self, needed: memory.Need | None, batch: Batch) -> int:
+        """The most calls at the same time. Devices of a mesh share the cores already."""
+        if not platforms.chosen().arms_beside or batch.mesh is not None:
+            return 1
+        most, there = min(batch.calls, self._most), memory.available()
+        if needed and there is not None:
+            most = min(most, int(memory.USABLE * there - needed.kept) // max(1, needed.working))
+        return max(1, most)
+
+    def _call(self, fn: Callable[[Tree], Any], part: Tree) -> Any:
+        with self._cores:
+            return jax.block_until_ready(fn(part))
 
 
 def in_slots(fn: Callable[[S, T], R], items: Sequence[T], slots: Sequence[S]) -> list[R]:

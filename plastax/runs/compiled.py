@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -12,11 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax import tree
 from plastax.errors import ConfigError
 from plastax.program.parallel import Batch
 from plastax.runs import compilation, memory
 from plastax.runs.memory import OutOfMemory
 from plastax.types import Record, Tree
+
+Each = Callable[[Callable[[Tree], Any], Sequence[Tree]], Iterable[Any]]
+"""``(fn, parts)`` -> ``fn(part)`` of all parts, in their order. All calls have begun, or ended, when it returns."""
+
+
+def in_turn(fn: Callable[[Tree], Any], parts: Sequence[Tree]) -> list[Any]:
+    """An `Each` in this thread. JAX returns before a call has ended, on devices where it can."""
+    return [fn(part) for part in parts]
 
 
 class Counts(NamedTuple):
@@ -53,14 +62,14 @@ class Ran(NamedTuple):
     """What a segment left.
 
     Attributes:
-      state: after it.
+      state: after it, for each call.
       record: of the networks, without padding; NumPy arrays.
       training: seconds of wall time.
       measuring: seconds of wall time.
       waited: seconds for the program that measures.
     """
 
-    state: Tree
+    state: list[Tree]
     record: Record
     training: float
     measuring: float
@@ -77,6 +86,7 @@ class Compiled(NamedTuple):
       measuring: the function that measures it, which may compile still, and what its compilation took.
       counts: of the compilation of ``training``.
       shared: whether the compilation of ``measuring`` counts for another batch.
+      each: makes the calls that train or measure all networks.
     """
 
     batch: Batch
@@ -85,19 +95,20 @@ class Compiled(NamedTuple):
     measuring: Future[tuple[Measuring, Counts]]
     counts: Counts
     shared: bool = False
+    each: Each = in_turn
 
     @property
     def counted(self) -> Counts:
         """What compilation of all of them took for this batch."""
         return self.counts if self.shared else self.counts.beside(self.measuring.result()[1])
 
-    def start(self, data: Tree) -> Tree:
-        """The state before the first segment."""
-        return self.training.init(self.batch.start, data)
+    def start(self, data: Tree) -> list[Tree]:
+        """The state before the first segment, for each call."""
+        return self._all(lambda start: self.training.init(start, data), self.batch.starts)
 
     def run(
         self,
-        state: Tree,
+        state: Sequence[Tree],
         data: Tree,
         clock: int,
         meanwhile: Callable[[], Any] = lambda: None,
@@ -108,7 +119,7 @@ class Compiled(NamedTuple):
         The first segment does not wait for the program that measures: what it is to measure at the start is kept.
 
         Args:
-          state: before it; it is donated.
+          state: before it, for each call; it is donated.
           data: `Program.data`, as `Batch.place` places it.
           clock: number of its first update.
           meanwhile: what the host does while the device trains.
@@ -116,37 +127,41 @@ class Compiled(NamedTuple):
         """
         begun = time.perf_counter()
         if clock % self.batch.program.updates_per_task == 0:
-            state = jax.block_until_ready(self.training.begin(state, data, np.int32(clock)))
+            state = self._all(lambda part: self.training.begin(part, data, np.int32(clock)), state)
         started, late = time.perf_counter(), not self.measuring.done()
-        view = self.batch.program.view(state)
+        view = [*map(self.batch.program.view, state)]
         # The segment donates the state.
         kept = jax.tree.map(jnp.copy, view) if late else None
         start = {} if late else self._measured(view, data, clock, ending=False)
         measured = time.perf_counter()
-        # JAX returns at once: the host works while the device trains.
-        state, train = self.training.segment(state, data, np.int32(clock))
-        meanwhile()
-        jax.block_until_ready(train)
+        training = self.each(lambda part: self.training.segment(part, data, np.int32(clock)), state)
+        meanwhile()  # The host works while the device trains.
+        state, train = zip(*jax.block_until_ready([*training]))
         trained = time.perf_counter()
-        training = trained - measured + started - begun
+        spent = trained - measured + started - begun
         if late:
-            with waiting(training):
+            with waiting(spent):
                 self.measuring.result()
         waited = time.perf_counter() - trained
         if late:
             start = self._measured(kept, data, clock, ending=False)
-        end = self._measured(self.batch.program.view(state), data, clock + self.length, ending=True)
+        end = self._measured([*map(self.batch.program.view, state)], data, clock + self.length, ending=True)
         probe: dict[str, Any] = {name: np.stack([value, end[name]], 1) for name, value in start.items()}
-        measuring = time.perf_counter() - begun - training - waited
-        return Ran(state, Record(self.batch.real(train), probe), training, measuring, waited)
+        measuring = time.perf_counter() - begun - spent - waited
+        return Ran([*state], Record(self.batch.real(*train), probe), spent, measuring, waited)
 
-    def _measured(self, view: Tree, data: Tree, done: int, ending: bool) -> dict[str, np.ndarray]:
+    def _all(self, fn: Callable[[Tree], Any], parts: Sequence[Tree]) -> list[Any]:
+        """``fn(part)`` of all parts, once they have ended."""
+        return jax.block_until_ready([*self.each(fn, parts)])
+
+    def _measured(self, view: Sequence[Tree], data: Tree, done: int, ending: bool) -> dict[str, np.ndarray]:
         """What is measured after ``done`` updates, NaN where no measurement is due."""
         measuring, _ = self.measuring.result()
         if measuring is None:
             return {}
         if self.batch.program.due(done, ending):
-            return self.batch.real(measuring(view, data, np.int32(2 * done + ending)))
+            border = np.int32(2 * done + ending)
+            return self.batch.real(*self._all(lambda part: measuring(part, data, border), view))
         rows = self.batch.networks
         return {name: np.full((rows, *x.shape[1:]), np.nan, x.dtype) for name, x in measuring.out_info.items()}
 
@@ -172,9 +187,9 @@ def compile_starting(
 ) -> tuple[tuple[jax.stages.Compiled, jax.stages.Compiled], Counts]:
     """Compiles ``init`` and ``begin`` of `Training`; raises as `compile_segment`."""
     program = batch.program
-    state, data = _shapes(batch)
+    (start, *_), (state, data) = batch.starts, _shapes(batch)
     with memory.explained(batch.name, settings), _Counting() as counting:
-        init = _compile(program.init, batch.start, data)
+        init = _compile(program.init, start, data)
         begin = _compile(program.begin, state, data, np.int32(0), donate=(0,))
     return (init, begin), counting.counts
 
@@ -202,13 +217,15 @@ def compiled(batch: Batch, length: int, settings: Mapping[str, Any]) -> Compiled
 def need(programs: Compiled) -> memory.Need | None:
     """What the programs of a batch need according to XLA, the largest at a time; None if XLA does not say.
 
-    That of a program that compiles still is left out.
+    All networks are kept, and one call works. That of a program that compiles still is left out.
     """
     measuring = programs.measuring.result()[0] if programs.measuring.done() else None
     parts = [memory.need(one) for one in (*programs.training[1:], measuring) if one is not None]
     if any(part is None for part in parts):
         return None
-    return memory.Need(*(max(sizes) for sizes in zip(*(part for part in parts if part), strict=True)))
+    kept, working = (max(sizes) for sizes in zip(*(part for part in parts if part), strict=True))
+    data = tree.nbytes(programs.batch.program.data)
+    return memory.Need(data + programs.batch.calls * (kept - data), working)
 
 
 def _shapes(batch: Batch) -> tuple[Tree, Tree]:

@@ -80,8 +80,8 @@ def train(
     saving, stopping, settings = saving or Saving(), stopping or Stopping(), config.get("settings", {})
     place = directory / "checkpoints" / layout.arm_folder(config, batch.folder)
     there = survey(directory, config, batch.arms, plan.segments)
-    like = jax.eval_shape(batch.program.init, batch.start, batch.program.data)
-    # A checkpoint has no padding: the number of devices, and so the padding, may have changed since.
+    like = jax.eval_shape(batch.program.init, batch.like, batch.program.data)
+    # A checkpoint has no copies of networks: the number of devices, and so theirs, may have changed since.
     own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch.networks, *x.shape[1:]), x.dtype), like)
     restored = checkpoint.restore(place, config, own, there)
     first = restored.segment if restored else 0
@@ -105,12 +105,13 @@ def train(
         needed = need(programs)
         ending.enter_context(memory.explained(batch.name, settings, lambda: need(programs)))
         # Data are placed on the devices once and never donated: all segments read the same arrays.
-        ending.enter_context((room or Room()).taken(needed))
+        each = ending.enter_context((room or Room()).taken(needed, batch))
+        programs = programs._replace(each=each)
         data = batch.place(batch.program.data)
         memory.check_need(batch, data, needed, settings)
         if restored:
-            leaves = from_host(batch.spread(restored.leaves), like)
-            state = jax.device_put(leaves, batch.apart)
+            parts = batch.spread(restored.leaves)
+            state = [jax.device_put(from_host(part, like), batch.apart) for part in parts]
         else:
             state = programs.start(data)
 
@@ -137,10 +138,10 @@ def train(
             before, frozen = frozen, num_frozen(ran.record)
             due = last or asked or frozen > before or saving.due(index + 1, time.monotonic() - saved)
             # The next segment donates the state, so the checkpoint's copy is made now.
-            leaves = batch.real(to_host(state)) if checkpoints and due else None
+            leaves = batch.real(*map(to_host, state)) if checkpoints and due else None
             saved = time.monotonic() if due else saved
             ends = (index + 1) % per_task == 0 and keeping.wants(index // per_task)
-            trained = batch.real(to_host(state, networks.holds)) if ends else {}
+            trained = batch.real(*(to_host(part, networks.holds) for part in state)) if ends else {}
             ended = Ended(index, ran, leaves, trained, _counted(programs) if index == first else {})
             if asked:
                 break

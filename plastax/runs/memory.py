@@ -91,7 +91,8 @@ def check_state(batch: Batch, settings: Mapping[str, Any]) -> None:
       settings: the settings of the run, for the message.
     """
     with explained(batch.name, settings):
-        kept = tree.nbytes((batch.like, jax.eval_shape(batch.program.init, batch.like, batch.program.data)))
+        one = tree.nbytes((batch.like, jax.eval_shape(batch.program.init, batch.like, batch.program.data)))
+        kept = batch.calls * one
         there = available()
         apart = batch.mesh.size if batch.mesh and jax.default_backend() != "cpu" else 1
         if there is not None and kept // apart > there:
@@ -156,8 +157,9 @@ def _sizes(needed: Need) -> str:
 
 
 def _advice(subject: str, settings: Mapping[str, Any], sizes: str, *, chunks: bool = True) -> str:
-    seeds, chunk = settings.get("seeds", 1), settings.get("seed_chunk", 0)
-    lower = [f"seed_chunk ({chunk or seeds} of {seeds} seeds at once; --auto-chunk finds one that fits)"] * chunks
+    seeds = settings.get("seeds", 1)
+    chunk = min(settings.get("seed_chunk") or seeds, seeds)
+    lower = [f"seed_chunk ({chunk} of {seeds} seeds at once; --auto-chunk finds one that fits)"] * chunks
     lower += [f"seeds ({seeds})"]
     if probes := settings.get("probes"):
         lower.append(f"probes ({' '.join(probes)})")

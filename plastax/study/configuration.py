@@ -333,5 +333,3 @@ def _check(config: Config) -> None:
         lifecycle.shard_numbers(config.shard)
     if not config.methods:
         raise ConfigError("methods: none is given; name one or more")
-    if config.seed_chunk and config.seeds % config.seed_chunk:
-        raise ConfigError(f"seed_chunk: {config.seed_chunk} does not divide the {config.seeds} seeds")

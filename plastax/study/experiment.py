@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
-from plastax import machine, output, report, tracking
+from plastax import machine, output, platforms, report, tracking
 from plastax.errors import ConfigError
 from plastax.program import parallel, segments
 from plastax.records import environment, layout, lifecycle
@@ -136,7 +136,7 @@ class Experiment(Generic[C]):
         Raises:
           ConfigError: ``prepare`` refuses an arm, or arms do not fit into one record.
         """
-        value = self.share(config).value if value is None else value
+        value, config = self.share(config).value if value is None else value, _chosen(config)
         arms = sweep.arms(config, self.fixed)
         own = frozenset(arm.label for arm in settings.of_shard(arms, config.shard))
         static = tuple(self.rates) if "trainability" in config.probes else ()
@@ -152,7 +152,7 @@ class Experiment(Generic[C]):
                 one.make,
                 {arm.label: sweep.traced_values(arm, static) for arm in group},
                 seeds,
-                config.seed_chunk,
+                config.seed_chunk or 0,
                 devices,
             )
             for group, one in zip(groups, prepared)
@@ -203,6 +203,7 @@ class Experiment(Generic[C]):
         elif config.arms and config.resume is not None:
             tuned = layout.read_config(config.resume).get("tuning", {})
         machine.check()
+        config = _chosen(config)
         tracking.check(config.track, config.wandb)
         starting.check_writable(config, self.name)
         with memory.explained(self.name, settings.to_json(config)):
@@ -331,6 +332,13 @@ def _check_one_record(groups: Sequence[Sequence[sweep.Arm]], prepared: Sequence[
             )
 
 
-def _devices(config: Config, arms: int) -> int | None:
-    """The devices that networks are spread over; None with ``seed_chunk``, which alone decides what runs together."""
-    return None if config.seed_chunk else min(config.devices or len(jax.devices()), arms * config.seeds)
+def _chosen(config: C) -> C:
+    """The configuration with the ``seed_chunk`` of this device, if it has none."""
+    if config.seed_chunk is not None:
+        return config
+    return dataclasses.replace(config, seed_chunk=platforms.chosen().seed_chunk)
+
+
+def _devices(config: Config, arms: int) -> int:
+    """The devices that networks are spread over."""
+    return min(config.devices or len(jax.devices()), -(-arms * config.seeds // (config.seed_chunk or 1)))

@@ -67,8 +67,9 @@ class Config:
     """Networks of each method, trained in parallel. Seed k has the same tasks under every method."""
     first_seed: int = 0
     """The first seed. A network depends on its seed alone, not on how many others are trained."""
-    seed_chunk: int = 0
-    """Seeds that are trained at once, to bound memory; a divisor of the number of seeds. 0: all."""
+    seed_chunk: int | None = None
+    """The most networks that train in one call, on each device; the calls share the cores of a CPU. Fewer need less
+    memory. 0: all. By default 2 on a CPU, whatever its cores, and all elsewhere."""
     auto_chunk: bool = aside(False)
     """Find the largest seed-chunk that fits into device memory."""
     tasks: int = 12

@@ -44,7 +44,7 @@ def rings(state: Any) -> list[Ring]:
 def traced(batch: parallel.Batch) -> tuple[Any, Any]:
     """The state before and after a segment, of two seeds, without compiling anything."""
     program = batch.program
-    state = jax.eval_shape(program.init, batch.start, program.data)
+    state = jax.eval_shape(program.init, batch.starts[0], program.data)
     later, _ = jax.eval_shape(lambda s, d, c: program.segment(s, d, c, 1), state, program.data, jnp.int32(0))
     return state, later
 

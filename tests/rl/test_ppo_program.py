@@ -44,7 +44,7 @@ def cartpole():
     stream = Chain("CartPole-v1").build()
     probes = (FeatureProbe().build(MODEL), Probe("drawing", drawing, {}, {}))
 
-    def make(*, seeds: int = len(SEEDS), chunk: int = 0, probed: bool = False, **changes):
+    def make(*, seeds: int = len(SEEDS), probed: bool = False, **changes):
         config = dataclasses.replace(CONFIG, **changes)
         method = METHODS["backprop"].build(config.optimizer())
         program = ppo.program(
@@ -55,7 +55,7 @@ def cartpole():
             probes if probed else (),
             updates_per_task=UPDATES,
         )
-        return over_seeds(program, seeds, chunk)
+        return over_seeds(program, seeds)
 
     return make
 
@@ -192,9 +192,9 @@ def test_kronecker_factors_change_no_bit_of_other_networks(which):
         assert set(taken.state.factors.total) == set(model.layers)
 
 
-@pytest.mark.slow  # compiles PPO twice more
+@pytest.mark.slow  # compiles PPO once more
 def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare_as_users):
-    """Bit for bit where as many run side by side (`seed_chunk`), whoever they are; else up to rounding.
+    """Up to rounding; bit for bit where a call trains as many (`seed_chunk`), see `test_calls`.
 
     XLA multiplies one network's matrices with other instructions than several networks' at once: 1e-8 after 8 updates
     here, with 64 units and 128 steps 4e-7 after one update, and as different as other seeds after some ten.
@@ -202,10 +202,6 @@ def test_a_seed_alone_equals_that_seed_among_others(cartpole, bare_as_users):
     alone = train(cartpole(seeds=1, kronecker_every=0), seeds=SEEDS[1:2])
     assert distance(seed(bare_as_users.state.params, 1), alone.state.params) < 1e-6
     assert same(seed(bare_as_users.state.key, 1), alone.state.key)
-    # Side by side in chunks of one it is the same program, bit for bit.
-    chunked = train(cartpole(chunk=1, kronecker_every=0))
-    assert same(seed(chunked.state, 1), alone.state)
-    assert same(seed(joined(chunked.records), 1), joined(alone.records))
 
 
 def test_another_order_of_seeds_changes_no_bit(whole):
@@ -232,11 +228,6 @@ def test_a_seed_that_breaks_down_is_frozen_and_changes_no_bit_of_the_others(whol
     np.testing.assert_array_equal(recorded["alive"], np.outer([1, 0, 1], np.ones(2 * UPDATES)))
     assert np.isnan(recorded["value_loss"][1]).all()
     assert np.isnan(recorded["episodes"][1, 1:]).all()
-
-
-def test_chunks_must_divide_the_seeds(cartpole):
-    with pytest.raises(ConfigError, match=r"seed_chunk: 2 is not allowed.*divisor of the 3 seeds"):
-        cartpole(chunk=2)
 
 
 def test_one_compilation_serves_all_tasks(whole, assert_no_retrace):

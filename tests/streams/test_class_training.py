@@ -36,7 +36,7 @@ def watch(seen: ProbeInput) -> dict[str, Array]:
 
 def make(config: Training, stream: Stream, model: Model, probes: tuple[Probe, ...] = (), seeds: int = 1) -> Program:
     method = METHODS["backprop"].build(config.transformation())
-    return over_seeds(supervised.program(config, stream, model, method, probes), seeds, 0)
+    return over_seeds(supervised.program(config, stream, model, method, probes), seeds)
 
 
 def test_one_compiled_program_serves_all_twenty_tasks_and_masks_what_is_not_there():
