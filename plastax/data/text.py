@@ -73,10 +73,11 @@ def tokens(corpus: Corpus, unit: Unit, vocabulary: int = 0) -> tuple[np.ndarray,
         try:
             found = np.frombuffer(corpus.content.decode("utf-8-sig").encode("utf-32-le"), "<u4")
         except UnicodeDecodeError as error:
-            raise DataError(f"{name}: no UTF-8 text ({error.reason} at byte {error.start}); take its bytes") from error
+            why = f"{error.reason} at byte {error.start}"
+            raise DataError(f"data_path: {name} is no UTF-8 text ({why}); give data.unit=bytes") from error
     known, codes, counts = np.unique(found, return_inverse=True, return_counts=True)
     if len(known) < 2:
-        raise DataError(f"{name}: has fewer than two different {unit}; give a text")
+        raise DataError(f"data_path: {name} has fewer than two different {unit}; give a text")
     if vocabulary and not 2 <= vocabulary <= len(known):
         raise ConfigError(
             f"data.vocabulary: {vocabulary} is not allowed: {name} has {len(known)} different {unit}; give 2 to "

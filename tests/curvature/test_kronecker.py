@@ -237,6 +237,7 @@ def test_what_is_not_a_number_does_not_reach_the_eigensolver(problem: Problem) -
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:kronecker. 'scale'")
 def test_vmap_over_seeds_equals_single(problem: Problem) -> None:
     def one(params: dict) -> tuple[dict, Any]:
         pairs = kronecker(NETWORK, params, problem.data, "cross_entropy")

@@ -181,7 +181,7 @@ def test_the_rarest_characters_become_one_token() -> None:
         (Text(vocabulary=300), PANGRAM, r"data.vocabulary: 300 .*book has 28 .*give 2 to 28, or 0"),
         (Text(), "aaaa", r"book: has fewer than two different characters"),
         (Text(), "", r"book is empty"),
-        (Text(), b"\xff\xfe\xff", r"book: no UTF-8 text .*take its bytes"),
+        (Text(), b"\xff\xfe\xff", r"data_path: book is no UTF-8 text .*; give data.unit=bytes"),
     ],
 )
 def test_a_text_that_cannot_be_a_stream_says_why(tmp_path: Path, config: Text, content: Any, says: str) -> None:
