@@ -23,6 +23,7 @@ import plastax
 from plastax.errors import ConfigError, RecordError
 from plastax.methods import L2
 from plastax.records import layout
+from plastax.rl.ppo import PPO
 from plastax.runs import signals
 from plastax.runs.networks import TaskEnd
 from plastax.streams import RandomLabel
@@ -87,12 +88,21 @@ def test_the_run_is_that_of_the_command_line(run: plastax.Run, tmp_path: pathlib
             "--training.epochs 4 --training.updates 2",
         ),
         (
-            {"stream": "random_label", "methods": ["l2"], "method.l2": 1, "er": {"er_lr": 2}},
-            "--method l2 --method.l2 1",
+            {"stream": "random_label", "methods": ["l2", "er"], "l2.l2": 1, "er": {"er_lr": 2}},
+            "--methods l2 er --l2.l2 1 --er.er-lr 2",
         ),
         ({"stream": "random_label", "model": {"hidden": [8, 8]}, "lr": 0.1}, "--model.hidden 8 8 --lr 0.1"),
         ({"stream": "random_label", "methods": ["l2+redo", L2(0.5)]}, "--methods l2+redo l2 --l2.l2 0.5"),
-        ({"stream": "random_label", "probes": [], "settings": {"hessian.order": np.int64(9)}}, "--probes none"),
+        ({"stream": "random_label", "probes": []}, "--probes none"),
+        (
+            {"stream": "random_label", "probes": ["hessian"], "settings": {"hessian.order": np.int64(9)}},
+            "--probes hessian --hessian.order 9",
+        ),
+        ({"stream": "cartpole_chain", "agent": "dqn", "lr": 0.1}, "--agent dqn --lr 0.1"),
+        (
+            {"stream": "minatar_chain", "preset": "minatar", "training": {"n_step": 2}},
+            "--preset minatar --stream minatar_chain --dqn.n-step 2",
+        ),
         (
             {"stream": "random_label", "sweep": {"method.l2": [0, 0.1], "model.hidden": [(8, 8), (9,)]}},
             "--sweep method.l2=0,0.1 --sweep 'model.hidden=8 8,9'",
@@ -127,6 +137,11 @@ def test_a_stream_of_environments_is_of_its_experiment():
         ({"stream": "random_label", "settings": {"hesian.order": 3}}, "did you mean 'hessian.order'"),
         ({"stream": "random_label", "settings": {"method.l2": 3}}, "6 methods are chosen"),
         ({"stream": "random_label", "wandb": "yes"}, "wandb: 'yes' is not allowed; give 'offline' . 'online'"),
+        (
+            {"stream": "random_label", "methods": ["l2"], "redo": {"period": 3}},
+            "redo.period: no effect with methods l2",
+        ),
+        ({"stream": "cartpole_chain", "agent": "dqn", "ppo": PPO()}, "ppo: no effect with agent dqn; name ppo there"),
         ({"stream": "random_label", "methods": [object()]}, "methods: .*object.*needed is a frozen dataclass"),
         ({"stream": "random_label", "name": "a/b"}, "name: 'a/b' is not allowed"),
     ],

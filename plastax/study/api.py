@@ -184,7 +184,9 @@ def _configured(experiment: Experiment[Any], values: Mapping[str, Any], more: Ma
     """The configuration of values as `Study` takes them."""
     values = dict(values)
     if "training" in values:
-        values[values.get("agent") or experiment.rates[0].partition(".")[0]] = values.pop("training")
+        preset = experiment.presets.get(values.get("preset", "default"), {})
+        agent = values.get("agent") or preset.get("agent")
+        values[agent or experiment.rates[0].partition(".")[0]] = values.pop("training")
     if isinstance(values.get("sweep"), Mapping):
         values["sweep"] = [f"{key}={','.join(map(_words, swept))}" for key, swept in values["sweep"].items()]
     return configuration.configure(experiment.config, experiment.presets, experiment.choices, values | dict(more))

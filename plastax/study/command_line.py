@@ -21,7 +21,7 @@ from plastax import output
 from plastax.errors import ConfigError
 from plastax.study.configuration import checked, configure, nearest, spelled_out
 from plastax.study.names import ALIASES
-from plastax.study.settings import GROUPS, C, Config, Registry, members, registered
+from plastax.study.settings import C, Config, Registry, check_used, unused
 
 SHOWN = ("--preset", "--runs-dir", "--resume", "--fresh", "--wandb")
 """Settings that change no number of a run and are in the short help all the same."""
@@ -188,8 +188,8 @@ def print_help(config: Config, presets: Iterable[str], asked: str = "", prog: st
         groups = [group for group, name in names.items() if wanted in (name, "all")]
     else:
         flags = [flag for flag in flags if not flag.aside or flag.name in SHOWN]
-        unused = _unused(config)
-        groups = [group for group in dict.fromkeys(flag.group for flag in flags) if group not in unused]
+        idle = unused(config)
+        groups = [group for group in dict.fromkeys(flag.group for flag in flags) if group not in idle]
     console.print(f"usage: {prog} [settings]\n\n{_first_line(config)}")
     for group in groups:
         line = rich.text.Text(names[group], "bold")
@@ -204,13 +204,6 @@ def print_help(config: Config, presets: Iterable[str], asked: str = "", prog: st
 
 def _first_line(entry: Any) -> str:
     return (type(entry).__doc__ or "").strip().partition("\n")[0]
-
-
-def _unused(config: Config) -> set[str]:
-    """The groups of settings that a configuration does not use."""
-    used = {member for name in (*config.methods, *config.probes) for member in members(name)}
-    entries = {group for field in GROUPS for group in registered(config, field)}
-    return entries - used | {"synthetic"} - {getattr(config, "data", "")} | config.unused
 
 
 def _list(flags: Sequence[_Flag], console: output.Console) -> None:
@@ -251,13 +244,16 @@ def _fitting(text: str, width: int) -> str:
 
 
 def _check_flags(args: Sequence[str], config: Config) -> None:
-    """Raises `ConfigError` for a flag that no setting has, with those that may be meant."""
-    unused = _unused(config)
-    known = [flag.name for flag in sorted(_flags(config), key=lambda flag: flag.group in unused)]
+    """Raises `ConfigError` for a flag that no setting has, with those that may be meant, or that has no effect."""
+    idle = unused(config)
+    known = [flag.name for flag in sorted(_flags(config), key=lambda flag: flag.group in idle)]
     for arg in args:
         name = arg.partition("=")[0].replace("_", "-")
         positive = re.sub(r"(--|\.)no-(?=[^.]*$)", r"\1", name)
-        if not arg.startswith("--") or {name, positive} & {*known, "--method"}:
+        if not arg.startswith("--"):
+            continue
+        if {name, positive} & {*known, "--method"}:
+            check_used(config, [name.removeprefix("--")])
             continue
         near = nearest(name.removeprefix("--"), [flag.removeprefix("--") for flag in known])
         hint = f"; did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""

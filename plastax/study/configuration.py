@@ -34,6 +34,7 @@ from plastax.study.settings import (
     Config,
     Registry,
     check_sizes,
+    check_used,
     label,
     members,
     parts,
@@ -62,7 +63,7 @@ def configure(
       The configuration. Its class extends ``base`` with the groups: see `choice` and `entry`.
 
     Raises:
-      ConfigError: a name is unknown, or a value is of another type or out of range.
+      ConfigError: a name is unknown, a value is of another type or out of range, or a setting has no effect.
     """
     values = dict(_flat(values))
     # A resumed run keeps its settings: they are the defaults of what is given here.
@@ -101,12 +102,16 @@ def configure(
     config = replaced(_with_groups(base, chosen, own)(), overrides)
     config = _from_json(config, stored) if stored else config
     config = replaced(config, {field: values.pop(field) for field in named if field in values})
+    if "agent" in values:  # It says whose settings the short names are.
+        config = replaced(config, {"agent": _read(config, "agent", "agent", values.pop("agent"))})
     changes = {}
     for name, value in values.items():
         group, dot, setting = spelled_out(config, name.replace("-", "_")).partition(".")
         path = f"{group}_settings.{setting}" if dot and group in choices else f"{group}{dot}{setting}"
         changes[path] = _read(config, path, name, value)
-    return checked(replaced(config, changes))
+    config = checked(replaced(config, changes))
+    check_used(config, changes)
+    return config
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

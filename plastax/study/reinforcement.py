@@ -34,9 +34,9 @@ class Config(settings.Config):
     segments_per_task: int = 1
     """Calls of the compiled program per task. More calls show progress and save checkpoints more often."""
     ppo: ppo.PPO = field(default_factory=ppo.PPO)
-    """The agent ppo."""
+    """Of the agent ppo."""
     dqn: dqn.DQN = field(default_factory=dqn.DQN)
-    """The agent dqn."""
+    """Of the agent dqn."""
 
     @property
     def unused(self) -> frozenset[str]:

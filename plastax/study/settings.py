@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -171,6 +171,26 @@ def label(name: str) -> str:
 def registered(config: Config, field: str) -> dict[str, Any]:
     """Group -> entry at its defaults, of all that a field of `GROUPS` can name: the registry's, and own ones."""
     return {**GROUPS[field], **{group: one.entry for group, one in config.own.get(field, {}).items()}}
+
+
+def unused(config: Config) -> dict[str, str]:
+    """The groups of settings that a configuration does not use, each with the field that does not name it."""
+    used = {member for name in (*config.methods, *config.probes) for member in members(name)}
+    found = {group: field for field in GROUPS for group in registered(config, field) if group not in used}
+    if getattr(config, "data", "") != "synthetic":
+        found["synthetic"] = "data"
+    return found | dict.fromkeys(config.unused - {"agent"}, "agent")
+
+
+def check_used(config: Config, names: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first of some settings that is of an `unused` group, or is one."""
+    fields = unused(config)
+    for name in names:
+        group = name.replace("-", "_").partition(".")[0]
+        if field := fields.get(group):
+            chosen = getattr(config, field)
+            shown = chosen if isinstance(chosen, str) else " ".join(chosen) or "none"
+            raise ConfigError(f"{name}: no effect with {field} {shown}; name {group} there, or leave this out")
 
 
 def origins(config: Config) -> dict[str, Mapping[str, str]]:

@@ -71,7 +71,7 @@ class ImageConfig(Config):
     data_verify: bool = settings.aside(True)
     """Refuse files that are not the published ones, or incomplete."""
     synthetic: Synthetic = field(default_factory=Synthetic)
-    """The data set synthetic; no effect on others."""
+    """The data set synthetic."""
 
     def __post_init__(self) -> None:
         _from_anywhere(self)

@@ -19,7 +19,7 @@ from plastax.errors import ConfigError
 from plastax.records.layout import short
 from plastax.study.configuration import in_full, nearest, read
 from plastax.study.names import ALIASES
-from plastax.study.settings import Config, check_sizes, label, members, registered, replaced
+from plastax.study.settings import Config, check_sizes, check_used, label, members, registered, replaced
 
 C = TypeVar("C", bound=Config)
 ARMS = 10_000
@@ -92,6 +92,7 @@ def arms(config: C, fixed: Sequence[str] = ()) -> list[Arm[C]]:
     for axis in swept:
         if axis.name not in known:
             raise ConfigError.unknown("sweep", axis.name, known, nearest(axis.name, known))
+    check_used(config, [axis.name for axis in swept])
     out: list[Arm[C]] = []
     read = functools.cache(functools.partial(_value, config))
     for method in map(label, config.methods):
