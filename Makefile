@@ -73,12 +73,12 @@ help:  ## list the targets and their settings
 $(stamp): pyproject.toml uv.lock
 	@.ci/setup $(accel)
 
-$(stamp)-bench $(stamp)-docs: $(stamp)-%: pyproject.toml uv.lock
+$(stamp)-bench $(stamp)-docs $(stamp)-brax: $(stamp)-%: pyproject.toml uv.lock
 	@.ci/setup $(accel) $*
 
 setup: $(stamp)  ## create or update .venv (uv if present, else venv + pip; an NVIDIA GPU gets CUDA 13)
 
-run: $(stamp)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
+run: $(stamp)$(if $(filter slippery_ant,$(EXP)),-brax)  ## run an experiment: make run EXP=rl_gymnax ARGS="--preset smoke" (ARGS="--help": its settings)
 	@$(python) -m plastax run $(EXP) $(ARGS)
 
 claims: $(stamp)  ## test the paper's claims: make claims PRESET=smoke|default|accelerator ARGS="--claims 2 3"
@@ -87,7 +87,7 @@ claims: $(stamp)  ## test the paper's claims: make claims PRESET=smoke|default|a
 data: $(stamp)  ## fetch a data set ahead of time and print its card: make data NAME=mnist
 	@$(python) -m plastax data "$$NAME" $(ARGS)
 
-test: $(stamp)  ## run the tests that are not slow; ARGS go to pytest
+test: $(stamp)$(if $(PLASTAX_TEST_COMPLETE),-brax)  ## run the tests that are not slow; ARGS go to pytest
 	$(python) -m pytest $(workers) $(ARGS)
 
 test-all: $(stamp)  ## run all tests

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from plastax.rl.brax import Brax
 from plastax.rl.classic import Chain, Physics
 from plastax.rl.environment import ENVIRONMENTS, StreamConfig
 from plastax.rl.foreign import adapted
@@ -24,8 +25,11 @@ STREAMS: Mapping[str, StreamConfig] = MappingProxyType(
         "pendulum_physics": Physics("Pendulum-v1"),
         "permuted_obs": Permuted("CartPole-v1"),
         "minatar_chain": MinAtar(),
+        "slippery_ant": Brax(),
+        "slippery_halfcheetah": Brax(env="halfcheetah"),
+        "hopper_gravity": Brax(env="hopper", quantity="gravity", low=0.5, high=2.0),
     }
 )
 """Stream name -> its config, at its defaults; ``build()`` makes the `plastax.rl.environment.EnvironmentStream`."""
 
-__all__ = ["ENVIRONMENTS", "STREAMS", "Chain", "MinAtar", "Own", "Permuted", "Physics", "adapted"]
+__all__ = ["ENVIRONMENTS", "STREAMS", "Brax", "Chain", "MinAtar", "Own", "Permuted", "Physics", "adapted"]

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from plastax.errors import ConfigError
-from plastax.rl import STREAMS
+from plastax.rl import STREAMS as ALL
+from plastax.rl import Brax
 from plastax.rl.classic import Chain, Physics
 from plastax.rl.environment import Discrete
 from plastax.rl.minatar import ACTIONS, GAMES, MinAtar
 from plastax.rl.permuted import Permuted
 from plastax.testing.environments import SEEDS, Rollouts, check_run, rollout, run_all
 
+# What needs an extra is in test_brax.py.
+STREAMS = {name: config for name, config in ALL.items() if not isinstance(config, Brax)}
 # Two quick games stand in for the default four, which take half a minute to compile; those are in a slow test below.
 QUICK = {**STREAMS, "minatar_chain": MinAtar(("Breakout", "Freeway"))}
 CHAINS = [name for name, config in STREAMS.items() if isinstance(config, Chain)]
