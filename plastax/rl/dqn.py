@@ -7,6 +7,7 @@ At a task switch, and within a task, methods act as follows.
 
 - Target network: it becomes a copy of the network, after the method has acted. Within a task no method touches it:
   units that a method replaces stay in it until its next update, as in the code of ReDo (arXiv 2302.12902).
+  ``README.md`` has a table of the methods.
 - Adam's moments: they are the method's, as under every program. ``reset`` starts them again, methods that replace units
   clear the moments of what they replace, and all others leave them.
 - Replay: no method touches it. It is kept or cleared by ``buffer_at_switch``. A transition never reaches over a switch.

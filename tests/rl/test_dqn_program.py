@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +149,19 @@ def test_the_target_network_is_a_copy_after_a_switch(whole):
 ACTS = [name for name, method in METHODS.items() if method.needs_boundary or method.replaces_units]
 
 
+MOMENTS = {"reset": ".", "moment_reset": ".", "reset_head": "output", "adam_rel": ".count"}
+"""Method -> what the paths of Adam's state have in common that it clears at a switch. The others clear nothing."""
+
+
+def test_the_readme_says_what_methods_do_to_dqn():
+    text = (pathlib.Path(dqn.__file__).parent / "README.md").read_text().partition("## What methods do to DQN")[2]
+    rows = {row[1]: row[2] for row in re.finditer(r"^\| `(\w+)` \|(.*)$", text.partition("\n## ")[0], re.M)}
+    assert sorted(rows) == sorted(ACTS)
+    for name, row in rows.items():
+        assert ("within tasks" in row) != METHODS[name].needs_boundary
+        assert ("kept" in row.split("|")[1]) == (MOMENTS.get(name) in (None, ".count") and "within" not in row)
+
+
 @pytest.mark.slow  # compiles DQN for each
 @pytest.mark.parametrize("name", ACTS)
 def test_target_network_moments_and_buffer_at_a_switch(name):
@@ -159,8 +174,14 @@ def test_target_network_moments_and_buffer_at_a_switch(name):
     assert same(after.params, after.memory.target)
     kept, was = (one.memory.replay.experience._replace(truncated=()) for one in (after, before))
     assert same(kept, was)
-    if name in ("reset", "adam_reset"):
-        assert all((x == 0).all() for x in jax.tree.leaves(after.opt_state) if x.dtype == np.float32)
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(after.opt_state), jax.tree.leaves(before.opt_state), strict=True
+    ):
+        place = jax.tree_util.keystr(path)
+        if re.search(r"\.(mu|nu|count)", place):
+            cleared = name in MOMENTS and MOMENTS[name] in place
+            np.testing.assert_array_equal(new, np.zeros_like(old) if cleared else old, err_msg=place)
+            assert old.any() or not cleared
     if not METHODS[name].needs_boundary:
         assert same(after.params, before.params)
         assert same(after.opt_state, before.opt_state)
