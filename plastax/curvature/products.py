@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ the gradient bends within a hundredth of ``|p|``."""
 SAFETY = 2.0
 """Of the stated error of differences over the estimated one."""
 
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 Gradient = Callable[[Params], tuple[Params, Array]]
 """``params -> (gradient, value)``."""
 
@@ -77,6 +78,21 @@ def _only_transposed(jaxpr: Jaxpr) -> bool:
         eqn.primitive.name == "custom_lin" or any(map(_only_transposed, jaxprs_in_params(eqn.params)))
         for eqn in jaxpr.eqns
     )
+
+
+def rounding(mv: Callable[[Tree], Tree], like: Tree) -> float:
+    """The coarsest rounding unit of a linear map: of its vectors, and of the matrix products that it takes.
+
+    A network that computes in 16 bits rounds so whatever its parameters are.
+    """
+    products = _dtypes_of_products(jax.make_jaxpr(mv)(like).jaxpr)
+    return max(float(jnp.finfo(dtype).eps) for dtype in (*products, *(leaf.dtype for leaf in jax.tree.leaves(like))))
+
+
+def _dtypes_of_products(jaxpr: Jaxpr) -> set[Any]:
+    own = {v.aval.dtype for eqn in jaxpr.eqns if eqn.primitive.name in _PRODUCTS for v in eqn.invars}
+    floats = {dtype for dtype in own if jnp.issubdtype(dtype, jnp.floating)}
+    return floats.union(*(_dtypes_of_products(one) for eqn in jaxpr.eqns for one in jaxprs_in_params(eqn.params)))
 
 
 def _reverse(gradient: Gradient, params: Params) -> Products:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plastax import linalg, sharding, tree
-from plastax.curvature import checks, spread
+from plastax.curvature import checks, products, spread
 from plastax.curvature.lanczos import (
     Reorthogonalise,
     Tridiagonal,
@@ -141,7 +141,7 @@ def spectrum(
         room = batch or at_once(one, device_memory())
         found = jax.vmap(linalg.sequential(probe, batch=room))(keys)
     nodes, weights, residuals, breakdowns, leftovers = found
-    coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.like))
+    coarsest = products.rounding(op.mv, op.like)
     unit = jnp.asarray(coarsest, dtype) if coarsest > jnp.finfo(dtype).eps else None
     if op.error is not None:
         vector = tree.normal_like(jax.random.fold_in(key, 2**31 - 1), op.like)

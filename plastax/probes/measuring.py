@@ -70,8 +70,8 @@ def measure(
       ``<probe>/<value>`` -> array.
 
     Raises:
-      ConfigError: for an unknown name, parameters that are no arrays, or a probe that needs what is neither given nor
-        found.
+      ConfigError: for an unknown name, parameters that are no arrays, a batch of padding alone, or a probe that needs
+        what is neither given nor found.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -94,6 +94,12 @@ def measure(
     configs = tuple(_config(probe) for probe in probes)
     checks.key(key)
     _check_batch(batch)
+    if counted is not None and checks.concrete(batch[0]):
+        with jax.ensure_compile_time_eval():
+            some = np.asarray(counted(jnp.asarray(batch[0]))).any()
+        if not some:
+            what = f"no place of the inputs {list(jnp.shape(batch[0]))} counts, all are padding"
+            raise ConfigError(f"batch: {what}; leave batches of padding out")
     return _measure(
         configs, params, apply, batch, key, losses.get(loss), activation, initial, previous, init, roles, counted
     )

@@ -51,6 +51,12 @@ def test_padding_changes_no_number(names: tuple) -> None:
         assert set(alone["features/rows"]) == set(with_padding["features/rows"]) == {24}
 
 
+def test_a_batch_of_padding_alone_is_refused() -> None:
+    batch = (jnp.full((4, 3), -1),) * 2
+    with pytest.raises(ConfigError, match=r"batch: no place of the inputs \[4, 3\] counts, all are padding"):
+        probes.measure(FAST, {}, MODEL.apply, batch, jax.random.key(2), counted=MODEL.counted)
+
+
 def test_tokens_are_not_disturbed() -> None:
     with pytest.raises(ConfigError, match="robustness: inputs are tokens, which cannot be disturbed a little"):
         measured((jnp.zeros((4, 3), jnp.int32),) * 2, ("robustness",))

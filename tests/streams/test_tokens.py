@@ -179,7 +179,7 @@ def test_the_rarest_characters_become_one_token() -> None:
     [
         (Text(), "abc" * 50, r"too short: its 150 characters make 12 parts of 12, and a part needs 96"),
         (Text(vocabulary=300), PANGRAM, r"data.vocabulary: 300 .*book has 28 .*give 2 to 28, or 0"),
-        (Text(), "aaaa", r"book: has fewer than two different characters"),
+        (Text(), "aaaa", r"data_path: book has fewer than two different characters"),
         (Text(), "", r"book is empty"),
         (Text(), b"\xff\xfe\xff", r"data_path: book is no UTF-8 text .*; give data.unit=bytes"),
     ],
