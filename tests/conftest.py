@@ -65,11 +65,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONGEST = (
     "test_survival",
-    "test_refusals",
     "test_contract",
     "test_docstrings",
     "test_run",
+    "test_names",
+    "test_study",
     "test_readme",
+    "test_refusals",
+    "test_inspect",
+    "test_train",
+    "test_train_tasks",
     "test_sweep",
 )
 """Files that begin first: a worker that began one of these last would run alone for its time."""

@@ -121,6 +121,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_numbers_are_those_of_dense_matrices(reference: Any) -> None:
     data_ = reference.data
     dataset = plastax.data.load(data())
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), networks()[0])
+        rebuild = jax.flatten_util.ravel_pytree(wide)[1]
+
+    def loss(vector: Any, x: Any, y: Any) -> Any:
+        logits = jax.nn.log_softmax(apply(rebuild(vector), x))
+        return -jnp.mean(logits[jnp.arange(len(y)), y])
+
+    dense = jax.jit(lambda *args: (loss(*args), jax.hessian(loss)(*args)))
     for seed in range(2):
         order = np.random.default_rng(seed).permutation(len(dataset.train_images))[:8]
         x, y = dataset.train_images[order].astype(np.float64), dataset.train_labels[order]
@@ -128,15 +137,9 @@ def test_numbers_are_those_of_dense_matrices(reference: Any) -> None:
             values = data_.isel(arm=0, seed=seed, task=k).sel(mark="init")
             features = np.maximum(x @ params["hidden"]["kernel"].astype(np.float64), 0.0)
             with jax.enable_x64(True):
-                wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-                leaves, rebuild = jax.flatten_util.ravel_pytree(wide)
-
-                def loss(vector: Any, x: Any = x, y: Any = y, rebuild: Any = rebuild) -> Any:
-                    logits = jax.nn.log_softmax(apply(rebuild(vector), jnp.asarray(x)))
-                    return -jnp.mean(logits[jnp.arange(len(y)), y])
-
-                eigenvalues = np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(leaves)))
-                value = float(loss(leaves))
+                leaves = np.asarray(jax.flatten_util.ravel_pytree(params)[0], np.float64)
+                value, hessian = map(np.asarray, dense(leaves, x, y))
+            eigenvalues = np.linalg.eigvalsh(hessian)
             np.testing.assert_allclose(values["probe/evaluation/train_loss"], value, rtol=1e-5)
             np.testing.assert_allclose(values["probe/hessian/largest"], eigenvalues[-1], rtol=1e-4)
             np.testing.assert_allclose(values["probe/hessian/smallest"], eigenvalues[0], rtol=1e-3, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from plastax.curvature import losses
 from plastax.methods import Backprop
 from plastax.models import MLP, ActorCritic
 from plastax.program import learner
-from plastax.program.learner import Learner
+from plastax.program.learner import Learned, Learner
 from plastax.rl import objective, policy
 from plastax.rl.environment import Discrete
 from plastax.rl.objective import PPO, RolloutBatch
@@ -38,12 +38,15 @@ class Sight(NamedTuple):
         """The network."""
         return self.learner.model
 
-    def seen(self, params: Params, batch: Tree, key: Key, previous: bool) -> ProbeInput:
-        """What a probe gets; without ``previous`` as where no probe needs it."""
+    def learned(self, params: Params, batch: Tree, key: Key) -> Learned:
+        """A network with the Kronecker factors of one step."""
         learned = self.learner.start(key, params)
-        factors = self.learner.step(learned, batch, jnp.int32(0), key, key)[0].factors
-        before = jax.tree.map(jnp.zeros_like, params) if previous else ()
-        return self.learner.seen(learned._replace(factors=factors), batch, key, jax.random.key(0), before)
+        return learned._replace(factors=self.learner.step(learned, batch, jnp.int32(0), key, key)[0].factors)
+
+    def seen(self, learned: Learned, batch: Tree, key: Key, previous: bool) -> ProbeInput:
+        """What a probe gets; without ``previous`` as where no probe needs it."""
+        before = jax.tree.map(jnp.zeros_like, learned.params) if previous else ()
+        return self.learner.seen(learned, batch, key, jax.random.key(0), before)
 
 
 def make_batch(kind: Kind, seed: int = 2) -> Any:
@@ -66,6 +69,12 @@ def sight_of(kind: Kind) -> Sight:
         network = objective.network(SETTINGS, model, policy.make(Discrete(CLASSES)))
     like = jax.eval_shape(lambda: make_batch(kind))
     return Sight(Learner(model, network, Backprop().build(SETTINGS.optimizer()), SETTINGS, like, role=0))
+
+
+@functools.cache
+def learning(kind: Kind) -> Callable[[Params, Tree, Key], Learned]:
+    """`Sight.learned` of several networks, compiled once for all probes."""
+    return quick(jax.vmap(sight_of(kind).learned, in_axes=(0, None, 0)))
 
 
 def make_params(model: Model) -> Params:
@@ -131,18 +140,19 @@ def _check(config: Any, kind: Kind) -> None:
         what = f"it is called {config.name}, and its probe {probe.name}"
         raise Promise(Probe, "name").broken(who, what, "build Probe(self.name, ...)")
 
-    def measure(params: Params, batch: Tree, key: Key) -> dict[str, Array]:
+    def measure(learned: Learned, batch: Tree, key: Key) -> dict[str, Array]:
         remedy = "let shapes follow from settings and model alone; say needs_previous=True if it reads `previous`"
         with promise.kept(who, "measure", remedy):
-            return probe.measure(sight.seen(params, batch, key, probe.needs_previous))
+            return probe.measure(sight.seen(learned, batch, key, probe.needs_previous))
 
     params, batch, keys = make_params(sight.model), make_batch(kind), jax.vmap(jax.random.key)(np.arange(2))
-    one = jax.tree.map(lambda x: x[0], params), batch, keys[0]
+    learned = learning(kind)(params, batch, keys)
+    one = jax.tree.map(lambda x: x[0], learned), batch, keys[0]
     remedy = "keep nothing outside, and draw with jax.random and ProbeInput.key, not with NumPy"
     check_declared(probe, check_pure(Promise(ProbeInput, "key"), who, measure, *one, remedy=remedy))
 
     both = quick(jax.vmap(measure, in_axes=(0, None, 0)))
-    values = both(params, batch, keys)
+    values = both(learned, batch, keys)
 
     def filled(name: str, value: Array) -> Array:
         return jnp.where(jnp.isnan(value[:1]), 0.0, value) if name.endswith("_eigenvalues") else value
@@ -153,7 +163,8 @@ def _check(config: Any, kind: Kind) -> None:
                 remedy = "guard divisions and logarithms; NaN only pads values whose names end in _eigenvalues"
                 raise promise.broken(who, f"the value {name} of {which} is not finite: {network}", remedy)
     # The live network in second place, beside another neighbour.
-    moved = both(jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params), batch, keys[::-1])
+    twice = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params)
+    moved = both(learning(kind)(twice, batch, keys[::-1]), batch, keys[::-1])
     first, second = (jax.tree.map(lambda x, i=i: x[i], of) for of, i in ((values, 0), (moved, 1)))
     if found := difference(second, first, close(1e-5, 1e-6)):
         remedy = "look at no other network"

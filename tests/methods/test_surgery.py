@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,18 +26,17 @@ from plastax.types import Model
 # These tests compile much and compute little.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 IMAGE = (6, 5, 2)
-MODELS: dict[str, Model] = {
-    "mlp": MLP(hidden=(5, 4)).build((3,), 2),
-    "mlp_layer_norm": MLP(hidden=(5, 4), layer_norm=True).build((3,), 2),
-    "mlp_crelu": MLP(hidden=(3, 4), activation="crelu", initializer="orthogonal").build((3,), 2),
-    "cnn": CNN(channels=(3, 4), kernels=(3, 2), hidden=(5,)).build(IMAGE, 2),
-    "cnn_fourier": CNN(channels=(3,), kernels=(3,), hidden=(4,), activation="deep_fourier").build(IMAGE, 2),
-    "resnet": ResNet18(channels=(3, 4), blocks=(1, 1), hidden=(5,)).build(IMAGE, 2),
-    "actor_critic": ActorCritic(hidden=(5,)).build((3,), 2, continuous=True),
-    "gpt": GPT(width=6, depth=1, heads=2, mlp_ratio=1).build((3,), 4),
-    "conv_actor_critic": ConvActorCritic(hidden=(5,), channels=(3,)).build(IMAGE, 2, continuous=False),
+MODELS: dict[str, Callable[[], Model]] = {
+    "mlp": lambda: MLP(hidden=(5, 4)).build((3,), 2),
+    "mlp_layer_norm": lambda: MLP(hidden=(5, 4), layer_norm=True).build((3,), 2),
+    "mlp_crelu": lambda: MLP(hidden=(3, 4), activation="crelu", initializer="orthogonal").build((3,), 2),
+    "cnn": lambda: CNN(channels=(3, 4), kernels=(3, 2), hidden=(5,)).build(IMAGE, 2),
+    "cnn_fourier": lambda: CNN(channels=(3,), kernels=(3,), hidden=(4,), activation="deep_fourier").build(IMAGE, 2),
+    "resnet": lambda: ResNet18(channels=(3, 4), blocks=(1, 1), hidden=(5,)).build(IMAGE, 2),
+    "actor_critic": lambda: ActorCritic(hidden=(5,)).build((3,), 2, continuous=True),
+    "gpt": lambda: GPT(width=6, depth=1, heads=2, mlp_ratio=1).build((3,), 4),
+    "conv_actor_critic": lambda: ConvActorCritic(hidden=(5,), channels=(3,)).build(IMAGE, 2, continuous=False),
 }
-SHAPES = {name: jax.eval_shape(model.init, jax.random.key(0)) for name, model in MODELS.items()}
 OPTIMISERS = {
     "adam": optax.adam(0.1),
     "adamw": optax.adamw(0.1),
@@ -50,6 +50,17 @@ OPTIMISERS = {
     "masked": optax.chain(optax.masked(optax.trace(0.9), lambda p: tree.map_named(lambda n, _: "bias" in n, p))),
     "injected": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
 }
+
+
+@functools.cache
+def model_of(name: str) -> Model:
+    """Built when a test needs it: at collection it would cost every process a second."""
+    return MODELS[name]()
+
+
+@functools.cache
+def shapes_of(name: str) -> Any:
+    return jax.eval_shape(model_of(name).init, jax.random.key(0))
 
 
 def random_like(like: Any, seed: int) -> Any:
@@ -79,7 +90,7 @@ def numpy_masks(model: Model, chosen: dict[str, np.ndarray], shapes: dict[str, A
 @functools.cache
 def operation(name: str, optimiser: str) -> Any:
     """`surgery.replace`, compiled: without and with compensation."""
-    units, inner = MODELS[name].units, OPTIMISERS[optimiser]
+    units, inner = model_of(name).units, OPTIMISERS[optimiser]
 
     @jit
     def both(chosen: Any, fresh: Any, params: Any, updates: Any, state: Any, means: Any) -> Any:
@@ -100,8 +111,8 @@ PAIRS = [
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**16), share=st.sampled_from([0.0, 0.3, 0.6, 1.0]))
 def test_exactly_the_stated_entries_change(optimiser: str, name: str, seed: int, share: float) -> None:
-    model, inner, rng = MODELS[name], OPTIMISERS[optimiser], np.random.default_rng(seed)
-    params, updates, fresh = (random_like(SHAPES[name], seed + i) for i in range(3))
+    model, inner, rng = model_of(name), OPTIMISERS[optimiser], np.random.default_rng(seed)
+    params, updates, fresh = (random_like(shapes_of(name), seed + i) for i in range(3))
     start = inner.init(params)
     state = random_like(jax.eval_shape(inner.init, params), seed + 3)
     chosen = {layer: rng.random(units.width) < share for layer, units in model.units.items()}
@@ -155,9 +166,9 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_new_unit_has_no_effect_and_its_mean_is_made_up_for(name: str) -> None:
     """The dense reader gets what the other units give; with compensation, also the mean of what is gone."""
-    model = MODELS[name]
+    model = model_of(name)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((7, *((3,) if "mlp" in name else IMAGE))), jnp.float32)
-    params, fresh = (jax.tree.map(jnp.asarray, random_like(SHAPES[name], i)) for i in (1, 2))
+    params, fresh = (jax.tree.map(jnp.asarray, random_like(shapes_of(name), i)) for i in (1, 2))
     params = jax.tree.map(lambda w: w - 1.4, params)
     layer = next(iter(model.units))
     width, _, ((kernel, _),), copies, _ = model.units[layer]
@@ -190,14 +201,14 @@ def test_a_new_unit_has_no_effect_and_its_mean_is_made_up_for(name: str) -> None
 @pytest.mark.parametrize("name", ["actor_critic", "mlp"])
 def test_a_new_head_and_its_moments(name: str) -> None:
     """`reset_head`: the output layers, and no more."""
-    model, inner = MODELS[name], OPTIMISERS["chain"]
+    model, inner = model_of(name), OPTIMISERS["chain"]
     method = methods.ResetHead().build(inner, model)
-    params = random_like(SHAPES[name], 0)
+    params = random_like(shapes_of(name), 0)
     state = random_like(jax.eval_shape(inner.init, params), 3)
     fresh: list[Any] = []
 
     def init_fn(key: jax.Array) -> Any:
-        fresh.append(random_like(SHAPES[name], 7))
+        fresh.append(random_like(shapes_of(name), 7))
         return fresh[0]
 
     zeros = jax.tree.map(np.zeros_like, params)
@@ -247,8 +258,8 @@ def test_a_condition_is_a_branch_under_vmap() -> None:
     [methods.ContinualBackprop(replacement_rate=0.0, maturity=1), methods.SelfNormalizedResets(level=0.0, patience=1)],
 )
 def test_off_replaces_nothing_however_old_or_silent(config: Any) -> None:
-    model = MODELS["mlp"]
-    params = random_like(SHAPES["mlp"], 0)
+    model = model_of("mlp")
+    params = random_like(shapes_of("mlp"), 0)
     method = config.build(optax.identity(), model)
     features = {n: -jnp.ones((2, u.width)) for n, u in model.units.items()}
 
@@ -265,8 +276,8 @@ def test_off_replaces_nothing_however_old_or_silent(config: Any) -> None:
 
 def test_new_values_arrive_whole_where_the_step_size_has_fallen() -> None:
     """The program multiplies all of an update by the share of the step size that is left."""
-    model, rate = MODELS["mlp_crelu"], 0.2
-    params, fresh = random_like(SHAPES["mlp_crelu"], 0), random_like(SHAPES["mlp_crelu"], 1)
+    model, rate = model_of("mlp_crelu"), 0.2
+    params, fresh = random_like(shapes_of("mlp_crelu"), 0), random_like(shapes_of("mlp_crelu"), 1)
     inner, ones = optax.identity(), jax.tree.map(np.ones_like, params)
     chosen = {n: jnp.arange(u.width) == 1 for n, u in model.units.items()}
     means = {n: jnp.full(u.copies * u.width, 2.0) for n, u in model.units.items()}
@@ -282,11 +293,11 @@ def test_new_values_arrive_whole_where_the_step_size_has_fallen() -> None:
 def test_nothing_is_added_to_a_new_unit(order: tuple[str, str]) -> None:
     """Composed in any order: what is replaced is as the replacement says."""
     parts = {"redo": methods.ReDo(period=1), "weight_decay": methods.WeightDecay(decay=0.5)}
-    model = MODELS["mlp"]
+    model = model_of("mlp")
     method = methods.compose([parts[name] for name in order]).build(optax.sgd(0.1), model)
-    params = random_like(SHAPES["mlp"], 0)
+    params = random_like(shapes_of("mlp"), 0)
     features = {n: jnp.arange(2.0 * u.width).reshape(2, -1) % u.width for n, u in model.units.items()}
-    fresh = random_like(SHAPES["mlp"], 1)
+    fresh = random_like(shapes_of("mlp"), 1)
     extra = {"key": jax.random.key(0), "clock": jnp.int32(1), "features": features, "boundary": False}
     grads = jax.tree.map(np.ones_like, params)
     updates, _ = method.update(grads, method.init(params), params, init_fn=lambda key: fresh, **extra)
@@ -347,7 +358,7 @@ def test_units_of_a_residual_layer_may_have_several_readers() -> None:
 
 def test_units_that_the_network_does_not_have_are_named() -> None:
     units = {"dense_0": Units(5, (Entries("dense_0/kernel", -1),), (Entries("head/kernel", -2),))}
-    params = random_like(SHAPES["mlp"], 0)
+    params = random_like(shapes_of("mlp"), 0)
     with pytest.raises(ConfigError, match=r"redo: units\['dense_0'\]: 'head/kernel' is unknown"):
         methods.redo(optax.sgd(0.1), units).init(params)
     units = {"dense_0": Units(3, (Entries("dense_0/kernel", -1),), (Entries("dense_1/kernel", -2),))}
@@ -359,9 +370,9 @@ def test_units_that_the_network_does_not_have_are_named() -> None:
 
 
 def test_compensation_needs_a_bias_in_the_reader() -> None:
-    params = random_like(SHAPES["mlp"], 0)
+    params = random_like(shapes_of("mlp"), 0)
     del params["dense_1"]["bias"]
-    units = {"dense_0": MODELS["mlp"].units["dense_0"]}
+    units = {"dense_0": model_of("mlp").units["dense_0"]}
     with pytest.raises(ConfigError, match="compensate: True is not allowed: the layer of 'dense_1/kernel' has no bias"):
         methods.continual_backprop(optax.sgd(0.1), units).init(params)
     methods.continual_backprop(optax.sgd(0.1), units, compensate=False).init(params)

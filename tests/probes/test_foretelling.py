@@ -215,7 +215,9 @@ def test_robustness_of_a_policy_is_that_of_its_likeliest_actions() -> None:
     sight, batch = shown.sight_of("reinforcement"), shown.make_batch("reinforcement")
     params = sight.model.init(jax.random.key(0))
     probe = RobustnessProbe(noise=1.0, epsilon=1.0).build(sight.model)
-    found = jax.jit(lambda p: probe.measure(sight.seen(p, batch, jax.random.key(3), previous=False)))(params)
+    key = jax.random.key(3)
+    learned = sight.learner.start(key, params)
+    found = jax.jit(lambda learned: probe.measure(sight.seen(learned, batch, key, previous=False)))(learned)
 
     def policy(x: jax.Array) -> jax.Array:
         return sight.model.apply(params, x)[0]["policy"]
