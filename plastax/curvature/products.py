@@ -90,8 +90,8 @@ def rounding(mv: Callable[[Tree], Tree], like: Tree) -> float:
 
 
 def _dtypes_of_products(jaxpr: Jaxpr) -> set[Any]:
-    own = {v.aval.dtype for eqn in jaxpr.eqns if eqn.primitive.name in _PRODUCTS for v in eqn.invars}
-    floats = {dtype for dtype in own if jnp.issubdtype(dtype, jnp.floating)}
+    operands: list[Any] = [v.aval for eqn in jaxpr.eqns if eqn.primitive.name in _PRODUCTS for v in eqn.invars]
+    floats = {x.dtype for x in operands if jnp.issubdtype(x.dtype, jnp.floating)}
     return floats.union(*(_dtypes_of_products(one) for eqn in jaxpr.eqns for one in jaxprs_in_params(eqn.params)))
 
 

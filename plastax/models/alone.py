@@ -43,7 +43,7 @@ def alone(
     def traced(times: int) -> Any:
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((times * len(a), *a.shape[1:]), a.dtype), x)
         examples = len(jax.tree.leaves(like)[0])
-        return jax.make_jaxpr(lambda *given: network(*given, cut, examples))(params, rest, like)
+        return jax.make_jaxpr(lambda p, rest, x: network(p, rest, x, cut, examples))(params, rest, like)
 
     # With twice as many examples: what has no axis of examples does not become longer.
     times = 2

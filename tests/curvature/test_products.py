@@ -14,6 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from plastax import curvature
+from plastax.curvature import products as ways
 from plastax.errors import ConfigError
 from tests.curvature import attention
 
@@ -218,3 +219,12 @@ def test_parameters_and_data_in_16_bits_take_products_in_32() -> None:
     expected = images(jax.tree.map(lambda x: x.astype(jnp.float32), narrow), x.astype(jnp.float32))
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
     jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+def test_a_network_that_computes_in_16_bits_rounds_so(compute: str) -> None:
+    def loss(w: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.tanh(jnp.eye(3, dtype=compute) @ w.astype(compute)).astype(jnp.float32))
+
+    op = curvature.hessian(loss, jnp.ones(3))
+    assert ways.rounding(op.mv, op.like) == jnp.finfo(compute).eps

@@ -151,3 +151,18 @@ def test_bad_placements_are_refused_by_name(mesh: jax.sharding.Mesh) -> None:
     refused("a threefry2x32 key.*got rbg", jax.random.key(0, impl="rbg"), a=((8, 4), mesh, cut))
     with pytest.raises(ValueError, match="axis: the mesh has no 'model'; give one of params"):
         sharding.shardings({}, mesh, "model")
+
+
+@pytest.mark.slow
+def test_spectra_of_blocks_are_those_of_one_device(mesh: jax.sharding.Mesh) -> None:
+    params, data = network((16, 16, 16))
+
+    def measured(params: Any, like: Any = None) -> Any:
+        op = curvature.hessian(loss, params, data)
+        op = op if like is None else op._replace(like=like)
+        found = curvature.block_spectra(op, KEY, "layers", 8, 1)
+        return {name: s.nodes for name, s in found.blocks.items()}, found.whole.nodes, found.off_diagonal().value
+
+    alone, like = jax.jit(measured)(params), sharding.shapes(params, mesh)
+    spread = jax.jit(lambda p: measured(p, like))(sharding.shard_params(params, mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), spread, alone)
