@@ -77,7 +77,7 @@ def as_in_runs(batch: Batch, length: int) -> Compiled:
     return programs._replace(each=RUNNING.enter_context(Room().taken(need(programs), batch)))
 
 
-def trained(programs: Compiled, data: Tree, state: Sequence[Tree], clock: int) -> tuple[list[Tree], list[Tree]]:
+def one_segment(programs: Compiled, data: Tree, state: Sequence[Tree], clock: int) -> tuple[list[Tree], list[Tree]]:
     """State and record of each call of a segment, without the measurements."""
     calls = programs.each(lambda part: programs.training.segment(part, data, np.int32(clock)), state)
     after, record = zip(*calls)

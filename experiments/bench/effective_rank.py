@@ -36,9 +36,9 @@ from rich.table import Table
 
 from experiments import rl_gymnax
 from experiments.bench._bars import Bar, Options, judged, machine, report, table
-from experiments.bench._measure import Running, Side, Times, compiled, rounds_of
+from experiments.bench._measure import Running, Side, Times, as_in_runs, compiled, one_segment, rounds_of
 from experiments.bench.supervised import mnist
-from plastax import linalg
+from plastax import linalg, platforms
 from plastax.methods import L2, L2ER, Backprop
 from plastax.models import MLP, ActorCritic
 from plastax.probes import KroneckerSpectrum
@@ -135,15 +135,12 @@ def ranked(name: str, x: Array, rounds: int) -> Ranked:
 
 
 def running(program: Program, seeds: int, updates: int, rounds: int) -> Running:
-    """Training of all seeds; every call trains ``updates`` updates of the first task, which must be long enough."""
-    every = parallel.over_seeds(program, seeds)
-    shared = jax.device_put(every.data)
-    state = jax.jit(every.init)(parallel.seed_keys(range(seeds)), shared)
-    state = jax.jit(every.begin)(state, shared, jnp.int32(0))
-    segment = jax.jit(every.segment, static_argnums=3, donate_argnums=0)
-    run = segment.lower(state, shared, jnp.int32(0), updates).compile()
+    """Training of all seeds; every round trains ``updates`` updates of the first task, which must be long enough."""
+    batch = parallel.batch(lambda _: program, {"": {}}, range(seeds), platforms.chosen().seed_chunk)
+    programs, data = as_in_runs(batch, updates), batch.place(program.data)
+    state = [programs.training.begin(part, data, np.int32(0)) for part in programs.start(data)]
     clocks = iter(range(0, updates * rounds, updates))
-    return Running(state, lambda state: run(state, shared, jnp.int32(next(clocks))))
+    return Running(state, lambda state: one_segment(programs, data, state, next(clocks)))
 
 
 def supervised(config: Config, hidden: tuple[int, ...], method: MethodConfig, stream: Stream) -> Program:

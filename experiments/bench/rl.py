@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.bench._measure import Running, Side, as_in_runs, rounds_of, trained
+from experiments.bench._measure import Running, Side, as_in_runs, one_segment, rounds_of
 from experiments.bench._rejax import FiveValues, evaluate, row, show
 from plastax import platforms
 from plastax.methods import Backprop
@@ -92,7 +92,7 @@ def plastax_side(
     def round_(state: Any) -> tuple[Any, Any]:
         for _ in range(0, updates, length):
             start = next(starts)
-            state, train = trained(programs, data, state, start)
+            state, train = one_segment(programs, data, state, start)
             border = np.int32(2 * (start + length) + 1)
             seen = [*programs.each(lambda part: look(program.view(part), data, border), state)] if look else []  # noqa: B023
         return state, (train, seen)

@@ -131,7 +131,7 @@ class Compiled(NamedTuple):
         started, late = time.perf_counter(), not self.measuring.done()
         view = [*map(self.batch.program.view, state)]
         # The segment donates the state.
-        kept = jax.tree.map(jnp.copy, view) if late else None
+        kept = jax.tree.map(jnp.copy, view) if late else []
         start = {} if late else self._measured(view, data, clock, ending=False)
         measured = time.perf_counter()
         training = self.each(lambda part: self.training.segment(part, data, np.int32(clock)), state)
