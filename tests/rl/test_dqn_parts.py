@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import rl_gymnax
 from plastax.errors import ConfigError
 from plastax.models import ActorCritic
 from plastax.rl import STREAMS, action_values, dqn, replay
@@ -166,3 +167,14 @@ def test_games_are_kept_in_a_quarter_of_the_memory():
     kept = jax.eval_shape(lambda: replay.buffer(10, 2, 1, 1).init(replay.step_like(environment))).experience
     assert kept.observation.shape == kept.successor.shape == (2, 10, *environment.observation_shape)
     assert kept.observation.dtype == kept.successor.dtype == jnp.bool_
+
+
+def test_buffers_that_do_not_fit_into_memory_are_refused_in_one_line(tmp_path, capsys):
+    line = "--preset smoke --agent dqn --dqn.capacity 2000000000 --seeds 1000 --method backprop --probes none"
+    with pytest.raises(SystemExit) as stop:
+        rl_gymnax.EXPERIMENT.main([*line.split(), "--wandb", "disabled", "--runs-dir", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (1, 1)
+    assert "out of memory in backprop: 1,000 networks are" in said
+    assert "dqn.capacity (2000000000)" in said
+    assert not list(tmp_path.iterdir())
