@@ -360,7 +360,7 @@ def run(lab: pathlib.Path, *words: str, **variables: str) -> subprocess.Complete
 
 
 def test_killed_refused_with_another_source_and_resumed(lab, capsys):
-    line = "--methods l2 mylab.own:CPR --seeds 1 --checkpoint-every 1 --sweep cpr.rate=0.1,0.2"
+    line = "--methods mylab.own:CPR --seeds 1 --checkpoint-every 1 --sweep cpr.rate=0.1,0.2"
     assert run(lab, *line.split(), DIE_AT="5").returncode == -9
     (directory,) = (lab / "runs" / "tiny").iterdir()
     (lab / "mylab" / "own.py").write_text(OWN + "\n# changed\n")
@@ -375,6 +375,6 @@ def test_killed_refused_with_another_source_and_resumed(lab, capsys):
     assert done.returncode == 0, done.stderr
     described = json.loads((directory / "config.json").read_text())
     assert described["own"]["cpr"]["name"] == "mylab.own:CPR"
-    assert described["settings"]["methods"] == ["l2", "mylab.own:CPR"]
-    assert [*described["arms"]] == ["l2", "cpr@rate=0.1", "cpr@rate=0.2"]
+    assert described["settings"]["methods"] == ["mylab.own:CPR"]
+    assert [*described["arms"]] == ["cpr@rate=0.1", "cpr@rate=0.2"]
     assert {path.name for path in (directory / "records").iterdir()} == {*described["arms"]}
