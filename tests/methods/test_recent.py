@@ -61,7 +61,7 @@ def test_a_supervised_study_keeps_its_last_batches() -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), later)
 
 
-@pytest.mark.parametrize("stream", ["cartpole_chain", "pendulum_chain"])
+@pytest.mark.parametrize("stream", [pytest.param("cartpole_chain", marks=pytest.mark.slow), "pendulum_chain"])
 def test_an_agent_keeps_its_last_minibatches(stream: str) -> None:
     line = f"--preset smoke --methods effective_rank --effective-rank.window 2 --probes weights --stream {stream}"
     config = rl_gymnax.EXPERIMENT.parse(line.split())
