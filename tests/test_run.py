@@ -24,6 +24,11 @@ TINY = (
     "--hessian.order 4 --hessian.examples 32 --probes features hessian --checkpoint-every 1 "
     "--methods l2_er --sweep method.er-lr=0,1e-3"  # two arms of one program: one compilation
 )
+REPLAY = (
+    "--preset smoke --tasks 3 --steps-per-task 1024 --segments-per-task 2 --model.hidden 8 --wandb disabled "
+    "--no-report --probes features weights --checkpoint-every 1 --method backprop "
+    "--agent dqn --dqn.capacity 1024 --dqn.warmup 64 --dqn.batch-size 16"
+)
 
 
 def command(runs: pathlib.Path, line: str = TINY) -> list[str]:
@@ -125,14 +130,25 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
         np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
 
 
-@pytest.mark.slow  # a small study is killed many times in test_survival.py; this one is PPO
-def test_killed_and_started_again_equals_uninterrupted(finished, cache, tmp_path):
-    """PPO with its environments; the same command goes on by itself. `tests.test_survival` kills much more."""
+@pytest.mark.slow  # a small study is killed many times in test_survival.py; these are agents
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("line", [TINY, REPLAY], ids=["ppo", "dqn"])
+def test_killed_and_started_again_equals_uninterrupted(line, request, cache, tmp_path):
+    """Agents with their environments and replay; the same command continues. `tests.test_survival` kills much more."""
+    if line == TINY:
+        whole = request.getfixturevalue("finished")[0]
+    else:
+        done = run(command(tmp_path / "whole", line), cache)
+        assert done.returncode == 0, done.stderr
+        whole = next((tmp_path / "whole" / "rl_gymnax").iterdir())
+        assert any("replay" in name for name in final_state(whole))
     draw = random.Random(0)
     kills = 0
     for _ in range(8):
         with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment(cache), stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command(tmp_path, line), cwd=ROOT, env=environment(cache), stdout=log, stderr=log
+            )
         # A moment within the run: from the first record on, a random part of a second later.
         before = num_records(tmp_path)
         deadline = time.monotonic() + 200
@@ -148,7 +164,7 @@ def test_killed_and_started_again_equals_uninterrupted(finished, cache, tmp_path
     assert kills >= 2
     assert "which was killed (--fresh starts a new run)" in (tmp_path / "log").read_text()
     (directory,) = (tmp_path / "rl_gymnax").iterdir()
-    assert_same(finished[0], directory)
+    assert_same(whole, directory)
 
 
 def test_another_configuration_is_refused_by_name(finished, capsys):
