@@ -100,7 +100,7 @@ lint: $(stamp)  ## ruff: rules and format
 types: $(stamp)  ## mypy
 	$(python) -m mypy
 
-bench: $(stamp)-bench  ## run the benchmarks, or one: make bench BENCH=rl
+bench: $(stamp)-bench$(if $(filter ant,$(or $(BENCH),$(benchmarks))), $(stamp)-brax)  ## run the benchmarks, or one: make bench BENCH=rl
 	@set -e; for name in $(or $(BENCH),$(benchmarks)); do $(python) -m experiments.bench.$$name $(ARGS); done
 
 report: $(stamp)  ## write a run's report and print its table: make report RUN=runs/<experiment>/<run id>

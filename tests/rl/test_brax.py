@@ -13,6 +13,7 @@ import pytest
 from plastax import testing
 from plastax.errors import ConfigError
 from plastax.rl import STREAMS, Brax, brax
+from plastax.testing.promises import quick
 from tests.lacking import lacking
 
 # Brax and MuJoCo warn of themselves.
@@ -44,7 +45,7 @@ def installed():
 def short(installed):
     """An ant whose episodes are cut after 3 steps, and its compiled functions."""
     stream = Brax(episode_length=3).build()
-    return stream, jax.jit(stream.environment.reset), jax.jit(stream.environment.step)
+    return stream, quick(stream.environment.reset), quick(stream.environment.step)
 
 
 def test_a_task_has_a_friction_of_its_seed_and_number():
@@ -113,13 +114,13 @@ def test_steps_are_those_of_brax(installed):
     stream = Brax(quantity="gravity", low=1.0, high=1.0).build()
     robot = brax.made("ant", True)
     task = stream.task(jax.random.key(0), jnp.int32(0))
-    observation, state = jax.jit(stream.environment.reset)(jax.random.key(1), task)
-    theirs = jax.jit(robot.reset)(jax.random.key(1))
+    observation, state = quick(stream.environment.reset)(jax.random.key(1), task)
+    theirs = quick(robot.reset)(jax.random.key(1))
     np.testing.assert_array_equal(observation, theirs.obs)
     # MuJoCo starts an episode's solver from 0, Brax from the acceleration that it computes for its first state.
     still = jnp.zeros_like(theirs.pipeline_state.qacc_warmstart)
     theirs = theirs.replace(pipeline_state=theirs.pipeline_state.replace(qacc_warmstart=still))
-    ours_step, their_step = jax.jit(stream.environment.step), jax.jit(robot.step)
+    ours_step, their_step = quick(stream.environment.step), quick(robot.step)
     for key in jax.random.split(jax.random.key(2), 20):
         action = jax.random.uniform(key, (8,), minval=-1, maxval=1)
         state, out = ours_step(key, state, action, task)
