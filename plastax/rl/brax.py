@@ -13,10 +13,12 @@ file, which arXiv 2509.22335 uses.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib.util
+import io
 import math
 import warnings
 from collections.abc import Mapping
@@ -154,7 +156,8 @@ class Brax:
 @functools.cache
 def made(name: str, terminate_when_unhealthy: bool) -> Any:
     """Brax's robot, with the physics of MuJoCo."""
-    with warnings.catch_warnings():  # That Brax's own physics is no longer maintained, and deprecations inside of it.
+    # Brax warns of its own physics and of deprecations; MuJoCo prints what it lacks for GPUs.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         from brax import envs
 
