@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import types
 
@@ -12,7 +13,11 @@ import pytest
 
 from plastax import testing
 from plastax.errors import ConfigError
-from plastax.rl import STREAMS, Brax, brax
+from plastax.methods import METHODS
+from plastax.models import ActorCritic
+from plastax.probes import PROBES
+from plastax.rl import STREAMS, Brax, brax, ppo
+from plastax.rl.environment import EnvironmentStream
 from plastax.testing.promises import quick
 from tests.lacking import lacking
 
@@ -165,6 +170,28 @@ def test_ten_tasks_take_one_compilation_and_play_differently(short):
         ends.append(np.asarray(out.observation))
     assert step._cache_size() == reset._cache_size() == 1
     assert len({end.tobytes() for end in ends}) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.fetched
+def test_spectra_are_those_of_the_current_task(short):
+    """Not of the first one's friction. Network and keys are the same in all measurements."""
+    environment = short[0].environment
+    config = ppo.PPO(num_envs=1, num_steps=4, minibatches=1)
+    model = ActorCritic((4,)).build((27,), 8, continuous=True)
+    probe = dataclasses.replace(PROBES["hessian"], order=4, probes=1).build(model)
+
+    @quick
+    def second_task(frictions):
+        stream = EnvironmentStream(environment, lambda key, index: brax.BraxTask(jnp.int32(index), frictions[index]))
+        method = METHODS["backprop"].build(config.optimizer())
+        made = ppo.program(config, stream, model, method, [probe], updates_per_task=1)
+        state = made.init(jax.random.key(0), ())
+        return made.measure(made.view(state), (), jnp.int32(2))["hessian/nodes"]
+
+    nodes = second_task(jnp.array([1.0, 1.0]))
+    np.testing.assert_array_equal(second_task(jnp.array([0.02, 1.0])), nodes)
+    assert float(jnp.abs(second_task(jnp.array([1.0, 0.02])) - nodes).max()) > 1e-3
 
 
 @pytest.mark.slow
