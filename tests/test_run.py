@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import pytest
 
 import plastax
 from experiments import rl_gymnax
+from tests.lacking import lacking
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -28,6 +30,12 @@ REPLAY = (
     "--preset smoke --tasks 3 --steps-per-task 1024 --segments-per-task 2 --model.hidden 8 --wandb disabled "
     "--no-report --probes features weights --checkpoint-every 1 --method backprop "
     "--agent dqn --dqn.capacity 1024 --dqn.warmup 64 --dqn.batch-size 16"
+)
+
+ROBOT = (
+    "--preset smoke --stream slippery_ant --seeds 1 --tasks 3 --steps-per-task 256 --segments-per-task 4 "
+    "--model.hidden 8 --wandb disabled --no-report --probes none --checkpoint-every 1 --method backprop "
+    "--ppo.num-envs 2 --ppo.num-steps 32 --ppo.epochs 1"
 )
 
 
@@ -132,16 +140,25 @@ def assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
 
 @pytest.mark.slow  # a small study is killed many times in test_survival.py; these are agents
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("line", [TINY, REPLAY], ids=["ppo", "dqn"])
-def test_killed_and_started_again_equals_uninterrupted(line, request, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        pytest.param(TINY, "actors.state", id="ppo"),
+        pytest.param(REPLAY, "replay", id="dqn"),
+        pytest.param(ROBOT, "warmstart", id="brax", marks=pytest.mark.fetched),
+    ],
+)
+def test_killed_and_started_again_equals_uninterrupted(line, kept, request, cache, tmp_path):
     """Agents with their environments and replay; the same command continues. `tests.test_survival` kills much more."""
+    if line == ROBOT and importlib.util.find_spec("brax") is None:
+        lacking("needs Brax: pip install 'plastax-lab[brax]'")
     if line == TINY:
         whole = request.getfixturevalue("finished")[0]
     else:
         done = run(command(tmp_path / "whole", line), cache)
         assert done.returncode == 0, done.stderr
         whole = next((tmp_path / "whole" / "rl_gymnax").iterdir())
-        assert any("replay" in name for name in final_state(whole))
+    assert any(kept in name for name in final_state(whole))
     draw = random.Random(0)
     kills = 0
     for _ in range(8):
