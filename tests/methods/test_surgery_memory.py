@@ -11,7 +11,7 @@ import pytest
 
 from plastax import methods, tree
 from plastax.methods import surgery
-from tests.methods.test_surgery import MODELS, SHAPES, jit, numpy_masks, random_like
+from tests.methods.test_surgery import jit, model_of, numpy_masks, random_like, shapes_of
 
 MEMORIES = {
     "adan": optax.adan(0.1),
@@ -34,8 +34,8 @@ MEMORIES = {
 )
 def test_nothing_is_remembered_of_a_replaced_unit(memory: str) -> None:
     """Whoever keeps it, and by whatever name; and of other units all is."""
-    model, inner = MODELS["mlp"], MEMORIES[memory]
-    params, fresh = (random_like(SHAPES["mlp"], seed) for seed in range(2))
+    model, inner = model_of("mlp"), MEMORIES[memory]
+    params, fresh = (random_like(shapes_of("mlp"), seed) for seed in range(2))
     state = random_like(jax.eval_shape(inner.init, params), 2)
     chosen = {layer: np.arange(units.width) == 1 for layer, units in model.units.items()}
     zeros = jax.tree.map(np.zeros_like, params)
@@ -65,8 +65,8 @@ def test_nothing_is_remembered_of_a_replaced_unit(memory: str) -> None:
 
 @pytest.mark.parametrize("inner", [methods.l2_init(0.1), methods.trac(optax.sgd(0.1))])
 def test_what_a_network_is_compared_with_stays(inner: Any) -> None:
-    model = MODELS["mlp"]
-    params, fresh = (random_like(SHAPES["mlp"], seed) for seed in range(2))
+    model = model_of("mlp")
+    params, fresh = (random_like(shapes_of("mlp"), seed) for seed in range(2))
     chosen = {layer: np.ones(units.width, bool) for layer, units in model.units.items()}
     state = inner.init(params)
     _, moved = surgery.replace(model.units, chosen, tree.named_leaves(fresh), params, params, state, inner)
