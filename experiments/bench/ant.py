@@ -13,6 +13,8 @@ import dataclasses
 import functools
 import time
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from plastax.methods import Backprop
 from plastax.models import ActorCritic
 from plastax.rl import Brax, ppo
 from plastax.rl.brax import made
+from plastax.rl.environment import Continuous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ def plastax_side(config: Config, agent: ppo.PPO) -> Side:
     """Our PPO; one run is a round."""
     stream = Brax().build()
     space, shape = stream.environment.action_space, stream.environment.observation_shape
+    assert isinstance(space, Continuous)
     model = ActorCritic(hidden=config.hidden, activation="relu").build(shape, space.size, continuous=True)
     method = Backprop().build(agent.optimizer())
     program = ppo.program(agent, stream, model, method, updates_per_task=10**6)
@@ -62,7 +66,10 @@ def in_turn(config: Config, agent: ppo.PPO, ours: Side) -> dict[str, Times]:
     from brax.training.agents.ppo import networks, train
 
     # Brax 0.14.2 calls a function that JAX has removed.
-    jax.device_put_replicated = lambda tree, devices: jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+    def replicated(x: Any, devices: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(devices)), x)
+
+    jax.device_put_replicated = replicated
     times = {"plastax": Times([], []), "brax": Times([], [])}
     begun: list[float] = []
 
