@@ -186,6 +186,8 @@ def from_brax(robot: Any, spaces: Spaces, config: Brax) -> Environment:
     # Shapes of Brax's state; the fields that a `Pose` lacks are computed by each step before it reads them.
     blank = jax.eval_shape(robot.reset, jax.random.key(0))
 
+    # Jitted: training and measurements then share one trace of the physics, which takes seconds.
+    @jax.jit
     def draw(key: Key, task: Tree) -> tuple[Array, Pose]:
         del task
         state = robot.reset(key)
@@ -196,6 +198,7 @@ def from_brax(robot: Any, spaces: Spaces, config: Brax) -> Environment:
         observation, pose = draw(key, task)
         return observation, BraxState(pose, jnp.int32(0))
 
+    @jax.jit
     def advance(
         start: tuple[Array, Pose], state: BraxState, action: Array, task: BraxTask
     ) -> tuple[BraxState, Timestep]:
