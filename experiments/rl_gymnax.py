@@ -57,6 +57,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dqn": DQN(num_envs=8, num_steps=250, train_every=2, batch_size=32, capacity=100_000, learning_rate=3e-4,
                    warmup=10_000, n_step=1, target_every=250, epsilon=0.01, epsilon_steps=250_000),
     },
+    # A gradient step for every environment step, four times DQN's default: the primacy bias (Nikishin et al. 2022).
+    # --dqn.replay-ratio 0.25 is the other side of the comparison.
+    "replay": {
+        "agent": "dqn", "methods": ("backprop", "l2_er", "redo", "layernorm", "reset"),
+        "probes": ("features", "weights", "hessian"), "tasks": 5, "steps_per_task": 10_240, "probe_every": 2,
+        "hessian.order": 48, **EPS,
+        "dqn": DQN(replay_ratio=1.0, batch_size=32, capacity=10_240, epsilon_steps=2_048, kronecker_every=0,
+                   reward_scale=0.05),
+    },
 }  # fmt: skip
 
 EXPERIMENT = reinforcement.experiment("rl_gymnax", Config, DEFAULTS, PRESETS)
