@@ -181,7 +181,7 @@ class _Trace:
                 bound = eqn.primitive.get_bind_params(eqn.params)
                 given = eqn.primitive.bind(*(flow.read(values, key) for key in ins), **bound)
             order, label = tapped.get(outs[0], ((), ""))
-            if label in taps:
+            if order and label in taps:  # A layer may have the empty name.
                 given = given + taps[label].transpose([order.index(i) for i in range(given.ndim)])
             values |= zip(outs, given if eqn.primitive.multiple_results else [given], strict=True)
         return values

@@ -18,6 +18,18 @@ class ConfigError(ValueError):
         return cls(f"{setting}: {name!r} is unknown{hint}; allowed: {', '.join(allowed)}")
 
 
+class Refused(ValueError):
+    """A network has layers without known Kronecker factors; the message says why.
+
+    Attributes:
+      layers: their names.
+    """
+
+    def __init__(self, why: str, layers: Iterable[str]) -> None:
+        super().__init__(why)
+        self.layers = tuple(layers)
+
+
 class RunError(RuntimeError):
     """A run that cannot continue; the message is one line that says why and what helps."""
 

@@ -12,12 +12,15 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import opt_einsum
 from flax import nnx
+from flax.core.tracers import current_trace
 
+from plastax.errors import Refused
 from plastax.layers import LayerInputs, Norm
 from plastax.models.window import window
 from plastax.types import Array
@@ -79,13 +82,31 @@ def names(use: str, stack: Sequence[int]) -> list[str]:
 
 
 def of_examples(layer: Any, method: str, x: Array, examples: int) -> bool:
-    """Whether the leading axis of what a layer is given is that of the examples.
+    """Whether the leading axis of what a layer is given is that of the examples, and can leave the network.
 
-    An embedding of one axis of indices is taken for one of positions, which are the same for all examples.
+    An embedding of one axis of indices is taken for one of positions, which are the same for all examples. Nothing
+    leaves a plain `jax.lax.scan`, or another transformation that is not Flax's.
     """
+    if _is_inside(layer):
+        return False
     if isinstance(layer, _EMBED) and method == "__call__":
         return x.ndim > 1 and x.shape[0] == examples
     return x.ndim > 0 and x.shape[0] % examples == 0
+
+
+def _is_inside(layer: Any) -> bool:
+    """Whether a layer is called inside of a transformation that its variables are outside of."""
+    if isinstance(layer, nnx.Module):
+        own = variables(layer)[0]
+        try:
+            own.set_metadata(**own.get_metadata())  # Changes nothing, and is refused where a change would be lost.
+        except flax.errors.TraceContextError:
+            return True
+        return False
+    scope, now = layer.scope, current_trace()
+    while scope is not None and scope.trace_level == now:
+        scope = scope.parent
+    return scope is not None
 
 
 def of(name: str, layer: Any, x: Array, out: Array, rest: Sequence[Any] = ()) -> Form:
@@ -99,7 +120,7 @@ def of(name: str, layer: Any, x: Array, out: Array, rest: Sequence[Any] = ()) ->
       rest: the call's other arguments: the equation of `Einsum`, the mask of a normalisation.
 
     Raises:
-      ValueError: for calls whose factors nobody knows.
+      Refused: for calls whose factors nobody knows.
     """
     parameters = _parameters(layer)
     bias, kind = parameters[-1] == "bias", type(layer)
@@ -113,7 +134,8 @@ def of(name: str, layer: Any, x: Array, out: Array, rest: Sequence[Any] = ()) ->
         inputs = lambda x: LayerInputs(x, False, table=layer.num_embeddings)  # noqa: E731
     elif isinstance(layer, _NORM):
         if any(mask is not None for mask in rest):
-            raise ValueError(f"layer {name!r} normalises by a mask, which Kronecker factors do not know; leave it out")
+            why = f"layer {name!r} normalises by a mask, which Kronecker factors do not know; leave it out"
+            raise Refused(why, [name])
         norm = Norm(float(layer.epsilon), issubclass(kind, nn.LayerNorm | nnx.LayerNorm), "scale" in parameters, bias)
         inputs = lambda x: LayerInputs(x, False, norm=norm)  # noqa: E731
     elif isinstance(layer, (*_GENERAL, *_EINSUM)):
@@ -209,7 +231,8 @@ def _parameters(layer: Any) -> tuple[str, ...]:
 def _general(name: str, layer: Any, x: Array) -> tuple[str, str, str]:
     """The product of a `DenseGeneral` as the letters of its operands and result."""
     if np.size(layer.batch_dims) if isinstance(layer, nn.DenseGeneral) else layer.batch_axis:
-        raise ValueError(f"layer {name!r} has a kernel for each example (batch_dims), which factors cannot describe")
+        why = f"layer {name!r} has a kernel for each example (batch_dims), which factors cannot describe; leave it out"
+        raise Refused(why, [name])
     features = layer.features if isinstance(layer, nn.DenseGeneral) else layer.out_features
     axes = sorted(axis % x.ndim for axis in np.atleast_1d(layer.axis))  # Flax sorts them.
     data, units = string.ascii_letters[: x.ndim], string.ascii_letters[x.ndim :][: np.size(features)]
@@ -238,9 +261,10 @@ def _contraction(
     units = [letter for letter in kernel if letter not in data]
     once = all(len(set(letters)) == len(letters) for letters in product)
     if not once or not {*places, *units} <= {*result} or places[:1] != [data[0]]:
-        raise ValueError(
+        raise Refused(
             f"layer {name!r} has the product {data},{kernel}->{result}, which Kronecker factors cannot describe; let "
-            f"the examples {data[0]!r} and all places and units be axes of the result, or leave it out"
+            f"the examples {data[0]!r} and all places and units be axes of the result, or leave it out",
+            [name],
         )
 
     def sizes(letters: Sequence[str]) -> list[int]:

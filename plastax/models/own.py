@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,9 @@ from flax import nnx
 
 from plastax import discovery, parameters, tree
 from plastax.errors import ConfigError
+from plastax.layers import LayerInputs, Tapped
 from plastax.models.pure import Pure, of_equinox, of_linen, of_nnx
+from plastax.models.taps import but_refused
 from plastax.types import Array, Key, Model, Params, Tree
 
 GIVEN = ("outputs", "input_shape", "continuous", "rngs", "key")
@@ -252,13 +255,17 @@ def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool |
         raise ConfigError(f"model: {name} has batch statistics, which PPO would act without; take layer normalisation")
     names = _names(pure.init, name)
 
-    def network(stats: Tree, train: bool) -> discovery.Network:
+    def network(stats: Tree, train: bool, tapped: Tapped | None = None, taps: Any = ()) -> discovery.Network:
         def run(params: Params, x: Array) -> tuple[Any, ...]:
-            out, moved = pure.call(names.unpack(params), stats, x, train)
+            given, inputs = names.unpack(params), dict[str, LayerInputs]()
+            if tapped is None:
+                out, moved = pure.call(given, stats, x, train)
+            else:
+                (out, moved), inputs = tapped.apply((given, stats), taps, x)
             named = isinstance(out, tuple | list) and len(out) == 2 and isinstance(out[1], Mapping)
             out, features = out if named else (out, {})
             places = x.shape if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[:1]
-            return _outputs(out, name, places, outputs, continuous), dict(features), moved
+            return _outputs(out, name, places, outputs, continuous), dict(features), moved, inputs
 
         return run
 
@@ -271,11 +278,27 @@ def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool |
     if found.draws:
         raise ConfigError(f"model: {name} draws random numbers (dropout?), which is not supported; set its rate to 0")
 
+    flax, factored, others = None, found.factored, dict[str, tuple[str, ...]]()
+    if pure.tapped and tree.named_leaves(like).keys() - set().union(*factored.values()):
+        flax, seen = but_refused(pure.tapped, example)
+        factored, others = _joined(factored, seen)
+    kinds = found.roles.of(like)
+    kernels = {role.layer for role in kinds.values() if role.kind == "kernel"}
+    layers = tuple(name for name in factored if name in found.layers or name in kernels)
+
+    def taps(x: Array) -> dict[str, Array]:
+        zeros = discovery.taps(plain, like, x) | (flax.taps(x) if flax and others else {})
+        return {name: zeros[name] for name in factored}
+
     def train(params: Params, stats: Tree, taps: Mapping[str, Array], x: Array) -> Any:
-        return discovery.tapped(network(stats, True), params, taps, x)
+        mine, theirs = ({name: taps[name] for name in taps if (name in others) is one} for one in (False, True))
+        run = network(stats, True, flax if others else None, theirs)
+        outputs, features, inputs, moved, further = discovery.tapped(run, params, mine, x)
+        inputs |= {name: further[name] for name in others}
+        return outputs, features, {name: inputs[name] for name in factored}, moved
 
     def tapped(params: Params, taps: Mapping[str, Array], x: Array) -> Any:
-        return discovery.tapped(plain, params, taps, x)[:3]
+        return train(params, pure.stats, taps, x)[:3]
 
     def evaluate(params: Params, stats: Tree, x: Array) -> Any:
         return discovery.tapped(network(stats, False), params, {}, x)[:2]
@@ -286,10 +309,10 @@ def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool |
     )
     return Model(
         Fixed(draw, refusal) if pure.fixed else draw,
-        lambda params, x: tapped(params, {}, x)[:2],
-        lambda x: discovery.taps(plain, like, x),
+        lambda params, x: discovery.tapped(plain, params, {}, x)[:2],
+        taps,
         tapped,
-        found.layers,
+        layers,
         found.hidden,
         found.units,
         pure.stats,
@@ -298,8 +321,31 @@ def _model(pure: Pure, name: str, example: Any, outputs: int, continuous: bool |
         activation=found.activation,
         roles=found.roles,
         lacking=found.lacking,
-        factored=found.factored,
+        factored=factored,
     )
+
+
+def _joined(
+    found: Mapping[str, tuple[str, ...]], seen: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The layers that the trace shows, and those of Flax that add parameters to theirs.
+
+    Args:
+      found: layer -> names of its parameters, as the trace shows them.
+      seen: the same of the layers of Flax. Both are in the order of the forward pass.
+
+    Returns:
+      All layers in that order, and those of them that are tapped as layers of Flax.
+    """
+    others = {name: own for name, own in seen.items() if not any({*own} <= {*one} for one in found.values())}
+    taken = set().union(*others.values())
+    joined: dict[str, tuple[str, ...]] = {}
+    for name in found:
+        if name in seen:
+            joined |= {before: seen[before] for before in itertools.takewhile(name.__ne__, seen) if before in others}
+        if taken.isdisjoint(found[name]):
+            joined[name] = found[name]
+    return joined | others, others
 
 
 def _outputs(out: Any, name: str, places: tuple[int, ...], outputs: int, continuous: bool | None) -> Tree:

@@ -23,7 +23,7 @@ from flax.core import DenyList
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plastax import machine, tree
-from plastax.errors import ConfigError
+from plastax.errors import ConfigError, Refused
 from plastax.layers import LayerInputs, Tapped
 from plastax.models import forms, taps_nnx
 from plastax.models.alone import Cut, alone
@@ -54,6 +54,7 @@ def tapped(
     *,
     inputs: Callable[[Tree], Tree] = lambda data: data,
     layers: Collection[str] | None = None,
+    without: Collection[str] = (),
     counted: Callable[[Tree], Array | None] | None = None,
     variables: Mapping[str, Tree] | None = None,
     rngs: Mapping[str, Key] | None = None,
@@ -71,14 +72,16 @@ def tapped(
     ``blocks/Dense_0/0``. Where the steps share their parameters (`nn.RNN`), they are refused.
 
     Other layers pass as they are, and so do those that compute something of their own (subclasses with another
-    ``__call__``, `nnx.WeightNorm`), that are called on something without an axis of examples (embeddings of positions:
-    give ``[B, T]`` to have a factor), or whose parameters are also read elsewhere (``h @ embed.embedding.T``: call
-    `Embed.attend`). `plastax.curvature.left_out` names the parameters that are then in no factor.
+    ``__call__``, layers in `WeightNorm` or `SpectralNorm`), that are called in a plain `jax.lax.scan`, that are called
+    on something without an axis of examples (embeddings of positions: give ``[B, T]`` to have a factor), or whose
+    parameters are also read elsewhere (``h @ embed.embedding.T``: call `Embed.attend`). `plastax.curvature.left_out`
+    names the parameters that are then in no factor.
 
     Args:
       module: called with one argument, whose leading axis is that of the examples.
       inputs: picks that argument from the data: ``operator.itemgetter(0)`` where the data is ``(x, y)``.
       layers: names of the layers to tap; None: all.
+      without: names of layers to leave out.
       counted: ``(data) -> bool [B, T]``, which places of the examples count: padding does not. None: all.
       variables: collections beside the parameters, such as batch statistics. What the module changes in them is lost.
       rngs: keys of what the module draws, ``{"dropout": key}``: the same draws in every pass.
@@ -95,10 +98,11 @@ def tapped(
 
     Raises:
       ConfigError: ``module`` is not of Flax, or an argument for linen is given for nnx. Where the network is applied:
-        the module has no layer of a name in ``layers``, or it needs a collection that ``variables`` lacks.
-      ValueError: where the network is applied: steps share a layer's parameters, see above; no `Window` describes a
-        convolution: masked, transposed by an input dilation, circular or reflecting, or with other than one batch axis;
-        a product has the examples or the units in no axis of its result; a normalisation has a mask.
+        the module has no layer of a name in ``layers`` or ``without``, or it needs a collection that ``variables``
+        lacks.
+      Refused: (a ValueError) where the network is applied: steps share a layer's parameters, see above; no `Window`
+        describes a convolution: masked, transposed by an input dilation, circular or reflecting, or with other than
+        one batch axis; a product has the examples or the units in no axis of its result; a normalisation has a mask.
 
     Examples:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -117,18 +121,18 @@ def tapped(
         for name, given in (("variables", variables), ("rngs", rngs), ("mutable", mutable)):
             if given:
                 raise ConfigError(f"{name}: not for nnx modules; {type(module).__name__} has its own state and keys")
-        return taps_nnx.tapped(module, inputs, layers, mask, arguments)
+        return taps_nnx.tapped(module, inputs, layers, without, mask, arguments)
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"module: {type(module).__module__}.{type(module).__name__} is not allowed; give a module of flax.linen "
             "or flax.nnx: layers of Equinox or plain functions cannot be tapped"
         )
-    return _linen(module, inputs, layers, mask, variables or {}, rngs or {}, mutable, arguments)
+    return _linen(module, inputs, layers, without, mask, variables or {}, rngs or {}, mutable, arguments)
 
 
 def of_known(module: nn.Module, *, counted: Any = None, variables: Any = None, mutable: Sequence[str] = ()) -> Tapped:
     """As `tapped`, of a linen module of plastax, whose layers are known to be `alone`: a pass less."""
-    return _linen(module, lambda x: x, None, counted or _all, variables or {}, {}, mutable, {}, known=True)
+    return _linen(module, lambda x: x, None, (), counted or _all, variables or {}, {}, mutable, {}, known=True)
 
 
 def _all(data: Tree) -> None:
@@ -139,6 +143,7 @@ def _linen(
     module: nn.Module,
     inputs: Callable[[Tree], Tree],
     layers: Collection[str] | None,
+    without: Collection[str],
     mask: Callable[[Tree], Array | None],
     variables: Mapping[str, Tree],
     rngs: Mapping[str, Key],
@@ -173,7 +178,7 @@ def _linen(
             name = "/".join(layer.path)
             use = forms.use_of(name, method)
             found.layers.setdefault(name)
-            if layers is not None and name not in layers:
+            if name in without or (layers is not None and name not in layers):
                 return out
             own = layer.is_mutable_collection(_INPUTS)
             if not own and use not in stacks:
@@ -212,10 +217,11 @@ def _linen(
             # without.
             for compile_ in (contextlib.nullcontext, jax.disable_jit):
                 found = _Found({}, {}, {})
-                with compile_(), explained(), nn.intercept_methods(interceptor(found, stacks, examples)):
+                met = _unless_changed(interceptor(found, stacks, examples))
+                with compile_(), explained(), nn.intercept_methods(met):
                     outputs, state = run(f"plastax_pass_{next(_PASSES)}", stacks)
                 given = _given(state)
-                unknown = [name for name in layers or () if name not in found.layers]
+                unknown = [name for name in (*(layers or ()), *without) if name not in found.layers]
                 if not unknown and given.keys() <= found.calls.keys():
                     break
             if unknown:
@@ -245,7 +251,7 @@ def _linen(
             )
 
         kept = [*rest, *mutable, f"plastax_pass_{next(_PASSES)}"]
-        with explained(), nn.intercept_methods(intercept):
+        with explained(), nn.intercept_methods(_unless_changed(intercept)):
             return module.apply({"params": params, **rest}, x, rngs=dict(rngs), mutable=kept, **arguments)[0]
 
     checked: dict[Any, Callable[[Use], bool]] = {}  # Shapes of what the module gets -> whether a use is alone.
@@ -305,6 +311,22 @@ def _linen(
     return Tapped(taps, apply, parameters)
 
 
+def _unless_changed(intercept: nn.module.Interceptor) -> nn.module.Interceptor:
+    """The interceptor, but not of layers whose parameters another module changes before they are applied."""
+    inside: list[nn.Module] = []
+
+    def outer(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
+            inside.append(context.module)
+            try:
+                return next_fun(*args, **kwargs)
+            finally:
+                inside.pop()
+        return next_fun(*args, **kwargs) if inside else intercept(next_fun, args, kwargs, context)
+
+    return outer
+
+
 def _arrays_first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     return sorted((*args, *kwargs.values()), key=lambda given: not hasattr(given, "shape"))
 
@@ -329,10 +351,10 @@ def _stacks(lost: Mapping[str, Mapping[str, tuple[int, ...]]], params: Params) -
     """Sizes of the leading axes of the parameters, of layers inside of lifted transformations.
 
     Raises:
-      ValueError: for layers that have no such axes: several steps share their parameters.
+      Refused: layers have no such axes: several steps share their parameters.
     """
     shapes = {"/".join(path): jnp.shape(x) for path, x in flatten_dict(nn.meta.unbox(params)).items()}
-    stacks = {}
+    stacks, shared = {}, dict[str, None]()
     for use, parts in lost.items():
         name = forms.of_use(use)[0]
         whole = {part: shapes[f"{name}/{part}" if name else part] for part in parts}
@@ -343,12 +365,29 @@ def _stacks(lost: Mapping[str, Mapping[str, tuple[int, ...]]], params: Params) -
             or len(leading) > 1
             or any(whole[part][-len(shape) :] != shape for part, shape in parts.items())
         ):
-            raise ValueError(
-                f"layer {name!r} is inside nn.scan, nn.vmap or nn.RNN, whose steps share its parameters or stack them "
-                "along another axis than the first; leave it out: models.tapped(module, layers=[...]) with the others"
-            )
-        (stacks[use],) = leading
+            shared.setdefault(name)
+        else:
+            (stacks[use],) = leading
+    if shared:
+        raise Refused(
+            f"layer {next(iter(shared))!r} is inside nn.scan, nn.vmap or nn.RNN, whose steps share its parameters or "
+            f"stack them along another axis than the first; leave it out: models.tapped(module, without={[*shared]})",
+            shared,
+        )
     return stacks
+
+
+def but_refused(
+    network_of: Callable[[Collection[str]], Tapped], data: Tree
+) -> tuple[Tapped, dict[str, tuple[str, ...]]]:
+    """A network without the layers that are refused, and `parameters_of` it; ``network_of`` leaves out these names."""
+    without: tuple[str, ...] = ()
+    while True:
+        try:
+            network = network_of(without)
+            return network, parameters_of(network, data)
+        except Refused as error:
+            without += error.layers
 
 
 def parameters_of(network: Tapped, data: Tree) -> dict[str, tuple[str, ...]]:

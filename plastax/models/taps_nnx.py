@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plastax import parameters, tree
-from plastax.errors import ConfigError
+from plastax.errors import ConfigError, Refused
 from plastax.layers import LayerInputs, Tapped
 from plastax.models import forms
 from plastax.models.alone import Cut, alone
@@ -43,13 +43,19 @@ def tapped(
     module: nnx.Module,
     inputs: Callable[[Tree], Tree],
     layers: Collection[str] | None,
+    without: Collection[str],
     mask: Callable[[Tree], Array | None],
     arguments: dict[str, Any],
+    moving: bool = False,
 ) -> Tapped:
-    """The network of a module; the arguments are those of `plastax.models.tapped`."""
+    """The network of a module; the arguments are those of `plastax.models.tapped`.
+
+    With ``moving`` batch statistics, ``params`` are a pair of parameters and statistics, and outputs are a pair with
+    the statistics that the pass leaves.
+    """
     graph, own, *others = nnx.split(module, nnx.Param, ...)
     (rest,) = jax.tree.map(lambda x: x, others)  # Of its own: the module's may change.
-    places = _layers(module, layers)
+    places = _layers(module, layers, without)
     # Shapes of the data -> use -> number of the call -> its form, in the order of the forward pass; kept, as `nnx.jit`
     # calls no layer again.
     called: dict[Any, dict[str, dict[int, Form]]] = {}
@@ -94,30 +100,33 @@ def tapped(
 
         return type(kind)(f"Cut{kind.__name__}", (kind,), {name: calling(name) for name in _methods(kind)})
 
-    def network_of(params: Params, kind_of: Callable[[Any], Any]) -> nnx.Module:
+    def network_of(params: Params, stats: nnx.State[Any, Any], kind_of: Callable[[Any], Any]) -> nnx.Module:
         """The network, with other classes of layers."""
-        network = nnx.merge(graph, params, rest, copy=True)
+        network = nnx.merge(graph, params, nnx.merge_state(rest, stats), copy=True)
         layer: Any
         for path, layer in nnx.iter_modules(network):
             if path in places:
                 layer.__class__, layer.tapped_as = kind_of(layer.__class__), places[path].name
         return network
 
-    def cut_at_layers(params: Params, others: tuple[()], x: Tree, cut: Cut, examples: int) -> Tree:
-        del others
+    def cut_at_layers(params: Params, stats: Tree, x: Tree, cut: Cut, examples: int) -> Tree:
         params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
-        return network_of(params, lambda kind: cutting(kind, cut, examples))(x, **arguments)
+        return network_of(params, stats, lambda kind: cutting(kind, cut, examples))(x, **arguments)
 
     checked: dict[Any, Callable[[Use], bool]] = {}  # Shapes of the data -> whether a use is alone.
 
     def run(params: Params, taps: dict[str, Array], data: Tree) -> tuple[Tree, dict[str, Use]]:
         """Outputs, and the layers' uses."""
-        params = parameters.split(params)[0]
-        names, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
-        if names != mine:
-            raise ConfigError(f"params: {', '.join(names)} are not allowed; give nnx.state(module, nnx.Param)")
-        params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
-        network = network_of(params, tapping)
+        stats: nnx.State[Any, Any] = nnx.State({})
+        if moving:
+            params, stats = params
+        else:
+            params = parameters.split(params)[0]
+            names, mine = ([name.removesuffix("/value") for name in tree.named_leaves(p)] for p in (params, own))
+            if names != mine:
+                raise ConfigError(f"params: {', '.join(names)} are not allowed; give nnx.state(module, nnx.Param)")
+            params = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
+        network = network_of(params, stats, tapping)
         placed, taps = {}, dict(taps)
         for path, one in places.items():
             for method in forms.METHODS:
@@ -128,6 +137,7 @@ def tapped(
         called.setdefault(shapes[-1], {})
         capturing = nnx.capture(network, _Input, _Tap, init=nnx.from_flat_state(placed))
         outputs, *states = capturing(x, **arguments)
+        outputs = (outputs, nnx.state(network, nnx.BatchStat)) if moving else outputs
         given = {tuple(path): x.get_value() for path, x in nnx.to_flat_state(states[0])}
         uses = {}
         for use, calls in called[shapes[-1]].items():
@@ -136,14 +146,15 @@ def tapped(
             if (*path, method) in given:
                 uses[use] = Use(use, [calls[i] for i in range(len(calls))], stack, given[*path, method])
         if shapes[-1] not in checked:
-            checked[shapes[-1]] = alone(cut_at_layers, own, (), x)
+            checked[shapes[-1]] = alone(cut_at_layers, own, stats, x)
         return outputs, {name: use for name, use in uses.items() if checked[shapes[-1]](use)}
 
     at = {layer.name: (path, layer.stack) for path, layer in places.items()}
 
     def uses(data: Tree) -> Iterable[Use]:
         found: dict[str, Use] = {}
-        jax.eval_shape(lambda data: found.update(run(own, {}, data)[1]), data)
+        given = (own, nnx.State({})) if moving else own
+        jax.eval_shape(lambda given, data: found.update(run(given, {}, data)[1]), given, data)
         return found.values()
 
     def taps_of(data: Tree) -> dict[str, Array]:
@@ -164,12 +175,14 @@ def _methods(kind: Any) -> list[str]:
     return [name for name in forms.METHODS if hasattr(kind, name)]
 
 
-def _layers(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[Any, ...], _Layer]:
+def _layers(
+    module: nnx.Module, layers: Collection[str] | None, without: Collection[str]
+) -> dict[tuple[Any, ...], _Layer]:
     """Path -> layer to tap.
 
     Raises:
-      ConfigError: the module has no layer of a name in ``layers``.
-      ValueError: several steps share a layer.
+      ConfigError: the module has no layer of a name in ``layers`` or ``without``.
+      Refused: several steps share a layer.
     """
     modules = dict(nnx.iter_modules(module))
     found = {path: "/".join(map(str, path)) for path, one in modules.items() if forms.has(one, "__call__")}
@@ -182,14 +195,15 @@ def _layers(module: nnx.Module, layers: Collection[str] | None) -> dict[tuple[An
         for path, name in found.items()
         if path not in shared and not any(path[: len(at)] == at for at in changed)
     }
-    for name in layers or ():
+    for name in (*(layers or ()), *without):
         if name not in found.values():
             raise ConfigError.unknown("layers", name, found.values())
-    chosen = {path: name for path, name in found.items() if layers is None or name in layers}
-    for path, name in chosen.items():
-        if any(isinstance(one, nnx.RNN) and path[: len(at)] == at for at, one in modules.items()):
-            raise ValueError(
-                f"layer {name!r} is inside nnx.scan, nnx.vmap or nnx.RNN, whose steps share its parameters; leave it "
-                "out: models.tapped(module, layers=[...]) with the others"
-            )
+    chosen = {path: name for path, name in found.items() if name not in without and (layers is None or name in layers)}
+    loops = [path for path, one in modules.items() if isinstance(one, nnx.RNN)]
+    if inside := [name for path, name in chosen.items() if any(path[: len(at)] == at for at in loops)]:
+        raise Refused(
+            f"layer {inside[0]!r} is inside nnx.scan, nnx.vmap or nnx.RNN, whose steps share its parameters; leave it "
+            f"out: models.tapped(module, without={inside})",
+            inside,
+        )
     return {path: _Layer(name, forms.stack_of(modules[path])) for path, name in chosen.items()}

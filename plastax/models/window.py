@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax.linen.linear import canonicalize_padding
 
+from plastax.errors import Refused
 from plastax.layers import Window
 from plastax.types import Array
 
@@ -31,9 +32,8 @@ def window(name: str, conv: Any, x: Array) -> Window:
     }
     if any(refused.values()):
         what = ", ".join(reason for reason, holds in refused.items() if holds)
-        raise ValueError(
-            f"layer {name!r} is a convolution with {what}, which Kronecker factors cannot describe; leave it out"
-        )
+        why = f"layer {name!r} is a convolution with {what}, which Kronecker factors cannot describe; leave it out"
+        raise Refused(why, [name])
     strides, dilation = each(conv.strides), each(conv.kernel_dilation)
     if isinstance(padding, str):
         reach = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))

@@ -200,11 +200,12 @@ def _matrices(trial: Trial, params: Params) -> dict[str, list[np.ndarray]]:
     matrices: dict[str, list[np.ndarray]] = {}
     for name, role in found.items():
         if role.kind == "kernel":
-            matrix = plain(leaves[name])
+            matrix, outputs = plain(leaves[name]), role.readings[0].outputs if role.readings else (-1,)
+            units = math.prod(matrix.shape[axis] for axis in outputs)
             if name != f"{role.layer}/kernel":  # Flax's have the order [*places, inputs, units] as they are.
                 axes = roles.axes(name, role, trial.who, places=True)
                 matrix = matrix.transpose(axes.places + axes.inputs + axes.outputs)
-            matrices[role.layer] = [matrix.reshape(-1, matrix.shape[-1])]
+            matrices[role.layer] = [matrix.reshape(-1, units)]
     for name, role in found.items():
         if role.kind == "bias" and role.layer in matrices:
             matrices[role.layer].append(plain(leaves[name]).reshape(1, -1))
@@ -214,7 +215,8 @@ def _matrices(trial: Trial, params: Params) -> dict[str, list[np.ndarray]]:
 def _check_layer(who: str, name: str, matrices: list[np.ndarray], inputs: LayerInputs, taps: Array, same: Any) -> None:
     kernel = matrices[0]
     gradient = plain(taps).reshape(EXAMPLES, -1, kernel.shape[-1])
-    outer = np.einsum("bti,bto->io", plain(rows(inputs)), gradient)
+    seen = np.concatenate([plain(rows(call)) for call in (inputs, *inputs.others)], axis=1)
+    outer = np.einsum("bti,bto->io", seen, gradient)
     parts = {"kernel": (kernel, outer[: len(outer) - inputs.bias])}
     if inputs.bias:
         # Relative to all of the layer's: a bias before a normalisation has no gradient.

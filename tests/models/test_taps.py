@@ -345,6 +345,26 @@ class Doubled(nn.Dense):
         return 2 * super().__call__(x)
 
 
+class Changed(nn.Module):
+    """Layers whose parameters another module changes first, and one in a plain loop."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.SpectralNorm(nn.Dense(4, name="spectral"))(x, update_stats=True)
+        x = nn.WeightNorm(nn.Dense(4, name="weight"))(x)
+        looped = nn.Dense(4, name="looped")
+        x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(looped(x)), None), looped(x), None, length=2)
+        return nn.Dense(2, name="output")(x)
+
+
+def test_layers_that_another_module_changes_or_a_plain_loop_calls_have_no_factors() -> None:
+    x = jnp.ones((EXAMPLES, 3))
+    variables = jax.jit(Changed().init)(jax.random.key(0), x)
+    network = models.tapped(Changed(), mutable=["batch_stats"])
+    assert tuple(network.taps(x)) == ("output",)
+    assert list(jax.eval_shape(lambda v: network.apply(v, network.taps(x), x)[1], variables)) == ["output"]
+
+
 class Elsewhere(nn.Module):
     """Layers whose factors would miss a part of what their parameters do, and one beside them that has factors."""
 
