@@ -390,15 +390,3 @@ def test_damaged_networks_are_refused(run: plastax.Run, tmp_path: pathlib.Path):
     path.write_bytes(raw[:100] + b"\xff" + raw[101:])
     with pytest.raises(RecordError, match=r"000001\.npz is damaged"):
         mine.params("l2", task=1)
-
-
-def test_public_names_are_there():
-    assert dir(plastax) == plastax.__all__
-    for name in plastax.__all__:
-        assert getattr(plastax, name) is not None
-    heavy = ["jax", "optax", "xarray", "pandas", "matplotlib", "wandb", "orbax", "gymnax"]
-    alone = f"import sys, plastax; plastax.__version__; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
-    with pytest.raises(AttributeError, match="no attribute 'studdy'"):
-        plastax.studdy  # noqa: B018
