@@ -106,3 +106,8 @@ def normal_like(key: Key, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(like)
     draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
     return jax.tree.unflatten(structure, draws)
+
+
+def zeros(like: Tree) -> Tree:
+    """Zeros of the shapes and dtypes of ``like``, arrays or shape structs."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)

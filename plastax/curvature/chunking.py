@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plastax import tree
 from plastax.curvature import checks
 from plastax.types import Array, Loss, Tree
 
@@ -48,7 +49,7 @@ def mean(fn: Callable[[Tree], Tree], data: Tree, size: int) -> Tree:
         start = weighted(rest(data, size))
     else:
         shapes = jax.eval_shape(lambda: weighted(chunk(data, 0, size)))
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        start = tree.zeros(shapes)
     return jax.lax.fori_loop(0, whole, step, start)
 
 

@@ -299,7 +299,7 @@ def sum_over(fn: Callable[[Tree], Tree], xs: Tree) -> Tree:
     first = jax.tree.map(lambda x: x[0], xs)
     if jax.tree.leaves(xs)[0].shape[0] == 1:
         return fn(first)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, first))
+    start = tree.zeros(jax.eval_shape(fn, first))
     return jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, fn(x)), None), start, xs)[0]
 
 

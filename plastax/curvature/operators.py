@@ -299,7 +299,7 @@ def block(op: Operator, select: str | Callable[[str], bool]) -> Operator:
 
     if op.product == "forward":
         # The derivative of a linear map is itself, without what does not depend on the chosen parameters.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), keep(op.like))
+        zeros = tree.zeros(keep(op.like))
         product = jax.linearize(product, zeros)[1]
     error = op.error
     return op._replace(mv=product, like=keep(op.like), error=None if error is None else lambda t: error(whole(t)))
@@ -355,7 +355,7 @@ def flatten(op: Operator) -> Flat:
 
     Narrower floating types are widened around the product: a Lanczos recurrence needs float32.
     """
-    zeros, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), op.like))
+    zeros, unravel = ravel_pytree(tree.zeros(op.like))
     dtype = jnp.promote_types(zeros.dtype, jnp.float32)
 
     def product(v: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from plastax import tree
 from plastax.types import Array, Tree
 
 
@@ -28,7 +29,7 @@ class Running(NamedTuple):
 
 def start(like: Tree) -> Running:
     """An average without values, of the shapes of ``like`` (arrays or shape structs)."""
-    return Running(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), jnp.zeros(()))
+    return Running(tree.zeros(like), jnp.zeros(()))
 
 
 def update(running: Running, value: Tree, decay: float | Array) -> Running:

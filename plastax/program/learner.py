@@ -301,7 +301,7 @@ class Learner(NamedTuple):
         """
         shapes: Tree = {}
         if self.averaging.kronecker_every:
-            batch = _zeros(self.like)
+            batch = tree.zeros(self.like)
             shapes = jax.eval_shape(
                 lambda: self._factors(self.network.backward(params, self.model.stats, batch), batch, key, jnp.int32(0))
             )
@@ -353,7 +353,7 @@ class Learner(NamedTuple):
         def act(learned: Learned) -> Learned:
             params, stats, opt_state, factors = learned
             if self.needs_boundary:
-                args = self._args(key, clock, _zeros(self.like), jnp.zeros(()), {}, {}, boundary=clock > 0)
+                args = self._args(key, clock, tree.zeros(self.like), jnp.zeros(()), {}, {}, boundary=clock > 0)
                 zeros = jax.tree.map(jnp.zeros_like, params)
                 updates, opt_state = self.method.update(zeros, opt_state, params, **args._asdict())
                 params = optax.apply_updates(params, updates)
@@ -396,7 +396,3 @@ class Learner(NamedTuple):
 def learned_of(state: Any) -> Learned:
     """The part of a program's state that learning changes."""
     return Learned(*(getattr(state, name) for name in Learned._fields))
-
-
-def _zeros(shapes: Tree) -> Tree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

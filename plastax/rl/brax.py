@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plastax import ranges
+from plastax import ranges, tree
 from plastax.errors import ConfigError
 from plastax.rl.environment import Continuous, Environment, EnvironmentStream, Spaces, Timestep, strong
 from plastax.types import Array, Key, Tree
@@ -202,7 +202,7 @@ def from_brax(robot: Any, spaces: Spaces, config: Brax) -> Environment:
     def advance(
         start: tuple[Array, Pose], state: BraxState, action: Array, task: BraxTask
     ) -> tuple[BraxState, Timestep]:
-        before = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
+        before = tree.zeros(blank)
         q, qd, x, warmstart = state.pose
         physics = before.pipeline_state.replace(q=q, qd=qd, x=x, qpos=q, qvel=qd, qacc_warmstart=warmstart)
         world = changed(robot, config.quantity, task.value)
