@@ -1,4 +1,4 @@
-"""Continual control: PPO on Brax's ant, whose friction with the floor is another one in every task.
+"""Continual control: PPO on Brax's ant, whose friction with the floor changes with every task.
 
     pip install 'plastax-lab[brax]'
     make run EXP=slippery_ant
