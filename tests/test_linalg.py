@@ -120,19 +120,6 @@ def test_sequential_in_batches_equals_one_by_one(batch: int) -> None:
     np.testing.assert_array_equal(got[1], jnp.broadcast_to(2.0 * x, (2, 3, 5)))
 
 
-@pytest.mark.parametrize("unroll", [2, 4, 100])
-def test_sequential_with_several_calls_in_the_loop_equals_one_by_one(unroll: int) -> None:
-    x, shared = jnp.arange(15.0).reshape(3, 5), jnp.arange(2.0)
-
-    def single(x: jax.Array, shared: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return linalg.sequential(lambda x: (jnp.sin(x) + shared, x * 2.0), unroll=unroll)(x)
-
-    nested = jax.vmap(jax.vmap(jax.vmap(single, (0, None)), (0, None)), (None, 0))
-    got = jax.jit(nested)(x, shared)
-    np.testing.assert_allclose(got[0], jnp.sin(x)[None] + shared[:, None, None], rtol=1e-6)
-    np.testing.assert_array_equal(got[1], jnp.broadcast_to(2.0 * x, (2, 3, 5)))
-
-
 @pytest.mark.parametrize(("batch", "together"), [(1, 1), (2, 2), (5, 4), (8, 8), (100, 8)])
 def test_nested_vmaps_share_the_batch(batch: int, together: int) -> None:
     def matrices(jaxpr: jax.extend.core.Jaxpr) -> set[int]:
@@ -260,6 +247,26 @@ def test_effective_rank_gradients_of_small_matrices_of_all_kinds_together_match_
         assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-4 * np.linalg.norm(exact) + 1e-6
     assert values[-1] == 0
     np.testing.assert_array_equal(gradients[-1], 0.0)
+
+
+def test_effective_rank_gradients_with_any_number_of_silent_units_match_double_precision_svd() -> None:
+    shape = 128, 64
+    silent = [0, 1, 15, 16, 17, 31, 32, 33, 62, 63]
+    order = np.random.default_rng(3).permutation(64)
+    x = np.stack([relu(*shape) * ~np.isin(np.arange(64), order[:n]) for n in silent]).astype(np.float32)
+    together = jax.jit(jax.vmap(jax.value_and_grad(linalg.effective_rank)))
+    values, gradients = together(x)
+    for one, value, gradient in zip(x, values, gradients):
+        with jax.enable_x64(True):
+            rank, exact = kept_rank_and_gradient(jnp.asarray(one, jnp.float64))
+        np.testing.assert_allclose(value, rank, rtol=1e-6)
+        assert np.linalg.norm(gradient - np.asarray(exact)) <= 1e-6 * np.linalg.norm(exact) + 1e-6
+        assert np.max(np.abs(np.asarray(gradient)[:, ~one.any(0)]), initial=0) < 1e-12
+    x[0, 0, order[0]], x[-1, 0, order[0]] = np.nan, np.nan
+    values, gradients = together(x)
+    assert np.isnan(np.asarray(values)[[0, -1]]).all()
+    assert not np.isnan(values[1:-1]).any()
+    assert not np.isnan(gradients[1:-1]).any()
 
 
 def with_backend(backend: str, fn: Callable[..., Any], x: jax.Array) -> Callable[..., Any]:

@@ -168,7 +168,7 @@ def decompositions(matrices: int, size: int, dtype: str, times: int) -> Running:
     x = np.random.default_rng(0).standard_normal((matrices, 2 * size, size)).clip(0)
     grams = np.einsum("mni,mnj->mij", x, x).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        one = linalg.sequential(jax.jit(jnp.linalg.eigh), unroll=linalg.SIDE_BY_SIDE)
+        one = linalg.sequential(jax.jit(jnp.linalg.eigh))
 
         def step(grams: Array, _: None) -> tuple[Array, Array]:
             values, vectors = jax.vmap(one)(grams)

@@ -109,9 +109,9 @@ class Brax:
     """random: of every seed and task | published: the five frictions of arXiv 2509.22335, again and again, for all
     seeds."""
     episode_length: int = 1000
-    """Steps after which an episode is cut (a truncation)."""
+    """Steps before a truncation."""
     terminate_when_unhealthy: bool = True
-    """Whether an episode ends when the robot is not healthy. If not, it earns no reward for its health then."""
+    """Ill health ends an episode; otherwise it only costs the reward for health."""
 
     @property
     def description(self) -> str:
