@@ -99,7 +99,7 @@ def mean_effective_rank(features: Features, mask: Array | None = None) -> Array:
             h = jnp.where(mask.reshape(-1, *[1] * (h.ndim - 1)), h, 0)
         h = tree.wide(h.reshape(-1, h.shape[-1]))
         alike.setdefault(h.shape, []).append(h)
-    # Together, layers of one shape keep more cores busy.
+    # Layers of one shape share a compiled loop.
     ranks = [jax.vmap(linalg.effective_rank)(jnp.stack(layers)) for layers in alike.values()]
     return jnp.sum(jnp.concatenate(ranks)) / len(features)
 
