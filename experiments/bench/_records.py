@@ -41,7 +41,9 @@ def write(run: Path, methods: int, seeds: int, tasks: int, preset: str = "defaul
       preset: of the experiment.
     """
     names = ["backprop", *(name for name in METHODS if name != "backprop")][:methods]
-    given = ["--preset", preset, "--methods", "backprop", "--seeds", str(seeds), "--tasks", str(tasks)]
+    # A record has all seeds, whatever a call trains: here one call trains them all.
+    given = ["--preset", preset, "--methods", "backprop", "--seeds", str(seeds), "--seed-chunk", "0"]
+    given += ["--tasks", str(tasks)]
     config, build = built("rl_gymnax", given)
     study = build(config)
     (batch,), length = study.batches, study.plan.updates_per_task
