@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests compile more than they compute: a third of the time. With the slow tests (`make test-all`) everything is
     # compiled as users do, and so is, always, what says AS_USERS because its claim is about what the compiler does.
     if not ON_ACCELERATOR and config.option.markexpr == "not slow":
+        # A thread for each of two workers: handing small programs to a second one takes a tenth of the time.
+        os.environ.setdefault("NPROC", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         # Of processes that tests start, too.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
