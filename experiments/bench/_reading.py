@@ -1,6 +1,6 @@
 """One reading of a run in a process of its own: ``python -m experiments.bench._reading report <run> <page>``.
 
-Prints wall and processor seconds without what the imports took, and the peak of the process's resident memory, in bytes.
+Prints wall and processor seconds without what the imports took, and the peak of the process's resident memory in bytes.
 """
 
 from __future__ import annotations
