@@ -275,7 +275,7 @@ def sequences() -> tuple[Any, ...]:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("size", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_sequences_of_different_lengths_can_be_chunked(size: int | None) -> None:
     params, batch, exact, empirical = sequences()
     matrix = curvature.dense(curvature.ggn(linear, params, batch, TOKENS, size))

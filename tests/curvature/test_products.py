@@ -190,7 +190,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("attention", "cnn"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_ranks_by_differences_are_within_the_interval_of_exact_products(name: str) -> None:
     params, loss = NETWORKS[name]()
 

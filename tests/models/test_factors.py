@@ -259,6 +259,7 @@ class NnxGrouped(nnx.Module):
         return self.each(jnp.tanh(self.two(x))).mean((1, 2))
 
 
+@pytest.mark.slow
 def test_groups_have_the_factors_of_convolutions_of_their_own() -> None:
     """The same network with a dense convolution for each group, whose factors are those of the group."""
     rng = np.random.default_rng(0)

@@ -202,7 +202,7 @@ def test_killed_run_draws_what_it_has(tmp_path: pathlib.Path) -> None:
     assert frame.loc["backprop", "return"] == pytest.approx(raw_returns(directory, "backprop")[:, 1].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("segments", [0, 1])
+@pytest.mark.parametrize("segments", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_run_killed_in_its_first_task(tmp_path: pathlib.Path, segments: int) -> None:
     directory = make_study(tmp_path, dict.fromkeys(METHODS, segments))
     report.write(directory)

@@ -91,6 +91,7 @@ def test_the_step_size_falls_within_a_task_and_restarts_statistics():
         assert 0.2 < ratio < 0.6
 
 
+@pytest.mark.slow
 def test_the_best_weights_come_back_at_the_end_of_a_task():
     """Per seed, by a validation accuracy computed by hand; the optimiser's state stays."""
     stream, updates, seeds = dataclasses.replace(INCREMENTAL, new_classes=5).build(COLOURS), 4, 6
