@@ -121,9 +121,10 @@ def assert_same_training(one: Run, other: Run) -> None:
 
 
 def assert_same_but_for_rounding(one: Run, other: Run) -> None:
-    """XLA fuses the gradient by few outputs with whatever is made of it, and rounds accordingly: here by 5e-10."""
+    """XLA fuses the gradient by few outputs with whatever is made of it, and rounds accordingly."""
     assert same(one.state.key, other.state.key)
-    assert distance(one.state.params, other.state.params) < 1e-7
+    # A hundredth of a step: Adam turns the rounding of tiny gradients into shares of steps.
+    assert distance(one.state.params, other.state.params) < 1e-5
 
 
 def test_probes_factors_and_scan_length_change_no_draw(bare, whole):
@@ -199,7 +200,7 @@ def test_kronecker_factors_change_training_of_other_networks_by_rounding_alone(w
     for kind in ("empirical", "exact"):
         taken = trained(kind, 2)
         assert_same_but_for_rounding(taken, without)
-        assert set(taken.state.factors.total) == set(model.layers)
+        assert set(taken.state.factors.total) == set(model.factored)
 
 
 @pytest.mark.slow  # compiles PPO once more
