@@ -351,8 +351,9 @@ def effective_rank(features: Array, power: int = 1) -> Array:
     taken in float64, whether or not JAX has that enabled, unless float32 resolves all of them, down to about 3 % of the
     largest. Features of collapsing networks, and of networks of few inputs, have smaller ones, which pull the hardest:
     in float32 alone the gradient of PPO's on CartPole was 50 degrees off. Nearly square matrices, and all on TPUs,
-    which lack float64, take a singular value decomposition in their own type. Values below ``sqrt(min(n, d)) * eps`` of
-    the largest, 1.2e-6 for 100 rows in float32, are the features' own rounding and count as zero.
+    which lack float64, take a singular value decomposition in their own type. Columns of zeros (silent units) change
+    nothing; where they are many in a small matrix, the others are decomposed alone. Values below ``sqrt(min(n, d)) *
+    eps`` of the largest, 1.2e-6 for 100 rows in float32, are the features' own rounding and count as zero.
 
     The gradient is that of a float64 SVD to 1e-4; from an SVD in float32, down to singular values of 1e-3 of the
     largest, and to 1e-2 down to 1e-5.

@@ -81,12 +81,13 @@ def final_returns(env: str, config: ppo.PPO, model: ActorCritic, updates: int, l
 def test_cartpole_is_solved():
     """Gymnasium's threshold for CartPole-v1 is 475 of at most 500.
 
-    Under a constant step size a few seeds of sixteen are in a slump at the end; which and how many depends on rounding.
+    Under a constant step size about one seed in nine is in a slump at the end, which one depends on rounding: with
+    sixteen seeds that would decide.
     """
     config = ppo.PPO(learning_rate=1e-3)
     model = ActorCritic((64, 64), activation="tanh")
-    returns = final_returns("CartPole-v1", config, model, updates=600, last=100, seeds=16)
-    assert np.median(returns) >= 475, returns
+    returns = final_returns("CartPole-v1", config, model, updates=600, last=100, seeds=64)
+    assert returns.mean() >= 475, returns
 
 
 @pytest.mark.slow
