@@ -83,7 +83,7 @@ def backward(
     """The gradient with respect to parameters and pre-activations, of one forward and one backward pass.
 
     What follows from the gradient compiles to the same code whether the rest is used or not, so that Kronecker factors
-    change no bit of training; but for networks with normalisations, whose gradients they round by 1e-7.
+    change no bit of training. Normalisations are the exception: with factors XLA rounds their gradients in another way.
 
     Args:
       forward: ``(params, taps) -> (outputs, aside)``.

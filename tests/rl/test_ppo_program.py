@@ -22,7 +22,7 @@ from plastax.types import Array, Probe, ProbeInput, Program
 from tests.compiling import AS_USERS
 from tests.rl.runs import Run, distance, host, joined, run, same, seed
 
-LAYER_NORM = pytest.mark.xfail(reason="XLA rounds the gradients of normalisations with factors in another way, by 1e-7")
+LAYER_NORM = pytest.mark.xfail(reason="with factors XLA rounds gradients of normalisations in another way")
 SEEDS, UPDATES = (0, 1, 2), 4  # of a task
 CONFIG = ppo.PPO(num_envs=2, num_steps=32, epochs=2, minibatches=2, learning_rate=1e-3, kronecker_every=2)
 MODEL = ActorCritic((8, 8)).build((4,), 2, continuous=False)
