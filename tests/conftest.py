@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ os.environ["WANDB_SILENT"] = "true"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.xla_metadata import set_xla_metadata  # noqa: E402
 
 from plastax import data  # noqa: E402
 from plastax.data import Dataset  # noqa: E402
@@ -29,6 +31,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_blocks = itertools.count()
 _compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, _, **__: _compilations.append(event) if event.endswith("/backend_compile_duration") else None
@@ -128,9 +131,11 @@ def assert_no_retrace() -> Callable[[], contextlib.AbstractContextManager[None]]
 def assert_nothing_compiles(assert_no_retrace) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """As `assert_no_retrace`, of a process that has compiled nothing yet: not even single operations are there."""
 
-    def block() -> contextlib.AbstractContextManager[None]:
-        jax.clear_caches()
-        return assert_no_retrace()
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        # A mark that no other block has is part of every cache's key. Clearing the caches would compile all again.
+        with set_xla_metadata(block=next(_blocks)), assert_no_retrace():
+            yield
 
     return block
 

@@ -95,6 +95,24 @@ def test_an_arm_of_a_sweep_is_the_run_of_its_settings():
     assert not np.allclose(batch.split(records)["weak"]["loss"][:5, -1], expected["loss"][:, -1], rtol=1e-2)
 
 
+def test_a_call_of_one_network_is_that_networks_own_program():
+    """Bit for bit, and its products have no axis of networks, over which CPUs take longer."""
+    own = make(ARMS["strong"])
+    key = parallel.seed_keys([4])
+
+    def run(program: Program, key: Any) -> tuple[Any, str]:
+        train = programs.jitted(program, QUICK).train
+        state = jax.jit(program.init)(key, program.data)
+        text = train.lower(state, program.data, jnp.int32(0), 2).as_text()
+        return train(state, program.data, jnp.int32(0), 2), text
+
+    (expected, plain), (got, alone) = run(own, key[0]), run(parallel.over_seeds(own, 1), key)
+    np.testing.assert_equal(to_host(jax.tree.map(lambda x: x[0], got)), to_host(expected))
+    pair = run(parallel.over_seeds(own, 2), parallel.seed_keys([4, 7]))[1]
+    batched = [text.count("batching_dims") for text in (plain, alone, pair)]
+    assert batched[0] == batched[1] < batched[2]
+
+
 def test_devices_change_nothing_but_rounding():
     """Two arms of seven seeds on eight devices: two of the sixteen networks are copies, and none of the results."""
     one, eight = trained(True, 1), trained(True, 8)

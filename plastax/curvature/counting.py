@@ -5,11 +5,14 @@ These functions implement the methods of `plastax.curvature.Spectrum`, whose doc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plastax.curvature.lanczos import BREAKDOWN_ROUNDINGS
 from plastax.types import Array
@@ -40,6 +43,29 @@ KINK_ERROR = 0.125
 Euler-Maclaurin term for a kink is a periodic Bernoulli polynomial of order two."""
 
 
+Read = TypeVar("Read", bound=Callable[..., Any])
+
+
+def in_one_program(*static: str) -> Callable[[Read], Read]:
+    """For functions that read a `Quadrature`: called with values, they compile as one program, with static arguments.
+
+    Operation by operation, a first call compiles up to a hundred programs, for seconds. What is traced stays as it is.
+    """
+
+    def decorate(read: Read) -> Read:
+        program = jax.jit(read, static_argnames=static, inline=True)
+
+        @functools.wraps(read)
+        def call(s: Quadrature, *args: Any, **options: Any) -> Any:
+            # An integer argument has 32 bits, which networks outgrow. All uses of it are in floating numbers.
+            dim: Any = float(s.dim) if isinstance(s.dim, int | np.integer) else s.dim
+            return program(s._replace(dim=dim), *args, **options)
+
+        return cast(Read, call)
+
+    return decorate
+
+
 class Quadrature(NamedTuple):
     """Gauss quadratures of one operator's spectral density: R probes of K nodes each.
 
@@ -64,6 +90,7 @@ class Quadrature(NamedTuple):
     complete: Array
     unit: Array | None = None
 
+    @in_one_program()
     def norm(self) -> Array:
         """Largest absolute eigenvalue, a scalar; NaN if anything here is NaN, or a node or weight infinite."""
         finite = jnp.all(jnp.isfinite(self.nodes)) & jnp.all(jnp.isfinite(self.weights))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plastax.curvature import checks, counting, drawing
-from plastax.curvature.counting import Counts, Quadrature
+from plastax.curvature.counting import Counts, Quadrature, in_one_program
 from plastax.types import Array
 
 
@@ -98,6 +98,7 @@ class Spectrum(Quadrature):
         """
         return drawing.plot(self, ax)
 
+    @in_one_program()
     def rounding(self) -> Array:
         """Size below which an eigenvalue may be rounding, a scalar.
 
@@ -107,6 +108,7 @@ class Spectrum(Quadrature):
         """
         return counting.rounding(self)
 
+    @in_one_program()
     def counts(self) -> Counts:
         """How many eigenvalues every node stands for, and which nodes are eigenvalues counted one by one.
 
@@ -137,6 +139,7 @@ class Spectrum(Quadrature):
         """
         return counting.counts(self)
 
+    @in_one_program("relative")
     def rank(self, eps: float | Array, relative: bool = False) -> Estimate:
         """Number of eigenvalues of absolute value above ``eps``.
 
@@ -172,6 +175,7 @@ class Spectrum(Quadrature):
         value = jnp.where(jnp.isnan(eps.reshape(-1)), jnp.nan, value)
         return self._estimate(value.reshape(eps.shape), error.reshape(eps.shape))
 
+    @in_one_program()
     def rank_curve(self, grid: Array | None = None) -> tuple[Array, Estimate]:
         """The whole curve ``eps -> rank(eps)``.
 
@@ -189,6 +193,7 @@ class Spectrum(Quadrature):
             grid = scale * jnp.geomspace(self._relative_rounding(), one, 64)
         return grid, self.rank(grid)
 
+    @in_one_program()
     def trace(self) -> Estimate:
         """Sum of the eigenvalues.
 
@@ -197,6 +202,7 @@ class Spectrum(Quadrature):
         """
         return self._sum(self.nodes)
 
+    @in_one_program()
     def frobenius(self) -> Estimate:
         """Frobenius norm: the root of the sum of the squared eigenvalues."""
         scale = jnp.where(self.norm() == 0, 1.0, self.norm())
@@ -204,6 +210,7 @@ class Spectrum(Quadrature):
         root = jnp.sqrt(value)
         return Estimate(scale * root, scale * error / (2.0 * jnp.where(root == 0, 1.0, root)))
 
+    @in_one_program()
     def stable_rank(self) -> Estimate:
         """Squared Frobenius norm over the squared largest absolute eigenvalue; zero for the zero operator.
 
@@ -216,6 +223,7 @@ class Spectrum(Quadrature):
         """
         return self._sum(jnp.square(self.nodes / jnp.where(self.norm() == 0, 1.0, self.norm())))
 
+    @in_one_program()
     def condition_number(self, eps: float | Array = 0.0) -> Estimate:
         """Largest absolute eigenvalue over the smallest one above ``eps``, both in absolute value.
 
@@ -248,6 +256,7 @@ class Spectrum(Quadrature):
         error = jnp.where(known, 0.0, (high - low) / counting.UNIFORM_WIDTH)
         return self._estimate(jnp.where(norm > eps, value, jnp.nan), error)
 
+    @in_one_program()
     def effective_rank(self) -> Estimate:
         """Exponential of the entropy of ``p_i = |lambda_i| / sum_j |lambda_j|``.
 
@@ -276,6 +285,7 @@ class Spectrum(Quadrature):
         value = jnp.where(norm == 0, 0.0, s * jnp.exp(-l / s))
         return self._estimate(value, value * self._error(counts, slope))
 
+    @in_one_program()
     def negative_mass(self) -> Estimate:
         """Share of the negative eigenvalues in the sum of absolute values, from 0 to 1; 0 for the zero operator."""
         counts, small = self.counts(), self.rounding()
@@ -307,6 +317,7 @@ class Spectrum(Quadrature):
         unknown = jnp.isnan(self.norm())
         return Estimate(jnp.where(unknown, jnp.nan, value), jnp.where(unknown, jnp.nan, error))
 
+    @in_one_program("k")
     def extreme(self, k: int) -> Extremes:
         """The k largest and the k smallest eigenvalues, with bounds on their errors.
 
@@ -331,6 +342,7 @@ class Spectrum(Quadrature):
             *best(high, high_residuals, jnp.argmax(high, axis=0)), *best(low, low_residuals, jnp.argmin(low, axis=0))
         )
 
+    @in_one_program()
     def density(
         self,
         grid: Array | None = None,

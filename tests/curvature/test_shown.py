@@ -54,6 +54,24 @@ def test_many_estimates_and_traced_ones_can_be_shown() -> None:
     assert all("\n" not in one for one in seen)
 
 
+def test_what_is_read_of_a_spectrum_compiles_as_one_program(compilations) -> None:
+    """Operation by operation it would be more than a hundred, seconds for the first line that a user prints."""
+    s = curvature.from_eigenvalues(jnp.arange(1.0, 14.0), 13)
+    before = compilations()
+    repr(s)
+    s.effective_rank(), s.rank(0.5), s.rank(0.1)
+    assert compilations() - before == 4
+
+
+@pytest.mark.parametrize("kind", [int, np.int64])
+def test_more_parameters_than_32_bits_count(kind: type) -> None:
+    s = curvature.from_eigenvalues(jnp.array([3.0, 2.0, 1.0]), 3_000_000_000)
+    s = s._replace(dim=kind(s.dim))
+    assert [str(one) for one in (s.trace(), s.rank(1.5), s.condition_number())] == ["6 ± 0", "2 ± 0", "3 ± 0"]
+    heights = s.density(jnp.array([0.0]), bandwidth=1.0)[1]
+    np.testing.assert_allclose(heights, 1 / np.sqrt(2 * np.pi), rtol=1e-5)
+
+
 def test_a_spectrum_is_one_line_a_dictionary_and_a_figure() -> None:
     s = curvature.from_eigenvalues(jnp.array([8.0, 2.0, -1.0]), 5)
     assert repr(s) == "Spectrum(dim 5, 3 x 1, top 8, trace 9 ± 0)"
