@@ -94,18 +94,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 MOST_MEMORY = 1.5e9
-"""Resident bytes from which a file frees what it has compiled; without that a process grows to 4.8 GB."""
+"""Resident bytes from which what was compiled is freed after a file; without that a process grows to 4.8 GB."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bounded_memory() -> Iterator[None]:
-    yield
+def _free() -> None:
     with contextlib.suppress(OSError, AttributeError):  # Linux with glibc alone can tell and give back.
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
             jax.clear_caches()
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory() -> Iterator[None]:
+    yield
+    _free()
+
+
+@pytest.fixture
+def bounded_memory() -> Iterator[None]:
+    """For files of many tests that share nothing: frees after each what others do after a file."""
+    yield
+    _free()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.usefixtures("bounded_memory")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_print_what_they_say(module: str) -> None:
     """Long output may be cut by ``...``, and lines may be broken anywhere."""
