@@ -63,7 +63,7 @@ def first_task() -> tuple[Any, Any, Any]:
 
 def means(params: Any, examples: Examples) -> tuple[float, float]:
     """Loss and accuracy, label by label."""
-    logits = np.asarray(MODEL.apply(params, jnp.asarray(examples.x))[0], float)
+    logits = np.asarray(jax.jit(MODEL.apply)(params, jnp.asarray(examples.x))[0], float)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     mask = examples.y >= 0
     likely = np.take_along_axis(log_p, np.maximum(examples.y, 0)[..., None], -1)[..., 0]
@@ -90,5 +90,5 @@ def test_a_step_is_that_of_the_counted_labels() -> None:
         logits = MODEL.apply(params, jnp.asarray(TRAIN.x))[0][mask]
         return losses.LOSSES["cross_entropy"].value(logits, (None, TRAIN.y[mask]))
 
-    expected = jax.tree.map(lambda p, g: p - 0.5 * g, start, jax.grad(loss)(start))
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, start, jax.jit(jax.grad(loss))(start))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), end, jax.device_get(expected))
