@@ -97,7 +97,7 @@ MOST_MEMORY = 1.5e9
 """Resident bytes from which what was compiled is freed after a file; without that a process grows to 4.8 GB."""
 
 
-def _free() -> None:
+def _free_compiled() -> None:
     with contextlib.suppress(OSError, AttributeError):  # Linux with glibc alone can tell and give back.
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
@@ -109,14 +109,14 @@ def _free() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _bounded_memory() -> Iterator[None]:
     yield
-    _free()
+    _free_compiled()
 
 
 @pytest.fixture
 def bounded_memory() -> Iterator[None]:
     """For files of many tests that share nothing: frees after each what others do after a file."""
     yield
-    _free()
+    _free_compiled()
 
 
 @pytest.fixture

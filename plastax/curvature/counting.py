@@ -43,16 +43,16 @@ KINK_ERROR = 0.125
 Euler-Maclaurin term for a kink is a periodic Bernoulli polynomial of order two."""
 
 
-Read = TypeVar("Read", bound=Callable[..., Any])
+_Read = TypeVar("_Read", bound=Callable[..., Any])
 
 
-def in_one_program(*static: str) -> Callable[[Read], Read]:
+def in_one_program(*static: str) -> Callable[[_Read], _Read]:
     """For functions that read a `Quadrature`: called with values, they compile as one program, with static arguments.
 
     Operation by operation, a first call compiles up to a hundred programs, for seconds. What is traced stays as it is.
     """
 
-    def decorate(read: Read) -> Read:
+    def decorate(read: _Read) -> _Read:
         program = jax.jit(read, static_argnames=static, inline=True)
 
         @functools.wraps(read)
@@ -61,7 +61,7 @@ def in_one_program(*static: str) -> Callable[[Read], Read]:
             dim: Any = float(s.dim) if isinstance(s.dim, int | np.integer) else s.dim
             return program(s._replace(dim=dim), *args, **options)
 
-        return cast(Read, call)
+        return cast(_Read, call)
 
     return decorate
 
