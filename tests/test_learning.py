@@ -13,8 +13,8 @@ import pytest
 
 from plastax import methods, tree
 from plastax.models import CNN, MLP
-from plastax.program import learner
-from plastax.program.learner import Aside
+from plastax.program import learner, passes
+from plastax.program.passes import Aside
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_the_norm_is_that_of_all_entries(config: Any, batch: int) -> None:
             outputs, features, inputs = model.tapped(params, taps, x)
             return outputs, Aside(features, inputs)
 
-        seen = learner.backward(forward, lambda z: (jnp.mean((z - target) ** 2), {}), params, model.taps(x))
-        return learner.grad_norm(seen), seen.grads
+        seen = passes.backward(forward, lambda z: (jnp.mean((z - target) ** 2), {}), params, model.taps(x))
+        return passes.grad_norm(seen), seen.grads
 
     found, grads = both(model.init(jax.random.key(0)), x, target)
     every = [np.asarray(g, np.float64) for g in tree.named_leaves(grads).values()]

@@ -22,7 +22,7 @@ from plastax.curvature import losses
 from plastax.errors import ConfigError
 from plastax.models import own
 from plastax.output import Console
-from plastax.program import learner
+from plastax.program import learner, passes
 from plastax.rl import objective, policy
 from plastax.rl.environment import Discrete
 from plastax.rl.objective import PPO, RolloutBatch
@@ -237,7 +237,7 @@ def test_a_gradient_step_is_that_of_the_network(name: str) -> None:
     batch = Examples(x, jnp.arange(EXAMPLES) % OUTPUTS)
     loss = losses.get("cross_entropy")
     network = learner.network(model, loss, lambda o, b: (loss.value(o, b), {}), lambda batch: batch.x)
-    seen, norm = jit(lambda p: (lambda seen: (seen.grads, learner.grad_norm(seen)))(
+    seen, norm = jit(lambda p: (lambda seen: (seen.grads, passes.grad_norm(seen)))(
         network.backward(p, model.stats, batch)))(params)  # fmt: skip
     grads = jit(jax.grad(lambda p: loss.value(model.tapped(p, {}, x)[0], batch)))(params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), seen, grads)
