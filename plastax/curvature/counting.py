@@ -47,9 +47,13 @@ _Read = TypeVar("_Read", bound=Callable[..., Any])
 
 
 def in_one_program(*static: str) -> Callable[[_Read], _Read]:
-    """For functions that read a `Quadrature`: called with values, they compile as one program, with static arguments.
+    """Decorates a function that reads a `Quadrature`: called with values, it compiles as one program.
 
-    Operation by operation, a first call compiles up to a hundred programs, for seconds. What is traced stays as it is.
+    Without it every operation is a program: more than a hundred in a first call, which takes seconds. Within `jit` the
+    function becomes part of the caller's program, as without it.
+
+    Args:
+      *static: names of the arguments that are constants of the program.
     """
 
     def decorate(read: _Read) -> _Read:

@@ -41,8 +41,8 @@ def over_seeds(program: Program, seeds: int) -> Program:
         """``fn(state, *shared)``, of all networks."""
         if seeds > 1:
             return lambda state, *shared: jax.vmap(lambda state: fn(state, *shared))(state)
-        # `vmap` over one network computes both sides of every condition, and XLA's products are slower in it: an update
-        # of PPO takes a tenth more time on CPUs.
+        # `vmap` over one network computes both sides of conditions that depend on it, and XLA transposes the gradients
+        # of its kernels once more: an update of PPO takes a tenth more time on CPUs.
         return lambda state, *shared: jax.tree.map(lambda x: x[None], fn(jax.tree.map(lambda x: x[0], state), *shared))
 
     return program._replace(

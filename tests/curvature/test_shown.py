@@ -60,7 +60,7 @@ def test_what_is_read_of_a_spectrum_compiles_as_one_program(compilations) -> Non
     before = compilations()
     repr(s)
     s.effective_rank(), s.rank(0.5), s.rank(0.1)
-    assert compilations() - before == 4
+    assert compilations() - before <= 4  # fewer if another test read one of this shape
 
 
 @pytest.mark.parametrize("kind", [int, np.int64])
