@@ -94,6 +94,11 @@ def backward(
     )
 
 
+TOGETHER = 2**14
+"""Leaves of at most this many numbers are put together for their norm. Each reduction takes as long as thousands of
+numbers: of two networks of 64 units, with twelve leaves, 3 % of PPO's update."""
+
+
 def grad_norm(seen: Pass) -> Array:
     """Euclidean norm of the whole gradient, a scalar.
 
@@ -115,7 +120,10 @@ def grad_norm(seen: Pass) -> Array:
                 del direct[part]
             with jax.default_matmul_precision("highest"):
                 squared += jnp.sum((a @ a.T + float(inputs.bias)) * (g @ g.T))
-    return jnp.sqrt(jnp.maximum(squared, 0) + jnp.square(tree.norm(direct)))
+    leaves = jax.tree.leaves(tree.wide(direct))
+    small = [leaf.ravel() for leaf in leaves if leaf.size <= TOGETHER]
+    parts = [leaf for leaf in leaves if leaf.size > TOGETHER] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(jnp.maximum(squared, 0) + jnp.square(tree.norm(parts)))
 
 
 def factors_of(seen: Pass, kind: Kind, loss: Loss, batch: Tree, key: Key) -> dict[str, Factors]:

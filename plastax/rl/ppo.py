@@ -19,7 +19,7 @@ from plastax.rl import policy as policies
 from plastax.rl.agent import Purpose, State, action_size, flat
 from plastax.rl.environment import Continuous, Environment, EnvironmentStream, Spaces
 from plastax.rl.objective import PPO, RolloutBatch
-from plastax.rl.rollout import Actors, Transition, advantages, rollout
+from plastax.rl.rollout import Actors, Transition, advantages, rollout, successor_values
 from plastax.types import Array, Key, Method, Model, Params, Probe, Program, Tree
 
 __all__ = ["PPO", "Purpose", "RolloutBatch", "State", "action_size", "batch_like", "ppo", "program"]
@@ -66,25 +66,26 @@ def ppo(config: PPO, environment: Environment, model: Model) -> agent.Agent:
     ) -> tuple[Actors, Transition, RolloutBatch]:
         """A rollout and the flat batch ``[T * N]`` made of it."""
 
-        def act(observation: Array, noise: Array) -> tuple[Array, Array]:
+        def act(observation: Array, noise: Array) -> tuple[Array, policies.Outputs]:
             outputs = model.apply(params, config.observe(statistics, observation))[0]
-            action = policy.sample(outputs, noise)
-            return action, policy.log_prob(outputs, action)
+            # The rollout needs the actor only. What follows from its outputs is computed after the scan, at once.
+            return policy.sample(outputs, noise), {name: x for name, x in outputs.items() if name != "value"}
+
+        def values(observation: Array) -> Array:
+            return model.apply(params, config.observe(statistics, observation))[0]["value"]
 
         act_key, step_key = jax.random.split(key)
         size = (config.num_steps, config.num_envs)
         noise = policy.noise(act_key, size), environment.noise(step_key, task, *size)
         actors, seen = rollout(played, act, actors, noise, task)
-        # One pass of the critic over states and true successors after the scan: the rollout itself needs the actor
-        # only.
-        both = config.observe(statistics, jnp.concatenate([flat(seen.observation), flat(seen.final_observation)]))
-        value, next_value = model.apply(params, both)[0]["value"].reshape(2, *seen.reward.shape)
+        value = values(flat(seen.observation)).reshape(seen.reward.shape)
+        next_value = successor_values(values, value, seen)
         reward = config.reward_scale * seen.reward
         advantage = advantages(
             reward, value, next_value, seen.terminated, seen.truncated, config.gamma, config.gae_lambda
         )
-        observation = both[: both.shape[0] // 2]
-        rest = (seen.action, seen.aside, value, advantage, advantage + value)
+        observation = config.observe(statistics, flat(seen.observation))
+        rest = (seen.action, policy.log_prob(seen.aside, seen.action), value, advantage, advantage + value)
         return actors, seen, RolloutBatch(observation, *map(flat, rest))
 
     def update(

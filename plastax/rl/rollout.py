@@ -57,6 +57,30 @@ def advantages(
     return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, carry), reverse=True, unroll=8)[1]
 
 
+def successor_values(values: Callable[[Array], Array], value: Array, seen: Transition) -> Array:
+    """Values of the true successors, ``[T, N]``; without meaning after a termination, where no value counts.
+
+    A step's successor is the state that the next step sees, whose value is there, unless the episode or the rollout
+    ends. Only truncated steps and the last one have successors that are no other step's state. They are few, so they
+    are evaluated one time after another, at all N environments.
+
+    Args:
+      values: the critic, ``observations [N, ...] -> [N]``.
+      value: of the states themselves, ``[T, N]``.
+      seen: the rollout.
+    """
+    cut = seen.truncated.at[-1].set(1) > seen.terminated
+
+    def evaluate(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        due, found = carry
+        time = jnp.argmax(due)
+        own = jnp.where(cut[time], values(seen.final_observation[time]), found[time])
+        return due.at[time].set(False), found.at[time].set(own)
+
+    following = jnp.concatenate([value[1:], value[-1:]])
+    return jax.lax.while_loop(lambda carry: carry[0].any(), evaluate, (cut.any(axis=1), following))[1]
+
+
 def reset_actors(environment: Environment, num_envs: int, key: Key, task: Tree) -> Actors:
     """All environments at the start of an episode."""
     observation, state = jax.vmap(environment.reset, in_axes=(0, None))(jax.random.split(key, num_envs), task)

@@ -16,6 +16,7 @@ from plastax.keys import shuffles
 from plastax.rl import normalize, ppo
 from plastax.rl import policy as policies
 from plastax.rl.environment import Continuous, Discrete
+from plastax.rl.rollout import Transition, successor_values
 
 # --- advantages -------------------------------------------------------------------------------------------------------
 
@@ -70,6 +71,29 @@ def test_advantages_at_the_end_of_an_episode_and_of_the_rollout(terminated, trun
     ones = jnp.ones((2, 1))
     ours = ppo.advantages(ones, 0 * ones, 10 * ones, column(terminated), column(truncated), 0.5, 1.0)
     np.testing.assert_allclose(ours[:, 0], [first, last], rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_values_of_successors_are_the_critics_wherever_they_count(share):
+    """Three seeds at once, whose episodes are cut at different times."""
+    rng = np.random.default_rng(2)
+    seeds, steps, envs, size = 3, 23, 8, 4
+    observation, final = rng.normal(size=(2, seeds, steps, envs, size)).astype(np.float32)
+    terminated, truncated = (rng.random((2, seeds, steps, envs)) < share).astype(np.float32)
+    ended = (terminated + truncated)[..., None] > 0
+    final[:, :-1] = np.where(ended[:, :-1], final[:, :-1], observation[:, 1:])
+
+    def critic(observation):
+        return jnp.tanh(observation @ jnp.arange(1.0, size + 1))
+
+    def of(observation, terminated, truncated, final):
+        seen = Transition(observation, None, None, None, terminated, truncated, final, None)
+        return successor_values(critic, critic(observation), seen)
+
+    ours = jax.jit(jax.vmap(of))(observation, terminated, truncated, final)
+    counts = terminated == 0
+    np.testing.assert_allclose(ours[counts], np.tanh(final @ np.arange(1.0, size + 1))[counts], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(ours).all()
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
