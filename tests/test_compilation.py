@@ -170,7 +170,21 @@ def test_a_full_disk_keeps_nothing_and_says_so_once(cache, monkeypatch, caplog):
 )
 def test_random_numbers_without_a_loop_are_those_of_the_published_vectors(key, count, expected):
     """Of the authors' library Random123, file ``kat_vectors``, threefry2x32 with 20 rounds."""
-    compilation.unroll_threefry()
-    program = jax.jit(threefry2x32_p.bind).lower(*np.asarray([key, count], np.uint32).ravel()).compile()
+    program = jax.jit(compilation.threefry2x32).lower(*np.asarray([key, count], np.uint32).ravel()).compile()
     assert "while" not in program.as_text()
     assert tuple(int(x) for x in program(*np.asarray([key, count], np.uint32).ravel())) == expected
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_they_compile_without_a_loop_unless_nothing_is_optimised(quick, monkeypatch):
+    registered = []
+    monkeypatch.setattr(
+        compilation.mlir, "register_lowering", lambda *rule, platform: registered.append((*rule, platform))
+    )
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", quick)
+    try:
+        compilation.unroll_threefry.__wrapped__()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert [(rule[0], rule[-1]) for rule in registered] == ([] if quick else [(threefry2x32_p, "cpu")])

@@ -63,12 +63,15 @@ def unroll_threefry() -> None:
     """Lets JAX's random numbers compile to straight code on CPU, in this process from now on; the numbers are the same.
 
     JAX's own rule is a loop, of which XLA makes about twenty kernels for every draw and every folded key: a third of
-    the time that a program of plastax takes to compile. Straight code is one kernel.
+    the time that a program of plastax takes to compile. Straight code is one kernel. Where XLA is told not to optimise
+    (`jax_disable_most_optimizations`) it takes longer than the loop, which stays.
     """
-    mlir.register_lowering(threefry2x32_p, mlir.lower_fun(_threefry2x32, multiple_results=True), platform="cpu")
+    if jax.config.read("jax_disable_most_optimizations"):
+        return
+    mlir.register_lowering(threefry2x32_p, mlir.lower_fun(threefry2x32, multiple_results=True), platform="cpu")
 
 
-def _threefry2x32(key1: Array, key2: Array, x: Array, y: Array) -> tuple[Array, Array]:
+def threefry2x32(key1: Array, key2: Array, x: Array, y: Array) -> tuple[Array, Array]:
     """The hash of counts (x, y) under a key, all uint32.
 
     References:
