@@ -26,7 +26,12 @@ AXIS = "networks"
 
 def seed_keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
     """PRNG keys ``[S]`` of seed numbers. Seed k has the same key alone and among others."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return _keys(seeds if isinstance(seeds, jax.Array) else np.asarray(seeds, np.uint32))
+
+
+@jax.jit
+def _keys(seeds: Array) -> Key:
+    return jax.vmap(jax.random.key)(seeds.astype(jnp.uint32))
 
 
 def over_seeds(program: Program, seeds: int) -> Program:

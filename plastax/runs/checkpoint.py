@@ -77,8 +77,8 @@ def from_host(leaves: Mapping[str, np.ndarray], like: Tree) -> Tree:
     """The inverse of `to_host`: a state of the structure of ``like``."""
 
     def leaf(name: str, old: Any) -> jax.Array:
-        # A copy, because the first segment donates it.
-        new = jnp.array(leaves[name.replace("/", ".")])
+        # A copy, because the first segment donates it. (`jnp.array` would compile a program for every shape.)
+        new = jax.device_put(leaves[name.replace("/", ".")], may_alias=False)
         return jax.random.wrap_key_data(new) if _is_key(old) else new
 
     return tree.map_named(leaf, like)

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plastax import tree
@@ -130,8 +129,8 @@ class Compiled(NamedTuple):
             state = self._all(lambda part: self.training.begin(part, data, np.int32(clock)), state)
         started, late = time.perf_counter(), not self.measuring.done()
         view = [*map(self.batch.program.view, state)]
-        # The segment donates the state.
-        kept = jax.tree.map(jnp.copy, view) if late else []
+        # The segment donates the state. (`jnp.copy` would compile a program for every shape.)
+        kept = jax.device_put(view, may_alias=False) if late else []
         start = {} if late else self._measured(view, data, clock, ending=False)
         measured = time.perf_counter()
         training = self.each(lambda part: self.training.segment(part, data, np.int32(clock)), state)

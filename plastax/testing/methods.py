@@ -249,7 +249,7 @@ def is_off_when_off(trial: Trial) -> None:
         return
     off, draw, view = trial.build(EXACT, **trial.config.off), quick(trial.model.init), quick(trial.seen)
     drawn = [draw(jax.random.key(i)) for i in range(4)]
-    start, params, *grads = [jax.tree.map(lambda x: jnp.round(8 * x), tree) for tree in drawn]
+    start, params, *grads = [jax.tree.map(lambda x: jnp.asarray(np.round(8 * x)), tree) for tree in drawn]
     batches = [jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), trial.batches) for t in range(len(grads))]
     steps = [(jnp.int32(t), g, b, view(params, b)) for t, (g, b) in enumerate(zip(grads, batches))]
 

@@ -30,13 +30,16 @@ class Trial:
 
         def draw(x: Any) -> Array:
             floats = jnp.issubdtype(x.dtype, jnp.floating)
-            return jnp.asarray(0.5 * rng.standard_normal(x.shape) if floats else np.zeros(x.shape), x.dtype)
+            # NumPy casts: JAX would compile a program for every shape, here and below.
+            return jnp.asarray((0.5 * rng.standard_normal(x.shape) if floats else np.zeros(x.shape)).astype(x.dtype))
 
         with Promise(Model, "init").kept(who, "init", "let init be a function of a key that JAX can trace"):
             self.params = jax.tree.map(draw, jax.eval_shape(model.init, tree.key_like()))
-        self.x = jnp.asarray(rng.standard_normal((EXAMPLES, *input_shape)), jnp.float32)
+        x = rng.standard_normal((EXAMPLES, *input_shape)).astype(np.float32)
         if model.counted is not None:
-            self.x = jnp.asarray(rng.integers(outputs, size=(EXAMPLES, *input_shape)), jnp.int32).at[0, -1].set(PADDING)
+            x = rng.integers(outputs, size=(EXAMPLES, *input_shape)).astype(np.int32)
+            x[0, -1] = PADDING
+        self.x = jnp.asarray(x)
         self.apply = quick(model.apply)
 
     def outputs(self, params: Params) -> np.ndarray:
@@ -159,7 +162,7 @@ def check_seeds(trial: Trial) -> None:
         raise promise.broken(who, f"parameters or outputs are not finite at the start, {wrong}", remedy)
     both = quick(jax.vmap(run))(keys)
     for number in range(2):
-        one = jax.tree.map(lambda x, number=number: x[number], both)
+        one = jax.tree.map(lambda x, number=number: plain(x)[number], both)
         if wrong := difference(one, found[number], close(1e-4, 1e-5)):
             raise Promise(Model).broken(who, f"a network differs among other seeds, {wrong}", remedy)
 
@@ -239,15 +242,19 @@ def belongs(entries: tuple[Entries, ...], unit: int, units: Units, name: str, le
 def shifted(params: Params, entries: tuple[Entries, ...], unit: int, units: Units) -> Params:
     """The unit's entries moved far."""
     rng = np.random.default_rng(2)
-    return tree.map_named(
-        lambda n, x: x + belongs(entries, unit, units, n, x) * (2.0 + rng.standard_normal(x.shape).astype(x.dtype)),
-        params,
-    )
+
+    def moved(name: str, x: Array) -> Array:
+        far = plain(x) + (2.0 + rng.standard_normal(x.shape)).astype(x.dtype)
+        return jnp.asarray(np.where(belongs(entries, unit, units, name, x), far, plain(x)))
+
+    return tree.map_named(moved, params)
 
 
 def cut(params: Params, entries: tuple[Entries, ...], unit: int, units: Units) -> Params:
     """The unit's entries at zero."""
-    return tree.map_named(lambda n, x: jnp.where(belongs(entries, unit, units, n, x), 0.0, x), params)
+    return tree.map_named(
+        lambda n, x: jnp.asarray(np.where(belongs(entries, unit, units, n, x), np.zeros_like(x), plain(x))), params
+    )
 
 
 def check_padding(trial: Trial) -> None:

@@ -84,7 +84,8 @@ def make_params(model: Model) -> Params:
     def draw(name: str, like: Any) -> Array:
         value = rng.standard_normal(like.shape) / 2
         dead = "dense" in name and name.endswith("bias")
-        return jnp.asarray(np.stack([value, np.full(like.shape, -100.0) if dead else value]), jnp.float32)
+        both = np.stack([value, np.full(like.shape, -100.0) if dead else value])
+        return jnp.asarray(both.astype(np.float32))
 
     return tree.map_named(draw, jax.eval_shape(model.init, tree.key_like()))
 
