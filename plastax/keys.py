@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +39,7 @@ def some(key: Key, wanted: int, size: int) -> Array:
     return (_sorted_words(key, (size,)) if size <= 2**16 else jax.random.permutation(key, size))[:wanted]
 
 
+@functools.partial(jax.jit, static_argnames="shape", inline=True)
 def _sorted_words(key: Key, shape: tuple[int, ...]) -> Array:
     size = shape[-1]
     mask = jnp.uint32((1 << max(1, (size - 1).bit_length())) - 1)

@@ -6,9 +6,11 @@ threshold of a few s, and makes thousands of large eigenvalues out of nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -379,8 +381,13 @@ def from_eigenvalues(values: Array, dim: int) -> Spectrum:
     Returns:
       A complete spectrum of one probe with ``min(n, P)`` nodes of weight ``1 / P`` each.
     """
-    largest = jnp.argsort(jnp.abs(values))[max(0, values.size - dim) :]
-    nodes = jnp.sort(values[largest])[None]
+    nodes = _ascending(values, max(0, values.size - dim))[None]
     nothing = jnp.zeros((1,), nodes.dtype)
     weights = jnp.full_like(nodes, 1.0 / dim)
     return Spectrum(nodes, weights, jnp.zeros_like(nodes), dim, jnp.zeros((1,), jnp.int32), nothing, jnp.array(True))
+
+
+@functools.partial(jax.jit, static_argnames="without", inline=True)
+def _ascending(values: Array, without: int) -> Array:
+    """The values in order, but for that many of the least absolute value."""
+    return jnp.sort(values[jnp.argsort(jnp.abs(values))[without:]])
