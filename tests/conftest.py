@@ -46,7 +46,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
-    # By default every 700 new objects start one: a thirtieth of the time of tracing and compiling.
+    # By default one starts with every 700 new objects: a thirtieth of the time of tracing and compiling.
     gc.set_threshold(100_000, 50, 100)
 
 
