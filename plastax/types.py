@@ -82,23 +82,6 @@ LATER: Mapping[str, bool] = MappingProxyType({"later": True})
 from before it came keep theirs."""
 
 
-class Moving(optax.GradientTransformationExtraArgs):
-    """A method that can also make the whole step: ``move(grads, state, params, **args) -> (params, state)``.
-
-    This saves most of the cost of a method that acts only in some steps. Updates that leave a `lax.cond` are written to
-    memory and read again, whereas ``move`` changes the parameters in place. ``update`` returns updates, like that of
-    every optax transformation. Only the program, which holds the outermost method, calls ``move``.
-    """
-
-    move: Callable[..., tuple[Params, Tree]]
-
-    def __new__(cls, init: Any, update: Any, move: Callable[..., tuple[Params, Tree]]) -> Moving:
-        """The transformation ``(init, update)`` that can also ``move``."""
-        self = super().__new__(cls, init, update)
-        self.move = move
-        return self
-
-
 @runtime_checkable
 class Recorded(Protocol):
     """A method's state with values for the record."""
@@ -286,6 +269,9 @@ class Stream(NamedTuple):
       validation: ``(task, data, index) -> Examples``, as ``test``, of those; None: none.
       boundaries: whether the data change abruptly at task borders. If they change gradually, a task is only a stretch
         of time, and methods that act at switches are refused.
+      reference: ``(task, data) -> scalar``: the least loss that any network could have (an entropy rate); None: not
+        known.
+      tasks: how many there are; None: any number.
     """
 
     data: Tree

@@ -21,6 +21,7 @@ BASE = {
     "linalg",
     "locks",
     "machine",
+    "moving",
     "output",
     "parameters",
     "platforms",

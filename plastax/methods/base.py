@@ -14,8 +14,9 @@ import optax
 from plastax import ranges, roles, tree
 from plastax.errors import ConfigError
 from plastax.layers import Units
+from plastax.moving import Moving
 from plastax.roles import Kernel, Role, RolesOf
-from plastax.types import Array, Key, Method, Model, Moving, Params, Tree
+from plastax.types import Array, Key, Method, Model, Params, Tree
 
 
 @dataclass(frozen=True)

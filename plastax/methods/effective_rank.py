@@ -28,7 +28,8 @@ from plastax.methods.base import (
     require_params,
     require_whole,
 )
-from plastax.types import Array, Features, Method, Model, Moving, Params, Tree
+from plastax.moving import Moving
+from plastax.types import Array, Features, Method, Model, Params, Tree
 
 Form = Literal["step", "loss"]
 

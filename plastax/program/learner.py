@@ -18,6 +18,7 @@ from plastax.curvature import running
 from plastax.curvature.kronecker import Factors, Kind
 from plastax.keys import fold
 from plastax.layers import LayerInputs
+from plastax.moving import Moving
 from plastax.program.passes import Aside, Pass, backward, factors_of, grad_norm
 from plastax.types import (
     Array,
@@ -27,7 +28,6 @@ from plastax.types import (
     Method,
     MethodArgs,
     Model,
-    Moving,
     Params,
     ProbeInput,
     Recorded,

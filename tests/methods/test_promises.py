@@ -16,8 +16,9 @@ from plastax import methods, tree
 from plastax.errors import ConfigError
 from plastax.methods import compose
 from plastax.models import MLP
+from plastax.moving import Moving
 from plastax.program import learner
-from plastax.types import MethodArgs, Moving
+from plastax.types import MethodArgs
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 MODEL = MLP(hidden=(6, 5)).build((4,), 2)

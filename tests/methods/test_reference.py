@@ -14,8 +14,9 @@ import pytest
 from plastax import methods
 from plastax.methods.effective_rank import mean_effective_rank
 from plastax.models.layers import ROLES
+from plastax.moving import Moving
 from plastax.program.learner import step
-from plastax.types import MethodArgs, Model, Moving
+from plastax.types import MethodArgs, Model
 from tests.methods import references, test_surgery_reference, test_update_space
 from tests.methods.scheme import (
     EXAMPLES,
