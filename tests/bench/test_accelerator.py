@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import _trials, accelerator
+from experiments.bench import _networks, _trials, accelerator
 from experiments.rl_gymnax import DEFAULTS
 from plastax.rl import Chain
 
@@ -74,7 +74,7 @@ def test_what_fails_is_a_line_and_what_is_late_is_left_out():
 
 
 def test_cartpole_is_gymnax_s_and_the_agent_that_of_the_experiment():
-    assert dataclasses.replace(DEFAULTS["ppo"], kronecker_every=0) == _trials.AGENT
+    assert dataclasses.replace(DEFAULTS["ppo"], kronecker_every=0) == _networks.AGENT
 
     def falling(env: str) -> jax.Array:
         stream = Chain(env).build()
