@@ -251,7 +251,7 @@ def test_effective_rank_gradients_of_small_matrices_of_all_kinds_together_match_
 
 def test_effective_rank_gradients_with_any_number_of_silent_units_match_double_precision_svd() -> None:
     shape = 128, 64
-    silent = [0, 1, 15, 16, 17, 31, 32, 33, 62, 63]
+    silent = [0, 1, 7, 8, 9, 16, 23, 24, 25, 31, 32, 33, 62, 63]
     order = np.random.default_rng(3).permutation(64)
     x = np.stack([relu(*shape) * ~np.isin(np.arange(64), order[:n]) for n in silent]).astype(np.float32)
     together = jax.jit(jax.vmap(jax.value_and_grad(linalg.effective_rank)))
