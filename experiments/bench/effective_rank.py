@@ -69,8 +69,8 @@ class Config(Options):
     """Gradient steps of each side in one timed round of training; a multiple of the period."""
     updates: int = 20
     """Updates of PPO of each side in one timed round."""
-    training_rounds: int = 7
-    """Timed rounds of training."""
+    training_rounds: int = 21
+    """Timed rounds of training; single ratios scatter by a tenth on a shared machine."""
     seeds: tuple[int, int] = (5, 8)
     """Networks of `permuted_mnist` and of `rl_gymnax`."""
 
