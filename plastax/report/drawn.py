@@ -69,6 +69,20 @@ def fewer_tasks(values: xr.DataArray) -> xr.DataArray:
     return values.sel(task=evenly(values.task.values[there], TASKS)) if there.any() else values.isel(task=slice(TASKS))
 
 
+def shown(data: xr.Dataset) -> xr.Dataset:
+    """The study with the arms that are drawn.
+
+    Where some are left out, a variable is copied when it is read, and the copy is not kept: together the copies would
+    be a third of a large study. Whoever reads a variable often should read it once, with ``values`` or ``compute()``.
+    """
+    if data.sizes["arm"] <= ARMS:
+        return data
+    from xarray.core.indexing import LazilyIndexedArray
+
+    lazy = {name: (x.dims, LazilyIndexedArray(x.values), x.attrs) for name, x in data.data_vars.items()}
+    return data.assign(lazy).sel(arm=arms(data))
+
+
 def left_out(data: xr.Dataset, most: int = ARMS, tasks: int = TASKS) -> str:
     """A sentence on what charts of at most ``most`` arms and ``tasks`` lack; "" if nothing."""
     some = [

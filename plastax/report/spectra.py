@@ -86,8 +86,9 @@ def density(
     top = 10.0 ** np.ceil(np.log10(largest))
     edges = symlog_edges(top / 10.0**decades, top, per_decade)
     out = np.full((nodes.sizes["arm"], nodes.sizes["task"], len(edges) - 1), np.nan)
+    values, shares = nodes.values, weights.values
     for m, t in np.ndindex(out.shape[:2]):
-        out[m, t] = histogram(nodes.values[m, t], weights.values[m, t], edges)
+        out[m, t] = histogram(values[m, t], shares[m, t], edges)
     coords = {**data.arm.coords, "task": data.task, "low": ("bin", edges[:-1]), "high": ("bin", edges[1:])}
     return xr.DataArray(out, dims=("arm", "task", "bin"), coords=coords, name="share")
 

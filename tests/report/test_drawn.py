@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import pathlib
+import tracemalloc
 
 import numpy as np
 import plotly.offline
@@ -89,6 +90,19 @@ def test_a_study_of_usual_size_is_drawn_whole() -> None:
     assert drawn.arms(data) == data.arm.values.tolist()
     assert drawn.left_out(data) == ""
     assert drawn.warning(data) == []
+
+
+def test_what_is_drawn_of_a_large_study_is_in_memory_once(data: xr.Dataset) -> None:
+    tracemalloc.start()
+    try:
+        shown = drawn.shown(data)
+        assert shown.sizes["arm"] == drawn.ARMS < data.sizes["arm"]
+        shown["probe/hessian/nodes"].values.sum()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    xr.testing.assert_identical(shown, data.sel(arm=drawn.arms(data)))
+    assert kept < shown["probe/hessian/nodes"].nbytes
 
 
 @settings(max_examples=30)

@@ -86,7 +86,7 @@ def page(data: xr.Dataset, configs: provenance.Configs, foretold: pd.DataFrame |
       foretold: see `prediction.section`.
     """
     found = verdict.findings(data)
-    shown = data if data.sizes["arm"] <= drawn.ARMS else data.sel(arm=drawn.arms(data))
+    shown = drawn.shown(data)
     said = drawn.left_out(data)
 
     def by_arms(section: Section) -> Section:

@@ -163,7 +163,8 @@ def rank_curve(data: xr.Dataset, operator: str) -> go.Figure | None:
     """Number of eigenvalues above eps against eps, in the first and in the last third of the tasks."""
     if f"probe/{operator}/nodes" not in data or f"probe/{operator}/dim" not in data:
         return None
-    nodes, weights, dim = (data[f"probe/{operator}/{part}"].sel(mark="init") for part in ("nodes", "weights", "dim"))
+    parts = (data[f"probe/{operator}/{part}"].sel(mark="init") for part in ("nodes", "weights", "dim"))
+    nodes, weights, dim = (part.compute() for part in parts)  # Or every eps would read them again, see `drawn.shown`.
     largest = float(np.abs(nodes).max())
     if not 0.0 < largest < np.inf:
         return None
